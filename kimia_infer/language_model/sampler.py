@@ -1,0 +1,93 @@
+"""The sampler of both tracks: a pure function of logits, history and one uniform number."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# At or below this temperature the published sampler takes the largest logit.
+GREEDY_TEMPERATURE = 1e-6
+
+
+@dataclass(frozen=True)
+class TrackSampling:
+    """How the tokens of one track are chosen.
+
+    ``temperature`` at or below 1e-6 is greedy. ``top_k`` 0 draws from the whole vocabulary.
+    ``repetition_penalty`` above 1 weakens the ids among the last ``repetition_window_size``
+    tokens, once more than that many have been generated.
+    """
+
+    temperature: float
+    top_k: int
+    repetition_penalty: float
+    repetition_window_size: int
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature <= GREEDY_TEMPERATURE
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling of both tracks."""
+
+    audio: TrackSampling
+    text: TrackSampling
+
+
+def penalize_repetition(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:
+    """Divide positive logits of the ids in ``recent`` by ``penalty``, multiply negative ones.
+
+    logits [vocabulary], recent int64 [window]; every distinct id is changed once.
+    """
+    scores = logits[recent]
+    return logits.scatter(0, recent, torch.where(scores < 0, scores * penalty, scores / penalty))
+
+
+def draw_weights(logits: Tensor, temperature: float, top_k: int) -> tuple[Tensor, Tensor | None]:
+    """Unnormalized weights to draw from and the ids they stand for.
+
+    logits [vocabulary] -> weights float32 [k] in descending order and ids int64 [k]; with
+    ``top_k`` 0 the weights of the whole vocabulary and None. The temperature divides the
+    log-probabilities, so the weights need not sum to one.
+    """
+    weights = (torch.log_softmax(logits.float(), dim=-1) / temperature).exp()
+    if top_k == 0:
+        return weights, None
+    weights, ids = weights.topk(top_k)
+    return weights, ids
+
+
+def draw(weights: Tensor, uniform: Tensor) -> Tensor:
+    """Inverse CDF: the first index whose normalized cumulative weight exceeds ``uniform``.
+
+    weights [k], uniform float64 scalar in [0, 1) -> int64 scalar. Accumulated in float64
+    (float32 on devices without it, such as MPS).
+    """
+    wide = torch.float32 if weights.device.type == "mps" else torch.float64
+    weights = weights.to(wide)
+    cumulative = (weights / weights.sum()).cumsum(0)
+    # Rounding may leave the last value just below 1.
+    return (cumulative <= uniform.to(wide)).sum().clamp(max=len(weights) - 1)
+
+
+def sample(
+    logits: Tensor, history: Tensor, step: int, uniform: Tensor, sampling: TrackSampling
+) -> Tensor:
+    """Choose the next id of a track: int64 scalar.
+
+    logits [vocabulary]; ``history`` int64 [capacity] holds the ids of steps 0 .. step-1 of
+    this track, blanks and end tokens included.
+    """
+    window = sampling.repetition_window_size
+    if sampling.repetition_penalty > 1.0 and step > window > 0:
+        recent = history[step - window : step]
+        logits = penalize_repetition(logits, recent, sampling.repetition_penalty)
+    if sampling.greedy:
+        return logits.argmax()
+    weights, ids = draw_weights(logits, sampling.temperature, sampling.top_k)
+    index = draw(weights, uniform)
+    return index if ids is None else ids[index]
