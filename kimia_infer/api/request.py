@@ -1,0 +1,109 @@
+"""What one call of the model asks for, validated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from kimia_infer.errors import RequestError
+from kimia_infer.language_model.sampler import Sampling, TrackSampling
+from kimia_infer.randomness import MAX_SEED
+
+# Positions that prompt and answer may fill together, as published: 120 s at 12.5 codes per
+# second with speech, and a fixed number of tokens without.
+BUDGETS = {"both": 1500, "text": 7500}
+UNLIMITED = -1
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything in a request besides its messages."""
+
+    output_type: str
+    sampling: Sampling
+    max_new_tokens: int = UNLIMITED
+    seed: int | None = None
+
+    def step_limit(self, prompt_length: int) -> int:
+        """Steps that may be generated; raises RequestError if the prompt leaves none."""
+        budget = BUDGETS[self.output_type]
+        left = budget - prompt_length
+        if left <= 0:
+            raise RequestError(
+                f"chats: the prompt fills {prompt_length} positions, but prompt and answer "
+                f"together may fill {budget} with output_type={self.output_type!r}; send less "
+                "audio or history (one second of audio fills 12.5 positions)"
+            )
+        return left if self.max_new_tokens == UNLIMITED else min(self.max_new_tokens, left)
+
+
+def parse_options(
+    *,
+    output_type: str,
+    audio_temperature: float,
+    audio_top_k: int,
+    text_temperature: float,
+    text_top_k: int,
+    audio_repetition_penalty: float,
+    audio_repetition_window_size: int,
+    text_repetition_penalty: float,
+    text_repetition_window_size: int,
+    max_new_tokens: int = UNLIMITED,
+    seed: int | None = None,
+) -> Options:
+    """Check the arguments of ``generate``; raises RequestError naming the argument.
+
+    Whole numbers may arrive as floats (``3.0``), as JSON clients send them.
+    """
+    if output_type not in BUDGETS:
+        raise RequestError(f"output_type: expected 'text' or 'both', found {output_type!r}")
+    limit = _integer("max_new_tokens", max_new_tokens)
+    if limit < 1 and limit != UNLIMITED:
+        raise RequestError(f"max_new_tokens: expected -1 (no limit) or at least 1, found {limit}")
+    if seed is not None:
+        seed = _integer("seed", seed)
+        if not 0 <= seed <= MAX_SEED:
+            raise RequestError(f"seed: expected 0 to {MAX_SEED}, found {seed}")
+    audio = _track(
+        "audio",
+        audio_temperature,
+        audio_top_k,
+        audio_repetition_penalty,
+        audio_repetition_window_size,
+    )
+    text = _track(
+        "text",
+        text_temperature,
+        text_top_k,
+        text_repetition_penalty,
+        text_repetition_window_size,
+    )
+    return Options(output_type, Sampling(audio=audio, text=text), limit, seed)
+
+
+def _track(track: str, temperature: Any, top_k: Any, penalty: Any, window: Any) -> TrackSampling:
+    temperature = _number(f"{track}_temperature", temperature)
+    if temperature < 0:
+        raise RequestError(f"{track}_temperature: expected at least 0, found {temperature}")
+    window = _integer(f"{track}_repetition_window_size", window)
+    if window < 1:
+        raise RequestError(f"{track}_repetition_window_size: expected at least 1, found {window}")
+    # As published, top_k at or below 0 draws from the whole vocabulary and a penalty at or
+    # below 1 does nothing.
+    top_k = max(_integer(f"{track}_top_k", top_k), 0)
+    return TrackSampling(
+        temperature, top_k, _number(f"{track}_repetition_penalty", penalty), window
+    )
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise RequestError(f"{name}: expected a finite number, found {value!r}")
+    return float(value)
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
+        raise RequestError(f"{name}: expected a whole number, found {value!r}")
+    return int(value)
