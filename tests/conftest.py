@@ -5,10 +5,32 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 GOLDEN = Path(os.environ.get("KIMI_AUDIO_GOLDEN", Path(__file__).parent / "golden"))
+
+
+hypothesis.settings.register_profile(
+    "sample", derandomize=True, deadline=None, max_examples=50, database=None
+)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run long tests in full")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    long = config.getoption("--long")
+    hypothesis.settings.load_profile("long" if long else "sample")
+
+
+@pytest.fixture(scope="session")
+def long(pytestconfig: pytest.Config) -> bool:
+    """Whether long tests run in full rather than as a sample."""
+    return pytestconfig.getoption("--long")
 
 
 @pytest.fixture(scope="session")
@@ -18,5 +40,6 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """The recorded models are tiny: more threads only wait for each other."""
+    torch.set_num_threads(1)

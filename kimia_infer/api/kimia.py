@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from kimia_infer.api.loading import default_device, load_stages, parse_dtype
 from kimia_infer.api.messages import Message, parse_messages
 from kimia_infer.api.request import UNLIMITED, Options, parse_options
 from kimia_infer.audio.load import load_audio
-from kimia_infer.detokenizer.stream import Detokenizer
 from kimia_infer.errors import RequestError
 from kimia_infer.language_model.attention import backend
 from kimia_infer.language_model.decode import (
@@ -23,14 +22,9 @@ from kimia_infer.language_model.decode import (
     Generation,
     HeadRows,
 )
-from kimia_infer.language_model.model import language_model_part
 from kimia_infer.prompt.builder import EncodedMessage, Prompt, PromptBuilder
 from kimia_infer.randomness import Randomness, SeededRandomness
 from kimia_infer.tokenizer.segments import code_count
-from kimia_infer.tokenizer.speech import SpeechCodes, speech_tokenizer_part
-from kimia_infer.tokenizer.text import TextTokenizer
-from kimia_infer.tokenizer.whisper import WhisperFeatures, whisper_part
-from kimia_infer.weights.checkpoint import Part
 from kimia_infer.weights.resolve import resolve_weights
 
 SAMPLE_RATE = 24_000
@@ -77,42 +71,23 @@ class KimiAudio:
         head_rows: HeadRows = "full",
     ):
         self.device = torch.device(device) if device is not None else default_device()
-        self.dtype = _dtype(dtype, self.device)
+        self.dtype = parse_dtype(dtype, self.device)
         if head_rows not in ("full", "track"):
             raise RequestError(f"head_rows: expected 'full' or 'track', found {head_rows!r}")
         self.head_rows = head_rows
-        directory = resolve_weights(str(model_path), detokenizer=load_detokenizer)
-        glm4 = directory / "glm-4-voice-tokenizer"
-        whisper = directory / "whisper-large-v3"
-        self.text_tokenizer = TextTokenizer(directory)
-        language_model = language_model_part(directory)
-        speech = speech_tokenizer_part(glm4)
-        features = whisper_part(whisper)
-        parts = [language_model, speech, features]
-        if load_detokenizer:
-            parts += Detokenizer.parts(directory)
-        loaded = self._load(parts, speech)
-        self.language_model = loaded[0]
-        self.speech_codes = SpeechCodes(loaded[1], glm4)
-        self.whisper_features = WhisperFeatures(loaded[2], whisper)
-        self.detokenizer = Detokenizer(*loaded[3:]) if load_detokenizer else None
-        config = self.language_model.config
+        directory = resolve_weights(model_path, detokenizer=load_detokenizer)
+        stages = load_stages(directory, load_detokenizer, self.device, self.dtype)
+        self.text_tokenizer = stages.text_tokenizer
+        self.speech_codes = stages.speech_codes
+        self.whisper_features = stages.whisper_features
+        self.language_model = stages.language_model
+        self.detokenizer = stages.detokenizer
+        config, special = self.language_model.config, self.text_tokenizer.special
         self.kimia_token_offset = config.token_offset
-        special = self.text_tokenizer.special
         self.prompt_builder = PromptBuilder(special, config.token_offset, config.audio_delay)
         self.control = ControlTokens(
             special.text_blank, special.text_eos, (special.msg_end, special.media_end)
         )
-
-    def _load(self, parts: Sequence[Part], float32_part: Part) -> list[torch.nn.Module]:
-        total = sum(part.elements for part in parts)
-        with tqdm(total=total, desc="Loading weights", unit="value", unit_scale=True) as bar:
-            return [
-                part.load(
-                    self.device, torch.float32 if part is float32_part else self.dtype, bar.update
-                )
-                for part in parts
-            ]
 
     def generate(
         self,
@@ -173,13 +148,13 @@ class KimiAudio:
         """
         self._check(options)
         messages = parse_messages(chats)
-        stages = _Stages()
+        clock = _Stopwatch()
         if randomness is None:
             randomness = SeededRandomness(options.seed)
-            stages.metrics["seed"] = randomness.seed
-        prompt, features = self.encode_chat(messages, options, stages)
-        generation = self._decode(prompt, features, options, randomness, on_step, stages)
-        return self._complete(generation, options, randomness, stages)
+            clock.metrics["seed"] = randomness.seed
+        prompt, features = self.encode_chat(messages, options, clock)
+        generation = self._decode(prompt, features, options, randomness, on_step, clock)
+        return self._complete(generation, options, randomness, clock)
 
     def _check(self, options: Options) -> None:
         if options.output_type == "both" and self.detokenizer is None:
@@ -194,25 +169,26 @@ class KimiAudio:
                 raise RequestError(f"{track}_top_k: {top_k} exceeds the vocabulary, {vocabulary}")
 
     def encode_chat(
-        self, messages: Sequence[Message], options: Options, stages: _Stages
+        self, messages: Sequence[Message], options: Options, clock: _Stopwatch | None = None
     ) -> tuple[Prompt, Tensor | None]:
         """The prompt of a chat and the Whisper features [positions, dim] it refers to.
 
         A prompt that leaves no budget is refused before any encoder runs.
         """
-        with stages.timed("load_audio"):
+        clock = clock or _Stopwatch()
+        with clock.timed("load_audio"):
             waves = {i: load_audio(m.audio) for i, m in enumerate(messages) if m.audio is not None}
         text_ids = [self.text_tokenizer.encode(m.text or "") for m in messages]
         counts = {i: code_count(len(wave)) for i, wave in waves.items()}
         draft = self._layout(messages, text_ids, {i: [0] * n for i, n in counts.items()}, options)
         options.step_limit(len(draft))
-        with stages.timed("speech_codes"):
+        with clock.timed("speech_codes"):
             codes = {i: self.speech_codes.encode(wave).tolist() for i, wave in waves.items()}
         prompt = self._layout(messages, text_ids, codes, options)
-        with stages.timed("whisper_features"):
+        with clock.timed("whisper_features"):
             features = [self.whisper_features.encode(waves[i]) for i in prompt.feature_messages]
         seconds = sum(len(wave) for wave in waves.values()) / 16_000
-        stages.metrics |= {"input_audio_seconds": seconds, "prompt_tokens": len(prompt)}
+        clock.metrics |= {"input_audio_seconds": seconds, "prompt_tokens": len(prompt)}
         return prompt, torch.cat(features) if features else None
 
     def _layout(
@@ -235,7 +211,7 @@ class KimiAudio:
         options: Options,
         randomness: Randomness,
         on_step: Callable[[int, int], None] | None,
-        stages: _Stages,
+        clock: _Stopwatch,
     ) -> Generation:
         limit = options.step_limit(len(prompt))
         generation = Generation(
@@ -254,13 +230,13 @@ class KimiAudio:
             self.head_rows,
         )
         run = generation.run()
-        with stages.timed("prefill"):
+        with clock.timed("prefill"):
             next(run)
-        with stages.timed("decode"):
+        with clock.timed("decode"):
             for steps in run:
                 if on_step is not None:
                     on_step(steps, limit)
-        stages.metrics |= {
+        clock.metrics |= {
             "decode_steps": generation.steps,
             "attention": backend(self.device, self.dtype),
             "head_rows": self.head_rows,
@@ -268,19 +244,19 @@ class KimiAudio:
         return generation
 
     def _complete(
-        self, generation: Generation, options: Options, randomness: Randomness, stages: _Stages
+        self, generation: Generation, options: Options, randomness: Randomness, clock: _Stopwatch
     ) -> Completion:
         text_ids, audio_ids = generation.text_ids, generation.audio_ids
         codes = [i - self.kimia_token_offset for i in audio_ids if i >= self.kimia_token_offset]
         wav = None
         if options.output_type == "both" and codes:
-            with stages.timed("detokenizer"):
+            with clock.timed("detokenizer"):
                 wav = self._synthesize(torch.tensor(codes), randomness).cpu()
-            stages.metrics["output_audio_seconds"] = wav.shape[1] / SAMPLE_RATE
-        stages.metrics |= {"text_tokens": len(text_ids), "speech_codes": len(codes)}
-        stages.metrics["total_seconds"] = time.perf_counter() - stages.started
+            clock.metrics["output_audio_seconds"] = wav.shape[1] / SAMPLE_RATE
+        clock.metrics |= {"text_tokens": len(text_ids), "speech_codes": len(codes)}
+        clock.metrics["total_seconds"] = time.perf_counter() - clock.started
         text = self.detokenize_text(text_ids)
-        return Completion(wav, text, text_ids, audio_ids, codes, stages.metrics)
+        return Completion(wav, text, text_ids, audio_ids, codes, clock.metrics)
 
     def detokenize_text(self, text_tokens: Sequence[int]) -> str:
         """Decode text ids up to a text end token; ids of the audio track are left out."""
@@ -300,14 +276,14 @@ class KimiAudio:
         return self._synthesize(audio_tokens.reshape(-1), SeededRandomness(seed))
 
     def _synthesize(self, codes: Tensor, randomness: Randomness) -> Tensor:
-        mel_bins = self.detokenizer.mel_bins
+        mel_bins = self.detokenizer.dit.config.mel_bins
         return self.detokenizer.synthesize(
             codes.to(self.device),
             lambda chunk, frames: randomness.noise(chunk, frames, mel_bins),
         )
 
 
-class _Stages:
+class _Stopwatch:
     """Seconds per stage, by the host's clock."""
 
     def __init__(self) -> None:
@@ -319,20 +295,3 @@ class _Stages:
         start = time.perf_counter()
         yield
         self.metrics[f"{stage}_seconds"] = time.perf_counter() - start
-
-
-def default_device() -> torch.device:
-    """The accelerator PyTorch reports, else the CPU; MPS has to be named explicitly."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None or accelerator.type == "mps":
-        return torch.device("cpu")
-    return accelerator
-
-
-def _dtype(value: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    if value is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype = getattr(torch, value, None) if isinstance(value, str) else value
-    if dtype not in (torch.float32, torch.bfloat16):
-        raise RequestError(f"dtype: expected 'float32' or 'bfloat16', found {value!r}")
-    return dtype

@@ -79,7 +79,7 @@ class PromptBuilder:
 
         ``add_assistant_start`` ends it with the token that invites the assistant to answer;
         training samples end without. Raises RequestError when an ``audio-text`` message has
-        more text than its audio leaves room for.
+        more text than its audio leaves room for, or when there is nothing at all.
         """
         tokens, blank = self.tokens, self.tokens.text_blank
         prompt = Prompt()
@@ -104,6 +104,8 @@ class PromptBuilder:
                 prompt.add(tokens.msg_end, blank)
         if add_assistant_start:
             prompt.add(tokens.assistant_msg_start, blank)
+        if not len(prompt):
+            raise RequestError("chats: a training sample needs at least one message")
         return prompt
 
     def _add_text(self, prompt: Prompt, message: EncodedMessage) -> None:

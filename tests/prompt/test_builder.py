@@ -31,17 +31,18 @@ def encode(messages: list[dict]) -> list[EncodedMessage]:
 def builder() -> PromptBuilder:
     ids = RECORDED["special_tokens"]
     tokens = SpecialTokens(
-        msg_end=ids["msg_end"],
-        user_msg_start=ids["kimia_user_msg_start"],
-        assistant_msg_start=ids["kimia_assistant_msg_start"],
-        media_begin=ids["media_begin"],
-        media_end=ids["media_end"],
-        text_blank=ids["kimia_text_blank"],
-        text_eos=ids["kimia_text_eos"],
-        speech_ct=ids["kimia_speech_ct_id"],
-        speech_ctd=ids["kimia_speech_ctd_id"],
+        msg_end=ids["<|im_msg_end|>"],
+        user_msg_start=ids["<|im_kimia_user_msg_start|>"],
+        assistant_msg_start=ids["<|im_kimia_assistant_msg_start|>"],
+        media_begin=ids["<|im_media_begin|>"],
+        media_end=ids["<|im_media_end|>"],
+        text_blank=ids["<|im_kimia_text_blank|>"],
+        text_eos=ids["<|im_kimia_text_eos|>"],
+        speech_ct=ids["<|im_kimia_speech_ct_id|>"],
+        speech_ctd=ids["<|im_kimia_speech_ctd_id|>"],
         pad=RECORDED["pad"],
     )
+    assert tokens == SpecialTokens.after(ids["[BOS]"])
     return PromptBuilder(tokens, RECORDED["token_offset"], RECORDED["audio_delay"])
 
 
@@ -50,8 +51,10 @@ def builder() -> PromptBuilder:
 )
 def test_recorded_prompt(case: dict, builder: PromptBuilder) -> None:
     if "error" in case:
-        with pytest.raises(RequestError, match=r"chats\[\d+\]"):
-            builder.build(encode(case["messages"]), case["output_type"])
+        with pytest.raises(RequestError, match="chats"):
+            builder.build(
+                encode(case["messages"]), case["output_type"], case["add_assistant_start_msg"]
+            )
         return
     prompt = builder.build(
         encode(case["messages"]), case["output_type"], case["add_assistant_start_msg"]

@@ -1,0 +1,95 @@
+"""All stages of a checkpoint, checked together and then loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from kimia_infer.detokenizer.dit import dit_part
+from kimia_infer.detokenizer.stream import Detokenizer
+from kimia_infer.detokenizer.vocoder import vocoder_part
+from kimia_infer.errors import RequestError
+from kimia_infer.language_model.config import LanguageModelConfig
+from kimia_infer.language_model.model import LanguageModel, language_model_part
+from kimia_infer.tokenizer.speech import SpeechCodes, speech_tokenizer_part
+from kimia_infer.tokenizer.text import TextTokenizer
+from kimia_infer.tokenizer.whisper import WhisperFeatures, whisper_part
+from kimia_infer.weights.checkpoint import CheckpointError
+
+
+@dataclass
+class Stages:
+    """The loaded stages in the order a request meets them; no detokenizer, no speech."""
+
+    text_tokenizer: TextTokenizer
+    speech_codes: SpeechCodes
+    whisper_features: WhisperFeatures
+    language_model: LanguageModel
+    detokenizer: Detokenizer | None
+
+
+def load_stages(
+    directory: Path, detokenizer: bool, device: torch.device, dtype: torch.dtype
+) -> Stages:
+    """Load a checkpoint directory to ``device`` with a progress bar.
+
+    The speech tokenizer stays in float32, since bfloat16 changes codes. Raises
+    CheckpointError for the first thing that does not fit, before any weight is read.
+    """
+    glm4, whisper = directory / "glm-4-voice-tokenizer", directory / "whisper-large-v3"
+    text_tokenizer = TextTokenizer(directory)
+    check_vocabulary(text_tokenizer, LanguageModelConfig.from_directory(directory), directory)
+    parts = [
+        (speech_tokenizer_part(glm4), torch.float32),
+        (whisper_part(whisper), dtype),
+        (language_model_part(directory), dtype),
+    ]
+    if detokenizer:
+        parts.append((dit_part(directory / "audio_detokenizer"), dtype))
+        parts.append((vocoder_part(directory / "vocoder"), dtype))
+    total = sum(part.elements for part, _ in parts)
+    with tqdm(total=total, desc="Loading weights", unit=" values", unit_scale=True) as bar:
+        speech, encoder, language_model, *speaking = [
+            part.load(device, part_dtype, bar.update) for part, part_dtype in parts
+        ]
+    return Stages(
+        text_tokenizer,
+        SpeechCodes(speech, glm4),
+        WhisperFeatures(encoder, whisper),
+        language_model,
+        Detokenizer(*speaking) if speaking else None,
+    )
+
+
+def check_vocabulary(
+    tokenizer: TextTokenizer, config: LanguageModelConfig, directory: Path
+) -> None:
+    """Raise CheckpointError unless tokenizer and model agree on where audio ids begin."""
+    if (tokenizer.base_tokens, tokenizer.vocab_size) != (config.base_tokens, config.token_offset):
+        raise CheckpointError(
+            f"{directory}: tiktoken.model holds {tokenizer.base_tokens} tokens and "
+            f"{tokenizer.vocab_size} with the special ones, but config.json says num_base_tokens "
+            f"{config.base_tokens} and kimia_token_offset {config.token_offset}; use files of the "
+            "same checkpoint"
+        )
+
+
+def default_device() -> torch.device:
+    """The accelerator PyTorch reports, else the CPU; MPS has to be named explicitly."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None or accelerator.type == "mps":
+        return torch.device("cpu")
+    return accelerator
+
+
+def parse_dtype(value: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """A dtype by value or name; None is float32 on the CPU and bfloat16 elsewhere."""
+    if value is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise RequestError(f"dtype: expected 'float32' or 'bfloat16', found {value!r}")
+    return dtype
