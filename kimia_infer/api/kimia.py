@@ -13,6 +13,7 @@ from torch import Tensor
 from kimia_infer.api.loading import default_device, load_stages, parse_dtype
 from kimia_infer.api.messages import Message, parse_messages
 from kimia_infer.api.request import UNLIMITED, Options, parse_options
+from kimia_infer.audio.load import SAMPLE_RATE as INPUT_RATE
 from kimia_infer.audio.load import load_audio
 from kimia_infer.errors import RequestError
 from kimia_infer.language_model.attention import backend
@@ -115,7 +116,7 @@ class KimiAudio:
         ``wav`` is None when no speech code was generated, where the published code fails.
 
         The same ``seed`` repeats a sampled answer on the same machine; None draws one.
-        Raises RequestError (or AudioError) naming what to change.
+        Raises RequestError naming what to change; AudioError, one of them, for bad sound.
         """
         options = parse_options(
             output_type=output_type,
@@ -177,7 +178,11 @@ class KimiAudio:
         """
         clock = clock or _Stopwatch()
         with clock.timed("load_audio"):
-            waves = {i: load_audio(m.audio) for i, m in enumerate(messages) if m.audio is not None}
+            waves = {
+                index: load_audio(message.audio, options.max_audio_seconds)
+                for index, message in enumerate(messages)
+                if message.audio is not None
+            }
         text_ids = [self.text_tokenizer.encode(m.text or "") for m in messages]
         counts = {i: code_count(len(wave)) for i, wave in waves.items()}
         draft = self._layout(messages, text_ids, {i: [0] * n for i, n in counts.items()}, options)
@@ -187,7 +192,7 @@ class KimiAudio:
         prompt = self._layout(messages, text_ids, codes, options)
         with clock.timed("whisper_features"):
             features = [self.whisper_features.encode(waves[i]) for i in prompt.feature_messages]
-        seconds = sum(len(wave) for wave in waves.values()) / 16_000
+        seconds = sum(len(wave) for wave in waves.values()) / INPUT_RATE
         clock.metrics |= {"input_audio_seconds": seconds, "prompt_tokens": len(prompt)}
         return prompt, torch.cat(features) if features else None
 

@@ -14,6 +14,7 @@ from kimia_infer.randomness import MAX_SEED
 # second with speech, and a fixed number of tokens without.
 BUDGETS = {"both": 1500, "text": 7500}
 UNLIMITED = -1
+CODES_PER_SECOND = 12.5
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class Options:
     sampling: Sampling
     max_new_tokens: int = UNLIMITED
     seed: int | None = None
+
+    @property
+    def max_audio_seconds(self) -> float:
+        """Length of a sound that fills the budget alone; longer ones need not be decoded."""
+        return BUDGETS[self.output_type] / CODES_PER_SECOND
 
     def step_limit(self, prompt_length: int) -> int:
         """Steps that may be generated; raises RequestError if the prompt leaves none."""
