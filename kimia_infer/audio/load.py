@@ -138,7 +138,9 @@ def _decode(file: BinaryIO, name: str, max_seconds: float | None) -> np.ndarray:
         ) from error
     file.seek(0)
     try:
-        decoder = AudioDecoder(file)
+        # The content, not the file: for a file object torchcodec calls back into Python from
+        # its own code, which deadlocks in threads that a host such as Cog's worker attaches.
+        decoder = AudioDecoder(file.read())
     except ValueError as error:  # torchcodec found no stream of the kind it was asked for
         raise AudioError(f"{name}: no audio track in it; {ADVICE}") from error
     except RuntimeError as error:

@@ -16,11 +16,14 @@ import pickle
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+MAPPED_BYTES = 512 * 2**20  # of a pickle, read before it is mapped afresh
 
 Report = Callable[[int], None]
 
@@ -106,29 +109,43 @@ def open_directory(directory: Path) -> TensorStore:
         return open_safetensors([directory / "model.safetensors"])
     try:
         weight_map = json.loads(index_path.read_text())["weight_map"]
-        shards = {name: directory / Path(shard).name for name, shard in weight_map.items()}
+        names = {name: Path(shard).name for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index_path}: not a safetensors index ({error})") from error
-    store = open_safetensors(sorted(set(shards.values())))
-    for name, shard in shards.items():
-        if store.files.get(name) != shard:
-            raise CheckpointError(f"{shard}: tensor {name}, listed in {index_path.name}, is missing")
-    return store
+    for name, shard in weight_map.items():
+        if names[name] != shard:
+            raise CheckpointError(
+                f"{index_path}: tensor {name} is said to be in {shard!r}, outside the directory"
+            )
+    shards = {name: directory / shard for name, shard in names.items()}
+    return open_safetensors(sorted(set(shards.values())), shards)
 
 
-def open_safetensors(paths: Iterable[Path]) -> TensorStore:
-    """Open safetensors files lazily; their headers are read and checked now."""
-    handles, files = {}, {}
+def open_safetensors(paths: Iterable[Path], index: Mapping[str, Path] | None = None) -> TensorStore:
+    """Open safetensors files lazily; their headers are read and checked now.
+
+    ``index`` says which file holds a tensor, where that is known. Only the file that was
+    read last stays mapped, so that the pages of the others do not count as memory in use.
+    """
     paths = list(paths)
-    for path in paths:
-        handles[path] = _open_shard(path)
-        files.update(dict.fromkeys(handles[path].keys(), path))
+    shapes = {path: _shapes(path) for path in paths}
+    files = {name: path for path in paths for name in shapes[path]}
+    for name, path in (index or {}).items():
+        if name not in shapes[path]:
+            raise CheckpointError(f"{path}: tensor {name}, which the index places here, is missing")
+        files[name] = path
+    opened = lru_cache(maxsize=1)(_open_shard)
     return TensorStore(
         files,
-        lambda name: tuple(handles[files[name]].get_slice(name).get_shape()),
-        lambda name: handles[files[name]].get_tensor(name),
+        lambda name: shapes[files[name]][name],
+        lambda name: opened(files[name]).get_tensor(name),
         paths[0] if len(paths) == 1 else paths[0].parent,
     )
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    shard = _open_shard(path)
+    return {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
 
 
 def _open_shard(path: Path):
@@ -162,8 +179,25 @@ def open_pickle(path: Path, section: str) -> TensorStore:
     """Open the tensors below ``section`` of a torch pickle without running code from it.
 
     Memory mapped, so that what is not asked for (the published detokenizer carries 12 GB of
-    optimizer state) is never read from disk.
+    optimizer state) is never read from disk; mapped afresh after every ``MAPPED_BYTES``, so
+    that pages already used do not count as memory in use.
     """
+    tensors = _map_pickle(path, section)
+    used = 0
+
+    def load(name: str) -> Tensor:
+        nonlocal tensors, used
+        if used > MAPPED_BYTES:
+            tensors, used = {}, 0  # unmap first
+            tensors = _map_pickle(path, section)
+        used += tensors[name].nbytes
+        return tensors[name]
+
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return TensorStore(dict.fromkeys(shapes, path), shapes.__getitem__, load, path)
+
+
+def _map_pickle(path: Path, section: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: file missing")
     try:
@@ -176,10 +210,7 @@ def open_pickle(path: Path, section: str) -> TensorStore:
     tensors = content.get(section) if isinstance(content, dict) else None
     if not isinstance(tensors, dict):
         raise CheckpointError(f"{path}: entry {section!r} is missing")
-    tensors = {n: t for n, t in tensors.items() if isinstance(t, Tensor)}
-    return TensorStore(
-        dict.fromkeys(tensors, path), lambda n: tuple(tensors[n].shape), tensors.__getitem__, path
-    )
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
 
 
 def open_model_file(directory: Path, section: str) -> TensorStore:
@@ -222,7 +253,9 @@ class Part:
         for name, shape in expected.items():
             file = self.store.files.get(name)
             if file is None:
-                raise CheckpointError(f"{self.store.location}: tensor {name} is missing ({self.name})")
+                raise CheckpointError(
+                    f"{self.store.location}: tensor {name} is missing ({self.name})"
+                )
             found = self.store.shape(name)
             if found != shape:
                 raise CheckpointError(

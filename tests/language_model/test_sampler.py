@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -50,7 +50,6 @@ def test_recorded_calls(golden: Path) -> None:
         assert token.item() == case["token_if_draw_index_2"], index
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=40).filter(lambda w: sum(w) > 0),
     st.floats(0, 1, exclude_max=True),

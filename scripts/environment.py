@@ -1,0 +1,162 @@
+"""The Python environment of every script: found, or made on first use.
+
+A script begins with ``import environment``, and calls ``environment.ensure()`` before it
+imports anything that has to be installed (``require_python()`` before anything else, if it
+gets by without). Where the running interpreter has the pinned
+requirements (a container, an environment of one's own) nothing happens; otherwise ``.venv``
+in the repository is created and the script starts again inside it.
+
+Only the standard library is used, in syntax that old Pythons can read, so that those get a
+message instead of a traceback. Everything is printed to stderr: stdout is the script's.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import fcntl
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REQUIREMENTS = ROOT / "requirements.txt"
+VENV = ROOT / ".venv"
+STAMP = VENV / "requirements.sha256"
+OLDEST = (3, 11)
+
+# What torchcodec loads at run time; Debian's package ffmpeg brings all of them.
+FFMPEG_LIBRARIES = (
+    "avcodec", "avdevice", "avfilter", "avformat", "avutil", "swresample", "swscale"
+)  # fmt: skip
+
+_RESTARTED = "KIMI_AUDIO_RESTARTED"
+
+
+def require_python() -> None:
+    """Return in a Python that is new enough, from which the repository can be imported."""
+    if sys.version_info < OLDEST:
+        _restart(_newer_python())
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+
+
+def ensure() -> None:
+    """Return in a Python that has the requirements and FFmpeg, too.
+
+    May install packages and replace the running process. Ends the process with a message
+    that names the remedy where something is missing that cannot be installed from here.
+    """
+    require_python()
+    restarted = os.environ.pop(_RESTARTED, None) is not None
+    inside = Path(sys.prefix).resolve() == VENV.resolve()
+    if not (_installed() if inside else not missing_requirements(REQUIREMENTS)):
+        if restarted:
+            missing = ", ".join(missing_requirements(REQUIREMENTS))
+            _fail(f"{VENV} still lacks {missing or 'something'}; delete it and try again")
+        if not _installed():
+            _install()
+        os.environ[_RESTARTED] = "1"
+        _restart(VENV / "bin" / "python")
+    _ensure_ffmpeg()
+
+
+def missing_requirements(path: Path) -> list[str]:
+    """The lines ``name==version`` of ``path`` that the running interpreter does not meet."""
+    missing = []
+    for line in path.read_text().splitlines():
+        line = line.partition("#")[0].strip()
+        if not line:
+            continue
+        match = re.fullmatch(r"([\w.-]+)==([\w.]+)", line)
+        if match is None:
+            _fail(f"{path}: expected name==version, found {line!r}")
+        try:
+            # A build for one CUDA version calls itself 2.14.1+cu130.
+            found = importlib.metadata.version(match[1]).partition("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            found = None
+        if found != match[2]:
+            missing.append(line)
+    return missing
+
+
+def _installed() -> bool:
+    """Whether ``.venv`` was completely installed from the present requirements."""
+    return STAMP.is_file() and STAMP.read_text() == _fingerprint()
+
+
+def _fingerprint() -> str:
+    return hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+
+
+def _install() -> None:
+    if importlib.util.find_spec("ensurepip") is None:
+        _apt_install(f"python{sys.version_info[0]}.{sys.version_info[1]}-venv")
+    with REQUIREMENTS.open() as lock:
+        # Two scripts started at once must not install into the same directory.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _installed():
+            return
+        python = VENV / "bin" / "python"
+        _say(f"installing {REQUIREMENTS.name} into {VENV} (once; several gigabytes with torch)")
+        if not _runs(python, "import pip"):
+            _run([sys.executable, "-m", "venv", "--clear", str(VENV)])
+        _run([str(python), "-m", "pip", "install", "-r", str(REQUIREMENTS)])
+        STAMP.write_text(_fingerprint())
+
+
+def _ensure_ffmpeg() -> None:
+    if any(ctypes.util.find_library(name) is None for name in FFMPEG_LIBRARIES):
+        _apt_install("ffmpeg")
+
+
+def _apt_install(package: str) -> None:
+    if shutil.which("apt-get") is None or os.geteuid() != 0:
+        _fail(
+            f"{package} is missing; install it, on Debian and Ubuntu with:\n"
+            f"  sudo apt-get update && sudo apt-get install {package}"
+        )
+    _say(f"installing the system package {package}")
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    _run(["apt-get", "update", "-qq"], environment)
+    _run(["apt-get", "install", "-qq", "--no-install-recommends", package], environment)
+
+
+def _newer_python() -> Path:
+    for minor in range(OLDEST[1], 20):
+        found = shutil.which(f"python3.{minor}")
+        if found is not None and _runs(Path(found), "import venv"):
+            return Path(found)
+    version = ".".join(map(str, sys.version_info[:3]))
+    _fail(f"Python {OLDEST[0]}.{OLDEST[1]} or newer is needed, this is {version} and PATH has none")
+
+
+def _runs(python: Path, code: str) -> bool:
+    """Whether ``python`` exists and runs ``code``; shims of version managers may not."""
+    if not python.exists():
+        return False
+    return subprocess.run([str(python), "-c", code], capture_output=True).returncode == 0
+
+
+def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
+    if subprocess.run(command, stdout=sys.stderr, env=environment).returncode != 0:
+        _fail(f"failed: {' '.join(command)}")
+
+
+def _restart(python: Path) -> None:
+    sys.stdout.flush()
+    os.execv(str(python), [str(python), *sys.argv])
+
+
+def _say(message: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+
+
+def _fail(message: str):
+    raise SystemExit(f"{Path(sys.argv[0]).name}: {message}")

@@ -1,0 +1,344 @@
+"""Downloads against a hub on 127.0.0.1 that can be told to misbehave."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from kimia_infer.weights import download
+from kimia_infer.weights.download import download_weights
+from kimia_infer.weights.published import KNOWN_SIZES, MODEL, SPEECH_TOKENIZER
+from kimia_infer.weights.resolve import WeightsError, missing_files, resolve_weights
+from tests.weights.fake_hub import Hub, pickle_archive, published_files, tensors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch):
+    with Hub() as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(download, "PAUSE", 0.0)
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch):
+    """Blocks the network from the call on; the attempts are listed."""
+    attempts: list[object] = []
+
+    def refuse(*arguments: object) -> None:
+        attempts.append(arguments)
+        raise OSError("the network is blocked")
+
+    def block() -> list[object]:
+        monkeypatch.setattr(socket.socket, "connect", refuse)
+        monkeypatch.setattr(socket, "getaddrinfo", refuse)
+        return attempts
+
+    return block
+
+
+def parts(directory: Path) -> dict[str, int]:
+    """Bytes received so far of every file that is not finished."""
+    sizes = {}
+    for path in directory.glob(".incomplete/*"):
+        with suppress(FileNotFoundError):  # finished at this moment
+            sizes[path.name.rpartition(".")[0]] = path.stat().st_size
+    return sizes
+
+
+def test_only_the_needed_files_of_both_repositories(hub: Hub, tmp_path: Path):
+    target = tmp_path / "model"
+    download_weights(target)
+    expected = {n: c for n, c in hub.files[MODEL.name].items() if c not in (b"not needed",)}
+    del expected["modeling_moonshot_kimia.py"]
+    for name in SPEECH_TOKENIZER.files:
+        expected[f"glm-4-voice-tokenizer/{name}"] = hub.files[SPEECH_TOKENIZER.name][name]
+    found = {p.relative_to(target).as_posix(): p for p in target.rglob("*") if p.is_file()}
+    record = json.loads(found.pop("download.json").read_text())
+    found.pop(".download.lock", None)
+    assert {name: path.read_bytes() for name, path in found.items()} == expected
+    assert record["files"] == {name: len(content) for name, content in expected.items()}
+    assert {n: s["commit"] for n, s in record["sources"].items()} == hub.revisions
+    assert missing_files(target) == []
+
+
+def test_the_token_goes_to_the_hub_alone(hub: Hub, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    download_weights(tmp_path)
+    assert hub.keys == {"127.0.0.1": {"Bearer hf_secret"}, "localhost": {None}}
+
+
+def test_a_complete_directory_needs_no_network(hub: Hub, tmp_path: Path, no_network):
+    target = tmp_path / MODEL.name.partition("/")[2]
+    download_weights(target)
+    attempts = no_network()
+    with pytest.raises(OSError, match="blocked"):  # the block works
+        socket.create_connection(("127.0.0.1", hub.server_port))
+    attempts.clear()
+    download_weights(target)
+    assert resolve_weights(MODEL.name, root=tmp_path) == target
+    assert resolve_weights(f"{MODEL.name}@{MODEL.revision}", root=tmp_path) == target
+    assert resolve_weights(target) == target
+    assert attempts == []
+
+
+def test_a_copy_without_a_record_needs_no_network(hub: Hub, tmp_path: Path, no_network):
+    download_weights(tmp_path)
+    (tmp_path / "download.json").unlink()
+    attempts = no_network()
+    download_weights(tmp_path)
+    assert attempts == []
+
+
+def test_a_hub_id_is_downloaded_under_the_root(hub: Hub, tmp_path: Path):
+    with pytest.raises(WeightsError, match="no complete copy"):
+        resolve_weights(MODEL.name, download=False, root=tmp_path)
+    assert hub.requests == []
+    assert resolve_weights(MODEL.name, root=tmp_path) == tmp_path / "Kimi-Audio-7B-Instruct"
+    hub.revisions[MODEL.name] = "f00d"
+    other = resolve_weights(f"{MODEL.name}@main", root=tmp_path)
+    assert other == tmp_path / "Kimi-Audio-7B-Instruct@main"
+    with pytest.raises(WeightsError, match=r"holds .*@main"):
+        download_weights(other)
+
+
+def test_a_lost_connection_is_continued(hub: Hub, tmp_path: Path):
+    name = "model-1-of-35.safetensors"
+    hub.cut[name] = [70_000, 20_000]
+    download_weights(tmp_path)
+    assert hub.ranges(name) == [None, "bytes=70000-", "bytes=90000-"]
+    assert (tmp_path / name).read_bytes() == hub.files[MODEL.name][name]
+
+
+def test_an_interrupted_download_is_continued_by_the_next_call(hub: Hub, tmp_path: Path):
+    name = "whisper-large-v3/model.safetensors"
+    hub.cut[name] = [100_000] + [0] * 2 * download.ATTEMPTS
+    with pytest.raises(WeightsError, match=rf"{name}: 100,000 of 160,0\d\d bytes.*again"):
+        download_weights(tmp_path)
+    assert parts(tmp_path)["whisper-large-v3--model.safetensors"] == 100_000
+    assert not (tmp_path / name).exists()
+    hub.cut.clear()
+    hub.served.clear()
+    download_weights(tmp_path)
+    assert hub.ranges(name) == ["bytes=100000-"]
+    assert (tmp_path / name).read_bytes() == hub.files[MODEL.name][name]
+    assert not (tmp_path / ".incomplete").exists()
+    asked = [name for name, _ in hub.served]
+    assert (
+        len(asked)
+        == len(set(asked))
+        < len(json.loads((tmp_path / "download.json").read_text())["files"])
+    )
+
+
+def test_a_killed_download_is_continued(hub: Hub, tmp_path: Path):
+    name = "audio_detokenizer/model.pt"
+    hub.files[MODEL.name][name] = pickle_archive("x" * 300_000)
+    hub.stall[name] = 200_000
+    command = [sys.executable, ROOT / "scripts" / "download_weights", "--to", tmp_path]
+    process = subprocess.Popen(
+        command, env={**os.environ, "HF_ENDPOINT": hub.url}, stderr=subprocess.DEVNULL
+    )
+    while parts(tmp_path).get(name.replace("/", "--"), 0) < 100_000 or len(parts(tmp_path)) > 1:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    hub.stall.clear()
+    hub.released.set()
+    have = parts(tmp_path)[name.replace("/", "--")]
+    hub.served.clear()
+    download_weights(tmp_path)
+    assert hub.served == [(name, f"bytes={have}-")]
+    assert missing_files(tmp_path) == []
+
+
+def test_a_server_without_ranges_starts_the_file_again(hub: Hub, tmp_path: Path):
+    name = "vocoder/model.pt"
+    hub.cut[name], hub.no_ranges = [40], True
+    download_weights(tmp_path)
+    assert hub.ranges(name) == [None, "bytes=40-"]
+    assert (tmp_path / name).read_bytes() == hub.files[MODEL.name][name]
+
+
+@pytest.mark.parametrize("name", ["model-36-of-36.safetensors", "tiktoken.model"])
+def test_a_file_that_stays_short_is_named(hub: Hub, tmp_path: Path, name: str):
+    content = hub.files[MODEL.name][name]
+    hub.changed[name] = content[:-3]
+    with pytest.raises(WeightsError, match=rf"{name}: .*{len(content):,} bytes"):
+        download_weights(tmp_path)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", ["audio_detokenizer/model.pt", "tiktoken.model"])
+@pytest.mark.parametrize("change", [lambda c: c[::-1], lambda c: c + b"more"])
+def test_damaged_content_is_refused(hub: Hub, tmp_path: Path, name: str, change):
+    hub.changed[name] = change(hub.files[MODEL.name][name])
+    with pytest.raises(WeightsError, match=rf"{name}: damaged"):
+        download_weights(tmp_path)
+    assert not (tmp_path / name).exists()
+    hub.changed.clear()
+    download_weights(tmp_path)
+    assert (tmp_path / name).read_bytes() == hub.files[MODEL.name][name]
+
+
+def test_a_file_that_was_cut_afterwards_is_replaced(hub: Hub, tmp_path: Path):
+    download_weights(tmp_path)
+    path = tmp_path / "vocoder/model.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    hub.served.clear()
+    download_weights(tmp_path)
+    assert path.read_bytes() == whole
+    assert hub.served == [("vocoder/model.pt", None)]
+
+
+def test_too_little_disk_space_is_found_before_anything_is_fetched(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 1234, 1234))
+    with pytest.raises(WeightsError, match=r"([\d,]+) bytes are still .* 1,234 are free") as error:
+        download_weights(tmp_path / "model")
+    wanted = published_files()
+    large = sum(len(c) for files in wanted.values() for c in files.values() if len(c) > 1000)
+    assert large < int(str(error.value).split(" bytes")[0].split()[-1].replace(",", ""))
+    assert hub.served == []
+
+
+def test_what_is_there_counts_for_the_disk_space(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    hub.cut["model-1-of-35.safetensors"] = [100_000] + [0] * 2 * download.ATTEMPTS
+    with pytest.raises(WeightsError):
+        download_weights(tmp_path)
+    hub.cut.clear()
+    present = sum(p.stat().st_size for p in tmp_path.rglob("*.*") if p.is_file())
+    total = sum(len(c) for files in published_files().values() for c in files.values())
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, total - present + 5_000))
+    download_weights(tmp_path)
+    assert missing_files(tmp_path) == []
+
+
+def test_a_disk_that_fills_up_is_said(hub: Hub, tmp_path: Path):
+    name = "model-1-of-35.safetensors"
+    checksum = hashlib.sha256(hub.files[MODEL.name][name]).hexdigest()
+    (tmp_path / ".incomplete").mkdir()
+    (tmp_path / ".incomplete" / f"{name}.{checksum}").symlink_to("/dev/full")
+    with pytest.raises(WeightsError, match="disk is full: make room and run the download again"):
+        download_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("refusal", "message"),
+    [
+        ((401, "GatedRepo"), "restricted.*HF_TOKEN"),
+        ((401, "RepoNotFound"), "unknown to the hub, or private"),
+        ((404, "RevisionNotFound"), f"no revision {MODEL.revision}"),
+        ((503, ""), "503"),
+    ],
+)
+def test_refusals_are_explained(hub: Hub, tmp_path: Path, refusal: tuple[int, str], message: str):
+    hub.refusal = refusal
+    with pytest.raises(WeightsError, match=message):
+        download_weights(tmp_path)
+
+
+def test_an_unknown_revision_is_named(hub: Hub, tmp_path: Path):
+    with pytest.raises(WeightsError, match="no revision feedface"):
+        resolve_weights(f"{MODEL.name}@feedface", root=tmp_path)
+
+
+def test_a_hub_out_of_reach_is_explained(hub: Hub, tmp_path: Path):
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(WeightsError, match=f"{MODEL.name} cannot be reached.*check the network"):
+        download_weights(tmp_path)
+
+
+def test_offline_mode_is_respected(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(WeightsError, match="HF_HUB_OFFLINE"):
+        download_weights(tmp_path)
+    assert hub.requests == []
+
+
+def test_text_only_leaves_the_detokenizer_out_and_adds_it_later(hub: Hub, tmp_path: Path):
+    download_weights(tmp_path, detokenizer=False)
+    assert not (tmp_path / "audio_detokenizer").exists()
+    assert missing_files(tmp_path, detokenizer=False) == []
+    assert "audio_detokenizer/model.pt" in missing_files(tmp_path)
+    hub.served.clear()
+    download_weights(tmp_path)
+    assert missing_files(tmp_path) == []
+    assert len(hub.served) == 4
+
+
+def test_a_slim_repository_is_taken_alone(hub: Hub, tmp_path: Path):
+    files = dict(hub.files[MODEL.name])
+    for folder in ("audio_detokenizer", "vocoder"):
+        files[f"{folder}/model.safetensors"] = tensors(5)
+    for name, content in hub.files[SPEECH_TOKENIZER.name].items():
+        files[f"glm-4-voice-tokenizer/{name}"] = content
+    hub.files, hub.revisions = {"someone/slim": files}, {"someone/slim": "c0ffee"}
+    target = resolve_weights("someone/slim", root=tmp_path)
+    assert target == tmp_path / "someone--slim"
+    assert not list(target.rglob("model.pt"))
+    assert all("/someone/slim/" in path for path in hub.requests)
+
+
+def test_another_model_is_refused_before_its_weights_are_fetched(hub: Hub, tmp_path: Path):
+    del hub.files[MODEL.name]["tiktoken.model"]
+    with pytest.raises(WeightsError, match=r"has no tiktoken\.model"):
+        download_weights(tmp_path)
+    assert hub.served == []
+
+
+def run_script(hub: Hub, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / "download_weights", *arguments],
+        env={**os.environ, "HF_ENDPOINT": hub.url},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_script_announces_the_published_sizes(hub: Hub):
+    total = sum(KNOWN_SIZES.values())
+    spoken = sum(KNOWN_SIZES[f"{folder}/model.pt"] for folder in ("audio_detokenizer", "vocoder"))
+    text = f"about {total / 1e9:.0f} GB, or {(total - spoken) / 1e9:.0f} GB for text output only"
+    assert text in run_script(hub, "--help").stdout
+
+
+def test_the_script(hub: Hub, tmp_path: Path):
+    target = tmp_path / "model"
+    done = run_script(hub, "--to", str(target))
+    assert done.returncode == 0, done.stderr
+    assert missing_files(target) == []
+    hub.requests.clear()
+    again = run_script(hub, "--to", str(target))
+    assert (again.returncode, str(target) in again.stdout) == (0, True)
+    other = run_script(hub, "--to", str(target), "--revision", "main")
+    assert other.returncode == 1
+    assert "holds" in other.stderr and "Traceback" not in other.stderr
+    assert hub.requests == []
