@@ -213,7 +213,7 @@ def vocoder_part(directory: Path) -> Part:
     return Part(
         name="vocoder",
         build=lambda: Vocoder(config),
-        slots=vocoder_slots(config, folded="conv_pre.weight" in store.files),
+        slots=vocoder_slots(config, folded="conv_pre.weight" in store.tensors),
         store=store,
         ignored=("*.filter",),
     )

@@ -52,26 +52,30 @@ def identity_slots(module: nn.Module) -> list[Slot]:
     return [Slot(name, {name: tuple(p.shape)}) for name, p in module.named_parameters()]
 
 
-class TensorStore:
-    """Named tensors of one checkpoint part, read on demand.
+@dataclass(frozen=True)
+class StoredTensor:
+    """What the headers say of a tensor: its file, its shape, whether it holds floats."""
 
-    ``files`` maps each tensor name to the file that holds it (for messages).
+    file: Path
+    shape: tuple[int, ...]
+    floating: bool
+
+
+class TensorStore:
+    """Named tensors of one checkpoint part, described by file headers and read on demand.
+
+    ``location`` is the file or directory that they come from, for messages.
     """
 
     def __init__(
         self,
-        files: Mapping[str, Path],
-        shape: Callable[[str], tuple[int, ...]],
+        tensors: Mapping[str, StoredTensor],
         load: Callable[[str], Tensor],
         location: Path,
     ):
-        self.files = dict(files)
+        self.tensors = dict(tensors)
         self.location = location
-        self._shape = shape
         self._load = load
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shape(name)
 
     def load(self, name: str) -> Tensor:
         """The tensor on the CPU, memory mapped where the file format allows it."""
@@ -84,11 +88,10 @@ class TensorStore:
         prefix matches every name.
         """
         for prefix in prefixes:
-            names = {n.split(prefix, 1)[1] if prefix else n: n for n in self.files if prefix in n}
+            names = {n.split(prefix, 1)[1] if prefix else n: n for n in self.tensors if prefix in n}
             if names:
                 return TensorStore(
-                    {short: self.files[full] for short, full in names.items()},
-                    lambda short, names=names: self._shape(names[short]),
+                    {short: self.tensors[full] for short, full in names.items()},
                     lambda short, names=names: self._load(names[short]),
                     self.location,
                 )
@@ -128,24 +131,28 @@ def open_safetensors(paths: Iterable[Path], index: Mapping[str, Path] | None = N
     read last stays mapped, so that the pages of the others do not count as memory in use.
     """
     paths = list(paths)
-    shapes = {path: _shapes(path) for path in paths}
-    files = {name: path for path in paths for name in shapes[path]}
+    headers = {path: _read_header(path) for path in paths}
+    tensors = {name: stored for header in headers.values() for name, stored in header.items()}
     for name, path in (index or {}).items():
-        if name not in shapes[path]:
+        if name not in headers[path]:
             raise CheckpointError(f"{path}: tensor {name}, which the index places here, is missing")
-        files[name] = path
+        tensors[name] = headers[path][name]
     opened = lru_cache(maxsize=1)(_open_shard)
     return TensorStore(
-        files,
-        lambda name: shapes[files[name]][name],
-        lambda name: opened(files[name]).get_tensor(name),
+        tensors,
+        lambda name: opened(tensors[name].file).get_tensor(name),
         paths[0] if len(paths) == 1 else paths[0].parent,
     )
 
 
-def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _read_header(path: Path) -> dict[str, StoredTensor]:
     shard = _open_shard(path)
-    return {name: tuple(shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
+    slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118
+    return {
+        # Names of float types are F64 .. F8_E4M3 and BF16, of others I64, U8, BOOL ...
+        name: StoredTensor(path, tuple(s.get_shape()), s.get_dtype().startswith(("F", "BF")))
+        for name, s in slices.items()
+    }
 
 
 def _open_shard(path: Path):
@@ -193,8 +200,11 @@ def open_pickle(path: Path, section: str) -> TensorStore:
         used += tensors[name].nbytes
         return tensors[name]
 
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return TensorStore(dict.fromkeys(shapes, path), shapes.__getitem__, load, path)
+    described = {
+        name: StoredTensor(path, tuple(tensor.shape), tensor.is_floating_point())
+        for name, tensor in tensors.items()
+    }
+    return TensorStore(described, load, path)
 
 
 def _map_pickle(path: Path, section: str) -> dict[str, Tensor]:
@@ -237,7 +247,7 @@ def read_json(path: Path) -> dict:
 class Part:
     """One module of the model with the tensors it expects and the place they come from.
 
-    Creating a part checks every name and shape against the file headers, so a bad
+    Creating a part checks every name, shape and kind against the file headers, so a bad
     checkpoint is reported before any weight is loaded. ``ignored`` lists name patterns that
     a store may hold besides the slots; None allows anything.
     """
@@ -251,24 +261,27 @@ class Part:
     def __post_init__(self) -> None:
         expected = manifest(self.slots)
         for name, shape in expected.items():
-            file = self.store.files.get(name)
-            if file is None:
-                raise CheckpointError(
-                    f"{self.store.location}: tensor {name} is missing ({self.name})"
-                )
-            found = self.store.shape(name)
-            if found != shape:
-                raise CheckpointError(
-                    f"{file}: tensor {name} has shape {list(found)}, expected {list(shape)}"
-                )
+            self._check(name, shape)
         if self.ignored is None:
             return
-        for name in self.store.files.keys() - expected.keys():
+        for name in self.store.tensors.keys() - expected.keys():
             if not any(fnmatch.fnmatch(name, pattern) for pattern in self.ignored):
                 raise CheckpointError(
-                    f"{self.store.files[name]}: tensor {name} has no place in the {self.name} "
-                    "that the configuration describes"
+                    f"{self.store.tensors[name].file}: tensor {name} has no place in the "
+                    f"{self.name} that the configuration describes"
                 )
+
+    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        stored = self.store.tensors.get(name)
+        if stored is None:
+            raise CheckpointError(f"{self.store.location}: tensor {name} is missing ({self.name})")
+        if stored.shape != shape:
+            raise CheckpointError(
+                f"{stored.file}: tensor {name} has shape {list(stored.shape)}, "
+                f"expected {list(shape)}"
+            )
+        if not stored.floating:
+            raise CheckpointError(f"{stored.file}: tensor {name} does not hold floating point")
 
     @property
     def elements(self) -> int:
@@ -301,15 +314,10 @@ class Part:
 
     def _read(self, name: str) -> Tensor:
         try:
-            value = self.store.load(name)
+            return self.store.load(name)
         except (SafetensorError, RuntimeError, OSError) as error:
-            raise CheckpointError(f"{self.store.files[name]}: tensor {name}: {error}") from error
-        if not value.is_floating_point():
-            raise CheckpointError(
-                f"{self.store.files[name]}: tensor {name} has dtype {value.dtype}, "
-                "expected a floating point type"
-            )
-        return value
+            file = self.store.tensors[name].file
+            raise CheckpointError(f"{file}: tensor {name}: {error}") from error
 
 
 def manifest(slots: Iterable[Slot]) -> dict[str, tuple[int, ...]]:

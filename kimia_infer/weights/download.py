@@ -34,20 +34,20 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
+from kimia_infer.weights.layout import (
+    RECORD_NAME,
+    WeightsError,
+    layout_gaps,
+    incomplete_files,
+    read_record,
+    require_source,
+)
 from kimia_infer.weights.published import (
     DETOKENIZER_FOLDERS,
     MODEL,
     SPEECH_TOKENIZER,
     SPEECH_TOKENIZER_FOLDER,
-)
-from kimia_infer.weights.resolve import (
-    RECORD_NAME,
-    WeightsError,
     default_revision,
-    layout_gaps,
-    missing_files,
-    read_record,
-    require_source,
 )
 
 PARTS_FOLDER = ".incomplete"
@@ -92,14 +92,14 @@ def download_weights(
     """
     revision = revision or default_revision(name)
     require_source(directory, name, revision)
-    if not missing_files(directory, detokenizer):
+    if not incomplete_files(directory, detokenizer):
         return
     with _explained(name, revision):
         files, sources = _needed(name, revision, detokenizer)
         with _locked(directory):
-            if missing_files(directory, detokenizer):  # another process may have been here
+            if incomplete_files(directory, detokenizer):  # another process may have been here
                 _Fetch(directory, sources).run(files)
-    missing = missing_files(directory, detokenizer)
+    missing = incomplete_files(directory, detokenizer)
     if missing:
         raise WeightsError(f"{directory}: {missing[0]} is missing or cut short in {name}, too")
 

@@ -68,3 +68,8 @@ KNOWN_SIZES = {
     "vocoder/model.pt": 964_918_850,
     "glm-4-voice-tokenizer/model.safetensors": 1_460_000_000,
 }
+
+
+def default_revision(name: str) -> str:
+    """The commit that the published model is pinned to; ``main`` for other repositories."""
+    return MODEL.revision if name == MODEL.name else "main"

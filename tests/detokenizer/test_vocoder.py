@@ -166,8 +166,8 @@ def test_full_size_manifest() -> None:
 
 def test_every_stored_tensor_is_expected_or_a_filter(checkpoint: Path) -> None:
     part = vocoder_part(checkpoint / "vocoder")
-    surplus = part.store.files.keys() - manifest(part.slots).keys()
-    assert surplus and all(part.store.shape(name)[-1] == 12 for name in surplus)
+    surplus = part.store.tensors.keys() - manifest(part.slots).keys()
+    assert surplus and all(part.store.tensors[name].shape[-1] == 12 for name in surplus)
 
 
 def test_slim_checkpoint(vocoder: Vocoder, checkpoint: Path, tmp_path: Path) -> None:

@@ -8,14 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.weights.published import MODEL
-from kimia_infer.weights.resolve import (
-    WeightsError,
-    default_revision,
-    missing_files,
-    resolve_weights,
-    weights_from_environment,
-)
+from kimia_infer.weights import download
+from kimia_infer.weights.layout import WeightsError, incomplete_files, missing_files
+from kimia_infer.weights.published import MODEL, default_revision
+from kimia_infer.weights.resolve import resolve_weights, weights_from_environment
 
 DETOKENIZER = ("audio_detokenizer/config.yaml", "audio_detokenizer/model.pt")
 DETOKENIZER += ("vocoder/config.json", "vocoder/model.pt")
@@ -32,6 +28,14 @@ OPTIONAL = (
 def checkpoint(golden: Path, tmp_path: Path) -> Path:
     """A complete directory whose files may be changed."""
     return Path(shutil.copytree(golden / "e2e" / "checkpoint", tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Where downloads would have gone; none happens."""
+    asked: list[Path] = []
+    monkeypatch.setattr(download, "download_weights", lambda to, *_: asked.append(to))
+    return asked
 
 
 @pytest.fixture
@@ -103,12 +107,14 @@ def test_every_file_that_loading_needs_is_required(checkpoint: Path):
 
 
 @pytest.mark.parametrize("keep", [0, 6, 1000, -1])
-def test_every_weight_file_that_is_cut_short_is_found(checkpoint: Path, keep: int):
+def test_every_weight_file_that_is_cut_short_is_found(
+    checkpoint: Path, keep: int
+):
     names = [n for n in every_file(checkpoint) if n.endswith((".safetensors", ".pt"))]
     for name in names:
         content = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(content[:keep])
-        (found,) = missing_files(checkpoint)
+        (found,) = incomplete_files(checkpoint)
         assert found.startswith(f"{name} (")
         (checkpoint / name).write_bytes(content)
 
@@ -117,10 +123,10 @@ def test_recorded_sizes_decide_where_there_are_any(checkpoint: Path):
     size = (checkpoint / "vocoder/model.pt").stat().st_size
     record = {"files": {"vocoder/model.pt": size + 1}, "sources": {}}
     (checkpoint / "download.json").write_text(json.dumps(record))
-    assert missing_files(checkpoint) == [f"vocoder/model.pt ({size} bytes instead of {size + 1})"]
+    assert incomplete_files(checkpoint) == [f"vocoder/model.pt ({size} bytes instead of {size + 1})"]
     (checkpoint / "download.json").write_text("[]")
     with pytest.raises(WeightsError, match=r"download\.json.*delete it"):
-        missing_files(checkpoint)
+        incomplete_files(checkpoint)
 
 
 def test_one_language_model_file_will_do(checkpoint: Path):
@@ -177,19 +183,26 @@ def test_other_values_are_refused(tmp_path: Path, monkeypatch, value: str, reaso
 
 def test_a_relative_directory_from_elsewhere_is_explained(tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(WeightsError, match="weights/mini: no such directory; as a hub repository"):
-        resolve_weights("weights/mini", download=False, root=tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(WeightsError, match="weights/minni: no such directory; as a hub repository"):
+        resolve_weights("weights/minni", root=tmp_path)
 
 
-def test_a_local_copy_answers_for_the_hub(checkpoint: Path, tmp_path: Path):
+def test_a_local_copy_answers_for_the_hub(checkpoint: Path, tmp_path: Path, downloads: list[Path]):
     local = tmp_path / "Kimi-Audio-7B-Instruct"
     checkpoint.rename(local)
-    assert resolve_weights(MODEL.name, download=False, root=tmp_path) == local
-    assert resolve_weights(f"{MODEL.name}@{MODEL.revision}", download=False, root=tmp_path) == local
-    with pytest.raises(WeightsError, match=r"no complete copy in .*@v2; run .*@v2 --to"):
-        resolve_weights(f"{MODEL.name}@v2", download=False, root=tmp_path)
-    shutil.copytree(local, tmp_path / "Kimi-Audio-7B-Instruct@v2")
-    resolve_weights(f"{MODEL.name}@v2", download=False, root=tmp_path)
+    assert resolve_weights(MODEL.name, root=tmp_path) == local
+    assert resolve_weights(f"{MODEL.name}@{MODEL.revision}", root=tmp_path) == local
+    assert not downloads
+    other = tmp_path / "Kimi-Audio-7B-Instruct@v2"
+    assert resolve_weights(f"{MODEL.name}@v2", root=tmp_path) == other
+    assert downloads == [other]
+    shutil.copytree(local, other)
+    resolve_weights(f"{MODEL.name}@v2", root=tmp_path)
+    assert downloads == [other]
+    (other / "vocoder" / "model.pt").write_bytes(b"half")
+    resolve_weights(f"{MODEL.name}@v2", root=tmp_path)
+    assert downloads == [other, other]
 
 
 def test_a_copy_of_another_repository_does_not_answer(checkpoint: Path, tmp_path: Path):
@@ -201,13 +214,16 @@ def test_a_copy_of_another_repository_does_not_answer(checkpoint: Path, tmp_path
         resolve_weights(MODEL.name, root=tmp_path)
 
 
-def test_other_repositories_are_kept_by_owner(checkpoint: Path, tmp_path: Path):
+def test_other_repositories_are_kept_by_owner(
+    checkpoint: Path, tmp_path: Path, downloads: list[Path]
+):
     checkpoint.rename(tmp_path / "mini")
-    with pytest.raises(WeightsError, match=r"no complete copy in .*someone--mini"):
-        resolve_weights("someone/mini", download=False, root=tmp_path)
-    (tmp_path / "mini").rename(tmp_path / "someone--mini")
-    found = resolve_weights("someone/mini@main", download=False, root=tmp_path)
-    assert found == tmp_path / "someone--mini"
+    own = tmp_path / "someone--mini"
+    assert resolve_weights("someone/mini", root=tmp_path) == own
+    assert downloads == [own]
+    (tmp_path / "mini").rename(own)
+    assert resolve_weights("someone/mini@main", root=tmp_path) == own
+    assert downloads == [own]
 
 
 def test_default_revisions():

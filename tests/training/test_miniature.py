@@ -21,9 +21,9 @@ from kimia_infer.language_model.model import language_model_part
 from kimia_infer.tokenizer.speech import speech_tokenizer_part
 from kimia_infer.tokenizer.text import TextTokenizer
 from kimia_infer.tokenizer.whisper import whisper_part
+from kimia_infer.training.miniature import CORPUS, SEED, Sizes, train_merges, write_miniature
 from kimia_infer.weights.checkpoint import Part, manifest
-from kimia_infer.weights.miniature import CORPUS, SEED, Sizes, train_merges, write_miniature
-from kimia_infer.weights.resolve import missing_files
+from kimia_infer.weights.layout import missing_files
 
 MINI = Path(__file__).resolve().parents[2] / "weights" / "mini"
 QUESTION = MINI.parents[1] / "scripts" / "question.wav"
@@ -74,7 +74,7 @@ def test_every_stored_tensor_is_used_and_sound():
     for folder, part in parts(MINI).items():
         with safe_open(MINI / folder / "model.safetensors", "pt") as stored:
             names = set(stored.keys())
-            assert len(names) == len(manifest(part.slots)) == len(part.store.files)
+            assert len(names) == len(manifest(part.slots)) == len(part.store.tensors)
             assert all(torch.isfinite(stored.get_tensor(name)).all() for name in names)
 
 

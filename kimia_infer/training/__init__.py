@@ -1,0 +1,1 @@
+"""Making checkpoints: so far the untrained miniature."""
