@@ -1,1 +1,1 @@
-"""Making checkpoints: so far the untrained miniature."""
+"""Making checkpoints: what a training sample predicts, and the untrained miniature."""

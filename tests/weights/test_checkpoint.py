@@ -115,7 +115,7 @@ def test_under_takes_the_first_prefix_that_occurs(tmp_path: Path):
     store = open_safetensors([tmp_path / "m"])
     inner = store.under("speech.", "encoder.")
     assert sorted(inner.tensors) == ["a", "b"]
-    assert inner.shape("b") == (2,) and inner.load("b")[0] == 1.0
+    assert inner.tensors["b"].shape == (2,) and inner.load("b")[0] == 1.0
     assert sorted(store.under("model.decoder.", "").tensors) == ["a"]
     assert sorted(store.under("").tensors) == sorted(names)
     with pytest.raises(CheckpointError, match=r"m: no tensor whose name contains 'x\.' or 'y\.'"):
