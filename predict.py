@@ -7,7 +7,6 @@ literals; kimia_infer/service/interface.py refuses what the build would misread.
 from __future__ import annotations
 
 import os
-import secrets
 
 from cog import BaseModel, BaseRunner, Input, Path
 
@@ -130,9 +129,6 @@ class Predictor(BaseRunner):
         self.outputs.clear()
         inputs = check_inputs(INTERFACE, locals())
         chat, options = split_inputs(inputs)
-        if options["seed"] is None:
-            # Within the bounds of the input, so that it can be sent back.
-            options["seed"] = secrets.randbelow(int(INTERFACE.input("seed").le) + 1)
         try:
             completion = self.model.complete(chat, parse_options(**options))
         except AudioError as error:

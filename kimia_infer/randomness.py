@@ -17,7 +17,8 @@ from torch import Tensor
 
 Track = Literal["text", "audio"]
 
-MAX_SEED = 2**63 - 1
+# What every client's integers can hold, so that a drawn seed can be sent back.
+MAX_SEED = 2**32 - 1
 _TRACK_STREAMS: dict[Track, int] = {"text": 0, "audio": 1}
 _FIRST_CHUNK_STREAM = len(_TRACK_STREAMS)
 
@@ -36,7 +37,7 @@ class SeededRandomness:
     """The randomness of one request, from one seed."""
 
     def __init__(self, seed: int | None = None):
-        """``seed`` in 0 .. 2**63 - 1; None draws one from the operating system."""
+        """``seed`` in 0 .. 2**32 - 1; None draws one from the operating system."""
         self.seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
 
     def _generator(self, stream: int) -> np.random.Generator:

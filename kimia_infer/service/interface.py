@@ -79,9 +79,6 @@ class Interface:
     inputs: tuple[InputField, ...]
     outputs: tuple[OutputField, ...]
 
-    def input(self, name: str) -> InputField:
-        return next(field for field in self.inputs if field.name == name)
-
 
 def read_interface(path: str | os.PathLike[str], predictor: str) -> Interface:
     """Read the class ``predictor`` of the file ``path`` without running it.

@@ -15,6 +15,7 @@ from kimia_infer.service.interface import InputField, Interface, read_interface
 from kimia_infer.service.request import MAX_FILES, check_inputs, parse_history, split_inputs
 
 INTERFACE = read_interface(Path(__file__).parents[2] / "predict.py", "Predictor")
+FIELDS = {field.name: field for field in INTERFACE.inputs}
 DEFAULTS = {field.name: field.default for field in INTERFACE.inputs}
 NUMBERS = [field for field in INTERFACE.inputs if field.kind in ("int", "float")]
 FILES = [field for field in INTERFACE.inputs if field.kind == "Path"]
@@ -63,7 +64,7 @@ def test_declared_type_decides_between_int_and_float(field: InputField) -> None:
 
 @pytest.mark.parametrize("name", ["text", "history", "output_type"])
 def test_text_is_checked(name: str) -> None:
-    field = INTERFACE.input(name)
+    field = FIELDS[name]
     for wrong in (7, None, ["a"], b"a"):
         refused(field, wrong)
     assert refused(field, "\ud800")
@@ -88,7 +89,7 @@ def test_only_uploaded_files_are_taken(field: InputField, tmp_path: Path) -> Non
 
 
 def test_number_of_files_is_bounded(tmp_path: Path) -> None:
-    field = INTERFACE.input("history_audio")
+    field = FIELDS["history_audio"]
     assert check(history_audio=[tmp_path] * MAX_FILES)
     assert str(MAX_FILES) in refused(field, [tmp_path] * (MAX_FILES + 1))
 
@@ -186,7 +187,7 @@ def test_any_json_is_read_or_refused_as_history(value) -> None:
 
 @given(st.sampled_from([field.name for field in INTERFACE.inputs]), JSON)
 def test_any_json_value_is_converted_or_refused(name: str, value) -> None:
-    field = INTERFACE.input(name)
+    field = FIELDS[name]
     try:
         converted = check(**{name: value})[name]
     except RequestError as error:
