@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from kimia_infer.api.events import AudioChunk, Completion, Event, Stopwatch, TextDelta
 from kimia_infer.api.loading import default_device, load_stages, parse_dtype
 from kimia_infer.api.messages import Message, parse_messages
 from kimia_infer.api.request import UNLIMITED, Options, parse_options
 from kimia_infer.audio.load import SAMPLE_RATE as INPUT_RATE
 from kimia_infer.audio.load import load_audio
+from kimia_infer.detokenizer.pipeline import SpeechPipeline
 from kimia_infer.errors import RequestError
 from kimia_infer.language_model.attention import backend
 from kimia_infer.language_model.decode import (
@@ -22,30 +22,15 @@ from kimia_infer.language_model.decode import (
     DecodeInput,
     Generation,
     HeadRows,
+    Progress,
 )
 from kimia_infer.prompt.builder import EncodedMessage, Prompt, PromptBuilder
 from kimia_infer.randomness import Randomness, SeededRandomness
 from kimia_infer.tokenizer.segments import code_count
+from kimia_infer.tokenizer.text import TextStream
 from kimia_infer.weights.resolve import resolve_weights
 
 SAMPLE_RATE = 24_000
-
-
-@dataclass
-class Completion:
-    """An answer and how it came about.
-
-    ``wav`` float32 [1, samples] at 24 kHz, None without speech. ``text_ids`` exclude the end
-    token; ``audio_ids`` are the audio track after its delay, end token included; ``codes``
-    are the speech codes among them. ``metrics`` holds seconds per stage and counts.
-    """
-
-    wav: Tensor | None
-    text: str
-    text_ids: list[int]
-    audio_ids: list[int]
-    codes: list[int]
-    metrics: dict[str, float | int | str] = field(default_factory=dict)
 
 
 class KimiAudio:
@@ -105,6 +90,7 @@ class KimiAudio:
         max_new_tokens: int = UNLIMITED,
         *,
         seed: int | None = None,
+        preset: str = "quality",
     ) -> tuple[Tensor | None, str]:
         """Answer a chat: ``(wav, text)``, wav float32 [1, samples] at 24 kHz or None.
 
@@ -114,6 +100,9 @@ class KimiAudio:
         value is honoured in both modes and capped by it. (The published code ignores the
         value for ``"both"``, and forgets tokens after step 4096; neither happens here.)
         ``wav`` is None when no speech code was generated, where the published code fails.
+
+        ``preset`` chooses how speech is cut for synthesis: ``"quality"`` as published,
+        ``"low_latency"`` with small chunks first, which sounds earlier in :meth:`stream`.
 
         The same ``seed`` repeats a sampled answer on the same machine; None draws one.
         Raises RequestError naming what to change; AudioError, one of them, for bad sound.
@@ -130,11 +119,23 @@ class KimiAudio:
             text_repetition_window_size=text_repetition_window_size,
             max_new_tokens=max_new_tokens,
             seed=seed,
+            preset=preset,
         )
         completion = self.complete(chats, options)
         return completion.wav, completion.text
 
-    @torch.inference_mode()
+    def stream(
+        self, chats: list[dict], output_type: str = "text", **arguments: float | str | None
+    ) -> Iterator[Event]:
+        """:meth:`generate` as it happens: text and sound as soon as they are known.
+
+        Takes the arguments of :meth:`generate` by name. Yields TextDelta and AudioChunk events
+        and, last, the Completion. With the same seed and preset the pieces joined are exactly
+        what :meth:`generate` returns. A consumer that closes the iterator stops generation: no
+        further step is launched.
+        """
+        return self.respond(chats, parse_options(output_type=output_type, **arguments))
+
     def complete(
         self,
         chats: list[dict],
@@ -142,20 +143,60 @@ class KimiAudio:
         randomness: Randomness | None = None,
         on_step: Callable[[int, int], None] | None = None,
     ) -> Completion:
-        """:meth:`generate` with the tokens and metrics of the answer.
+        """The last event of :meth:`respond`."""
+        *_, completion = self.respond(chats, options, randomness, on_step)
+        return completion
+
+    @torch.inference_mode()
+    def respond(
+        self,
+        chats: list[dict],
+        options: Options,
+        randomness: Randomness | None = None,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Event]:
+        """:meth:`stream` with parsed options.
 
         ``randomness`` replaces the seeded generator of ``options.seed``; ``on_step`` is called
         with (steps done, step limit) and may raise to stop.
         """
         self._check(options)
-        messages = parse_messages(chats)
-        clock = _Stopwatch()
+        messages, clock = parse_messages(chats), Stopwatch()
         if randomness is None:
             randomness = SeededRandomness(options.seed)
             clock.metrics["seed"] = randomness.seed
         prompt, features = self.encode_chat(messages, options, clock)
-        generation = self._decode(prompt, features, options, randomness, on_step, clock)
-        return self._complete(generation, options, randomness, clock)
+        generation = self._generation(prompt, features, options, randomness)
+        text = TextStream(self.text_tokenizer)
+        speech = self._pipeline(options, randomness)
+        run = generation.run()
+        parts, waves = [], []
+        try:
+            for progress in _timed(run, clock):
+                if on_step is not None:
+                    on_step(progress.steps, generation.max_steps)
+                ids = [i for i in progress.text_ids if i < self.kimia_token_offset]
+                delta = text.push(ids) + (text.finish() if progress.finished else "")
+                if delta:
+                    clock.first("first_text")
+                    parts.append(delta)
+                    yield TextDelta(delta)
+                if speech is None:
+                    continue
+                speech.feed(self._codes(progress.audio_ids))
+                if progress.finished:
+                    speech.finish()
+                for wav in speech.rest() if progress.finished else speech.ready():
+                    clock.first("first_audio")
+                    waves.append(wav)
+                    yield AudioChunk(wav)
+        finally:
+            run.close()
+            if speech is not None:
+                speech.close()
+        if waves:
+            clock.metrics["detokenizer_seconds"] = speech.seconds
+        yield self._completion(generation, "".join(parts), waves, clock)
 
     def _check(self, options: Options) -> None:
         if options.output_type == "both" and self.detokenizer is None:
@@ -170,13 +211,13 @@ class KimiAudio:
                 raise RequestError(f"{track}_top_k: {top_k} exceeds the vocabulary, {vocabulary}")
 
     def encode_chat(
-        self, messages: Sequence[Message], options: Options, clock: _Stopwatch | None = None
+        self, messages: Sequence[Message], options: Options, clock: Stopwatch | None = None
     ) -> tuple[Prompt, Tensor | None]:
         """The prompt of a chat and the Whisper features [positions, dim] it refers to.
 
         A prompt that leaves no budget is refused before any encoder runs.
         """
-        clock = clock or _Stopwatch()
+        clock = clock or Stopwatch()
         with clock.timed("load_audio"):
             waves = {
                 index: load_audio(message.audio, options.max_audio_seconds)
@@ -209,17 +250,10 @@ class KimiAudio:
         ]
         return self.prompt_builder.build(encoded, options.output_type)
 
-    def _decode(
-        self,
-        prompt: Prompt,
-        features: Tensor | None,
-        options: Options,
-        randomness: Randomness,
-        on_step: Callable[[int, int], None] | None,
-        clock: _Stopwatch,
+    def _generation(
+        self, prompt: Prompt, features: Tensor | None, options: Options, randomness: Randomness
     ) -> Generation:
-        limit = options.step_limit(len(prompt))
-        generation = Generation(
+        return Generation(
             self.language_model,
             DecodeInput(
                 torch.tensor([prompt.audio_ids], device=self.device),
@@ -229,39 +263,45 @@ class KimiAudio:
             ),
             self.control,
             options.output_type,
-            limit,
+            options.step_limit(len(prompt)),
             options.sampling,
             randomness,
             self.head_rows,
         )
-        run = generation.run()
-        with clock.timed("prefill"):
-            next(run)
-        with clock.timed("decode"):
-            for steps in run:
-                if on_step is not None:
-                    on_step(steps, limit)
+
+    def _pipeline(self, options: Options, randomness: Randomness) -> SpeechPipeline | None:
+        if options.output_type == "text":
+            return None
+        return SpeechPipeline(
+            self.detokenizer.start(self._noise(randomness)),
+            options.preset,
+            self.detokenizer.config.chunk_codes,
+            background=self.device.type != "cpu",
+        )
+
+    def _codes(self, audio_ids: Sequence[int]) -> list[int]:
+        """Speech codes among ids of the audio track; as published, other ids are left out."""
+        offset = self.kimia_token_offset
+        return [i - offset for i in audio_ids if i >= offset]
+
+    def _completion(
+        self, generation: Generation, text: str, waves: list[Tensor], clock: Stopwatch
+    ) -> Completion:
+        codes = self._codes(generation.audio_ids)
+        wav = torch.cat(waves)[None] if waves else None
+        if wav is not None:
+            clock.metrics["output_audio_seconds"] = wav.shape[1] / SAMPLE_RATE
         clock.metrics |= {
             "decode_steps": generation.steps,
+            "text_tokens": len(generation.text_ids),
+            "speech_codes": len(codes),
             "attention": backend(self.device, self.dtype),
             "head_rows": self.head_rows,
+            "total_seconds": time.perf_counter() - clock.started,
         }
-        return generation
-
-    def _complete(
-        self, generation: Generation, options: Options, randomness: Randomness, clock: _Stopwatch
-    ) -> Completion:
-        text_ids, audio_ids = generation.text_ids, generation.audio_ids
-        codes = [i - self.kimia_token_offset for i in audio_ids if i >= self.kimia_token_offset]
-        wav = None
-        if options.output_type == "both" and codes:
-            with clock.timed("detokenizer"):
-                wav = self._synthesize(torch.tensor(codes), randomness).cpu()
-            clock.metrics["output_audio_seconds"] = wav.shape[1] / SAMPLE_RATE
-        clock.metrics |= {"text_tokens": len(text_ids), "speech_codes": len(codes)}
-        clock.metrics["total_seconds"] = time.perf_counter() - clock.started
-        text = self.detokenize_text(text_ids)
-        return Completion(wav, text, text_ids, audio_ids, codes, clock.metrics)
+        return Completion(
+            wav, text, generation.text_ids, generation.audio_ids, codes, clock.metrics
+        )
 
     def detokenize_text(self, text_tokens: Sequence[int]) -> str:
         """Decode text ids up to a text end token; ids of the audio track are left out."""
@@ -278,25 +318,21 @@ class KimiAudio:
         """
         if self.detokenizer is None:
             raise ValueError("no detokenizer: create KimiAudio with load_detokenizer=True")
-        return self._synthesize(audio_tokens.reshape(-1), SeededRandomness(seed))
+        noise = self._noise(SeededRandomness(seed))
+        return self.detokenizer.synthesize(audio_tokens.reshape(-1).to(self.device), noise)
 
-    def _synthesize(self, codes: Tensor, randomness: Randomness) -> Tensor:
+    def _noise(self, randomness: Randomness) -> Callable[[int, int], Tensor]:
         mel_bins = self.detokenizer.dit.config.mel_bins
-        return self.detokenizer.synthesize(
-            codes.to(self.device),
-            lambda chunk, frames: randomness.noise(chunk, frames, mel_bins),
-        )
+        return lambda chunk, frames: randomness.noise(chunk, frames, mel_bins)
 
 
-class _Stopwatch:
-    """Seconds per stage, by the host's clock."""
-
-    def __init__(self) -> None:
-        self.started = time.perf_counter()
-        self.metrics: dict[str, float | int | str] = {}
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.metrics[f"{stage}_seconds"] = time.perf_counter() - start
+def _timed(run: Iterator[Progress], clock: Stopwatch) -> Iterator[Progress]:
+    """``run`` with the time it takes noted: its first look as prefill, the others as decode."""
+    stage = "prefill"
+    while True:
+        with clock.timed(stage):
+            progress = next(run, None)
+        if progress is None:
+            return
+        yield progress
+        stage = "decode"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from kimia_infer.detokenizer.pipeline import PRESETS
 from kimia_infer.errors import RequestError
 from kimia_infer.language_model.sampler import Sampling, TrackSampling
 from kimia_infer.randomness import MAX_SEED
@@ -25,6 +26,7 @@ class Options:
     sampling: Sampling
     max_new_tokens: int = UNLIMITED
     seed: int | None = None
+    preset: str = "quality"
 
     @property
     def max_audio_seconds(self) -> float:
@@ -46,24 +48,29 @@ class Options:
 
 def parse_options(
     *,
-    output_type: str,
-    audio_temperature: float,
-    audio_top_k: int,
-    text_temperature: float,
-    text_top_k: int,
-    audio_repetition_penalty: float,
-    audio_repetition_window_size: int,
-    text_repetition_penalty: float,
-    text_repetition_window_size: int,
+    output_type: str = "text",
+    audio_temperature: float = 0.0,
+    audio_top_k: int = 5,
+    text_temperature: float = 0.0,
+    text_top_k: int = 5,
+    audio_repetition_penalty: float = 1.0,
+    audio_repetition_window_size: int = 64,
+    text_repetition_penalty: float = 1.0,
+    text_repetition_window_size: int = 16,
     max_new_tokens: int = UNLIMITED,
     seed: int | None = None,
+    preset: str = "quality",
 ) -> Options:
-    """Check the arguments of ``generate``; raises RequestError naming the argument.
+    """Check the arguments of ``generate``, whose defaults these are.
+
+    Raises RequestError naming the argument.
 
     Whole numbers may arrive as floats (``3.0``), as JSON clients send them.
     """
     if output_type not in BUDGETS:
         raise RequestError(f"output_type: expected 'text' or 'both', found {output_type!r}")
+    if preset not in PRESETS:
+        raise RequestError(f"preset: expected {' or '.join(map(repr, PRESETS))}, found {preset!r}")
     limit = _integer("max_new_tokens", max_new_tokens)
     if limit < 1 and limit != UNLIMITED:
         raise RequestError(f"max_new_tokens: expected -1 (no limit) or at least 1, found {limit}")
@@ -85,7 +92,7 @@ def parse_options(
         text_repetition_penalty,
         text_repetition_window_size,
     )
-    return Options(output_type, Sampling(audio=audio, text=text), limit, seed)
+    return Options(output_type, Sampling(audio=audio, text=text), limit, seed, preset)
 
 
 def _track(track: str, temperature: Any, top_k: Any, penalty: Any, window: Any) -> TrackSampling:

@@ -49,10 +49,23 @@ class DecodeInput:
         return self.audio_ids.shape[1]
 
 
+@dataclass(frozen=True)
+class Progress:
+    """What a look at the loop brought: ids that are new, and how far it is.
+
+    ``text_ids`` exclude the end token; ``audio_ids`` begin after the delay, end token included.
+    """
+
+    steps: int
+    text_ids: list[int]
+    audio_ids: list[int]
+    finished: bool
+
+
 class Generation:
     """One request on its way through the model.
 
-    Iterate :meth:`run` to the end (or stop early), then read ``text_ids`` and ``audio_ids``.
+    Iterate :meth:`run` to the end, or stop early; ``text_ids`` and ``audio_ids`` grow with it.
     ``head_rows="track"`` computes only the logits a track can use: text ids below
     ``token_offset``, audio ids from ``base_tokens`` up; ``"full"`` is what was published.
     """
@@ -87,10 +100,12 @@ class Generation:
         self.finished = torch.zeros_like(self.text_finished)
         self.audio_ends = torch.tensor(control.audio_ends, device=device)
         self.launched = 0
+        self.text_ids: list[int] = []
+        self.audio_ids: list[int] = []
 
     @torch.inference_mode()
-    def run(self) -> Iterator[int]:
-        """Generate until the end token or the step limit; yields the steps done so far."""
+    def run(self) -> Iterator[Progress]:
+        """Generate until the end token or the step limit; look every ``check_interval`` steps."""
         prompt = self.prompt
         cache = self.model.new_cache(prompt.length + self.max_steps)
         x = self.model.embed(
@@ -103,14 +118,34 @@ class Generation:
             self._advance(step, hidden.text, hidden.audio)
             self.launched = step + 1
             if self.launched % self.check_interval == 0 or self.launched == self.max_steps:
-                yield self.launched
-                if self.finished.item():
+                progress, text_finished = self._look()
+                yield progress
+                if progress.finished:
                     return
                 # Nothing above the fork reaches the audio track.
-                needs_text = not self.text_finished.item()
+                needs_text = not text_finished
             x = self.model.embed(
                 self.audio_store[step].view(1, 1), self.text_store[step].view(1, 1)
             )
+
+    def _look(self) -> tuple[Progress, bool]:
+        """Fetch what is new in one transfer; also whether the text track has ended."""
+        delay = self.model.config.audio_delay
+        text_from, audio_from = len(self.text_ids), delay + len(self.audio_ids)
+        state = [self.text_count, self.audio_count, self.text_finished, self.finished]
+        new = [
+            self.text_store[text_from : self.launched],
+            self.audio_store[audio_from : self.launched],
+        ]
+        values = torch.cat([torch.stack([value.long() for value in state]), *new]).tolist()
+        text_count, audio_count, text_finished, finished = values[:4]
+        text, audio = values[4 : 4 + len(new[0])], values[4 + len(new[0]) :]
+        text = text[: text_count - len(self.text_ids)]
+        audio = audio[: audio_count - len(self.audio_ids)]
+        self.text_ids += text
+        self.audio_ids += audio
+        done = bool(finished) or self.launched == self.max_steps
+        return Progress(self.launched, text, audio, done), bool(text_finished)
 
     def _advance(self, step: int, text_hidden: Tensor | None, audio_hidden: Tensor | None) -> None:
         """Choose and store the tokens of ``step`` and update the stop conditions."""
@@ -152,19 +187,8 @@ class Generation:
         if not self.finished:
             return self.launched
         if self.speaks:
-            return self.model.config.audio_delay + int(self.audio_count)
-        return int(self.text_count) + 1
-
-    @property
-    def text_ids(self) -> list[int]:
-        """Generated text ids, end token excluded, blanks before it included."""
-        return self.text_store[: int(self.text_count)].tolist()
-
-    @property
-    def audio_ids(self) -> list[int]:
-        """Generated audio ids from the first step after the delay, end token included."""
-        delay = self.model.config.audio_delay
-        return self.audio_store[delay : delay + int(self.audio_count)].tolist()
+            return self.model.config.audio_delay + len(self.audio_ids)
+        return len(self.text_ids) + 1
 
 
 def _choose(

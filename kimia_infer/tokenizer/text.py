@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -142,12 +143,35 @@ class TextTokenizer:
         Raises:
             ValueError: an id that is neither an ordinary nor a special token.
         """
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Sequence[int]) -> bytes:
+        """UTF-8 of ``ids``, which may begin or end within a character; else like ``decode``."""
         for token in ids:
             if not 0 <= token < self.vocab_size:
                 raise ValueError(
                     f"token id {token} is not a text token; they are 0 to {self.vocab_size - 1}"
                 )
-        return self._encoding.decode(list(ids), errors="replace")
+        return self._encoding.decode_bytes(list(ids))
+
+
+class TextStream:
+    """Text of ids that arrive one by one; the parts joined are ``decode`` of all of them.
+
+    A character whose bytes are not complete is held back.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer):
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, ids: Sequence[int]) -> str:
+        """What the next ids add; ValueError for an id that is not a text token."""
+        return self._decoder.decode(self._tokenizer.decode_bytes(ids))
+
+    def finish(self) -> str:
+        """What was held back, as U+FFFD."""
+        return self._decoder.decode(b"", final=True)
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -96,8 +96,10 @@ def test_recorded_run(
         RecordedRandomness(recorded_uniforms(run, sampling), {}),
         check_interval=check_interval,
     )
-    for _ in generation.run():
-        pass
+    seen = list(generation.run())
+    assert [progress.finished for progress in seen] == [False] * (len(seen) - 1) + [True]
+    assert [i for progress in seen for i in progress.text_ids] == run["returned_text"]
+    assert [i for progress in seen for i in progress.audio_ids] == run["returned_audio"]
     assert generation.text_ids == run["returned_text"]
     assert generation.audio_ids == run["returned_audio"]
     assert generation.steps == run["n_forward"]
@@ -108,8 +110,8 @@ def test_stopping_early_launches_no_further_step(model: LanguageModel, control, 
     sampling = sampling_of({})
     generation = Generation(model, prompt, control, "both", 50, sampling, SeededRandomness(0))
     run = generation.run()
-    for steps in run:
-        if steps == 5:
+    for progress in run:
+        if progress.steps == 5:
             run.close()
             break
     assert generation.launched == 5

@@ -1,0 +1,84 @@
+"""Speech while codes are still being generated, chunk by chunk."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import chain, repeat
+
+import torch
+from torch import Tensor
+
+from kimia_infer.detokenizer.stream import SpeechStream
+
+# Codes per chunk. ``quality`` is the published chunking. ``low_latency`` begins with 4 codes
+# and the 12 of look-ahead that they need, and grows so that each chunk is ready in time.
+FIRST_CHUNKS = {"quality": (), "low_latency": (16, 8, 16)}
+PRESETS = tuple(FIRST_CHUNKS)
+
+
+class SpeechPipeline:
+    """Cuts a growing sequence of codes in chunks and has each synthesized.
+
+    A chunk goes out when the code after it is known, so that the last one can be marked final
+    as published. On an accelerator synthesis runs on a thread beside generation; on the CPU,
+    where both would fight for the same cores, within :meth:`feed`. ``seconds`` is what
+    synthesis has taken so far.
+    """
+
+    def __init__(self, stream: SpeechStream, preset: str, chunk_codes: int, background: bool):
+        self.stream = stream
+        self._sizes = chain(FIRST_CHUNKS[preset], repeat(chunk_codes))
+        self._size = next(self._sizes)
+        self._pending: list[int] = []
+        self._executor: Executor = ThreadPoolExecutor(1) if background else _Inline()
+        self._chunks: deque[Future[Tensor]] = deque()
+        self.seconds = 0.0
+
+    def feed(self, codes: Sequence[int]) -> None:
+        """Take the next codes; synthesize the chunks that they complete."""
+        self._pending += codes
+        while len(self._pending) > self._size:
+            self._submit(self._pending[: self._size], final=False)
+            self._pending = self._pending[self._size :]
+            self._size = next(self._sizes)
+
+    def finish(self) -> None:
+        """There are no more codes: the rest is the final chunk."""
+        if self._pending:
+            self._submit(self._pending, final=True)
+
+    def ready(self) -> Iterator[Tensor]:
+        """Waves float32 [samples], on the CPU, of the chunks that are done, without waiting."""
+        while self._chunks and self._chunks[0].done():
+            yield self._chunks.popleft().result()
+
+    def rest(self) -> Iterator[Tensor]:
+        """The waves of all chunks that are left, waiting for each."""
+        while self._chunks:
+            yield self._chunks.popleft().result()
+
+    def close(self) -> None:
+        """Drop what is queued and wait for the chunk in progress."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _submit(self, codes: list[int], final: bool) -> None:
+        self._chunks.append(self._executor.submit(self._synthesize, codes, final))
+
+    def _synthesize(self, codes: list[int], final: bool) -> Tensor:
+        start = time.perf_counter()
+        with torch.inference_mode():  # a thread of its own has its own mode
+            wave = self.stream.push(torch.tensor(codes), final).cpu()
+        self.seconds += time.perf_counter() - start
+        return wave
+
+
+class _Inline(Executor):
+    """Runs what is submitted at once, on the caller's thread."""
+
+    def submit(self, function, /, *arguments, **keywords) -> Future:
+        future: Future = Future()
+        future.set_result(function(*arguments, **keywords))
+        return future
