@@ -31,6 +31,7 @@ from kimia_infer.tokenizer.text import TextStream
 from kimia_infer.weights.resolve import resolve_weights
 
 SAMPLE_RATE = 24_000
+CHECK_INTERVAL = 8
 
 
 class KimiAudio:
@@ -61,6 +62,8 @@ class KimiAudio:
         if head_rows not in ("full", "track"):
             raise RequestError(f"head_rows: expected 'full' or 'track', found {head_rows!r}")
         self.head_rows = head_rows
+        # A look at the device costs nothing on the CPU and a synchronization elsewhere.
+        self.check_interval = 1 if self.device.type == "cpu" else CHECK_INTERVAL
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
         stages = load_stages(directory, load_detokenizer, self.device, self.dtype)
         self.text_tokenizer = stages.text_tokenizer
@@ -169,6 +172,8 @@ class KimiAudio:
         generation = self._generation(prompt, features, options, randomness)
         text = TextStream(self.text_tokenizer)
         speech = self._pipeline(options, randomness)
+        if speech is not None:
+            generation.look_by(self.language_model.config.audio_delay + speech.missing)
         run = generation.run()
         parts, waves = [], []
         try:
@@ -184,6 +189,7 @@ class KimiAudio:
                 if speech is None:
                     continue
                 speech.feed(self._codes(progress.audio_ids))
+                generation.look_by(progress.steps + speech.missing)
                 if progress.finished:
                     speech.finish()
                 for wav in speech.rest() if progress.finished else speech.ready():
@@ -267,6 +273,7 @@ class KimiAudio:
             options.sampling,
             randomness,
             self.head_rows,
+            self.check_interval,
         )
 
     def _pipeline(self, options: Options, randomness: Randomness) -> SpeechPipeline | None:

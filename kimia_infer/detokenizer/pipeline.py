@@ -45,6 +45,11 @@ class SpeechPipeline:
             self._pending = self._pending[self._size :]
             self._size = next(self._sizes)
 
+    @property
+    def missing(self) -> int:
+        """Codes until the next chunk can go out: the rest of it and the one after it."""
+        return self._size + 1 - len(self._pending)
+
     def finish(self) -> None:
         """There are no more codes: the rest is the final chunk."""
         if self._pending:

@@ -84,7 +84,7 @@ class Generation:
     ):
         self.model, self.prompt, self.control = model, prompt, control
         self.sampling, self.max_steps = sampling, max_steps
-        self.check_interval = check_interval
+        self.check_interval, self.next_look = check_interval, check_interval
         self.speaks = output_type == "both"
         config, device = model.config, model.device
         cut = head_rows == "track"
@@ -117,7 +117,8 @@ class Generation:
             position += x.shape[1]
             self._advance(step, hidden.text, hidden.audio)
             self.launched = step + 1
-            if self.launched % self.check_interval == 0 or self.launched == self.max_steps:
+            if self.launched >= min(self.next_look, self.max_steps):
+                self.next_look = self.launched + self.check_interval
                 progress, text_finished = self._look()
                 yield progress
                 if progress.finished:
@@ -127,6 +128,10 @@ class Generation:
             x = self.model.embed(
                 self.audio_store[step].view(1, 1), self.text_store[step].view(1, 1)
             )
+
+    def look_by(self, step: int) -> None:
+        """Have the next look at ``step`` launched steps, if it is not due earlier."""
+        self.next_look = min(self.next_look, step)
 
     def _look(self) -> tuple[Progress, bool]:
         """Fetch what is new in one transfer; also whether the text track has ended."""

@@ -61,6 +61,31 @@ def test_low_latency_sounds_earlier(model: KimiAudio) -> None:
     assert steps_to_first_sound("low_latency") < steps_to_first_sound("quality")
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("interval", [7, 1000])
+def test_rare_looks_change_nothing_and_chunks_go_out_on_time(
+    model: KimiAudio, monkeypatch: pytest.MonkeyPatch, preset: str, interval: int
+) -> None:
+    """However rarely the host looks, it looks where a chunk can be complete."""
+    options = parse_options(**SAMPLED, output_type="both", max_new_tokens=100, preset=preset)
+
+    def run() -> tuple[Completion, list[int]]:
+        looks: list[int] = []
+        released = []
+        for event in model.respond(CHAT, options, on_step=lambda steps, _: looks.append(steps)):
+            if isinstance(event, AudioChunk):
+                released.append(looks[-1])
+        return event, released
+
+    expected, on_time = run()
+    monkeypatch.setattr(model, "check_interval", interval)
+    actual, released = run()
+    assert actual.text == expected.text
+    assert torch.equal(actual.wav, expected.wav)
+    assert released[:-1] == on_time[:-1]
+    assert actual.metrics["decode_steps"] == expected.metrics["decode_steps"]
+
+
 def test_closing_the_stream_launches_no_further_step(model: KimiAudio) -> None:
     options = parse_options(output_type="both", max_new_tokens=90)
     done = []
