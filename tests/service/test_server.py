@@ -186,12 +186,11 @@ def test_one_sample_is_a_sound(server: Server) -> None:
 
 @pytest.mark.parametrize("kind", ["application/octet-stream", "audio/ogg", ""])
 def test_content_decides_not_the_declared_type(server: Server, kind: str) -> None:
-    answer = server.succeed(
-        audio=data_uri((AUDIO / "stereo24k.wav").read_bytes(), kind),
-        output_type="text",
-        max_new_tokens=2,
-    )
-    assert answer["metrics"]["input_audio_seconds"] > 1
+    sounds = sorted(AUDIO.iterdir(), key=lambda path: path.stat().st_size)
+    for path in sounds[:2]:
+        content = data_uri(path.read_bytes(), kind)
+        answer = server.succeed(audio=content, output_type="text", max_new_tokens=2)
+        assert answer["metrics"]["input_audio_seconds"] > 0
 
 
 @pytest.mark.parametrize("inputs", [{}, {"text": " "}, {"history": "[]"}], ids=str)

@@ -1,0 +1,43 @@
+"""The baseline of the speed comparison speaks as the library and as the recordings do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kimia_infer.detokenizer.dit import dit_part
+from kimia_infer.detokenizer.stream import Detokenizer
+from kimia_infer.detokenizer.vocoder import vocoder_part
+from scripts.benchmark.plain_detokenizer import synthesize
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def detokenizer(golden: Path) -> Detokenizer:
+    checkpoint = golden / "e2e" / "checkpoint"
+    return Detokenizer(
+        dit_part(checkpoint / "audio_detokenizer").load(CPU, torch.float32),
+        vocoder_part(checkpoint / "vocoder").load(CPU, torch.float32),
+    )
+
+
+def test_plain_wave(golden: Path, detokenizer: Detokenizer) -> None:
+    """The recorded utterance of most codes, so that chunks overlap and see a past."""
+    cases = json.loads((golden / "e2e" / "cases.json").read_text())["cases"]
+    spoken = [case for case in cases if case.get("detokenizer_chunks")]
+    case = max(spoken, key=lambda case: len(case["codes"]))
+    assert len(case["detokenizer_chunks"]) > 1
+    recorded = load_file(golden / "e2e" / "cases.safetensors")
+
+    def noise(chunk: int, frames: int) -> torch.Tensor:
+        return recorded[f"{case['name']}.noise.{chunk}"]
+
+    codes = torch.tensor(case["codes"])
+    wave = synthesize(detokenizer, codes, noise)
+    torch.testing.assert_close(wave, detokenizer.synthesize(codes, noise), atol=1e-4, rtol=0)
+    torch.testing.assert_close(wave[0], recorded[f"{case['name']}.wav"], atol=1e-4, rtol=0)
