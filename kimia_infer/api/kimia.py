@@ -212,9 +212,11 @@ class KimiAudio:
             )
         vocabulary = self.language_model.config.vocab_size
         for track in ("audio", "text"):
-            top_k = getattr(options.sampling, track).top_k
-            if top_k > vocabulary:
-                raise RequestError(f"{track}_top_k: {top_k} exceeds the vocabulary, {vocabulary}")
+            sampling = getattr(options.sampling, track)
+            if sampling.top_k > vocabulary and not sampling.greedy:
+                raise RequestError(
+                    f"{track}_top_k: {sampling.top_k} exceeds the vocabulary, {vocabulary}"
+                )
 
     def encode_chat(
         self, messages: Sequence[Message], options: Options, clock: Stopwatch | None = None

@@ -100,8 +100,8 @@ def _track(track: str, temperature: Any, top_k: Any, penalty: Any, window: Any) 
     if temperature < 0:
         raise RequestError(f"{track}_temperature: expected at least 0, found {temperature}")
     window = _integer(f"{track}_repetition_window_size", window)
-    if window < 1:
-        raise RequestError(f"{track}_repetition_window_size: expected at least 1, found {window}")
+    if window < 0:
+        raise RequestError(f"{track}_repetition_window_size: expected at least 0, found {window}")
     # As published, top_k at or below 0 draws from the whole vocabulary and a penalty at or
     # below 1 does nothing.
     top_k = max(_integer(f"{track}_top_k", top_k), 0)

@@ -34,13 +34,9 @@ TIMESTEP_PERIOD = 10000.0  # published implementation
 
 # Variants that the configuration can name but this architecture does not have.
 _REQUIRED_VALUES = {
-    "model.dit.condition_type": "discrete_codes",
     "model.dit.position_embedding_type": "skip",
     "model.dit.use_rope": True,
-    "model.dit.rope_params.rope_interpolation_factor": 1,
     "model.dit.ffn_type": "vanilla_mlp",
-    "model.dit.ffn_gated_glu": False,
-    "normalize_mel": True,
 }
 
 
@@ -50,6 +46,7 @@ class DiTConfig:
 
     ``codes`` is the size of the code book; the embedding has one more row, which training used
     for dropped conditions. A mel value is ``x * mel_std + mel_mean`` with x as the network sees it.
+    Positions are divided by ``rope_interpolation``.
     """
 
     depth: int
@@ -59,6 +56,7 @@ class DiTConfig:
     mel_bins: int
     codes: int
     rope_base: float
+    rope_interpolation: float
     mel_mean: float
     mel_std: float
 
@@ -76,8 +74,9 @@ class DiTConfig:
                     f"{source}: {path} = {found!r} is not supported, only {expected!r} is"
                 )
 
-        def number(path: str) -> Any:
+        def number(path: str, default: float | None = None) -> Any:
             value = _lookup(values, path)
+            value = default if value is None else value
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise CheckpointError(f"{source}: {path} must be a number, found {value!r}")
             return value
@@ -88,6 +87,11 @@ class DiTConfig:
                 raise CheckpointError(f"{source}: {path} must be a positive integer, not {value!r}")
             return value
 
+        normalized = _lookup(values, "normalize_mel")
+        if not isinstance(normalized, bool):
+            raise CheckpointError(
+                f"{source}: normalize_mel must be true or false, not {normalized!r}"
+            )
         config = cls(
             depth=size("model.dit.depth"),
             hidden_size=size("model.dit.hidden_size"),
@@ -95,9 +99,10 @@ class DiTConfig:
             mlp_ratio=number("model.dit.mlp_ratio"),
             mel_bins=size("model.dit.input_size"),
             codes=size("model.dit.semantic_vocab_size"),
-            rope_base=number("model.dit.rope_params.rope_base"),
-            mel_mean=number("mel_mean"),
-            mel_std=number("mel_std"),
+            rope_base=number("model.dit.rope_params.rope_base", 10000.0),
+            rope_interpolation=number("model.dit.rope_params.rope_interpolation_factor", 1.0),
+            mel_mean=number("mel_mean") if normalized else 0.0,
+            mel_std=number("mel_std") if normalized else 1.0,
         )
         if config.hidden_size % (2 * config.heads):
             raise CheckpointError(
@@ -330,9 +335,10 @@ class DiT(nn.Module):
     def rotary(self, start: int, frames: int) -> Tensor:
         """cos and sin, fp32 [frames, head_dim / 2, 2], of the positions from ``start``."""
         pairs = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=self.device)
-        frequencies = self.config.rope_base ** (-pairs / self.config.head_dim)
+        # In this order as published: an ulp of a frequency adds up over long utterances.
+        frequencies = 1.0 / self.config.rope_base ** (pairs / self.config.head_dim)
         positions = torch.arange(start, start + frames, dtype=torch.float32, device=self.device)
-        angles = positions[:, None] * frequencies
+        angles = (positions / self.config.rope_interpolation)[:, None] * frequencies
         return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
     def forward(

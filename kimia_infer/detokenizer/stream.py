@@ -46,7 +46,8 @@ class WaveOverlap:
 
 def _cross_fade(old: Tensor, new: Tensor) -> Tensor:
     """``new`` with its first half faded in over the beginning of ``old``."""
-    window = torch.hamming_window(len(new), periodic=True, dtype=new.dtype, device=new.device)
+    # As published, computed in fp32 and then rounded to the dtype of the wave.
+    window = torch.hamming_window(len(new), periodic=True, device=new.device).to(new.dtype)
     half = len(new) // 2
     rise, fall = window[:half], window[len(new) - half :]
     return torch.cat([old[:half] * fall + new[:half] * rise, new[half:]])

@@ -89,8 +89,8 @@ class VocoderConfig:
                 kernel >= rate and (kernel - rate) % 2 == 0 for rate, kernel in stages
             ),
             "the product of upsample_rates must be hop_size": self.hop_size == hop_size,
-            "upsample_initial_channel must be divisible by 2 once per stage": (
-                self.initial_channels % 2 ** len(self.upsample_rates) == 0
+            "upsample_initial_channel must leave a channel when halved once per stage": (
+                self.initial_channels >= 2 ** len(self.upsample_rates)
             ),
             "resblock_kernel_sizes and resblock_dilation_sizes must be equally long": (
                 len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes)

@@ -76,10 +76,12 @@ class LanguageModelConfig:
         fields = {}
         for name, field in _FIELDS.items():
             value = values.get(name)
+            if name == "num_key_value_heads" and value is None:
+                value = values.get("num_attention_heads")  # no grouping, as in Qwen2
             if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
                 raise CheckpointError(f"{source}: {name} must be a number, found {value!r}")
             fields[field] = value
-        dtype = getattr(torch, str(values.get("torch_dtype", "bfloat16")), None)
+        dtype = getattr(torch, str(values.get("torch_dtype") or "bfloat16"), None)
         if not isinstance(dtype, torch.dtype):
             raise CheckpointError(f"{source}: torch_dtype {values['torch_dtype']!r} is unknown")
         config = cls(**fields, stored_dtype=dtype)

@@ -17,7 +17,7 @@ class TrackSampling:
 
     ``temperature`` at or below 1e-6 is greedy. ``top_k`` 0 draws from the whole vocabulary.
     ``repetition_penalty`` above 1 weakens the ids among the last ``repetition_window_size``
-    tokens, once more than that many have been generated.
+    tokens, once more than that many have been generated; a window of 0 is all of them.
     """
 
     temperature: float
@@ -83,8 +83,8 @@ def sample(
     this track, blanks and end tokens included.
     """
     window = sampling.repetition_window_size
-    if sampling.repetition_penalty > 1.0 and step > window > 0:
-        recent = history[step - window : step]
+    if sampling.repetition_penalty > 1.0 and step > window:
+        recent = history[step - window if window else 0 : step]
         logits = penalize_repetition(logits, recent, sampling.repetition_penalty)
     if sampling.greedy:
         return logits.argmax()

@@ -53,6 +53,9 @@ FIXED = {
 }
 """Fields of the published configuration that select the one network implemented here."""
 
+LEFT_OUT = {"quantize_causal_encoder": False, "encoder_causal_attention": False}
+"""What fields mean that a configuration does not have (published implementation)."""
+
 
 @dataclass(frozen=True)
 class SpeechTokenizerConfig:
@@ -79,7 +82,8 @@ class SpeechTokenizerConfig:
             if type(number) is not int or number < 1:
                 raise CheckpointError(f"{source}: {name} is {number!r}, expected a count")
         position, codebook_size, block_frames = (values[name] for name in fields)
-        check_fixed(values, {**FIXED, "pooling_position": position}, source)
+        fixed = {**FIXED, "pooling_position": position}
+        check_fixed({**LEFT_OUT, **values}, fixed, source)
         return cls(encoder_config(values, source), position, codebook_size, block_frames)
 
 

@@ -67,7 +67,7 @@ def encoder_config(values: Mapping[str, object], source: Path) -> WhisperConfig:
     for name in ENCODER_SIZES:
         if type(values.get(name)) is not int or values[name] < 1:
             raise CheckpointError(f"{source}: {name} is {values.get(name)!r}, expected a count")
-    check_fixed(values, ENCODER_FIXED, source)
+    check_fixed({**ENCODER_FIXED, **values}, ENCODER_FIXED, source)  # both may be left out
     if values["d_model"] % values["encoder_attention_heads"]:
         raise CheckpointError(f"{source}: d_model is not a multiple of encoder_attention_heads")
     return WhisperConfig(

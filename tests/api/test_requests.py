@@ -89,10 +89,9 @@ def test_chats_must_be_a_list(chats: object) -> None:
         ("audio_temperature", -0.1),
         ("text_temperature", math.nan),
         ("text_temperature", "warm"),
-        ("audio_top_k", 10**9),
         ("text_top_k", 2.5),
         ("audio_repetition_penalty", math.inf),
-        ("text_repetition_window_size", 0),
+        ("text_repetition_window_size", -1),
         ("max_new_tokens", 0),
         ("max_new_tokens", -2),
         ("max_new_tokens", True),
@@ -103,6 +102,12 @@ def test_chats_must_be_a_list(chats: object) -> None:
 def test_bad_options_name_the_argument(model: KimiAudio, name: str, value: object) -> None:
     with pytest.raises(RequestError, match=name):
         model.generate(HELLO, **{name: value})
+
+
+def test_top_k_beyond_the_vocabulary_matters_only_where_it_is_used(model: KimiAudio) -> None:
+    with pytest.raises(RequestError, match="text_top_k"):
+        model.generate(HELLO, text_top_k=10**9, text_temperature=0.5)
+    assert model.generate(HELLO, text_top_k=10**9, max_new_tokens=3)
 
 
 def test_whole_numbers_may_arrive_as_floats(model: KimiAudio) -> None:

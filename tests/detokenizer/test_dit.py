@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -180,9 +181,9 @@ def test_surplus_tensor_is_refused(dit: DiT, checkpoint: Path, tmp_path: Path) -
         ("model.dit.num_heads", 0, "model.dit.num_heads must be a positive integer"),
         ("model.dit.num_heads", 7, "even multiple of model.dit.num_heads"),
         ("model.dit.use_rope", False, "use_rope = False is not supported"),
-        ("model.dit.rope_params.rope_interpolation_factor", 2.0, "interpolation_factor = 2.0"),
+        ("model.dit.rope_params.rope_interpolation_factor", "x", "must be a number"),
         ("mel_mean", "low", "mel_mean must be a number"),
-        ("normalize_mel", False, "normalize_mel = False is not supported"),
+        ("normalize_mel", "no", "normalize_mel must be true or false"),
     ],
 )
 def test_bad_configuration(path: str, value: object, message: str, tmp_path: Path) -> None:
@@ -196,6 +197,20 @@ def test_bad_configuration(path: str, value: object, message: str, tmp_path: Pat
     with pytest.raises(CheckpointError, match=message) as error:
         DiTConfig.from_directory(tmp_path)
     assert str(tmp_path / "config.yaml") in str(error.value)
+
+
+def test_fields_that_may_be_left_out_or_differ() -> None:
+    values = yaml.safe_load(yaml.safe_dump(FULL_SIZE))
+    values["normalize_mel"] = False
+    del values["model"]["dit"]["rope_params"]
+    config = DiTConfig.from_dict(values)
+    assert (config.rope_base, config.rope_interpolation) == (10000.0, 1.0)
+    assert (config.mel_mean, config.mel_std) == (0.0, 1.0)
+
+
+def test_interpolated_positions_are_closer_together(dit: DiT) -> None:
+    stretched = DiT(dataclasses.replace(dit.config, rope_interpolation=2.0)).rotary(0, 9)
+    torch.testing.assert_close(stretched[::2], dit.rotary(0, 5))
 
 
 @pytest.mark.parametrize(

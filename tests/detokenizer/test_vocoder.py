@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from kimia_infer.detokenizer.activation import (
     AntiAliasedSnake,
@@ -140,6 +141,28 @@ def test_rate_changes_equal_filtering_by_convolution(length: int) -> None:
     close(downsample(wide[:, 0::2], wide[:, 1::2]), narrow, 1e-6)
 
 
+def test_gradients_of_the_activation() -> None:
+    """Training needs them; against the textbook form under automatic differentiation."""
+    activation = AntiAliasedSnake(3)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in activation.parameters():
+        nn.init.normal_(parameter, generator=generator)
+    x = torch.randn(3, 9, generator=generator, requires_grad=True)
+    variables = [x, *activation.parameters()]
+    taps = torch.tensor(low_pass_filter()).expand(3, 1, -1)
+    wide = F.conv_transpose1d(F.pad(x, (5, 5), mode="replicate"), taps * 2, stride=2, groups=3)
+    alpha, beta = activation.act.alpha[:, None], activation.act.beta[:, None]
+    wide = wide[:, 15:-15]
+    wide = wide + torch.sin(wide * alpha.exp()) ** 2 / beta.exp()
+    expected = F.conv1d(F.pad(wide, (5, 6), mode="replicate"), taps, stride=2, groups=3)
+    weights = torch.randn(x.shape, generator=generator)
+    gradients = torch.autograd.grad((activation(x) * weights).sum(), variables)
+    for actual, reference in zip(
+        gradients, torch.autograd.grad((expected * weights).sum(), variables), strict=True
+    ):
+        close(actual, reference, 1e-5)
+
+
 def test_weight_norm_is_folded_as_torch_applies_it() -> None:
     generator = torch.Generator().manual_seed(0)
     v, g = torch.randn(4, 3, 5, generator=generator), torch.rand(4, 1, 1, generator=generator)
@@ -188,7 +211,7 @@ def test_slim_checkpoint(vocoder: Vocoder, checkpoint: Path, tmp_path: Path) -> 
         ("upsample_rates", 5, "upsample_rates must be a list of sizes"),
         ("upsample_rates", [5, 2, 2], "must be equally long"),
         ("upsample_kernel_sizes", [9, 4, 4, 4, 4, 6, 4], "exceed its rate by an even number"),
-        ("upsample_initial_channel", 96, "divisible by 2 once per stage"),
+        ("upsample_initial_channel", 96, "leave a channel when halved"),
         ("hop_size", 240, "product of upsample_rates must be hop_size"),
         ("resblock_kernel_sizes", [3, 5, 7], "resblock_dilation_sizes must be equally long"),
         ("resblock_kernel_sizes", [3, 5, 7, 10], "resblock_kernel_sizes must be odd"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,15 @@ def test_bfloat16(golden: Path, recorded: Recorded, features: torch.Tensor) -> N
     close(text, expected["prefill.text_logits"], 0.15)
 
 
+def test_null_fields_of_qwen2_configurations(golden: Path) -> None:
+    values = json.loads((golden / "llm" / "config.json").read_text())
+    config = LanguageModelConfig.from_dict(
+        values | {"torch_dtype": None, "num_key_value_heads": None}
+    )
+    assert config.kv_heads == config.heads
+    assert config.stored_dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -159,8 +169,6 @@ def test_bfloat16(golden: Path, recorded: Recorded, features: torch.Tensor) -> N
     ],
 )
 def test_bad_configuration_names_the_field(golden: Path, field: str, value: object) -> None:
-    import json
-
     values = json.loads((golden / "llm" / "config.json").read_text()) | {field: value}
     with pytest.raises(CheckpointError, match=field):
         LanguageModelConfig.from_dict(values)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,3 +75,12 @@ def test_draw_follows_the_published_law() -> None:
     expected[top.indices] = torch.softmax(top.values / temperature, 0)
     frequency = torch.bincount(ids, minlength=5) / draws
     torch.testing.assert_close(frequency, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("window", "chosen"), [(0, 1), (2, 1), (3, 0), (4, 0)])
+def test_the_penalty_needs_more_history_than_its_window(window: int, chosen: int) -> None:
+    """Three recent ids: a window of 0 is all of them, as the published slicing has it."""
+    logits, history = torch.tensor([3.0, 2.9, 1.0, -1.0]), torch.tensor([0, 0, 0])
+    sampling = TrackSampling(0.0, 5, 2.0, window)
+    uniform = torch.tensor(0.0, dtype=torch.float64)
+    assert sample(logits, history, len(history), uniform, sampling).item() == chosen

@@ -1,0 +1,94 @@
+"""What limits a decode step: bytes it has to read, and how fast the machine moves bytes."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kimia_infer.language_model.model import LanguageModel
+
+# Beyond every cache; two of them are held.
+COPY_BYTES = {"cpu": 512 * 2**20}
+ACCELERATOR_COPY_BYTES = 2 * 2**30
+COPIES = 10
+
+
+@dataclass(frozen=True)
+class Mode:
+    """Which tracks a step computes."""
+
+    name: str
+    text: bool
+    audio: bool
+
+
+TEXT = Mode("text only", text=True, audio=False)
+BOTH = Mode("both tracks", text=True, audio=True)
+AFTER_TEXT = Mode("after text end", text=False, audio=True)
+MODES = (TEXT, BOTH, AFTER_TEXT)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was launched on an accelerator."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second of the best of several large copies, those read plus those written."""
+    size = COPY_BYTES.get(device.type, ACCELERATOR_COPY_BYTES)
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(COPIES + 1):  # the first one touches the memory
+        synchronize(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size / best
+
+
+def step_bytes(model: LanguageModel, mode: Mode, head_rows: str, filled: float) -> int:
+    """Bytes that a decode step with ``filled`` cache positions has to read, each once.
+
+    Weights of the layers, norms and head rows of ``mode``, the two rows of the embedding, and
+    keys and values of the filled positions.
+    """
+    config = model.config
+    shared = config.trunk_layers if mode.text else config.fork_layer + 1
+    modules = list(model.layers[:shared])
+    rows = layers = 0
+    if mode.text:
+        modules.append(model.norm)
+        rows += config.token_offset if head_rows == "track" else config.vocab_size
+    if mode.audio:
+        modules += [*model.mimo_layers, model.mimo_norm]
+        layers = config.mimo_layers
+        rows += config.vocab_size - (config.base_tokens if head_rows == "track" else 0)
+    weights = sum(p.nbytes for module in modules for p in module.parameters())
+    width = model.dtype.itemsize
+    cache = (shared + layers) * 2 * config.kv_heads * config.head_dim * filled
+    return weights + round(width * ((rows + 2) * config.hidden_size + cache))
+
+
+def resident_bytes(peak: bool = False) -> int | None:
+    """Memory of this process that is in RAM, at most so far or at present; None without /proc."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    field = "VmHWM:" if peak else "VmRSS:"
+    lines = [line.split() for line in status.read_text().splitlines()]
+    return next(1024 * int(words[1]) for words in lines if words[0] == field)
+
+
+def memory(device: torch.device) -> dict[str, int | None]:
+    """Bytes in use and at most: in RAM on the CPU, allocated by PyTorch on an accelerator."""
+    found = {"resident": resident_bytes(), "peak_resident": resident_bytes(peak=True)}
+    if device.type != "cpu":
+        found["allocated"] = torch.accelerator.memory_allocated(device)
+        found["peak_allocated"] = torch.accelerator.max_memory_allocated(device)
+    return found

@@ -1,0 +1,204 @@
+"""Seconds per decode step: the library's loop in every mode beside the plain one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from tqdm import tqdm
+
+from kimia_infer.api.kimia import CHECK_INTERVAL
+from kimia_infer.language_model.decode import ControlTokens, DecodeInput, Generation
+from kimia_infer.language_model.model import LanguageModel
+from kimia_infer.language_model.sampler import Sampling, TrackSampling
+from kimia_infer.randomness import SeededRandomness
+from kimia_infer.tokenizer.text import SpecialTokens
+from scripts.benchmark.bandwidth import (
+    AFTER_TEXT,
+    BOTH,
+    MODES,
+    Mode,
+    memory,
+    step_bytes,
+    synchronize,
+)
+from scripts.benchmark.plain_language_model import PlainGeneration
+
+PROMPT_LENGTH = 128
+LONG_RUN_STEPS = 1500
+WINDOW = 100  # steps at both ends of a long run
+SEED = 0
+GREEDY = Sampling(audio=TrackSampling(0.0, 5, 1.0, 64), text=TrackSampling(0.0, 5, 1.0, 16))
+
+# On the CPU the loops take turns of this many steps, so that what else the machine does
+# slows all of them alike. An accelerator is not shared: there a turn is a whole run.
+CPU_TURN = 4
+
+Loop = Generation | PlainGeneration
+
+
+def check_interval(device: torch.device) -> int:
+    """Steps between two looks at the device, as KimiAudio has it."""
+    return 1 if device.type == "cpu" else CHECK_INTERVAL
+
+
+def first_timed_step(device: torch.device) -> int:
+    """Before it there are the prompt, what is done once, and the switch at the end of the text."""
+    return 8 if device.type == "cpu" else 4 * CHECK_INTERVAL
+
+
+@dataclass
+class Contender:
+    """One way of decoding and the seconds per step that it showed."""
+
+    name: str
+    mode: Mode
+    head_rows: str
+    make: Callable[[], Loop]
+    seconds: list[float] = field(default_factory=list)
+
+    def begin(self) -> None:
+        self.loop = self.make()
+        self.run: Iterator = self.loop.run()
+
+    def take_turn(self, steps: int | None) -> bool:
+        """Go on for ``steps``, or to the end with None; False once there is no more."""
+        device = self.loop.model.device
+        synchronize(device)
+        before = first = self.loop.launched
+        start = time.perf_counter()
+        for _ in self.run:
+            now, after = time.perf_counter(), self.loop.launched
+            if before >= first_timed_step(device):
+                self.seconds.append((now - start) / (after - before))
+            if steps is not None and after - first >= steps:
+                return True
+            before, start = after, time.perf_counter()
+        return False
+
+
+def random_prompt(model: LanguageModel) -> tuple[DecodeInput, ControlTokens]:
+    """Ids of both tracks, and control tokens that are never sampled: no run ends early."""
+    config, length = model.config, PROMPT_LENGTH
+    generator = torch.Generator().manual_seed(SEED)
+    audio = torch.randint(config.base_tokens, config.vocab_size, (1, length), generator=generator)
+    text = torch.randint(1, config.base_tokens, (1, length), generator=generator)
+    prompt = DecodeInput(audio.to(model.device), text.to(model.device))
+    return prompt, ControlTokens(SpecialTokens.after(config.base_tokens).text_blank, -1, (-1,))
+
+
+def library_loop(model: LanguageModel, mode: Mode, head_rows: str, steps: int) -> Generation:
+    prompt, control = random_prompt(model)
+    generation = Generation(
+        model,
+        prompt,
+        control,
+        "both" if mode.audio else "text",
+        steps,
+        GREEDY,
+        SeededRandomness(SEED),
+        head_rows,
+        check_interval(model.device),
+    )
+    if mode is AFTER_TEXT:
+        generation.text_finished.fill_(True)
+    return generation
+
+
+def make_contenders(model: LanguageModel, steps: int) -> list[Contender]:
+    """The plain loop, then every mode with cut and with full heads."""
+
+    def plain() -> PlainGeneration:
+        return PlainGeneration(model, *random_prompt(model), "both", steps)
+
+    def ours(mode: Mode, head_rows: str) -> Contender:
+        make = lambda: library_loop(model, mode, head_rows, steps)  # noqa: E731
+        return Contender(mode.name, mode, head_rows, make)
+
+    return [
+        Contender("plain loop", BOTH, "full", plain),
+        *(ours(mode, head_rows) for head_rows in ("track", "full") for mode in MODES),
+    ]
+
+
+def compare_decoding(model: LanguageModel, steps: int, runs: int) -> dict:
+    """Run all contenders interleaved; medians of their seconds per step, and what they read."""
+    turn = CPU_TURN if model.device.type == "cpu" else None
+    contenders = make_contenders(model, steps)
+    with tqdm(total=runs * steps * len(contenders), desc="Decoding", disable=None) as bar:
+        for _ in range(runs):
+            active = list(contenders)
+            for contender in active:
+                contender.begin()
+            while active:
+                for contender in list(active):
+                    before = contender.loop.launched
+                    if not contender.take_turn(turn):
+                        active.remove(contender)
+                    bar.update(contender.loop.launched - before)
+    plain = contenders[0]
+    full = next(c for c in contenders[1:] if (c.mode, c.head_rows) == (BOTH, "full"))
+    filled = PROMPT_LENGTH + (first_timed_step(model.device) + steps) / 2
+    return {
+        "prompt_length": PROMPT_LENGTH,
+        "steps": steps,
+        "runs": runs,
+        "check_interval": check_interval(model.device),
+        "equal_steps": equal_steps(plain.loop, full.loop),
+        "modes": [_row(model, contender, plain, filled) for contender in contenders],
+    }
+
+
+def _row(model: LanguageModel, contender: Contender, plain: Contender, filled: float) -> dict:
+    median = statistics.median(contender.seconds)
+    size = step_bytes(model, contender.mode, contender.head_rows, filled)
+    return {
+        "name": contender.name,
+        "head_rows": contender.head_rows,
+        "step_seconds": median,
+        "steps_per_second": 1 / median,
+        "ratio_to_plain": statistics.median(plain.seconds) / median,
+        "bytes_per_step": size,
+        "bytes_per_second": size / median,
+    }
+
+
+def equal_steps(first: Loop, second: Loop) -> int:
+    """Leading steps in which both chose the same tokens."""
+    delay = first.model.config.audio_delay
+    text = _common(first.text_ids, second.text_ids)
+    audio = delay + _common(first.audio_ids, second.audio_ids)
+    return min(text, audio)
+
+
+def _common(first: list[int], second: list[int]) -> int:
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def long_run(model: LanguageModel) -> dict:
+    """Time per step and memory near both ends of a long generation with both tracks."""
+    loop = library_loop(model, BOTH, "track", LONG_RUN_STEPS)
+    skip = first_timed_step(model.device)
+    early, late, at_first = [], [], {}
+    before, start = 0, time.perf_counter()
+    for _ in tqdm(loop.run(), desc="Long run", disable=None):
+        now, after = time.perf_counter(), loop.launched
+        seconds = (now - start) / (after - before)
+        if skip <= before < skip + WINDOW:
+            early.append(seconds)
+            at_first = memory(model.device)
+        elif before >= LONG_RUN_STEPS - WINDOW:
+            late.append(seconds)
+        before, start = after, time.perf_counter()
+    return {
+        "steps": loop.launched,
+        "window": WINDOW,
+        "first_step_seconds": statistics.median(early),
+        "last_step_seconds": statistics.median(late),
+        "first_memory": at_first,
+        "last_memory": memory(model.device),
+    }

@@ -1,0 +1,187 @@
+"""What was measured, as tables of at most 100 columns, as JSON and as a plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+GIGA = 1e9
+# Metrics of a request that are neither a stage nor its sum.
+LENGTHS = ("input_audio_seconds", "output_audio_seconds")
+MOMENTS = ("first_text_seconds", "first_audio_seconds", "total_seconds")
+
+
+def table(results: dict, name: str) -> str:
+    """One section of the results."""
+    makers = {
+        "about": lambda results: _fields(results["about"]),
+        "decoding": _decoding,
+        "long_run": _long_run,
+        "speech": _speech,
+        "requests": _requests,
+        "cold_start": _cold_start,
+        "memory": _memory,
+    }
+    return "\n".join(makers[name](results))
+
+
+def write_json(results: dict, path: Path) -> None:
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+def _fields(values: dict) -> list[str]:
+    width = max(map(len, values))
+    return [f"{name.replace('_', ' '):{width}}  {value}" for name, value in values.items()]
+
+
+def _decoding(results: dict) -> list[str]:
+    decoding, bandwidth = results["decoding"], results["bandwidth"]
+    lines = [
+        f"Decode steps: prompt {decoding['prompt_length']}, {decoding['steps']} steps, "
+        f"{decoding['runs']} interleaved runs, median step",
+        f"{'':16}{'head rows':>10}{'steps/s':>10}{'ratio':>8}{'ms/step':>10}{'MB/step':>11}"
+        f"{'GB/s':>9}{'of copy':>9}",
+    ]
+    for row in decoding["modes"]:
+        speed = row["bytes_per_second"]
+        lines.append(
+            f"{row['name']:16}{row['head_rows']:>10}{row['steps_per_second']:10.1f}"
+            f"{row['ratio_to_plain']:8.2f}{1e3 * row['step_seconds']:10.2f}"
+            f"{row['bytes_per_step'] / 1e6:11.1f}{speed / GIGA:9.1f}{speed / bandwidth:9.0%}"
+        )
+    lines += [
+        f"Copy bandwidth {bandwidth / GIGA:.1f} GB/s: bytes read plus bytes written, best copy.",
+        "MB/step: weights and filled cache that the mode has to read, each once.",
+        f"Both tracks with full heads chose the plain loop's tokens in the first "
+        f"{decoding['equal_steps']} of {decoding['steps']} steps.",
+    ]
+    return lines
+
+
+def _long_run(results: dict) -> list[str]:
+    run = results["long_run"]
+    first, last = run["first_step_seconds"], run["last_step_seconds"]
+    lines = [
+        f"Long run, both tracks, {run['steps']} steps: first and last {run['window']}",
+        f"  median step      {1e3 * first:10.2f} ms {1e3 * last:10.2f} ms",
+    ]
+    for name, bytes_then in run["first_memory"].items():
+        if bytes_then is not None and not name.startswith("peak"):
+            bytes_now = run["last_memory"][name]
+            lines.append(f"  {name:16} {bytes_then / 1e6:10.1f} MB {bytes_now / 1e6:10.1f} MB")
+    return lines
+
+
+def _speech(results: dict) -> list[str]:
+    lines = ["Speech", f"{'':24}{'audio s':>9}{'plain s':>10}{'s':>10}{'ratio':>8}{'RTF':>8}"]
+    for row in results["speech"]:
+        lines.append(
+            f"{row['name']:24}{row['audio_seconds']:9.2f}{row['plain_seconds']:10.3f}"
+            f"{row['seconds']:10.3f}{row['ratio_to_plain']:8.2f}{row['real_time_factor']:8.3f}"
+        )
+    return lines
+
+
+def _requests(results: dict) -> list[str]:
+    rows = results["requests"]
+    names = list(dict.fromkeys(n for r in rows for n in (*stages(r["metrics"]), *MOMENTS)))
+    wide = 22
+    lines = [
+        "Whole requests, warm: median seconds",
+        " " * wide + "".join(f"{row['name']:>{wide}}" for row in rows),
+    ]
+
+    def line(label: str, values: list[float | int | None], form: str) -> str:
+        cells = ("-" if value is None else format(value, form) for value in values)
+        return f"{label:{wide}}" + "".join(f"{cell:>{wide}}" for cell in cells)
+
+    for name in [*(n for n in names if n not in MOMENTS), *MOMENTS]:
+        label = name.removesuffix("_seconds").replace("_", " ")
+        lines.append(line(label, [row["metrics"].get(name) for row in rows], ".3f"))
+    for name in ("prompt_tokens", "decode_steps", "text_tokens", "speech_codes", *LENGTHS):
+        form = ".3f" if name in LENGTHS else "d"
+        values = [row["metrics"].get(name) for row in rows]
+        lines.append(line(name.replace("_", " "), values, form))
+    for name in ("steps_per_second", "real_time_factor"):
+        lines.append(line(name.replace("_", " "), [row.get(name) for row in rows], ".3f"))
+    return lines
+
+
+def stages(metrics: dict) -> dict[str, float]:
+    """The metrics of a request that are seconds of a stage."""
+    other = (*LENGTHS, *MOMENTS)
+    return {n: v for n, v in metrics.items() if n.endswith("_seconds") and n not in other}
+
+
+def _cold_start(results: dict) -> list[str]:
+    cold = results["cold_start"]
+    names = ("import_seconds", "load_seconds", "first_request_seconds", "total_seconds")
+    before = cold["import_seconds"] + cold["load_seconds"]
+    lines = ["Cold start: a fresh process to its first spoken answer (files may be cached)"]
+    lines += [f"  {n.removesuffix('_seconds').replace('_', ' '):20}{cold[n]:9.3f} s" for n in names]
+    for name in MOMENTS[:2]:
+        if name in cold["first_request_metrics"]:
+            label = f"to {name.removesuffix('_seconds').replace('_', ' ')}"
+            lines.append(f"  {label:20}{before + cold['first_request_metrics'][name]:9.3f} s")
+    return [*lines, "  " + _amounts(cold["memory"])]
+
+
+def _memory(results: dict) -> list[str]:
+    return ["Memory of the benchmark itself, copy buffers included: " + _amounts(results["memory"])]
+
+
+def _amounts(memory: dict) -> str:
+    known = {n.replace("_", " "): v for n, v in memory.items() if v is not None}
+    return ", ".join(f"{name} {value / GIGA:.2f} GB" for name, value in known.items())
+
+
+def draw(results: dict, path: Path) -> None:
+    """Stages of the requests as stacked bars; achieved bytes per second below the bandwidth."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = [name for name in ("requests", "decoding") if name in results]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(7 * len(panels), 5), squeeze=False)
+    for name, axis in zip(panels, axes[0], strict=True):
+        {"requests": _draw_requests, "decoding": _draw_decoding}[name](results, axis)
+    about = results["about"]
+    figure.suptitle(f"{about['model']}: {about['device']}, {about['dtype']}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _draw_requests(results: dict, axis) -> None:
+    rows = results["requests"]
+    bars = [_bar(row["metrics"]) for row in rows]
+    bottoms = [0.0] * len(rows)
+    for stage in dict.fromkeys(name for bar in bars for name in bar):
+        heights = [bar.get(stage, 0.0) for bar in bars]
+        axis.bar([row["name"] for row in rows], heights, bottom=bottoms, label=stage)
+        bottoms = [b + h for b, h in zip(bottoms, heights, strict=True)]
+    axis.set_ylabel("seconds")
+    axis.set_title("whole request, warm")
+    axis.legend()
+
+
+def _bar(metrics: dict) -> dict[str, float]:
+    """Stages that add up to the total; of the detokenizer, what decoding does not hide."""
+    bar = {n.removesuffix("_seconds").replace("_", " "): v for n, v in stages(metrics).items()}
+    speech = bar.pop("detokenizer", 0.0)
+    rest = max(0.0, metrics["total_seconds"] - sum(bar.values()))
+    return bar | {"detokenizer": min(speech, rest), "other": max(0.0, rest - speech)}
+
+
+def _draw_decoding(results: dict, axis) -> None:
+    rows = results["decoding"]["modes"]
+    labels = [f"{row['name']}\n{row['head_rows']} heads" for row in rows]
+    bars = axis.barh(labels, [row["bytes_per_second"] / GIGA for row in rows])
+    axis.bar_label(bars, [f"{row['steps_per_second']:.1f} steps/s" for row in rows], padding=3)
+    axis.axvline(results["bandwidth"] / GIGA, color="black", linestyle="--", label="copy bandwidth")
+    axis.invert_yaxis()
+    axis.margins(x=0.25)
+    axis.set_xlabel("GB/s of weights and filled cache")
+    axis.set_title("decode steps")
+    axis.legend(loc="lower right")
