@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,24 +13,22 @@ from torch import Tensor
 from kimia_infer.api.events import AudioChunk, Completion, Event, Stopwatch, TextDelta
 from kimia_infer.api.loading import default_device, load_stages, parse_dtype
 from kimia_infer.api.messages import Message, parse_messages
-from kimia_infer.api.request import UNLIMITED, Options, parse_options
+from kimia_infer.api.request import BUDGETS, UNLIMITED, Options, parse_options
 from kimia_infer.audio.load import SAMPLE_RATE as INPUT_RATE
 from kimia_infer.audio.load import load_audio
 from kimia_infer.detokenizer.pipeline import SpeechPipeline
 from kimia_infer.errors import RequestError
-from kimia_infer.language_model.attention import backend
-from kimia_infer.language_model.decode import (
-    ControlTokens,
-    DecodeInput,
-    Generation,
-    HeadRows,
-    Progress,
-)
+from kimia_infer.language_model.decode import DecodeInput, Decoder, Generation, Progress
+from kimia_infer.language_model.state import ControlTokens
 from kimia_infer.prompt.builder import EncodedMessage, Prompt, PromptBuilder
 from kimia_infer.randomness import Randomness, SeededRandomness
 from kimia_infer.tokenizer.segments import code_count
 from kimia_infer.tokenizer.text import TextStream
 from kimia_infer.weights.resolve import resolve_weights
+
+HeadRows = Literal["full", "track"]
+
+log = logging.getLogger(__name__)
 
 SAMPLE_RATE = 24_000
 CHECK_INTERVAL = 8
@@ -43,9 +43,11 @@ class KimiAudio:
     torch.dtype or its name) to bfloat16 on accelerators and float32 on the CPU. The speech
     tokenizer always runs in float32, since bfloat16 changes codes. ``head_rows="track"``
     computes only the logits each track can use; the published ``"full"`` is the default.
+    ``attention`` names a backend (``"triton"``, ``"flash-attn"``, ``"sdpa"``) instead of the best
+    one that device and installation allow.
 
-    Raises CheckpointError or WeightsError before anything is served if a file is missing or
-    does not fit.
+    Raises RequestError for a backend that cannot be used here; CheckpointError or WeightsError
+    before anything is served if a file is missing or does not fit.
     """
 
     def __init__(
@@ -56,27 +58,38 @@ class KimiAudio:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         head_rows: HeadRows = "full",
+        attention: str | None = None,
     ):
         self.device = torch.device(device) if device is not None else default_device()
         self.dtype = parse_dtype(dtype, self.device)
         if head_rows not in ("full", "track"):
             raise RequestError(f"head_rows: expected 'full' or 'track', found {head_rows!r}")
         self.head_rows = head_rows
-        # A look at the device costs nothing on the CPU and a synchronization elsewhere.
-        self.check_interval = 1 if self.device.type == "cpu" else CHECK_INTERVAL
+        # On the CPU a look at the loop costs nothing, and a thread would fight for its cores.
+        self.background = self.device.type != "cpu"
+        self.check_interval = CHECK_INTERVAL if self.background else 1
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
         stages = load_stages(directory, load_detokenizer, self.device, self.dtype)
         self.text_tokenizer = stages.text_tokenizer
         self.speech_codes = stages.speech_codes
         self.whisper_features = stages.whisper_features
-        self.language_model = stages.language_model
+        cut = head_rows == "track"
+        model = stages.language_model
+        self.language_model = model.with_cut_heads() if cut else model
         self.detokenizer = stages.detokenizer
         config, special = self.language_model.config, self.text_tokenizer.special
         self.kimia_token_offset = config.token_offset
         self.prompt_builder = PromptBuilder(special, config.token_offset, config.audio_delay)
-        self.control = ControlTokens(
+        control = ControlTokens(
             special.text_blank, special.text_eos, (special.msg_end, special.media_end)
         )
+        capacity = max(BUDGETS.values())
+        self.decoder = Decoder(self.language_model, control, capacity, attention)
+        self.decoder.warm_up(parse_options().sampling, load_detokenizer)
+        log.info(
+            "Kimi-Audio on %s, %s, attention: %s, head rows: %s",
+            self.device, self.dtype, self.decoder.backend.name, head_rows,
+        )  # fmt: skip
 
     def generate(
         self,
@@ -173,7 +186,7 @@ class KimiAudio:
         text = TextStream(self.text_tokenizer)
         speech = self._pipeline(options, randomness)
         if speech is not None:
-            generation.look_by(self.language_model.config.audio_delay + speech.missing)
+            generation.look_by(self.language_model.config.audio_delay + speech.missing())
         run = generation.run()
         parts, waves = [], []
         try:
@@ -189,7 +202,8 @@ class KimiAudio:
                 if speech is None:
                     continue
                 speech.feed(self._codes(progress.audio_ids))
-                generation.look_by(progress.steps + speech.missing)
+                ahead = generation.launched - progress.steps
+                generation.look_by(progress.steps + speech.missing(ahead))
                 if progress.finished:
                     speech.finish()
                 for wav in speech.rest() if progress.finished else speech.ready():
@@ -232,15 +246,18 @@ class KimiAudio:
                 for index, message in enumerate(messages)
                 if message.audio is not None
             }
-        text_ids = [self.text_tokenizer.encode(m.text or "") for m in messages]
-        counts = {i: code_count(len(wave)) for i, wave in waves.items()}
-        draft = self._layout(messages, text_ids, {i: [0] * n for i, n in counts.items()}, options)
-        options.step_limit(len(draft))
-        with clock.timed("speech_codes"):
+        with clock.timed("prompt"):
+            text_ids = [self.text_tokenizer.encode(m.text or "") for m in messages]
+            counts = {i: code_count(len(wave)) for i, wave in waves.items()}
+            unknown = {i: [0] * n for i, n in counts.items()}
+            draft = self._layout(messages, text_ids, unknown, options)
+            options.step_limit(len(draft))
+        with clock.timed("encoders"):
+            # Whisper first: its features stay on the device, while the host waits for the codes.
+            features = [self.whisper_features.encode(waves[i]) for i in draft.feature_messages]
             codes = {i: self.speech_codes.encode(wave).tolist() for i, wave in waves.items()}
-        prompt = self._layout(messages, text_ids, codes, options)
-        with clock.timed("whisper_features"):
-            features = [self.whisper_features.encode(waves[i]) for i in prompt.feature_messages]
+        with clock.timed("prompt"):
+            prompt = self._layout(messages, text_ids, codes, options)
         seconds = sum(len(wave) for wave in waves.values()) / INPUT_RATE
         clock.metrics |= {"input_audio_seconds": seconds, "prompt_tokens": len(prompt)}
         return prompt, torch.cat(features) if features else None
@@ -262,19 +279,17 @@ class KimiAudio:
         self, prompt: Prompt, features: Tensor | None, options: Options, randomness: Randomness
     ) -> Generation:
         return Generation(
-            self.language_model,
+            self.decoder,
             DecodeInput(
                 torch.tensor([prompt.audio_ids], device=self.device),
                 torch.tensor([prompt.text_ids], device=self.device),
                 torch.tensor([prompt.is_continuous], device=self.device),
                 features,
             ),
-            self.control,
             options.output_type,
             options.step_limit(len(prompt)),
             options.sampling,
             randomness,
-            self.head_rows,
             self.check_interval,
         )
 
@@ -282,10 +297,10 @@ class KimiAudio:
         if options.output_type == "text":
             return None
         return SpeechPipeline(
-            self.detokenizer.start(self._noise(randomness)),
+            self.detokenizer,
+            self._noise(randomness),
             options.preset,
-            self.detokenizer.config.chunk_codes,
-            background=self.device.type != "cpu",
+            self.background,
         )
 
     def _codes(self, audio_ids: Sequence[int]) -> list[int]:
@@ -304,7 +319,7 @@ class KimiAudio:
             "decode_steps": generation.steps,
             "text_tokens": len(generation.text_ids),
             "speech_codes": len(codes),
-            "attention": backend(self.device, self.dtype),
+            "attention": self.decoder.backend.name,
             "head_rows": self.head_rows,
             "total_seconds": time.perf_counter() - clock.started,
         }
@@ -328,7 +343,7 @@ class KimiAudio:
         if self.detokenizer is None:
             raise ValueError("no detokenizer: create KimiAudio with load_detokenizer=True")
         noise = self._noise(SeededRandomness(seed))
-        return self.detokenizer.synthesize(audio_tokens.reshape(-1).to(self.device), noise)
+        return self.detokenizer.synthesize(audio_tokens.reshape(-1), noise)
 
     def _noise(self, randomness: Randomness) -> Callable[[int, int], Tensor]:
         mel_bins = self.detokenizer.dit.config.mel_bins

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kimia_infer import triton_support
+
 # Low-pass filter at a quarter of the doubled rate; published configuration.
 TAPS = 12
 CUTOFF = 0.25
@@ -89,6 +91,12 @@ class AntiAliasedSnake(nn.Module):
         self.act = SnakeBeta(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        # The kernel has no gradient.
+        on_accelerator = x.device.type != "cpu" and not torch.is_grad_enabled()
+        if on_accelerator and triton_support.available(x.device):
+            from kimia_infer.detokenizer.activation_kernel import anti_aliased_snake
+
+            return anti_aliased_snake(x, self.act.alpha, self.act.beta)
         frequency, amplitude = self.act.coefficients()
         even, odd = (
             torch.addcmul(y, amplitude, (y * frequency).sin_().square_())

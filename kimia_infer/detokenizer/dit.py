@@ -1,16 +1,16 @@
 """The velocity network of the flow: noisy mel frames, conditioned on speech codes.
 
 A diffusion transformer (DiT). Every frame is modulated by its speech code and by the time of
-the flow (adaLN); frames attend to all frames of their chunk and to the cached frames before
-it. What depends on codes and times alone is computed apart (:meth:`DiT.condition`), once per
-chunk and once per code, so that an evaluation is a function of the frames, their conditioning,
-their rotary angles and the cache.
+the flow (adaLN); frames attend to all frames of their chunk and to cached frames before it.
+What depends on codes and times alone is computed apart (:meth:`DiT.condition`), once per chunk
+and once per code, so that an evaluation is a function of the frames, their conditioning, their
+rotary angles and the cache.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,51 +130,8 @@ def _lookup(values: Any, path: str) -> Any:
     return values
 
 
-class FrameCache:
-    """Keys (after rotation) and values of the frames before the current chunk.
-
-    ``keys`` and ``values`` [depth, heads, capacity, head_dim]; the first ``filled`` frames are
-    the past. An evaluation writes its own frames behind them, where the next evaluation
-    overwrites them, until :meth:`keep` makes them part of the past.
-    """
-
-    def __init__(self, config: DiTConfig, capacity: int, device: torch.device, dtype: torch.dtype):
-        shape = (config.depth, config.heads, capacity, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros_like(self.keys)
-        self.filled = 0
-
-    def reserve(self, frames: int) -> None:
-        """Make room for ``frames`` behind the past; larger than usual chunks need it."""
-        missing = self.filled + frames - self.keys.shape[2]
-        if missing > 0:
-            self.keys = F.pad(self.keys, (0, 0, 0, missing))
-            self.values = F.pad(self.values, (0, 0, 0, missing))
-
-    def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Put [heads, frames, head_dim] behind the past; return past and current together."""
-        end = self.filled + keys.shape[1]
-        self.keys[layer, :, self.filled : end] = keys
-        self.values[layer, :, self.filled : end] = values
-        return self.keys[layer, :, :end], self.values[layer, :, :end]
-
-    def keep(self, frames: int, limit: int) -> None:
-        """Make the first ``frames`` of the last evaluation past; forget all but ``limit``."""
-        end = self.filled + frames
-        self.filled = min(end, limit)
-        if end > limit:
-            # Source and target overlap, hence the copy.
-            self.keys[:, :, :limit] = self.keys[:, :, end - limit : end].clone()
-            self.values[:, :, :limit] = self.values[:, :, end - limit : end].clone()
-
-    def past(self) -> tuple[Tensor, Tensor]:
-        """A copy of the past, each [depth, heads, filled, head_dim]."""
-        return self.keys[:, :, : self.filled].clone(), self.values[:, :, : self.filled].clone()
-
-    def restore(self, past: tuple[Tensor, Tensor]) -> None:
-        """Go back to what :meth:`past` returned."""
-        self.filled = past[0].shape[2]
-        self.keys[:, :, : self.filled], self.values[:, :, : self.filled] = past
+# Queries, keys and values [heads, frames, head_dim] of a layer -> the attended values, likewise.
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 class StepConditioning(NamedTuple):
@@ -239,12 +196,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, x: Tensor, rotary: Tensor, cache: FrameCache, layer: int) -> Tensor:
+    def forward(self, x: Tensor, rotary: Tensor, attend: Attend, layer: int) -> Tensor:
         """x [frames, hidden_size] -> the same shape."""
         qkv = self.qkv(x).view(len(x), 3, self.heads, -1).permute(1, 2, 0, 3)
         query, keys = rotate(qkv[:2], rotary)
-        keys, values = cache.write(layer, keys, qkv[2])
-        mixed = F.scaled_dot_product_attention(query[None], keys[None], values[None])[0]
+        mixed = attend(query, keys, qkv[2], layer)
         return self.proj(mixed.transpose(0, 1).reshape(x.shape))
 
 
@@ -271,12 +227,12 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, modulation: Tensor, rotary: Tensor, cache: FrameCache, layer: int
+        self, x: Tensor, modulation: Tensor, rotary: Tensor, attend: Attend, layer: int
     ) -> Tensor:
         """x [codes, frames per code, hidden_size], modulation [codes, 6, hidden_size]."""
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation[:, :, None].unbind(1)
         inner = modulated_norm(x, shift, scale).flatten(0, 1)
-        x = x + gate * self.attn(inner, rotary, cache, layer).view_as(x)
+        x = x + gate * self.attn(inner, rotary, attend, layer).view_as(x)
         return x + gate_mlp * self.mlp(modulated_norm(x, shift_mlp, scale_mlp))
 
 
@@ -314,9 +270,6 @@ class DiT(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.input_linear.weight.dtype
 
-    def new_cache(self, capacity: int) -> FrameCache:
-        return FrameCache(self.config, capacity, self.device, self.dtype)
-
     def condition(self, codes: Tensor, timesteps: Sequence[int]) -> Conditioning:
         """Modulation of the codes int64 [n] at all integer ``timesteps`` of a chunk.
 
@@ -342,17 +295,17 @@ class DiT(nn.Module):
         return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
     def forward(
-        self, x: Tensor, conditioning: StepConditioning, rotary: Tensor, cache: FrameCache
+        self, x: Tensor, conditioning: StepConditioning, rotary: Tensor, attend: Attend
     ) -> Tensor:
         """Velocity [frames, mel_bins] of the noisy, normalized mel x of the same shape.
 
-        The frames are split evenly over the codes of ``conditioning``. Leaves the keys and
-        values of these frames behind the past in ``cache``, which is otherwise unchanged.
+        The frames are split evenly over the codes of ``conditioning``; ``attend`` says what
+        they see besides themselves.
         """
         codes = conditioning.final.shape[0]
         x = self.input_linear(x).view(codes, -1, self.config.hidden_size)
         for index, block in enumerate(self.blocks):
-            x = block(x, conditioning.blocks[index], rotary, cache, index)
+            x = block(x, conditioning.blocks[index], rotary, attend, index)
         return self.final_layer(x, conditioning.final).flatten(0, 1)
 
 

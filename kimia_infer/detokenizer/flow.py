@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimia_infer.detokenizer.dit import Conditioning, DiT, FrameCache
+from kimia_infer.detokenizer.dit import Conditioning
+from kimia_infer.detokenizer.evaluation import Evaluator, FrameCache
 
 Noise = Callable[[int, int], Tensor]
 
@@ -42,8 +43,12 @@ class StreamConfig:
     voice_chunks: int = 10
 
     @property
+    def largest_chunk_codes(self) -> int:
+        return self.chunk_codes + self.look_ahead_codes
+
+    @property
     def largest_chunk_frames(self) -> int:
-        return (self.chunk_codes + self.look_ahead_codes) * self.frames_per_code
+        return self.largest_chunk_codes * self.frames_per_code
 
 
 def ode_timesteps(points: int) -> list[int]:
@@ -52,14 +57,15 @@ def ode_timesteps(points: int) -> list[int]:
 
 
 def euler(
-    dit: DiT, x: Tensor, conditioning: Conditioning, rotary: Tensor, cache: FrameCache, steps: int
+    evaluator: Evaluator, x: Tensor, conditioning: Conditioning, rotary: Tensor, steps: int
 ) -> Tensor:
     """Follow the flow from noise x [frames, mel_bins] to a normalized mel in equal steps.
 
     Step k uses entry k of ``conditioning``.
     """
     for step in range(steps):
-        x = torch.add(x, dit(x, conditioning.at(step), rotary, cache), alpha=1 / steps)
+        velocity = evaluator.velocity(x, conditioning.at(step), rotary)
+        x = torch.add(x, velocity, alpha=1 / steps)
     return x
 
 
@@ -71,9 +77,10 @@ class MelStream:
     the next frame and the number of ``chunks`` made.
     """
 
-    def __init__(self, dit: DiT, noise: Noise, config: StreamConfig):
-        self.dit, self.noise, self.config = dit, noise, config
-        self.cache = dit.new_cache(config.cache_frames + config.largest_chunk_frames)
+    def __init__(self, evaluator: Evaluator, noise: Noise, config: StreamConfig):
+        self.evaluator, self.noise, self.config = evaluator, noise, config
+        self.dit, self.cache = evaluator.dit, evaluator.cache
+        self.cache.filled = 0
         self.pending = torch.empty(0, dtype=torch.int64)
         self.position = 0
         self.chunks = 0
@@ -109,11 +116,11 @@ class MelStream:
             codes, [*timesteps, CACHE_TIMESTEP] if refresh else timesteps
         )
         rotary = self.dit.rotary(self.position, frames)
-        x = euler(self.dit, self._start(frames), conditioning, rotary, self.cache, len(timesteps))
+        x = euler(self.evaluator, self._start(frames), conditioning, rotary, len(timesteps))
         x = x[: kept * repeat]
         if refresh:
             # The kept frames once more, without the look-ahead, which the next chunk makes anew.
-            self.dit(x, conditioning.at(-1, kept), rotary[: len(x)], self.cache)
+            self.evaluator.velocity(x, conditioning.at(-1, kept), rotary[: len(x)])
         if not final:
             self.cache.keep(len(x), self.config.cache_frames)
         return x * self.dit.config.mel_std + self.dit.config.mel_mean
@@ -148,10 +155,12 @@ class MelStream:
         chunks = min(len(tokens) // config.voice_chunk_frames, config.voice_chunks)
         rest = len(tokens) - chunks * config.voice_chunk_frames
         sizes = [rest] * (rest > 0) + [config.voice_chunk_frames] * chunks
+        # Of its own, as pieces may be larger than chunks of speech.
+        cache = FrameCache(dit, config.cache_frames + max(sizes))
         for part, codes in zip(x.split(sizes), tokens.split(sizes), strict=True):
-            self.cache.reserve(len(part))
             conditioning = dit.condition(codes, [CACHE_TIMESTEP])
-            dit(part, conditioning.at(0), dit.rotary(self.position, len(part)), self.cache)
-            self.cache.keep(len(part), config.cache_frames)
+            dit(part, conditioning.at(0), dit.rotary(self.position, len(part)), cache.attend)
+            cache.keep(len(part), config.cache_frames)
             self.position += len(part)
-        self._voice = (self.position, self.cache.past())
+        self._voice = (self.position, cache.past())
+        self.cache.restore(cache.past())

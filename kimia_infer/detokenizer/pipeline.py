@@ -6,12 +6,12 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from itertools import chain, repeat
 
 import torch
 from torch import Tensor
 
-from kimia_infer.detokenizer.stream import SpeechStream
+from kimia_infer.detokenizer.flow import Noise
+from kimia_infer.detokenizer.stream import Detokenizer, SpeechStream
 
 # Codes per chunk. ``quality`` is the published chunking. ``low_latency`` begins with 4 codes
 # and the 12 of look-ahead that they need, and grows so that each chunk is ready in time.
@@ -23,15 +23,17 @@ class SpeechPipeline:
     """Cuts a growing sequence of codes in chunks and has each synthesized.
 
     A chunk goes out when the code after it is known, so that the last one can be marked final
-    as published. On an accelerator synthesis runs on a thread beside generation; on the CPU,
-    where both would fight for the same cores, within :meth:`feed`. ``seconds`` is what
-    synthesis has taken so far.
+    as published. In the ``background``, synthesis runs on a thread beside generation, in the
+    detokenizer's lane; on the CPU, where both would fight for the same cores, within
+    :meth:`feed`. ``seconds`` is what synthesis has taken so far.
     """
 
-    def __init__(self, stream: SpeechStream, preset: str, chunk_codes: int, background: bool):
-        self.stream = stream
-        self._sizes = chain(FIRST_CHUNKS[preset], repeat(chunk_codes))
-        self._size = next(self._sizes)
+    def __init__(self, detokenizer: Detokenizer, noise: Noise, preset: str, background: bool):
+        self._detokenizer, self._noise = detokenizer, noise
+        self._stream: SpeechStream | None = None
+        self._first_sizes = FIRST_CHUNKS[preset]
+        self._usual_size = detokenizer.config.chunk_codes
+        self._submitted = 0
         self._pending: list[int] = []
         self._executor: Executor = ThreadPoolExecutor(1) if background else _Inline()
         self._chunks: deque[Future[Tensor]] = deque()
@@ -40,15 +42,24 @@ class SpeechPipeline:
     def feed(self, codes: Sequence[int]) -> None:
         """Take the next codes; synthesize the chunks that they complete."""
         self._pending += codes
-        while len(self._pending) > self._size:
-            self._submit(self._pending[: self._size], final=False)
-            self._pending = self._pending[self._size :]
-            self._size = next(self._sizes)
+        while len(self._pending) > (size := self._size(self._submitted)):
+            self._submit(self._pending[:size], final=False)
+            self._pending = self._pending[size:]
 
-    @property
-    def missing(self) -> int:
-        """Codes until the next chunk can go out: the rest of it and the one after it."""
-        return self._size + 1 - len(self._pending)
+    def missing(self, ahead: int = 0) -> int:
+        """Codes until a chunk can go out: the rest of it and the one after it.
+
+        The first such number that is more than ``ahead``.
+        """
+        chunk = self._submitted
+        missing = self._size(chunk) + 1 - len(self._pending)
+        while missing <= ahead:
+            chunk += 1
+            missing += self._size(chunk)
+        return missing
+
+    def _size(self, chunk: int) -> int:
+        return self._first_sizes[chunk] if chunk < len(self._first_sizes) else self._usual_size
 
     def finish(self) -> None:
         """There are no more codes: the rest is the final chunk."""
@@ -68,14 +79,20 @@ class SpeechPipeline:
     def close(self) -> None:
         """Drop what is queued and wait for the chunk in progress."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+        if self._stream is not None:
+            self._stream.close()
 
     def _submit(self, codes: list[int], final: bool) -> None:
         self._chunks.append(self._executor.submit(self._synthesize, codes, final))
+        self._submitted += 1
 
     def _synthesize(self, codes: list[int], final: bool) -> Tensor:
         start = time.perf_counter()
-        with torch.inference_mode():  # a thread of its own has its own mode
-            wave = self.stream.push(torch.tensor(codes), final).cpu()
+        # A thread of its own has its own mode.
+        with torch.inference_mode(), self._detokenizer.graphs.lane():
+            if self._stream is None:
+                self._stream = self._detokenizer.start(self._noise)
+            wave = self._stream.push(torch.tensor(codes), final).cpu()
         self.seconds += time.perf_counter() - start
         return wave
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from kimia_infer.detokenizer.dit import DiT
+from kimia_infer.detokenizer.evaluation import Evaluator
 from kimia_infer.detokenizer.flow import MelStream, Noise, StreamConfig
 from kimia_infer.detokenizer.vocoder import Vocoder
+from kimia_infer.graphs import Graphs, graphs_for
 
 
 class WaveOverlap:
@@ -57,15 +61,28 @@ class SpeechStream:
     """One utterance on its way from codes to sound; made by :meth:`Detokenizer.start`.
 
     ``mel`` [frames, mel_bins] is the mel of the last chunk, ``mel_stream`` and ``overlap`` hold
-    the state.
+    the state. ``release`` takes the evaluator once the stream has ended.
     """
 
-    def __init__(self, dit: DiT, vocoder: Vocoder, config: StreamConfig, noise: Noise):
-        self.mel_stream = MelStream(dit, noise, config)
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        vocoder: Vocoder,
+        config: StreamConfig,
+        noise: Noise,
+        release: Callable[[Evaluator], None],
+    ):
+        self.mel_stream = MelStream(evaluator, noise, config)
         self.overlap = WaveOverlap(vocoder)
         self.mel: Tensor | None = None
-        self._config = config
+        self._config, self._release = config, release
         self._ended = False
+
+    def close(self) -> None:
+        """End the stream, whatever is still in it."""
+        if not self._ended:
+            self._ended = True
+            self._release(self.mel_stream.evaluator)
 
     @torch.no_grad()
     def push(self, codes: Tensor, final: bool) -> Tensor:
@@ -86,8 +103,10 @@ class SpeechStream:
         if final and not (len(codes) or waiting):
             raise ValueError("there are no speech codes to speak")
         self.mel = self.mel_stream.push(codes, final)
-        self._ended = final
-        return self.overlap.push(self.mel, final).float()
+        wave = self.overlap.push(self.mel, final).float()
+        if final:
+            self.close()
+        return wave
 
     @torch.no_grad()
     def prefill(self, mel: Tensor, tokens: Tensor) -> None:
@@ -130,7 +149,13 @@ class Detokenizer:
     the noise, the ODE state and the cross-fade.
     """
 
-    def __init__(self, dit: DiT, vocoder: Vocoder, config: StreamConfig | None = None):
+    def __init__(
+        self,
+        dit: DiT,
+        vocoder: Vocoder,
+        config: StreamConfig | None = None,
+        graphs: Graphs | None = None,
+    ):
         if dit.config.mel_bins != vocoder.config.mel_bins:
             raise ValueError(
                 f"the detokenizer makes {dit.config.mel_bins} mel bins, "
@@ -138,6 +163,8 @@ class Detokenizer:
             )
         self.dit, self.vocoder = dit, vocoder
         self.config = config or StreamConfig()
+        self.graphs = graphs or graphs_for(dit.device)
+        self._free: list[Evaluator] = []
 
     @property
     def sample_rate(self) -> int:
@@ -148,16 +175,33 @@ class Detokenizer:
         return self.config.frames_per_code * self.vocoder.config.hop_size
 
     def start(self, noise: Noise) -> SpeechStream:
-        """A new stream. ``noise(chunk, frames)`` gives fp32 [frames, mel_bins], chunks from 0."""
-        return SpeechStream(self.dit, self.vocoder, self.config, noise)
+        """A new stream. ``noise(chunk, frames)`` gives fp32 [frames, mel_bins], chunks from 0.
+
+        Everything of a stream must be launched in the same lane of ``graphs``.
+        """
+        config = self.config
+        try:
+            evaluator = self._free.pop()
+        except IndexError:
+            evaluator = Evaluator(
+                self.dit,
+                config.cache_frames,
+                config.largest_chunk_codes,
+                config.frames_per_code,
+                self.graphs,
+            )
+        return SpeechStream(evaluator, self.vocoder, config, noise, self._free.append)
 
     def synthesize(self, codes: Tensor, noise: Noise) -> Tensor:
-        """The wave fp32 [1, samples_per_code * n] of the codes int64 [n], chunked as published.
+        """The wave fp32 [1, samples_per_code * n], on the CPU, of the codes int64 [n].
 
-        Raises ValueError if there are no codes or one is outside the code book.
+        Chunked as published. Raises ValueError if there are no codes or one is outside the code
+        book.
         """
+        codes = codes.cpu()
         _check_codes(codes, self.dit.config.codes)
-        stream = self.start(noise)
-        chunks = codes.split(self.config.chunk_codes)
-        waves = [stream.push(c, final=i == len(chunks)) for i, c in enumerate(chunks, 1)]
-        return torch.cat(waves)[None]
+        with self.graphs.lane():
+            stream = self.start(noise)
+            chunks = codes.split(self.config.chunk_codes)
+            waves = [stream.push(c, final=i == len(chunks)) for i, c in enumerate(chunks, 1)]
+            return torch.cat(waves)[None].cpu()

@@ -1,46 +1,77 @@
 """The one place that chooses how attention is computed.
 
-flash-attn is used where it is installed and supports the device and dtype, PyTorch's scaled
-dot product attention (SDPA) otherwise. Both read grouped keys and values as they are stored.
+Every backend has two forms: of a sequence whose place the host knows, and of a single token
+whose place stands in a device tensor, with fixed shapes, so that it can be recorded in a graph.
+All read grouped keys and values as they are stored.
 """
 
 from __future__ import annotations
 
-import functools
 import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kimia_infer import triton_support
+from kimia_infer.errors import RequestError
 
-@functools.cache
-def _flash_installed() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None
-
-
-def backend(device: torch.device, dtype: torch.dtype) -> str:
-    """Name of the implementation used for tensors of this device and dtype."""
-    supported = device.type == "cuda" and dtype in (torch.float16, torch.bfloat16)
-    return "flash-attn" if supported and _flash_installed() else "sdpa"
+if TYPE_CHECKING:
+    from kimia_infer.language_model.cache import KeyValueCache
 
 
-def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of the last positions of a sequence over all of it.
+@dataclass(frozen=True)
+class Backend:
+    """An implementation of attention.
 
-    query [batch, heads, length, head_dim] stands at the end of keys and values
-    [batch, kv_heads, total, head_dim]; returns the shape of query. Each query sees the keys
-    up to its own position. Scale 1/sqrt(head_dim).
+    ``sequence(query, keys, values)``: query [1, heads, length, head_dim] stands at the end of
+    keys and values [1, kv_heads, total, head_dim]; returns the shape of query. Each query sees
+    the keys up to its own position.
+    ``token(qkv, cache, layer, position, extent)``: qkv [1, 1, rows] of the joined projection at
+    ``position`` int64 [1]; stores its key and value and returns [1, 1, heads * head_dim]. All
+    positions up to its own are below ``extent``. With ``any_extent`` that limit costs nothing.
+    Scale 1/sqrt(head_dim).
     """
-    length, total = query.shape[2], keys.shape[2]
-    if backend(query.device, query.dtype) == "flash-attn":
-        from flash_attn import flash_attn_func
 
-        # flash-attn aligns the causal mask to the end of the keys, as wanted here.
-        out = flash_attn_func(
-            query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), causal=True
-        )
-        return out.transpose(1, 2)
+    name: str
+    sequence: Callable[[Tensor, Tensor, Tensor], Tensor]
+    token: Callable[[Tensor, KeyValueCache, int, Tensor, int], Tensor]
+    any_extent: bool
+
+
+def choose_backend(
+    device: torch.device, dtype: torch.dtype, head_dim: int, name: str | None = None
+) -> Backend:
+    """The backend called ``name``, or the best one for tensors of this kind.
+
+    Raises RequestError, saying what is lacking, for a name that is unknown or cannot be used.
+    """
+    if name is not None and name not in BACKENDS:
+        raise RequestError(f"attention: expected one of {', '.join(BACKENDS)}, found {name!r}")
+    for candidate in BACKENDS if name is None else [name]:
+        lacking = _LACKING[candidate](device, dtype, head_dim)
+        if lacking is None:
+            return BACKENDS[candidate]
+    raise RequestError(f"attention: {name!r} cannot be used here, {lacking}; leave it to choose")
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding of x [..., length, head_dim]; the two halves of head_dim form pairs."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin
+
+
+def split_heads(qkv: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values [batch, heads, length, head_dim] of qkv [batch, length, rows]."""
+    heads = qkv.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    return heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+
+
+def _sdpa_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    length, total = query.shape[2], keys.shape[2]
     mask = None
     if 1 < length < total:
         mask = torch.ones(length, total, dtype=torch.bool, device=query.device)
@@ -48,3 +79,91 @@ def causal_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, is_causal=length == total > 1, enable_gqa=True
     )
+
+
+def _sdpa_token(
+    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, extent: int
+) -> Tensor:
+    query = _store(qkv, cache, layer, position)
+    seen = torch.arange(extent, device=qkv.device) <= position
+    # The query heads that share a key head stand where a sequence would: [1, kv, group, dim].
+    mixed = F.scaled_dot_product_attention(
+        query.view(1, cache.keys.shape[1], -1, query.shape[-1]),
+        cache.keys[layer, None, :, :extent],
+        cache.values[layer, None, :, :extent],
+        attn_mask=seen.expand(1, 1, query.shape[1] // cache.keys.shape[1], extent),
+    )
+    return mixed.reshape(1, 1, -1)
+
+
+def _flash_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    from flash_attn import flash_attn_func
+
+    # flash-attn aligns the causal mask to the end of the keys, as wanted here.
+    out = flash_attn_func(
+        query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), causal=True
+    )
+    return out.transpose(1, 2)
+
+
+def _flash_token(
+    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, extent: int
+) -> Tensor:
+    from flash_attn import flash_attn_with_kvcache
+
+    query = _store(qkv, cache, layer, position)
+    out = flash_attn_with_kvcache(
+        query.transpose(1, 2),
+        cache.keys[layer, None].transpose(1, 2),
+        cache.values[layer, None].transpose(1, 2),
+        cache_seqlens=(position + 1).int(),
+    )
+    return out.reshape(1, 1, -1)
+
+
+def _triton_token(
+    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, extent: int
+) -> Tensor:
+    from kimia_infer.language_model.kernels import rotate_append_attend
+
+    kv_heads, _, head_dim = cache.keys[layer].shape
+    heads = qkv.shape[-1] // head_dim - 2 * kv_heads
+    return rotate_append_attend(
+        qkv, cache.keys[layer], cache.values[layer], cache.cos, cache.sin, position, heads, kv_heads
+    )
+
+
+def _store(qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor) -> Tensor:
+    """Put key and value of one token in their place; its rotated query [1, heads, 1, dim]."""
+    query, keys, values = split_heads(qkv, cache.keys.shape[1], cache.keys.shape[-1])
+    cos, sin = cache.cos[position], cache.sin[position]
+    cache.keys[layer].index_copy_(1, position, rotate(keys[0], cos, sin))
+    cache.values[layer].index_copy_(1, position, values[0])
+    return rotate(query, cos, sin)
+
+
+def _lacks_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
+        return f"it computes in bfloat16 on CUDA devices, not in {dtype} on {device}"
+    if importlib.util.find_spec("flash_attn") is None:
+        return "the package flash-attn is not installed"
+    return None
+
+
+def _lacks_triton(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    if head_dim & (head_dim - 1):
+        return f"its kernel needs a head size that is a power of two, not {head_dim}"
+    return triton_support.missing(device)
+
+
+BACKENDS = {
+    # The best one first. Triton's kernel also rotates and stores, so it leads flash-attn.
+    "triton": Backend("triton", _sdpa_sequence, _triton_token, any_extent=True),
+    "flash-attn": Backend("flash-attn", _flash_sequence, _flash_token, any_extent=True),
+    "sdpa": Backend("sdpa", _sdpa_sequence, _sdpa_token, any_extent=False),
+}
+_LACKING: dict[str, Callable[[torch.device, torch.dtype, int], str | None]] = {
+    "triton": _lacks_triton,
+    "flash-attn": _lacks_flash,
+    "sdpa": lambda device, dtype, head_dim: None,
+}

@@ -1,34 +1,84 @@
 """The generation loop over both tracks.
 
-The state of a request - both token stores, the delay, the blanks, the stop conditions - lives
-in tensors on the device; the host only looks at them every ``check_interval`` steps and then
-trims what ran past the end.
+The host launches steps and, every ``check_interval`` of them, begins to copy what is new. Where
+work is recorded it reads the copy only after launching the next interval, so that the device
+never waits, and trims what ran past the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from kimia_infer.graphs import Graphs, graphs_for
+from kimia_infer.language_model.attention import choose_backend
 from kimia_infer.language_model.model import LanguageModel
-from kimia_infer.language_model.sampler import Sampling, TrackSampling, sample
+from kimia_infer.language_model.sampler import Sampling
+from kimia_infer.language_model.state import (
+    AUDIO,
+    BOTH,
+    TEXT,
+    ControlTokens,
+    DecodeState,
+    Snapshot,
+)
 from kimia_infer.randomness import Randomness
 
 OutputType = Literal["text", "both"]
-HeadRows = Literal["full", "track"]
 
 
-@dataclass(frozen=True)
-class ControlTokens:
-    """Ids that steer the loop: the blank of both tracks and the tokens that end them."""
+class Decoder:
+    """A language model ready to generate, with the states that requests take turns to use.
 
-    blank: int
-    text_end: int
-    audio_ends: tuple[int, ...]
+    A request and its answer fit in ``capacity`` positions. ``attention`` names a backend instead
+    of the best one; RequestError if it cannot be used. ``make_graphs`` is how work is launched.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        control: ControlTokens,
+        capacity: int,
+        attention: str | None = None,
+        make_graphs: Callable[[torch.device], Graphs] = graphs_for,
+    ):
+        config, dtype = model.config, model.dtype
+        self.model, self.control, self.capacity = model, control, capacity
+        self.backend = choose_backend(model.device, dtype, config.head_dim, attention)
+        self._make_graphs = make_graphs
+        self._free: list[DecodeState] = []
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[DecodeState]:
+        """A state that nobody else uses, kept for later requests unless this one fails."""
+        try:
+            state = self._free.pop()
+        except IndexError:
+            graphs = self._make_graphs(self.model.device)
+            state = DecodeState(self.model, self.control, self.capacity, self.backend, graphs)
+        usable = True
+        try:
+            yield state
+        except Exception:
+            usable = False
+            raise
+        finally:
+            if usable:
+                self._free.append(state)
+
+    @torch.inference_mode()
+    def warm_up(self, sampling: Sampling, speech: bool) -> None:
+        """Record the steps that ``sampling`` needs, so that no request has to wait for it."""
+        with self.borrow() as state:
+            for tracks in (TEXT, BOTH, AUDIO) if speech else (TEXT,):
+                state.prepare(tracks, sampling)
+                state.forward(tracks, 0)
 
 
 @dataclass(frozen=True)
@@ -66,145 +116,92 @@ class Generation:
     """One request on its way through the model.
 
     Iterate :meth:`run` to the end, or stop early; ``text_ids`` and ``audio_ids`` grow with it.
-    ``head_rows="track"`` computes only the logits a track can use: text ids below
-    ``token_offset``, audio ids from ``base_tokens`` up; ``"full"`` is what was published.
     """
 
     def __init__(
         self,
-        model: LanguageModel,
+        decoder: Decoder,
         prompt: DecodeInput,
-        control: ControlTokens,
         output_type: OutputType,
         max_steps: int,
         sampling: Sampling,
         randomness: Randomness,
-        head_rows: HeadRows = "full",
         check_interval: int = 1,
     ):
-        self.model, self.prompt, self.control = model, prompt, control
+        needed = prompt.length + max_steps
+        if needed > decoder.capacity:
+            raise ValueError(f"{needed} positions do not fit in a capacity of {decoder.capacity}")
+        self.decoder, self.prompt, self.randomness = decoder, prompt, randomness
         self.sampling, self.max_steps = sampling, max_steps
-        self.check_interval, self.next_look = check_interval, check_interval
-        self.speaks = output_type == "both"
-        config, device = model.config, model.device
-        cut = head_rows == "track"
-        self.text_rows = slice(0, config.token_offset if cut else config.vocab_size)
-        self.audio_rows = slice(config.base_tokens if cut else 0, config.vocab_size)
-        self.text_uniforms = randomness.uniforms("text", max_steps).to(device)
-        self.audio_uniforms = randomness.uniforms("audio", max_steps).to(device)
-        self.text_store = torch.zeros(max_steps, dtype=torch.int64, device=device)
-        self.audio_store = torch.zeros_like(self.text_store)
-        self.text_count = torch.zeros((), dtype=torch.int64, device=device)
-        self.text_finished = torch.zeros((), dtype=torch.bool, device=device)
-        self.audio_count = torch.zeros_like(self.text_count)
-        self.finished = torch.zeros_like(self.text_finished)
-        self.audio_ends = torch.tensor(control.audio_ends, device=device)
-        self.launched = 0
+        self.check_interval, self.next_look = check_interval, 1
+        self.delay = decoder.model.config.audio_delay
+        self.tracks = BOTH if output_type == "both" else TEXT
+        self.speaks = self.tracks.audio
+        self.launched = self.fetched = 0
+        self.ended = False
         self.text_ids: list[int] = []
         self.audio_ids: list[int] = []
 
     @torch.inference_mode()
     def run(self) -> Iterator[Progress]:
         """Generate until the end token or the step limit; look every ``check_interval`` steps."""
-        prompt = self.prompt
-        cache = self.model.new_cache(prompt.length + self.max_steps)
-        x = self.model.embed(
-            prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features
-        )
-        position, needs_text = 0, True
-        for step in range(self.max_steps):
-            hidden = self.model(x, cache, position, text=needs_text, audio=self.speaks)
-            position += x.shape[1]
-            self._advance(step, hidden.text, hidden.audio)
-            self.launched = step + 1
-            if self.launched >= min(self.next_look, self.max_steps):
-                self.next_look = self.launched + self.check_interval
-                progress, text_finished = self._look()
+        with self.decoder.borrow() as state:
+            for tracks in (BOTH, AUDIO) if self.speaks else (TEXT,):
+                state.prepare(tracks, self.sampling)
+            state.begin(self.randomness, self.max_steps)
+            looks: deque[Callable[[], Progress]] = deque()
+            while True:
+                self._launch(state)
+                looks.append(self._look(state))
+                if state.graphs.captures and len(looks) == 1 and self.launched < self.max_steps:
+                    continue  # one interval late
+                progress = looks.popleft()()
                 yield progress
                 if progress.finished:
                     return
-                # Nothing above the fork reaches the audio track.
-                needs_text = not text_finished
-            x = self.model.embed(
-                self.audio_store[step].view(1, 1), self.text_store[step].view(1, 1)
-            )
 
     def look_by(self, step: int) -> None:
         """Have the next look at ``step`` launched steps, if it is not due earlier."""
-        self.next_look = min(self.next_look, step)
+        self.next_look = min(self.next_look, max(step, self.launched + 1))
 
-    def _look(self) -> tuple[Progress, bool]:
-        """Fetch what is new in one transfer; also whether the text track has ended."""
-        delay = self.model.config.audio_delay
-        text_from, audio_from = len(self.text_ids), delay + len(self.audio_ids)
-        state = [self.text_count, self.audio_count, self.text_finished, self.finished]
-        new = [
-            self.text_store[text_from : self.launched],
-            self.audio_store[audio_from : self.launched],
-        ]
-        values = torch.cat([torch.stack([value.long() for value in state]), *new]).tolist()
-        text_count, audio_count, text_finished, finished = values[:4]
-        text, audio = values[4 : 4 + len(new[0])], values[4 + len(new[0]) :]
-        text = text[: text_count - len(self.text_ids)]
-        audio = audio[: audio_count - len(self.audio_ids)]
+    def _launch(self, state: DecodeState) -> None:
+        """Launch steps up to the next look."""
+        until = min(self.next_look, self.max_steps)
+        while self.launched < until:
+            if self.launched == 0:
+                prompt = self.prompt
+                ids = prompt.audio_ids, prompt.text_ids
+                x = self.decoder.model.embed(*ids, prompt.is_continuous, prompt.features)
+                state.prefill(x, self.tracks)
+            else:
+                state.forward(self.tracks, self.prompt.length + self.launched - 1)
+            state.choose(self.tracks, self.sampling)
+            self.launched += 1
+        self.next_look = self.launched + self.check_interval
+
+    def _look(self, state: DecodeState) -> Callable[[], Progress]:
+        """Begin to fetch the state as it is after the steps launched so far."""
+        first, self.fetched = self.fetched, self.launched
+        steps, snapshot = self.launched, state.fetch(first, self.launched)
+        return lambda: self._take(snapshot(), first, steps)
+
+    def _take(self, seen: Snapshot, first: int, steps: int) -> Progress:
+        """Keep what belongs to the answer of the ids from step ``first`` on."""
+        text = seen.text[: max(0, seen.text_count - first)]
+        skipped = max(0, self.delay - first)
+        audio = seen.audio[skipped : max(0, seen.audio_count + self.delay - first)]
         self.text_ids += text
         self.audio_ids += audio
-        done = bool(finished) or self.launched == self.max_steps
-        return Progress(self.launched, text, audio, done), bool(text_finished)
-
-    def _advance(self, step: int, text_hidden: Tensor | None, audio_hidden: Tensor | None) -> None:
-        """Choose and store the tokens of ``step`` and update the stop conditions."""
-        running = ~self.finished
-        text = self.text_store.new_full((), self.control.blank)
-        if text_hidden is not None:
-            sampled = self._text_token(step, text_hidden)
-            text = torch.where(self.text_finished, text, sampled)
-            ends = ~self.text_finished & (sampled == self.control.text_end)
-            self.text_count += running & ~self.text_finished & ~ends
-            self.text_finished |= ends
-        self.text_store[step] = text
-        audio = self.audio_store.new_full((), self.control.blank)
-        if self.speaks and step >= self.model.config.audio_delay:
-            audio = self._audio_token(step, audio_hidden)
-            self.audio_count += running
-            self.finished |= (audio == self.audio_ends).any()
-        self.audio_store[step] = audio
-        if not self.speaks:
-            self.finished |= self.text_finished
-
-    def _text_token(self, step: int, hidden: Tensor) -> Tensor:
-        weight = self.model.text_head.weight[self.text_rows]
-        return _choose(
-            weight, hidden, self.text_rows.start, self.text_store, step, self.text_uniforms,
-            self.sampling.text,
-        )  # fmt: skip
-
-    def _audio_token(self, step: int, hidden: Tensor) -> Tensor:
-        weight = self.model.audio_head.weight[self.audio_rows]
-        return _choose(
-            weight, hidden, self.audio_rows.start, self.audio_store, step, self.audio_uniforms,
-            self.sampling.audio,
-        )  # fmt: skip
+        if self.speaks and seen.text_finished:
+            self.tracks = AUDIO
+        self.ended = seen.finished
+        return Progress(steps, text, audio, seen.finished or steps == self.max_steps)
 
     @property
     def steps(self) -> int:
         """Steps up to the end of the answer; more may have been launched before it was seen."""
-        if not self.finished:
+        if not self.ended:
             return self.launched
         if self.speaks:
-            return self.model.config.audio_delay + len(self.audio_ids)
+            return self.delay + len(self.audio_ids)
         return len(self.text_ids) + 1
-
-
-def _choose(
-    head: Tensor,
-    hidden: Tensor,
-    first_row: int,
-    history: Tensor,
-    step: int,
-    uniforms: Tensor,
-    sampling: TrackSampling,
-) -> Tensor:
-    """Sample from the last position's logits over the head's rows, which start at an id."""
-    logits = torch.nn.functional.linear(hidden[0, -1], head)
-    return first_row + sample(logits, history - first_row, step, uniforms[step], sampling)

@@ -16,48 +16,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.language_model.attention import causal_attention
-from kimia_infer.language_model.cache import KeyValueCache
+from kimia_infer import triton_support
+from kimia_infer.language_model.cache import Attend
 from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.weights.checkpoint import Part, Slot, open_directory
 
 
+def fused(x: Tensor) -> bool:
+    """Whether single kernels stand for chains of elementwise operations; they have no gradient."""
+    on_accelerator = x.device.type != "cpu" and not torch.is_grad_enabled()
+    return on_accelerator and triton_support.available(x.device)
+
+
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight, accumulated in fp32."""
+    """x / rms(x) * weight, accumulated in fp32, of a residual stream."""
 
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sum of the stream x [..., size] and what is to be added, and its norm."""
+        if fused(x):
+            from kimia_infer.language_model.kernels import add_rms_norm
+
+            return add_rms_norm(x, delta, self.weight, self.eps)
+        x = x if delta is None else x + delta
+        return x, F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary positions over the cache."""
+    """Grouped-query attention between joined projections and the output projection."""
 
     def __init__(self, config: LanguageModelConfig):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         rows = (config.heads + 2 * config.kv_heads) * config.head_dim
         self.qkv = nn.Linear(config.hidden_size, rows)
         self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, cache: KeyValueCache, layer: int, start: int) -> Tensor:
-        batch, length, _ = x.shape
-        heads = self.qkv(x).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        query, keys, values = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=1)
-        cos, sin = cache.cos[start : start + length], cache.sin[start : start + length]
-        keys, values = cache.append(layer, start, rotate(keys, cos, sin), values)
-        mixed = causal_attention(rotate(query, cos, sin), keys, values)
-        return self.output(mixed.transpose(1, 2).reshape(batch, length, -1))
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of x [..., length, head_dim]; the two halves of head_dim form pairs."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    def forward(self, x: Tensor, attend: Attend, layer: int) -> Tensor:
+        return self.output(attend(self.qkv(x), layer))
 
 
 class FeedForward(nn.Module):
@@ -69,7 +68,12 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        gate_up = self.gate_up(x)
+        if fused(x):
+            from kimia_infer.language_model.kernels import silu_mul
+
+            return self.down(silu_mul(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
 
 
@@ -83,9 +87,13 @@ class DecoderLayer(nn.Module):
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, cache: KeyValueCache, layer: int, start: int) -> Tensor:
-        x = x + self.attention(self.attention_norm(x), cache, layer, start)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+    def forward(
+        self, x: Tensor, delta: Tensor | None, attend: Attend, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream and what is to be added to it, before and after this layer."""
+        x, inner = self.attention_norm(x, delta)
+        x, inner = self.feed_forward_norm(x, self.attention(inner, attend, layer))
+        return x, self.feed_forward(inner)
 
 
 class VQAdaptor(nn.Module):
@@ -109,7 +117,11 @@ class Hidden(NamedTuple):
 
 
 class LanguageModel(nn.Module):
-    """Embedding, trunk, MIMO branch and both heads."""
+    """Embedding, trunk, MIMO branch and both heads.
+
+    The text head's rows stand for the ids from 0 on, the audio head's for those from
+    ``first_audio_id`` on.
+    """
 
     def __init__(self, config: LanguageModelConfig):
         super().__init__()
@@ -122,6 +134,7 @@ class LanguageModel(nn.Module):
         self.mimo_layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.mimo_layers))
         self.mimo_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.audio_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.first_audio_id = 0
 
     @property
     def device(self) -> torch.device:
@@ -130,9 +143,6 @@ class LanguageModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.embedding.weight.dtype
-
-    def new_cache(self, capacity: int, batch: int = 1) -> KeyValueCache:
-        return KeyValueCache(self.config, capacity, self.device, self.dtype, batch)
 
     def embed(
         self,
@@ -160,25 +170,47 @@ class LanguageModel(nn.Module):
         has_text = (text_ids != 0).any(dim=1)[:, None, None]
         return torch.where(has_text, audio + self.embedding(text_ids), audio)
 
-    def forward(
-        self, x: Tensor, cache: KeyValueCache, start: int, text: bool = True, audio: bool = True
-    ) -> Hidden:
-        """Run embeddings x [batch, length, hidden_size] that stand at ``start`` of the cache.
+    def forward(self, x: Tensor, attend: Attend, text: bool = True, audio: bool = True) -> Hidden:
+        """Run embeddings x [batch, length, hidden_size]; ``attend`` says what they see.
 
         Only what the wanted tracks need is computed: without ``text`` the trunk ends at the
         fork, without ``audio`` the MIMO branch is not entered.
         """
         config = self.config
-        last = config.trunk_layers if text else config.fork_layer + 1
-        fork = x
-        for index in range(last):
-            x = self.layers[index](x, cache, index, start)
+        stream: tuple[Tensor, Tensor | None] = (x, None)
+        fork = stream
+        for index in range(config.trunk_layers if text else config.fork_layer + 1):
+            stream = self.layers[index](*stream, attend, index)
             if index == config.fork_layer:
-                fork = x
+                fork = stream
         if audio:
-            for index, layer in enumerate(self.mimo_layers):
-                fork = layer(fork, cache, config.trunk_layers + index, start)
-        return Hidden(self.norm(x) if text else None, self.mimo_norm(fork) if audio else None)
+            for index, layer in enumerate(self.mimo_layers, config.trunk_layers):
+                fork = layer(*fork, attend, index)
+        return Hidden(
+            self.norm(*stream)[1] if text else None, self.mimo_norm(*fork)[1] if audio else None
+        )
+
+    def with_cut_heads(self) -> LanguageModel:
+        """This model, sharing its weights, with each head cut to the rows of its own track.
+
+        Text: the ids below ``token_offset``. Audio: those from ``base_tokens`` up, as a copy,
+        so that the rest of the published matrix can be freed.
+        """
+        with torch.device("meta"):
+            cut = LanguageModel(self.config)
+        for name, child in self.named_children():
+            setattr(cut, name, child)
+        cut.first_audio_id = self.config.base_tokens
+        cut.text_head = _head(self.text_head.weight[: self.config.token_offset])
+        cut.audio_head = _head(self.audio_head.weight[cut.first_audio_id :].clone())
+        return cut.eval()
+
+
+def _head(weight: Tensor) -> nn.Linear:
+    with torch.device("meta"):
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    return head
 
 
 def _layer_slots(stored: str, ours: str, config: LanguageModelConfig) -> list[Slot]:

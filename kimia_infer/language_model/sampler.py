@@ -64,30 +64,47 @@ def draw_weights(logits: Tensor, temperature: float, top_k: int) -> tuple[Tensor
 def draw(weights: Tensor, uniform: Tensor) -> Tensor:
     """Inverse CDF: the first index whose normalized cumulative weight exceeds ``uniform``.
 
-    weights [k], uniform float64 scalar in [0, 1) -> int64 scalar. Accumulated in float64
+    weights [k], uniform float64 [1] in [0, 1) -> int64 [1]. Accumulated in float64
     (float32 on devices without it, such as MPS).
     """
     wide = torch.float32 if weights.device.type == "mps" else torch.float64
     weights = weights.to(wide)
     cumulative = (weights / weights.sum()).cumsum(0)
     # Rounding may leave the last value just below 1.
-    return (cumulative <= uniform.to(wide)).sum().clamp(max=len(weights) - 1)
+    return (cumulative <= uniform.to(wide)).sum(0, keepdim=True).clamp(max=len(weights) - 1)
 
 
 def sample(
-    logits: Tensor, history: Tensor, step: int, uniform: Tensor, sampling: TrackSampling
+    logits: Tensor,
+    history: Tensor,
+    step: Tensor,
+    uniform: Tensor,
+    sampling: TrackSampling,
+    first_id: int = 0,
 ) -> Tensor:
-    """Choose the next id of a track: int64 scalar.
+    """Choose the next id of a track: int64 [1].
 
-    logits [vocabulary]; ``history`` int64 [capacity] holds the ids of steps 0 .. step-1 of
-    this track, blanks and end tokens included.
+    logits [rows] stand for the ids from ``first_id`` on; ``history`` int64 [capacity] holds the
+    ids of steps 0 .. step-1 of this track, blanks and end tokens included; ``step`` int64 [1];
+    ``uniform`` float64 [1]. No value is read by the host.
     """
     window = sampling.repetition_window_size
-    if sampling.repetition_penalty > 1.0 and step > window:
-        recent = history[step - window if window else 0 : step]
-        logits = penalize_repetition(logits, recent, sampling.repetition_penalty)
+    if sampling.repetition_penalty > 1.0 and len(history):
+        recent = _recent(history, step, window) - first_id
+        penalized = penalize_repetition(logits, recent, sampling.repetition_penalty)
+        logits = torch.where(step > window, penalized, logits)
     if sampling.greedy:
-        return logits.argmax()
+        return first_id + logits.argmax().view(1)
     weights, ids = draw_weights(logits, sampling.temperature, sampling.top_k)
     index = draw(weights, uniform)
-    return index if ids is None else ids[index]
+    return first_id + (index if ids is None else ids[index]).view(1)
+
+
+def _recent(history: Tensor, step: Tensor, window: int) -> Tensor:
+    """The ids of the last ``window`` steps; of all steps so far with 0.
+
+    Of fixed size: where there are fewer steps, ids repeat, which changes no set of them.
+    """
+    size = window or len(history)
+    places = torch.arange(size, device=history.device) + (step - window if window else 0)
+    return history[places.clamp(min=0).minimum((step - 1).clamp(min=0))]

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from kimia_infer.language_model import state
 from kimia_infer.language_model.model import LanguageModel
+from kimia_infer.language_model.state import Tracks
 
 # Beyond every cache; two of them are held.
 COPY_BYTES = {"cpu": 512 * 2**20}
@@ -21,13 +24,12 @@ class Mode:
     """Which tracks a step computes."""
 
     name: str
-    text: bool
-    audio: bool
+    tracks: Tracks
 
 
-TEXT = Mode("text only", text=True, audio=False)
-BOTH = Mode("both tracks", text=True, audio=True)
-AFTER_TEXT = Mode("after text end", text=False, audio=True)
+TEXT = Mode("text only", state.TEXT)
+BOTH = Mode("both tracks", state.BOTH)
+AFTER_TEXT = Mode("after text end", state.AUDIO)
 MODES = (TEXT, BOTH, AFTER_TEXT)
 
 
@@ -52,27 +54,23 @@ def copy_bandwidth(device: torch.device) -> float:
     return 2 * size / best
 
 
-def step_bytes(model: LanguageModel, mode: Mode, head_rows: str, filled: float) -> int:
+def step_bytes(model: LanguageModel, mode: Mode, filled: float) -> int:
     """Bytes that a decode step with ``filled`` cache positions has to read, each once.
 
-    Weights of the layers, norms and head rows of ``mode``, the two rows of the embedding, and
-    keys and values of the filled positions.
+    Weights of the layers, norms and heads of ``mode``, the two rows of the embedding, and keys
+    and values of the filled positions.
     """
-    config = model.config
-    shared = config.trunk_layers if mode.text else config.fork_layer + 1
-    modules = list(model.layers[:shared])
-    rows = layers = 0
-    if mode.text:
-        modules.append(model.norm)
-        rows += config.token_offset if head_rows == "track" else config.vocab_size
-    if mode.audio:
-        modules += [*model.mimo_layers, model.mimo_norm]
-        layers = config.mimo_layers
-        rows += config.vocab_size - (config.base_tokens if head_rows == "track" else 0)
-    weights = sum(p.nbytes for module in modules for p in module.parameters())
-    width = model.dtype.itemsize
-    cache = (shared + layers) * 2 * config.kv_heads * config.head_dim * filled
-    return weights + round(width * ((rows + 2) * config.hidden_size + cache))
+    config, tracks = model.config, mode.tracks
+    layers = list(model.layers[: config.trunk_layers if tracks.text else config.fork_layer + 1])
+    rest: list[nn.Module] = []
+    if tracks.text:
+        rest += [model.norm, model.text_head]
+    if tracks.audio:
+        layers += model.mimo_layers
+        rest += [model.mimo_norm, model.audio_head]
+    weights = sum(p.nbytes for module in (*layers, *rest) for p in module.parameters())
+    cache = len(layers) * 2 * config.kv_heads * config.head_dim * filled
+    return weights + round(model.dtype.itemsize * (2 * config.hidden_size + cache))
 
 
 def resident_bytes(peak: bool = False) -> int | None:

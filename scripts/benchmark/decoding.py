@@ -11,13 +11,13 @@ import torch
 from tqdm import tqdm
 
 from kimia_infer.api.kimia import CHECK_INTERVAL
-from kimia_infer.language_model.decode import ControlTokens, DecodeInput, Generation
+from kimia_infer.language_model.decode import DecodeInput, Decoder, Generation
 from kimia_infer.language_model.model import LanguageModel
 from kimia_infer.language_model.sampler import Sampling, TrackSampling
+from kimia_infer.language_model.state import ControlTokens
 from kimia_infer.randomness import SeededRandomness
 from kimia_infer.tokenizer.text import SpecialTokens
 from scripts.benchmark.bandwidth import (
-    AFTER_TEXT,
     BOTH,
     MODES,
     Mode,
@@ -57,6 +57,7 @@ class Contender:
     name: str
     mode: Mode
     head_rows: str
+    model: LanguageModel
     make: Callable[[], Loop]
     seconds: list[float] = field(default_factory=list)
 
@@ -66,7 +67,7 @@ class Contender:
 
     def take_turn(self, steps: int | None) -> bool:
         """Go on for ``steps``, or to the end with None; False once there is no more."""
-        device = self.loop.model.device
+        device = self.model.device
         synchronize(device)
         before = first = self.loop.launched
         start = time.perf_counter()
@@ -90,21 +91,18 @@ def random_prompt(model: LanguageModel) -> tuple[DecodeInput, ControlTokens]:
     return prompt, ControlTokens(SpecialTokens.after(config.base_tokens).text_blank, -1, (-1,))
 
 
-def library_loop(model: LanguageModel, mode: Mode, head_rows: str, steps: int) -> Generation:
-    prompt, control = random_prompt(model)
+def library_decoder(model: LanguageModel, steps: int) -> Decoder:
+    return Decoder(model, random_prompt(model)[1], PROMPT_LENGTH + steps)
+
+
+def library_loop(decoder: Decoder, mode: Mode, steps: int) -> Generation:
+    prompt, _ = random_prompt(decoder.model)
+    output = "both" if mode.tracks.audio else "text"
+    interval = check_interval(decoder.model.device)
     generation = Generation(
-        model,
-        prompt,
-        control,
-        "both" if mode.audio else "text",
-        steps,
-        GREEDY,
-        SeededRandomness(SEED),
-        head_rows,
-        check_interval(model.device),
+        decoder, prompt, output, steps, GREEDY, SeededRandomness(SEED), interval
     )
-    if mode is AFTER_TEXT:
-        generation.text_finished.fill_(True)
+    generation.tracks = mode.tracks
     return generation
 
 
@@ -115,12 +113,16 @@ def make_contenders(model: LanguageModel, steps: int) -> list[Contender]:
         return PlainGeneration(model, *random_prompt(model), "both", steps)
 
     def ours(mode: Mode, head_rows: str) -> Contender:
-        make = lambda: library_loop(model, mode, head_rows, steps)  # noqa: E731
-        return Contender(mode.name, mode, head_rows, make)
+        make = lambda: library_loop(decoders[head_rows], mode, steps)  # noqa: E731
+        return Contender(mode.name, mode, head_rows, decoders[head_rows].model, make)
 
+    decoders = {
+        "track": library_decoder(model.with_cut_heads(), steps),
+        "full": library_decoder(model, steps),
+    }
     return [
-        Contender("plain loop", BOTH, "full", plain),
-        *(ours(mode, head_rows) for head_rows in ("track", "full") for mode in MODES),
+        Contender("plain loop", BOTH, "full", model, plain),
+        *(ours(mode, head_rows) for head_rows in decoders for mode in MODES),
     ]
 
 
@@ -147,14 +149,15 @@ def compare_decoding(model: LanguageModel, steps: int, runs: int) -> dict:
         "steps": steps,
         "runs": runs,
         "check_interval": check_interval(model.device),
-        "equal_steps": equal_steps(plain.loop, full.loop),
-        "modes": [_row(model, contender, plain, filled) for contender in contenders],
+        "attention": library_decoder(model, steps).backend.name,
+        "equal_steps": equal_steps(plain.loop, full.loop, model.config.audio_delay),
+        "modes": [_row(contender, plain, filled) for contender in contenders],
     }
 
 
-def _row(model: LanguageModel, contender: Contender, plain: Contender, filled: float) -> dict:
+def _row(contender: Contender, plain: Contender, filled: float) -> dict:
     median = statistics.median(contender.seconds)
-    size = step_bytes(model, contender.mode, contender.head_rows, filled)
+    size = step_bytes(contender.model, contender.mode, filled)
     return {
         "name": contender.name,
         "head_rows": contender.head_rows,
@@ -166,9 +169,8 @@ def _row(model: LanguageModel, contender: Contender, plain: Contender, filled: f
     }
 
 
-def equal_steps(first: Loop, second: Loop) -> int:
+def equal_steps(first: Loop, second: Loop, delay: int) -> int:
     """Leading steps in which both chose the same tokens."""
-    delay = first.model.config.audio_delay
     text = _common(first.text_ids, second.text_ids)
     audio = delay + _common(first.audio_ids, second.audio_ids)
     return min(text, audio)
@@ -181,7 +183,9 @@ def _common(first: list[int], second: list[int]) -> int:
 
 def long_run(model: LanguageModel) -> dict:
     """Time per step and memory near both ends of a long generation with both tracks."""
-    loop = library_loop(model, BOTH, "track", LONG_RUN_STEPS)
+    loop = library_loop(
+        library_decoder(model.with_cut_heads(), LONG_RUN_STEPS), BOTH, LONG_RUN_STEPS
+    )
     skip = first_timed_step(model.device)
     early, late, at_first = [], [], {}
     before, start = 0, time.perf_counter()

@@ -15,16 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kimia_infer.language_model.attention import rotate
 from kimia_infer.language_model.cache import rotary_tables
-from kimia_infer.language_model.decode import ControlTokens, DecodeInput
+from kimia_infer.language_model.config import LanguageModelConfig
+from kimia_infer.language_model.decode import DecodeInput
 from kimia_infer.language_model.model import (
     Attention,
     DecoderLayer,
     FeedForward,
     LanguageModel,
     RMSNorm,
-    rotate,
 )
+from kimia_infer.language_model.state import ControlTokens
 
 KeysAndValues = tuple[Tensor, Tensor]
 
@@ -106,7 +108,7 @@ class PlainGeneration:
     ) -> Tensor:
         normalized = _normalize(layer.attention_norm, x)
         mixed, self._past[index] = _attention(
-            layer.attention, normalized, cos, sin, self._past[index]
+            layer.attention, self.model.config, normalized, cos, sin, self._past[index]
         )
         x = x + mixed
         return x + _feed_forward(layer.feed_forward, _normalize(layer.feed_forward_norm, x))
@@ -124,19 +126,24 @@ def _normalize(norm: RMSNorm, x: Tensor) -> Tensor:
 
 
 def _attention(
-    attention: Attention, x: Tensor, cos: Tensor, sin: Tensor, past: KeysAndValues | None
+    attention: Attention,
+    config: LanguageModelConfig,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    past: KeysAndValues | None,
 ) -> tuple[Tensor, KeysAndValues]:
     # Runs of rows of the joined matrix: separate products without a second copy of the weights.
-    rows = [n * attention.head_dim for n in (attention.heads, *[attention.kv_heads] * 2)]
+    rows = [n * config.head_dim for n in (config.heads, *[config.kv_heads] * 2)]
     weights, biases = attention.qkv.weight.split(rows), attention.qkv.bias.split(rows)
     query, keys, values = (
-        F.linear(x, weight, bias).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+        F.linear(x, weight, bias).unflatten(-1, (-1, config.head_dim)).transpose(1, 2)
         for weight, bias in zip(weights, biases, strict=True)
     )
     query, keys = rotate(query, cos, sin), rotate(keys, cos, sin)
     if past is not None:
         keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
-    group = attention.heads // attention.kv_heads
+    group = config.heads // config.kv_heads
     mixed = F.scaled_dot_product_attention(
         query,
         keys.repeat_interleave(group, dim=1),

@@ -38,7 +38,7 @@ def _decoding(results: dict) -> list[str]:
     decoding, bandwidth = results["decoding"], results["bandwidth"]
     lines = [
         f"Decode steps: prompt {decoding['prompt_length']}, {decoding['steps']} steps, "
-        f"{decoding['runs']} interleaved runs, median step",
+        f"{decoding['runs']} interleaved runs, median step; attention: {decoding['attention']}",
         f"{'':16}{'head rows':>10}{'steps/s':>10}{'ratio':>8}{'ms/step':>10}{'MB/step':>11}"
         f"{'GB/s':>9}{'of copy':>9}",
     ]

@@ -9,12 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.api.kimia import Completion, KimiAudio
+from kimia_infer.api.kimia import CHECK_INTERVAL, Completion, KimiAudio
 from kimia_infer.api.messages import parse_messages
 from kimia_infer.api.request import Options, parse_options
 from kimia_infer.audio.load import load_audio
+from kimia_infer.detokenizer.stream import Detokenizer
+from kimia_infer.language_model.decode import Decoder
 from tests.conftest import GOLDEN
 from tests.randomness import RecordedRandomness
+from tests.traced import TracedGraphs
 
 SET = GOLDEN / "e2e"
 RECORDED = json.loads((SET / "cases.json").read_text())
@@ -67,8 +70,23 @@ def randomness_of(case: dict, tensors: dict[str, torch.Tensor]) -> RecordedRando
 
 
 @pytest.fixture(scope="module")
-def answer(model: KimiAudio, tensors: dict[str, torch.Tensor]):
+def recorded_model() -> KimiAudio:
+    """As on a GPU: recorded steps, late looks, speech on a thread of its own."""
+    model = KimiAudio(str(SET / "checkpoint"), device="cpu", dtype="float32")
+    model.background, model.check_interval = True, CHECK_INTERVAL
+    old, detokenizer = model.decoder, model.detokenizer
+    model.decoder = Decoder(old.model, old.control, old.capacity, make_graphs=TracedGraphs)
+    model.detokenizer = Detokenizer(
+        detokenizer.dit, detokenizer.vocoder, detokenizer.config, TracedGraphs(model.device)
+    )
+    return model
+
+
+@pytest.fixture(scope="module", params=["direct", "recorded"])
+def answer(request: pytest.FixtureRequest, tensors: dict[str, torch.Tensor]):
     """Answers by case name, each computed once."""
+    name = {"direct": "model", "recorded": "recorded_model"}[request.param]
+    model: KimiAudio = request.getfixturevalue(name)
     known: dict[str, Completion] = {}
 
     def get(case: dict) -> Completion:
@@ -151,14 +169,14 @@ def test_first_logits(model: KimiAudio, tensors: dict[str, torch.Tensor]) -> Non
             continue
         prompt, features = model.encode_chat(parse_messages(chat_of(case)), options_of(case))
         language_model = model.language_model
-        with torch.inference_mode():
+        with torch.inference_mode(), model.decoder.borrow() as state:
             x = language_model.embed(
                 torch.tensor([prompt.audio_ids]),
                 torch.tensor([prompt.text_ids]),
                 torch.tensor([prompt.is_continuous]),
                 features,
             )
-            hidden = language_model(x, language_model.new_cache(len(prompt)), 0)
+            hidden = language_model(x, state.cache.at(0))
             logits = {
                 "text": language_model.text_head(hidden.text[0, -1]),
                 "audio": language_model.audio_head(hidden.audio[0, -1]),

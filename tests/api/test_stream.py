@@ -129,7 +129,7 @@ def test_pipeline_speaks_as_one_piece(model: KimiAudio, background: bool, portio
         model.detokenizer.dit.config.codes, (total,), generator=torch.Generator().manual_seed(total)
     )
     noise = model._noise(SeededRandomness(1))
-    pipeline = SpeechPipeline(model.detokenizer.start(noise), "quality", 30, background)
+    pipeline = SpeechPipeline(model.detokenizer, noise, "quality", background)
     waves = []
     for portion in codes.split(portions):
         pipeline.feed(portion.tolist())
@@ -144,8 +144,8 @@ def test_pipeline_speaks_as_one_piece(model: KimiAudio, background: bool, portio
 
 
 def test_a_failure_in_the_background_is_raised(model: KimiAudio) -> None:
-    stream = model.detokenizer.start(model._noise(SeededRandomness(1)))
-    pipeline = SpeechPipeline(stream, "quality", 30, background=True)
+    noise = model._noise(SeededRandomness(1))
+    pipeline = SpeechPipeline(model.detokenizer, noise, "quality", background=True)
     pipeline.feed([10**6] * 31)
     with pytest.raises(ValueError, match="speech code"):
         list(pipeline.rest())

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.language_model.decode import ControlTokens, DecodeInput
+from kimia_infer.language_model.decode import DecodeInput
 from kimia_infer.language_model.model import LanguageModel, language_model_part
+from kimia_infer.language_model.state import ControlTokens
 from scripts.benchmark.plain_language_model import PlainGeneration
 from tests.conftest import GOLDEN
 

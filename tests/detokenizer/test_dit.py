@@ -11,7 +11,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.detokenizer.dit import DiT, DiTConfig, dit_part, dit_slots
+from kimia_infer.detokenizer.evaluation import Evaluator, FrameCache
 from kimia_infer.detokenizer.flow import CACHE_TIMESTEP, euler, ode_timesteps
+from kimia_infer.graphs import Direct
 from kimia_infer.weights.checkpoint import CheckpointError, manifest
 
 TOLERANCE = 1e-4
@@ -76,7 +78,9 @@ def test_single_evaluations(dit: DiT, recorded: Recorded) -> None:
     ]
     for step, time in enumerate(times):
         blocks.clear()
-        out = dit(recorded["dit.x"], conditioning.at(step), rotary, dit.new_cache(len(positions)))
+        out = dit(
+            recorded["dit.x"], conditioning.at(step), rotary, FrameCache(dit, len(positions)).attend
+        )
         close(dit.t_embedder(torch.tensor([time])), recorded[f"dit.t{time}.t_emb"])
         for index, block in enumerate(blocks):
             close(block, recorded[f"dit.t{time}.block.{index}"])
@@ -90,9 +94,9 @@ def test_incremental_evaluation(dit: DiT, recorded: Recorded) -> None:
     """Frames on top of a cache, as recorded: the second part at time 300."""
     x, tokens = recorded["dit.x"], recorded["dit.tokens"]
     first, start = len(recorded["dit_inc.cache.0.k"]), int(recorded["dit.position_ids"][0])
-    cache = dit.new_cache(len(x))
+    cache = FrameCache(dit, len(x))
     conditioning = dit.condition(tokens[:first], [CACHE_TIMESTEP])
-    dit(x[:first], conditioning.at(0), dit.rotary(start, first), cache)
+    dit(x[:first], conditioning.at(0), dit.rotary(start, first), cache.attend)
     cache.keep(first, limit=len(x))
     keys, values = cache.past()
     close(keys[0].transpose(0, 1), recorded["dit_inc.cache.0.k"])
@@ -100,7 +104,8 @@ def test_incremental_evaluation(dit: DiT, recorded: Recorded) -> None:
     conditioning = dit.condition(tokens[first:], [300])
     rotary = dit.rotary(start + first, len(x) - first)
     for _ in range(2):  # an evaluation leaves the past as it was
-        close(dit(x[first:], conditioning.at(0), rotary, cache), recorded["dit_inc.out"])
+        out = dit(x[first:], conditioning.at(0), rotary, cache.attend)
+        close(out, recorded["dit_inc.out"])
 
 
 @torch.no_grad()
@@ -109,9 +114,10 @@ def test_frames_of_a_code_share_their_modulation(dit: DiT) -> None:
     codes, repeat = torch.tensor([3, 1, 4]), 4
     x = torch.randn(len(codes) * repeat, dit.config.mel_bins)
     rotary, times = dit.rotary(0, len(x)), [500]
-    once = dit(x, dit.condition(codes, times).at(0), rotary, dit.new_cache(len(x)))
+    once = dit(x, dit.condition(codes, times).at(0), rotary, FrameCache(dit, len(x)).attend)
     each = dit.condition(codes.repeat_interleave(repeat), times).at(0)
-    torch.testing.assert_close(once, dit(x, each, rotary, dit.new_cache(len(x))))
+    out = dit(x, each, rotary, FrameCache(dit, len(x)).attend)
+    torch.testing.assert_close(once, out)
 
 
 @torch.no_grad()
@@ -121,22 +127,24 @@ def test_ode(dit: DiT, recorded: Recorded) -> None:
     assert len(times) == 9
     conditioning = dit.condition(recorded["ode.tokens"], times)
     rotary = dit.rotary(0, len(noise))
-    x = euler(dit, noise, conditioning, rotary, dit.new_cache(len(noise)), len(times))
+    frames_per_code = len(noise) // len(recorded["ode.tokens"])
+    evaluator = Evaluator(dit, 0, len(recorded["ode.tokens"]), frames_per_code, Direct())
+    x = euler(evaluator, noise, conditioning, rotary, len(times))
     close(x * dit.config.mel_std + dit.config.mel_mean, recorded["ode.neural_ode_euler.mel"])
 
 
 def test_cache_forgets_the_oldest_frames(dit: DiT) -> None:
-    cache = dit.new_cache(7)
+    cache = FrameCache(dit, 7)
     numbers = torch.arange(7.0)[:, None].expand(dit.config.heads, 7, dit.config.head_dim)
     for layer in range(dit.config.depth):
-        cache.write(layer, numbers, -numbers)
+        cache.attend(numbers, numbers, -numbers, layer)
     cache.keep(6, limit=4)
     keys, values = cache.past()
     assert keys[-1, 0, :, 0].tolist() == [2, 3, 4, 5]
     torch.testing.assert_close(values, -keys)
-    cache.reserve(9)
-    assert cache.keys.shape[2] == cache.values.shape[2] == 4 + 9
-    torch.testing.assert_close(cache.past(), (keys, values))
+    longer = FrameCache(dit, 9)
+    longer.restore((keys, values))
+    torch.testing.assert_close(longer.past(), (keys, values))
 
 
 def test_full_size_manifest() -> None:

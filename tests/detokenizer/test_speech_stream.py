@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from kimia_infer.detokenizer import flow
-from kimia_infer.detokenizer.dit import DiT, FrameCache, dit_part
+from kimia_infer.detokenizer.dit import DiT, dit_part
+from kimia_infer.detokenizer.evaluation import Evaluator, FrameCache
 from kimia_infer.detokenizer.flow import Noise, StreamConfig
 from kimia_infer.detokenizer.stream import Detokenizer, SpeechStream, _cross_fade
 from kimia_infer.detokenizer.vocoder import Vocoder, VocoderConfig, vocoder_part
 from tests.conftest import GOLDEN
+from tests.traced import TracedGraphs
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")
@@ -109,7 +111,7 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> Evaluations:
     """Filled per chunk with [time, query frames, key frames] of every network evaluation."""
     chunks: Evaluations = []
     times: list[int] = []
-    condition, forward = DiT.condition, DiT.forward
+    condition, velocity = DiT.condition, Evaluator.velocity
 
     def watched_condition(self, codes, timesteps):
         assert not times, "a chunk was conditioned on times that it did not use"
@@ -117,12 +119,12 @@ def evaluations(monkeypatch: pytest.MonkeyPatch) -> Evaluations:
         chunks.append([])
         return condition(self, codes, timesteps)
 
-    def watched_forward(self, x, conditioning, rotary, cache):
-        chunks[-1].append([times.pop(0), len(x), cache.filled + len(x)])
-        return forward(self, x, conditioning, rotary, cache)
+    def watched_velocity(self, x, conditioning, rotary):
+        chunks[-1].append([times.pop(0), len(x), self.cache.filled + len(x)])
+        return velocity(self, x, conditioning, rotary)
 
     monkeypatch.setattr(DiT, "condition", watched_condition)
-    monkeypatch.setattr(DiT, "forward", watched_forward)
+    monkeypatch.setattr(Evaluator, "velocity", watched_velocity)
     return chunks
 
 
@@ -137,6 +139,21 @@ def test_recorded_run(
     assert [len(chunk) for chunk in evaluations] == data["nfe_per_chunk"]
     assert evaluations[0] == data["nfe_t_first_chunk"]
     assert evaluations[-1] == data["nfe_t_last_chunk"]
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_recorded_run_with_recorded_graphs(
+    run: str, dit: DiT, vocoder: Vocoder, recorded: Recorded
+) -> None:
+    """Evaluations in fixed shapes, recorded once per bucket, across two streams in turn."""
+    graphs = TracedGraphs(CPU)
+    detokenizer = Detokenizer(dit, vocoder, config_of(run), graphs)
+    for _ in range(2):
+        stream = detokenizer.start(replay(recorded, run))
+        check_run(stream, RUNS[run]["codes"], RUNS[run]["chunks"], recorded, run)
+        known = graphs.recorded
+    assert graphs.recorded == known
+    assert graphs.replayed == 2 * sum(RUNS[run]["nfe_per_chunk"])
 
 
 @pytest.fixture(scope="module")

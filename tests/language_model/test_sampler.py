@@ -38,7 +38,7 @@ def test_recorded_calls(golden: Path) -> None:
             )
         after = tensors[f"{index}.logits_after"].reshape(-1, len(logits))[-1]
         torch.testing.assert_close(penalized, after, atol=1e-6, rtol=0)
-        uniform = torch.tensor(0.0, dtype=torch.float64)
+        uniform = torch.zeros(1, dtype=torch.float64)
         if not case["greedy"]:
             weights, _ = draw_weights(penalized, case["temperature"], max(case["top_k"], 0))
             expected = tensors[f"{index}.probs_before_multinomial"].flatten()
@@ -46,8 +46,8 @@ def test_recorded_calls(golden: Path) -> None:
             # Aim at the middle of the span of index 2 (or the last one).
             shares = expected.double() / expected.double().sum()
             target = min(2, len(shares) - 1)
-            uniform = shares[:target].sum() + shares[target] / 2
-        token = sample(logits, recent, len(recent), uniform, sampling)
+            uniform = (shares[:target].sum() + shares[target] / 2).view(1)
+        token = sample(logits, recent, torch.tensor([len(recent)]), uniform, sampling)
         assert token.item() == case["token_if_draw_index_2"], index
 
 
@@ -58,7 +58,7 @@ def test_recorded_calls(golden: Path) -> None:
 def test_draw_is_the_inverse_cdf(weights: list[float], uniform: float) -> None:
     share = np.asarray(weights, dtype=np.float64)
     expected = np.searchsorted((share / share.sum()).cumsum(), uniform, side="right")
-    actual = draw(torch.tensor(weights), torch.tensor(uniform, dtype=torch.float64))
+    actual = draw(torch.tensor(weights), torch.tensor([uniform], dtype=torch.float64))
     assert actual.item() == min(expected, len(weights) - 1)
 
 
@@ -69,7 +69,8 @@ def test_draw_follows_the_published_law() -> None:
     grid = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
     sampling = TrackSampling(temperature, 3, 1.0, 16)
     history = torch.zeros(0, dtype=torch.int64)
-    ids = torch.stack([sample(logits, history, 0, u, sampling) for u in grid])
+    step = torch.tensor([0])
+    ids = torch.cat([sample(logits, history, step, u.view(1), sampling) for u in grid])
     top = logits.topk(3)
     expected = torch.zeros(5)
     expected[top.indices] = torch.softmax(top.values / temperature, 0)
@@ -82,5 +83,6 @@ def test_the_penalty_needs_more_history_than_its_window(window: int, chosen: int
     """Three recent ids: a window of 0 is all of them, as the published slicing has it."""
     logits, history = torch.tensor([3.0, 2.9, 1.0, -1.0]), torch.tensor([0, 0, 0])
     sampling = TrackSampling(0.0, 5, 2.0, window)
-    uniform = torch.tensor(0.0, dtype=torch.float64)
-    assert sample(logits, history, len(history), uniform, sampling).item() == chosen
+    uniform = torch.zeros(1, dtype=torch.float64)
+    step = torch.tensor([len(history)])
+    assert sample(logits, history, step, uniform, sampling).item() == chosen

@@ -88,7 +88,7 @@ def test_sound_and_text_are_answered_with_both(server: Server, speech: str) -> N
     metrics = answer["metrics"]
     assert read_wav(answer["output"]["audio"]) == (1, 24_000, 1920 * metrics["speech_codes"])
     assert metrics["prompt_tokens"] > 0 and metrics["decode_steps"] <= 12
-    stages = ("load_audio", "speech_codes", "whisper_features", "prefill", "decode", "detokenizer")
+    stages = ("load_audio", "prompt", "encoders", "prefill", "decode", "detokenizer")
     assert all(metrics[f"{stage}_seconds"] > 0 for stage in stages)
 
 

@@ -1,0 +1,96 @@
+"""Recording device work once and launching it many times: CUDA graphs.
+
+The only module that knows torch.cuda. Another accelerator with a graph mode needs a class with
+the methods of :class:`Direct` here, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+Work = Callable[[], None]
+
+
+class Direct:
+    """Work is launched operation by operation, and its results are read at once."""
+
+    captures = False
+
+    def record(self, work: Work) -> Work:
+        """A function that launches ``work``, which has neither arguments nor a result.
+
+        Where graphs are captured, ``work`` runs once before that and is then frozen: its
+        tensors keep their addresses and shapes, its Python values their values.
+        """
+        return work
+
+    def fetch(self, values: Tensor) -> Callable[[], list[int]]:
+        """Begin to copy int64 [n] to the host; the result waits for them and returns them."""
+        fetched = values.tolist()
+        return lambda: fetched
+
+    def lane(self) -> contextlib.AbstractContextManager:
+        """Work launched within may run beside that of other lanes."""
+        return contextlib.nullcontext()
+
+
+class CudaGraphs:
+    """CUDA graphs that share one memory pool, so that only one of them may run at a time."""
+
+    captures = True
+    # PyTorch allows one recording at a time in a process.
+    _recording: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, device: torch.device):
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
+            # One stream for all recordings, as sharing memory between them requires.
+            self._recorder = torch.cuda.Stream(device)
+            self._lane = torch.cuda.Stream(device)
+
+    def record(self, work: Work) -> Work:
+        """See :meth:`Direct.record`."""
+        graph = torch.cuda.CUDAGraph()
+        with self._recording:
+            current = torch.cuda.current_stream(self._recorder.device)
+            self._recorder.wait_stream(current)
+            with torch.cuda.stream(self._recorder):
+                work()  # compiles kernels and sets up libraries, which cannot be recorded
+            # Other threads may go on allocating memory.
+            with torch.cuda.graph(
+                graph, self._pool, self._recorder, capture_error_mode="thread_local"
+            ):
+                work()
+            current.wait_stream(self._recorder)
+        return graph.replay
+
+    def fetch(self, values: Tensor) -> Callable[[], list[int]]:
+        """See :meth:`Direct.fetch`."""
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        host.copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(values.device))
+
+        def wait() -> list[int]:
+            copied.synchronize()
+            return host.tolist()
+
+        return wait
+
+    def lane(self) -> contextlib.AbstractContextManager:
+        """See :meth:`Direct.lane`."""
+        return torch.cuda.stream(self._lane)
+
+
+Graphs = Direct | CudaGraphs
+
+
+def graphs_for(device: torch.device) -> Graphs:
+    """How work is launched on ``device``; memory is shared within each result."""
+    return CudaGraphs(device) if device.type == "cuda" else Direct()
