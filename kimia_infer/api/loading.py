@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from kimia_infer.detokenizer.dit import dit_part
 from kimia_infer.detokenizer.stream import Detokenizer
-from kimia_infer.detokenizer.vocoder import vocoder_part
 from kimia_infer.errors import RequestError
 from kimia_infer.language_model.config import LanguageModelConfig
-from kimia_infer.language_model.model import LanguageModel, language_model_part
-from kimia_infer.tokenizer.speech import SpeechCodes, speech_tokenizer_part
+from kimia_infer.language_model.model import LanguageModel
+from kimia_infer.tokenizer.speech import SpeechCodes
 from kimia_infer.tokenizer.text import TextTokenizer
-from kimia_infer.tokenizer.whisper import WhisperFeatures, whisper_part
+from kimia_infer.tokenizer.whisper import WhisperFeatures
 from kimia_infer.weights.checkpoint import CheckpointError
+from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
+from kimia_infer.weights.parallel import load_parts
+from kimia_infer.weights.parts import checkpoint_parts
+from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
 
 @dataclass
@@ -36,29 +39,29 @@ def load_stages(
 ) -> Stages:
     """Load a checkpoint directory to ``device`` with a progress bar.
 
-    The speech tokenizer stays in float32, since bfloat16 changes codes. Raises
-    CheckpointError for the first thing that does not fit, before any weight is read.
+    The speech tokenizer stays in float32, since bfloat16 changes codes. A slim checkpoint is
+    verified by its manifest: files that changed size, configurations and headers before any
+    weight is read, every tensor while it is read. Raises CheckpointError for the first thing
+    that does not fit.
     """
-    glm4, whisper = directory / "glm-4-voice-tokenizer", directory / "whisper-large-v3"
+    slim = read_manifest(directory / MANIFEST_NAME)
+    if slim is not None:
+        slim.check(directory, detokenizer)
     text_tokenizer = TextTokenizer(directory)
     check_vocabulary(text_tokenizer, LanguageModelConfig.from_directory(directory), directory)
-    parts = [
-        (speech_tokenizer_part(glm4), torch.float32),
-        (whisper_part(whisper), dtype),
-        (language_model_part(directory), dtype),
-    ]
-    if detokenizer:
-        parts.append((dit_part(directory / "audio_detokenizer"), dtype))
-        parts.append((vocoder_part(directory / "vocoder"), dtype))
-    total = sum(part.elements for part, _ in parts)
+    parts = checkpoint_parts(directory, detokenizer)
+    total = sum(entry.part.elements for entry in parts)
     with tqdm(total=total, desc="Loading weights", unit=" values", unit_scale=True) as bar:
-        speech, encoder, language_model, *speaking = [
-            part.load(device, part_dtype, bar.update) for part, part_dtype in parts
-        ]
+        speech, encoder, language_model, *speaking = load_parts(
+            [(entry.part, entry.served(dtype)) for entry in parts],
+            device,
+            bar.update,
+            partial(slim.checksum, directory) if slim is not None else None,
+        )
     return Stages(
         text_tokenizer,
-        SpeechCodes(speech, glm4),
-        WhisperFeatures(encoder, whisper),
+        SpeechCodes(speech, directory / SPEECH_TOKENIZER_FOLDER),
+        WhisperFeatures(encoder, directory / "whisper-large-v3"),
         language_model,
         Detokenizer(*speaking) if speaking else None,
     )

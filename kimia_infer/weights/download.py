@@ -37,8 +37,8 @@ from tqdm import tqdm
 from kimia_infer.weights.layout import (
     RECORD_NAME,
     WeightsError,
-    layout_gaps,
     incomplete_files,
+    layout_gaps,
     read_record,
     require_source,
 )

@@ -7,10 +7,13 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from kimia_infer.weights.errors import WeightsError
+from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
 from kimia_infer.weights.published import DETOKENIZER_FOLDERS, SPEECH_TOKENIZER_FOLDER
 
 RECORD_NAME = "download.json"
 INDEX_NAME = "model.safetensors.index.json"
+UNFINISHED_NAME = ".preparing/manifest.json"  # while the slim checkpoint is being written
 
 _REQUIRED = (
     "config.json",
@@ -23,16 +26,20 @@ _REQUIRED = (
 _REQUIRED_FOR_SPEECH = ("audio_detokenizer/config.yaml", "vocoder/config.json")
 
 
-class WeightsError(RuntimeError):
-    """The weights cannot be found or fetched; the message says what is wrong and what to do."""
-
-
 def missing_files(directory: Path, detokenizer: bool = True) -> list[str]:
     """Files of the checkpoint layout that ``directory`` lacks, as paths relative to it.
 
     Without ``detokenizer`` its two folders are not looked at. Content is not judged: the
     loader does that and names the tensor.
+
+    Raises:
+        WeightsError: a slim checkpoint that is not finished.
     """
+    if (directory / UNFINISHED_NAME).is_file():
+        raise WeightsError(f"{directory}: unfinished; run scripts/prepare_weights again")
+    slim = read_manifest(directory / MANIFEST_NAME)
+    if slim is not None:
+        return [name for name in slim.needed(detokenizer) if not (directory / name).is_file()]
     missing = layout_gaps(lambda name: (directory / name).is_file(), detokenizer)
     try:
         shards = _shards(directory)
@@ -44,13 +51,19 @@ def missing_files(directory: Path, detokenizer: bool = True) -> list[str]:
 def incomplete_files(directory: Path, detokenizer: bool = True) -> list[str]:
     """:func:`missing_files`, and the weight files that a broken copy has cut short.
 
-    Those are judged by the sizes that a download noted, else by their own headers.
+    Those are judged by the sizes in the manifest of a slim checkpoint or that a download
+    noted, else by their own headers.
     """
     missing = missing_files(directory, detokenizer)
     if missing:
         return missing
-    recorded = read_record(directory).get("files", {})
-    names = _shards(directory) + _other_weights(directory, detokenizer)
+    slim = read_manifest(directory / MANIFEST_NAME)
+    if slim is not None:
+        recorded = {name: entry.size for name, entry in slim.needed(detokenizer).items()}
+        names = list(recorded)
+    else:
+        recorded = read_record(directory).get("files", {})
+        names = _shards(directory) + _other_weights(directory, detokenizer)
     faults = {name: _cut_short(directory / name, recorded.get(name)) for name in names}
     return [f"{name} ({fault})" for name, fault in faults.items() if fault]
 
@@ -89,9 +102,12 @@ def read_record(directory: Path) -> dict:
 
 
 def require_source(directory: Path, name: str, revision: str) -> None:
-    """Refuse a directory whose record says that it was downloaded from somewhere else."""
+    """Refuse a directory that was downloaded from somewhere else, or prepared from such a one."""
     sources = read_record(directory).get("sources")
     if sources is None:
+        slim = read_manifest(directory / MANIFEST_NAME)
+        sources = slim.sources if slim is not None else None
+    if not sources:
         return
     source = sources.get(name)
     if source is None or revision not in (source.get("asked"), source.get("commit")):

@@ -34,13 +34,14 @@ SPEECH_TOKENIZER = Repository(
 )
 
 # The last pattern is for checkpoints that carry their speech tokenizer along; the published
-# one does not, and SPEECH_TOKENIZER is put in its place.
+# one does not, and SPEECH_TOKENIZER is put in its place. Slim ones have a manifest.
 MODEL = Repository(
     name="moonshotai/Kimi-Audio-7B-Instruct",
     revision="9a82a84c37ad9eb1307fb6ed8d7b397862ef9e6b",
     files=(
         "config.json",
         "generation_config.json",
+        "manifest.json",
         "model*.safetensors",
         "model.safetensors.index.json",
         "special_tokens_map.json",

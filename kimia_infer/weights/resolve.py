@@ -6,12 +6,16 @@ import os
 import re
 from pathlib import Path
 
-from kimia_infer.weights.layout import WeightsError, incomplete_files, missing_files, require_source
+from kimia_infer.weights.errors import WeightsError
+from kimia_infer.weights.layout import incomplete_files, missing_files, require_source
+from kimia_infer.weights.manifest import MANIFEST_NAME
 from kimia_infer.weights.published import MODEL, default_revision
 
 WEIGHTS_ROOT = Path(__file__).resolve().parents[2] / "weights"
 
 _HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>\w[\w.-]*))?")
+
+
 def weights_from_environment(cog_weights: str | os.PathLike[str] | None = None) -> str:
     """What the environment names as weights: ``KIMI_AUDIO_WEIGHTS``, else Cog's.
 
@@ -111,7 +115,10 @@ def _require_complete(directory: Path, detokenizer: bool) -> None:
     if not missing:
         return
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-    raise WeightsError(
-        f"{directory}: {missing[0]} is missing{more}; if this is a copy of the published model, "
-        f"complete it with scripts/download_weights --to {directory}"
+    remedy = (
+        "copy or prepare this slim checkpoint again"
+        if (directory / MANIFEST_NAME).is_file()
+        else "if this is a copy of the published model, complete it with "
+        f"scripts/download_weights --to {directory}"
     )
+    raise WeightsError(f"{directory}: {missing[0]} is missing{more}; {remedy}")

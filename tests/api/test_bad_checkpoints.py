@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.weights.checkpoint import CheckpointError, Part
+from kimia_infer.weights.checkpoint import CheckpointError
 from kimia_infer.weights.layout import WeightsError
 
 
@@ -23,7 +23,7 @@ def checkpoint(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def load(*_: object) -> None:
         pytest.fail("weights were loaded from a bad checkpoint")
 
-    monkeypatch.setattr(Part, "load", load)
+    monkeypatch.setattr("kimia_infer.api.loading.load_parts", load)
     return Path(shutil.copytree(golden / "e2e" / "checkpoint", tmp_path / "checkpoint"))
 
 

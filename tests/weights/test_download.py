@@ -18,11 +18,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
+from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.weights import download
 from kimia_infer.weights.download import download_weights
-from kimia_infer.weights.published import KNOWN_SIZES, MODEL, SPEECH_TOKENIZER
+from kimia_infer.weights.errors import CheckpointError
 from kimia_infer.weights.layout import WeightsError, incomplete_files
+from kimia_infer.weights.published import KNOWN_SIZES, MODEL, SPEECH_TOKENIZER
 from kimia_infer.weights.resolve import resolve_weights
+from kimia_infer.weights.slim import prepare_weights
 from tests.weights.fake_hub import Hub, pickle_archive, published_files, tensors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -303,6 +306,21 @@ def test_a_slim_repository_is_taken_alone(hub: Hub, tmp_path: Path):
     assert target == tmp_path / "someone--slim"
     assert not list(target.rglob("model.pt"))
     assert all("/someone/slim/" in path for path in hub.requests)
+
+
+def test_a_prepared_checkpoint_comes_with_its_manifest(hub: Hub, tmp_path: Path):
+    prepare_weights(ROOT / "weights" / "mini", tmp_path / "slim")
+    paths = [path for path in (tmp_path / "slim").rglob("*") if path.is_file()]
+    files = {path.relative_to(tmp_path / "slim").as_posix(): path.read_bytes() for path in paths}
+    hub.files, hub.revisions = {"someone/slim": files}, {"someone/slim": "c0ffee"}
+    target = resolve_weights("someone/slim", detokenizer=False, root=tmp_path)
+    assert not (target / "vocoder").exists()
+    assert KimiAudio(str(target), device="cpu", load_detokenizer=False).detokenizer is None
+    assert resolve_weights("someone/slim", root=tmp_path) == target
+    assert all((target / name).read_bytes() == content for name, content in files.items())
+    (target / "config.json").write_bytes(files["config.json"].replace(b"1", b"2", 1))
+    with pytest.raises(CheckpointError, match=r"config\.json: damaged"):
+        KimiAudio(str(target), device="cpu")
 
 
 def test_another_model_is_refused_before_its_weights_are_fetched(hub: Hub, tmp_path: Path):

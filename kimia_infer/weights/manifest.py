@@ -1,0 +1,144 @@
+"""The manifest of a slim checkpoint: what every file holds, and whether it still does.
+
+``manifest.json`` gives for every file its size and SHA-256. For weight files it also gives the
+CRC-32 of the header and of every tensor: loading computes those from the very bytes it reads
+(several GB/s a core, where SHA-256 can be ten times slower), and can name the tensor. They
+guard against damage on the way or on the disk, not against somebody who can write both the
+weights and the manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from kimia_infer.weights.errors import CheckpointError
+from kimia_infer.weights.published import DETOKENIZER_FOLDERS
+
+if TYPE_CHECKING:  # layouts are checked where PyTorch need not be imported
+    from kimia_infer.weights.tensors import StoredTensor
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of a file; CRC-32 of the header and the tensors of weights."""
+
+    size: int
+    sha256: str
+    header: int | None = None
+    tensors: dict[str, int] | None = None
+
+
+@dataclass
+class Manifest:
+    """What a slim checkpoint was made from, how, and its files by their relative names.
+
+    ``dtype`` is "served" or "source"; ``sources`` are the hub repositories that the download
+    of the source noted; ``source_files`` the size and modification time of what was read.
+    """
+
+    dtype: str
+    shard_bytes: int
+    sources: dict[str, dict]
+    source_files: dict[str, dict[str, int]]
+    files: dict[str, FileEntry]
+
+    def needed(self, detokenizer: bool = True) -> dict[str, FileEntry]:
+        """The files, without ``detokenizer`` those outside its two folders."""
+        return {
+            name: entry
+            for name, entry in self.files.items()
+            if detokenizer or name.split("/")[0] not in DETOKENIZER_FOLDERS
+        }
+
+    def check(self, directory: Path, detokenizer: bool = True) -> None:
+        """Check the size of every file, the content of small ones, the headers of weights.
+
+        Without ``detokenizer`` its two folders are not looked at.
+
+        Raises:
+            CheckpointError: a file is missing, of another size, or changed; it is named.
+        """
+        for name, entry in self.needed(detokenizer).items():
+            path = directory / name
+            if not path.is_file():
+                raise CheckpointError(f"{path}: file missing, the manifest lists it")
+            size = path.stat().st_size
+            if size != entry.size:
+                raise CheckpointError(
+                    f"{path}: {size} bytes instead of {entry.size}; copy or prepare it again"
+                )
+            if entry.tensors is None:
+                found, expected = sha256_of(path), entry.sha256
+            else:
+                found, expected = _header_checksum(path), entry.header
+            if found != expected:
+                raise CheckpointError(
+                    f"{path}: damaged, or changed since the manifest was written; copy or prepare "
+                    "it again"
+                )
+
+    def checksum(self, directory: Path, stored: StoredTensor) -> int:
+        """The CRC-32 that a tensor below ``directory`` must have.
+
+        Raises:
+            CheckpointError: the manifest does not list it.
+        """
+        entry = self.files.get(stored.file.relative_to(directory).as_posix())
+        if entry is None or entry.tensors is None or stored.name not in entry.tensors:
+            raise CheckpointError(
+                f"{stored.file}: tensor {stored.name} is not listed in "
+                f"{directory / MANIFEST_NAME}; remove files that are not of this checkpoint"
+            )
+        return entry.tensors[stored.name]
+
+    def write(self, path: Path) -> None:
+        """Write to ``path``, which holds either the old content or the new one at any time."""
+        values = {"format": FORMAT, **asdict(self)}
+        new = path.with_name(path.name + ".new")
+        new.write_text(json.dumps(values, indent=1) + "\n")
+        new.replace(path)
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest at ``path``, or None where there is no such file.
+
+    Raises:
+        CheckpointError: the file is something else, or of a later format.
+    """
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        version = values.pop("format")
+        if version != FORMAT:
+            raise ValueError(f"format {version!r}, this program reads format {FORMAT}")
+        files = {name: FileEntry(**entry) for name, entry in values.pop("files").items()}
+        for name in map(PurePosixPath, files):
+            if name.is_absolute() or ".." in name.parts:
+                raise ValueError(f"{name} lies outside the directory")
+        return Manifest(**values, files=files)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a manifest of prepare_weights ({error})") from error
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _header_checksum(path: Path) -> int | None:
+    """CRC-32 of a safetensors header with its length; None where the length cannot be true."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = int.from_bytes(start, "little")
+        if length > path.stat().st_size:
+            return None
+        return zlib.crc32(start + file.read(length))

@@ -1,0 +1,53 @@
+"""The parts of a checkpoint directory: where each lies and the dtype that it is served in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kimia_infer.detokenizer.dit import dit_part
+from kimia_infer.detokenizer.vocoder import vocoder_part
+from kimia_infer.language_model.model import language_model_part
+from kimia_infer.tokenizer.speech import speech_tokenizer_part
+from kimia_infer.tokenizer.whisper import whisper_part
+from kimia_infer.weights.checkpoint import Part
+from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """A part with its folder ("" for the directory itself) and its published name prefix.
+
+    ``exact`` marks the speech tokenizer: in bfloat16 it would give other codes, so it is
+    stored and served in float32 whatever the dtype of the rest.
+    """
+
+    folder: str
+    prefix: str
+    part: Part
+    exact: bool = False
+
+    def served(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of this part where the model is served in ``dtype``."""
+        return torch.float32 if self.exact else dtype
+
+
+def checkpoint_parts(directory: Path, detokenizer: bool = True) -> list[StoredPart]:
+    """Speech tokenizer, Whisper encoder, language model, then DiT and vocoder if asked for.
+
+    Raises:
+        CheckpointError: a file or tensor is missing, damaged or of the wrong shape.
+    """
+    tokenizer, whisper = SPEECH_TOKENIZER_FOLDER, "whisper-large-v3"
+    parts = [
+        StoredPart(tokenizer, "", speech_tokenizer_part(directory / tokenizer), exact=True),
+        StoredPart(whisper, "model.encoder.", whisper_part(directory / whisper)),
+        StoredPart("", "", language_model_part(directory)),
+    ]
+    if detokenizer:
+        dit, vocoder = "audio_detokenizer", "vocoder"
+        parts.append(StoredPart(dit, "speech_model.", dit_part(directory / dit)))
+        parts.append(StoredPart(vocoder, "", vocoder_part(directory / vocoder)))
+    return parts

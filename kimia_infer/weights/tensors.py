@@ -1,0 +1,317 @@
+"""The stored tensors of a checkpoint: what file headers say of them, and their values.
+
+Host memory stays at one block per reader: safetensors are read block by block, so that every
+block can go straight to its device and dtype, and pickles are memory mapped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from kimia_infer.weights.errors import CheckpointError
+
+BLOCK_BYTES = 16 * 2**20  # of a safetensors file, read at a time
+MAPPED_BYTES = 512 * 2**20  # of a pickle, read before it is mapped afresh
+
+# The format's names of element types, as far as PyTorch has them.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """What the headers say of a tensor.
+
+    ``name`` is its full name in ``file``. ``dtype`` is None where PyTorch has no such type.
+    ``offset`` is the place of its first byte in a safetensors file, None in a pickle.
+    """
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    offset: int | None
+
+    @property
+    def floating(self) -> bool:
+        return self.dtype is not None and self.dtype.is_floating_point
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * (self.dtype.itemsize if self.dtype else 0)
+
+
+class TensorStore:
+    """Named tensors of one checkpoint part, described by file headers and read on demand.
+
+    ``location`` is the file or directory that they come from, for messages. ``pickled`` gives
+    the tensors of a pickle by their full names.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, StoredTensor],
+        location: Path,
+        pickled: Callable[[str], Tensor] | None = None,
+    ):
+        self.tensors = dict(tensors)
+        self.location = location
+        self._pickled = pickled
+
+    def blocks(self, name: str, buffer: Tensor) -> Iterator[Tensor]:
+        """The values in order as flat tensors; each is valid until the next one is asked for.
+
+        Blocks of safetensors are read into ``buffer`` (uint8, a multiple of 8 bytes), which
+        several threads may do at once, each with its own. A pickled tensor comes memory mapped
+        and whole, to one thread at a time.
+        """
+        stored = self.tensors[name]
+        if stored.offset is None:
+            yield self._pickled(stored.name).reshape(-1)
+            return
+        room = memoryview(buffer.numpy())
+        with stored.file.open("rb", buffering=0) as file:
+            file.seek(stored.offset)
+            left = stored.nbytes
+            while left:
+                size = min(left, len(room))
+                _read_fully(file, room[:size])
+                yield buffer[:size].view(stored.dtype)
+                left -= size
+
+    def under(self, *prefixes: str) -> TensorStore:
+        """The tensors below the first of ``prefixes`` that occurs, with the prefix removed.
+
+        A prefix may stand anywhere in a name; what precedes it is dropped too. An empty
+        prefix matches every name.
+        """
+        for prefix in prefixes:
+            found = {n: t for n, t in self.tensors.items() if prefix in n}
+            if found:
+                short = {n.split(prefix, 1)[1] if prefix else n: t for n, t in found.items()}
+                return TensorStore(short, self.location, self._pickled)
+        raise CheckpointError(
+            f"{self.location}: no tensor whose name contains "
+            + " or ".join(repr(p) for p in prefixes)
+        )
+
+
+def _read_fully(file: FileIO, room: memoryview) -> None:
+    while room:
+        count = file.readinto(room)
+        if not count:
+            raise OSError("the file ends inside the tensor")
+        room = room[count:]
+
+
+class Reader:
+    """Reads stored tensors through one buffer; every thread needs its own.
+
+    ``checksum`` gives the CRC-32 that the bytes of a tensor must have, where it is known.
+    """
+
+    def __init__(self, checksum: Callable[[StoredTensor], int] | None = None):
+        self._buffer = torch.empty(BLOCK_BYTES, dtype=torch.uint8)
+        self._checksum = checksum
+
+    def blocks(self, store: TensorStore, name: str) -> Iterator[Tensor]:
+        """:meth:`TensorStore.blocks`, verified: a damaged tensor raises after its last block.
+
+        Raises:
+            CheckpointError: the tensor cannot be read or its checksum is another one.
+        """
+        stored = store.tensors[name]
+        expected = None if self._checksum is None else self._checksum(stored)
+        found = 0
+        blocks = store.blocks(name, self._buffer)
+        while True:
+            try:
+                block = next(blocks, None)
+            except (OSError, RuntimeError) as error:
+                raise CheckpointError(f"{stored.file}: tensor {stored.name}: {error}") from error
+            if block is None:
+                break
+            if expected is not None:
+                found = zlib.crc32(block.view(torch.uint8).numpy(), found)
+            yield block
+        if expected is not None and found != expected:
+            raise CheckpointError(
+                f"{stored.file}: tensor {stored.name} is damaged: its CRC-32 is {found:08x}, the "
+                f"manifest says {expected:08x}; copy or prepare the file again"
+            )
+
+    def tensor(self, store: TensorStore, name: str) -> Tensor:
+        """A whole tensor on the CPU."""
+        stored = store.tensors[name]
+        value = torch.empty(stored.shape, dtype=stored.dtype)
+        self.into(store, name, value)
+        return value
+
+    def into(
+        self, store: TensorStore, name: str, target: Tensor, report: Report | None = None
+    ) -> None:
+        """Fill the contiguous ``target``; ``report`` gets the number of values each time."""
+        target, start = target.view(-1), 0
+        for block in self.blocks(store, name):
+            target[start : start + block.numel()].copy_(block)
+            start += block.numel()
+            if report is not None:
+                report(block.numel())
+
+
+def open_directory(directory: Path) -> TensorStore:
+    """Open the safetensors of ``directory``: sharded with an index, or a ``model.safetensors``.
+
+    The index alone decides which shard holds a tensor (the published shard names are
+    irregular: 35 files ``-of-35`` and one ``36-of-36``).
+    """
+    index_path = directory / "model.safetensors.index.json"
+    if not index_path.is_file():
+        return open_safetensors([directory / "model.safetensors"])
+    try:
+        weight_map = json.loads(index_path.read_text())["weight_map"]
+        names = {name: Path(shard).name for name, shard in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index_path}: not a safetensors index ({error})") from error
+    for name, shard in weight_map.items():
+        if names[name] != shard:
+            raise CheckpointError(
+                f"{index_path}: tensor {name} is said to be in {shard!r}, outside the directory"
+            )
+    shards = {name: directory / shard for name, shard in names.items()}
+    return open_safetensors(sorted(set(shards.values())), shards)
+
+
+def open_safetensors(paths: Iterable[Path], index: Mapping[str, Path] | None = None) -> TensorStore:
+    """Open safetensors files lazily; their headers are read and checked now.
+
+    ``index`` says which file holds a tensor, where that is known.
+    """
+    paths = list(paths)
+    headers = {path: _read_header(path) for path in paths}
+    tensors = {name: stored for header in headers.values() for name, stored in header.items()}
+    for name, path in (index or {}).items():
+        if name not in headers[path]:
+            raise CheckpointError(f"{path}: tensor {name}, which the index places here, is missing")
+        tensors[name] = headers[path][name]
+    return TensorStore(tensors, paths[0] if len(paths) == 1 else paths[0].parent)
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: file missing")
+    try:
+        with safe_open(path, framework="pt"):  # checks the header in full
+            start, entries = _parse_header(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: {_damage(path) or error}") from error
+    return {
+        name: StoredTensor(
+            path,
+            name,
+            tuple(entry["shape"]),
+            DTYPES.get(entry["dtype"]),
+            start + entry["data_offsets"][0],
+        )
+        for name, entry in entries.items()
+    }
+
+
+def _parse_header(path: Path) -> tuple[int, dict[str, dict]]:
+    """Where the data of a safetensors file begins, and the header's entry of every tensor."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    return 8 + length, entries
+
+
+def _damage(path: Path) -> str | None:
+    """Name the first tensor of a safetensors file that lies beyond its end, if any does."""
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            if struct.unpack("<Q", file.read(8))[0] > size:
+                return "file truncated inside its header"
+        start, entries = _parse_header(path)
+        ends = {name: start + entry["data_offsets"][1] for name, entry in entries.items()}
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    lost = sorted((end, name) for name, end in ends.items() if end > size)
+    if not lost:
+        return None
+    return f"file truncated: tensor {lost[0][1]} needs {lost[0][0]} bytes, the file has {size}"
+
+
+def open_pickle(path: Path, section: str) -> TensorStore:
+    """Open the tensors below ``section`` of a torch pickle without running code from it.
+
+    Memory mapped, so that what is not asked for (the published detokenizer carries 12 GB of
+    optimizer state) is never read from disk; mapped afresh after every ``MAPPED_BYTES``, so
+    that pages already used do not count as memory in use.
+    """
+    tensors = _map_pickle(path, section)
+    used = 0
+
+    def load(name: str) -> Tensor:
+        nonlocal tensors, used
+        if used > MAPPED_BYTES:
+            tensors, used = {}, 0  # unmap first
+            tensors = _map_pickle(path, section)
+        used += tensors[name].nbytes
+        return tensors[name]
+
+    described = {
+        name: StoredTensor(path, name, tuple(tensor.shape), tensor.dtype, None)
+        for name, tensor in tensors.items()
+    }
+    return TensorStore(described, path, load)
+
+
+def _map_pickle(path: Path, section: str) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: file missing")
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{path}: refused, not a plain tensor pickle ({reason})") from error
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path}: unreadable or truncated ({error})") from error
+    tensors = content.get(section) if isinstance(content, dict) else None
+    if not isinstance(tensors, dict):
+        raise CheckpointError(f"{path}: entry {section!r} is missing")
+    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+
+
+def open_model_file(directory: Path, section: str) -> TensorStore:
+    """``model.safetensors`` of ``directory`` if it exists, else ``section`` of its ``model.pt``."""
+    if (directory / "model.safetensors").is_file():
+        return open_safetensors([directory / "model.safetensors"])
+    return open_pickle(directory / "model.pt", section)

@@ -1,0 +1,166 @@
+"""Several readers at once: the same modules, bounded progress, one clear error."""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from kimia_infer.weights import parallel, tensors
+from kimia_infer.weights.checkpoint import Part, Slot, open_model_file
+from kimia_infer.weights.errors import CheckpointError
+from kimia_infer.weights.parallel import load_parts
+from kimia_infer.weights.parts import checkpoint_parts
+from kimia_infer.weights.tensors import TensorStore, open_safetensors
+from tests.weights.bloated import write_bloated
+
+MINI = Path(__file__).resolve().parents[2] / "weights" / "mini"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks and many jobs also where tensors are small."""
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(parallel, "JOB_BYTES", 20000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_readers_give_what_one_part_at_a_time_gives(
+    tmp_path: Path, small: None, dtype: torch.dtype, pickled: bool
+) -> None:
+    directory = write_bloated(MINI, tmp_path / "bloated") if pickled else MINI
+    parts = [entry.part for entry in checkpoint_parts(directory)]
+    expected = [part.load(CPU, dtype) for part in parts]
+    reports: list[int] = []
+    modules = load_parts([(part, dtype) for part in parts], CPU, reports.append)
+    for module, reference in zip(modules, expected, strict=True):
+        state, other = module.state_dict(), reference.state_dict()
+        assert state.keys() == other.keys()
+        assert all(torch.equal(state[name], other[name]) for name in state)
+        assert not module.training and not any(p.requires_grad for p in module.parameters())
+        assert all(p.dtype == dtype for p in module.parameters())
+    assert sum(reports) == sum(part.elements for part in parts)
+    assert len(reports) > sum(len(part.slots) for part in parts) // 2
+
+
+class Rows(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.rows = nn.ParameterList(nn.Parameter(torch.zeros(4096)) for _ in range(count))
+
+
+def rows_part(directory: Path, count: int) -> Part:
+    names = [f"rows.{index}" for index in range(count)]
+    path = directory / "model.safetensors"
+    save_file({name: torch.full((4096,), float(i)) for i, name in enumerate(names)}, path)
+    slots = [Slot(name, {name: (4096,)}) for name in names]
+    return Part("rows", lambda: Rows(count), slots, open_safetensors([path]), ())
+
+
+def test_tensors_are_read_at_the_same_time(tmp_path: Path, small: None, monkeypatch) -> None:
+    """Every reader waits until the others are reading, too: one after another would hang."""
+    readers = 4
+    meeting, blocks = threading.Barrier(readers, timeout=30), TensorStore.blocks
+    met = threading.local()
+
+    def wait(store: TensorStore, name: str, buffer: torch.Tensor):
+        if not hasattr(met, "done"):
+            met.done = True
+            meeting.wait()
+        return blocks(store, name, buffer)
+
+    part = rows_part(tmp_path, 64)
+    monkeypatch.setattr(TensorStore, "blocks", wait)
+    (module,) = load_parts([(part, torch.float32)], CPU, readers=readers)
+    assert [int(row[0]) for row in module.rows] == list(range(64))
+    assert not meeting.broken
+
+
+def test_the_first_error_stops_the_others(tmp_path: Path, small: None) -> None:
+    part = rows_part(tmp_path, 400)
+    path = tmp_path / "model.safetensors"
+    started = threading.active_count()
+    checked: list[str] = []
+
+    def checksum(stored: tensors.StoredTensor) -> int:
+        checked.append(stored.name)
+        return -1
+
+    with pytest.raises(CheckpointError, match=rf"{path}: tensor rows\.\d+ is damaged"):
+        load_parts([(part, torch.float32)], CPU, checksum=checksum, readers=2)
+    assert len(checked) < 100
+    assert threading.active_count() == started
+
+
+def test_an_error_stops_a_reader_in_the_middle_of_its_job(tmp_path: Path, monkeypatch) -> None:
+    part = rows_part(tmp_path, 400)
+    total = sum(tensor.nbytes for tensor in part.store.tensors.values())
+    monkeypatch.setattr(parallel, "JOB_BYTES", total // 2)
+    damaged = min(part.store.tensors.values(), key=lambda tensor: tensor.offset)
+    both, checked = threading.Barrier(2, timeout=30), []
+
+    def checksum(stored: tensors.StoredTensor) -> int:
+        checked.append(stored.name)
+        if len(checked) <= 2:
+            both.wait()
+        if stored is damaged:
+            return -1
+        time.sleep(0.02)  # the other job would take seconds
+        return zlib.crc32(torch.full((4096,), float(stored.name.split(".")[1])).numpy())
+
+    with pytest.raises(CheckpointError, match=rf"tensor {damaged.name} is damaged"):
+        load_parts([(part, torch.float32)], CPU, checksum=checksum, readers=2)
+    assert len(checked) < 200
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interruption_ends_all_readers(
+    tmp_path: Path, small: None, error: type[BaseException]
+) -> None:
+    started, reports = threading.active_count(), []
+
+    def report(values: int) -> None:
+        reports.append(values)
+        if len(reports) == 5:
+            raise error
+
+    with pytest.raises(error):
+        load_parts([(rows_part(tmp_path, 400), torch.float32)], CPU, report, readers=3)
+    assert len(reports) < 50
+    assert threading.active_count() == started
+
+
+def test_a_file_that_shrinks_after_its_header_was_read_is_named(tmp_path: Path) -> None:
+    part, path = rows_part(tmp_path, 4), tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=rf"{path}: tensor rows\.3: the file ends"):
+        load_parts([(part, torch.float32)], CPU)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=rf"{path}: tensor rows\.\d: .*No such file"):
+        load_parts([(part, torch.float32)], CPU)
+
+
+def test_a_pickle_is_read_by_one_thread_at_a_time(tmp_path: Path, small: None, monkeypatch) -> None:
+    names = [f"rows.{index}" for index in range(40)]
+    values = {name: torch.full((4096,), float(i)) for i, name in enumerate(names)}
+    torch.save({"state_dict": values}, tmp_path / "model.pt")
+    slots = [Slot(name, {name: (4096,)}) for name in names]
+    part = Part("rows", lambda: Rows(40), slots, open_model_file(tmp_path, "state_dict"), ())
+    threads, blocks = set(), TensorStore.blocks
+
+    def note(store: TensorStore, name: str, buffer: torch.Tensor):
+        threads.add(threading.get_ident())
+        return blocks(store, name, buffer)
+
+    monkeypatch.setattr(TensorStore, "blocks", note)
+    (module,) = load_parts([(part, torch.float32)], CPU)
+    assert [int(row[0]) for row in module.rows] == list(range(40))
+    assert len(threads) == 1
