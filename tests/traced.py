@@ -30,3 +30,12 @@ class TracedGraphs(Direct):
             graph()
 
         return replay
+
+
+class FixedShapes(Direct):
+    """Launches directly what CudaGraphs would record, for work that cannot be traced."""
+
+    captures = True
+
+    def __init__(self, device: torch.device):
+        pass

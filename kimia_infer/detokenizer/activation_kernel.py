@@ -12,8 +12,7 @@ from torch import Tensor
 
 from kimia_infer.detokenizer.activation import TAPS, low_pass_filter
 
-LANES = 64  # each lane computes four neighboring outputs, which share most of their samples
-OUTPUTS = 4
+LANES = 64  # each computes four neighboring outputs, which share most of their samples
 
 
 def anti_aliased_snake(x: Tensor, log_alpha: Tensor, log_beta: Tensor) -> Tensor:
@@ -24,7 +23,7 @@ def anti_aliased_snake(x: Tensor, log_alpha: Tensor, log_beta: Tensor) -> Tensor
     x = x.contiguous()
     channels, time = x.shape[-2:]
     y = torch.empty_like(x)
-    grid = (triton.cdiv(time, LANES * OUTPUTS), x.numel() // time)
+    grid = (triton.cdiv(time, 4 * LANES), x.numel() // time)
     with torch.accelerator.device_index(x.device.index):
         _anti_aliased_snake[grid](
             x,

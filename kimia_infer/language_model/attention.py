@@ -151,8 +151,8 @@ def _lacks_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> str
 
 
 def _lacks_triton(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
-    if head_dim & (head_dim - 1):
-        return f"its kernel needs a head size that is a power of two, not {head_dim}"
+    if head_dim < 16 or head_dim & (head_dim - 1):
+        return f"its kernel needs a head size of 16, 32, 64 or 128, not {head_dim}"
     return triton_support.missing(device)
 
 

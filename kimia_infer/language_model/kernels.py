@@ -200,10 +200,11 @@ def _attend_split(
 ):
     """One split of the positions, for all query heads that share a key head."""
     kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    filled = tl.load(position).to(tl.int32)  # earlier positions; the token's own is not read
+    at = tl.load(position)
+    filled = at.to(tl.int32)  # the positions before the token's own, which is not read
     dim, row = tl.arange(0, DIM), tl.arange(0, ROWS)
     head, inside = kv_head * GROUP + row, row < GROUP
-    angles = tl.load(position) * DIM + dim
+    angles = at * DIM + dim
     cosine, sine = tl.load(cos + angles).to(tl.float32), tl.load(sin + angles).to(tl.float32)
     query = _rotated(
         qkv, head[:, None] * DIM, dim[None, :], inside[:, None], cosine[None, :], sine[None, :], DIM
@@ -218,8 +219,8 @@ def _attend_split(
         # The token itself, from its projection: its place in the cache is only written.
         key = _rotated(qkv, (KV_HEADS * GROUP + kv_head) * DIM, dim, dim < DIM, cosine, sine, DIM)
         value = tl.load(qkv + (KV_HEADS * (GROUP + 1) + kv_head) * DIM + dim)
-        tl.store(keys + filled.to(tl.int64) * key_row + dim, key)
-        tl.store(values + filled.to(tl.int64) * value_row + dim, value)
+        tl.store(keys + at * key_row + dim, key)
+        tl.store(values + at * value_row + dim, value)
         maximum = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], axis=1) * SCALE
         total = tl.full([ROWS], 1.0, tl.float32)
         mixed += value.to(tl.float32)[None, :]

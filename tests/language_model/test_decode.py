@@ -33,6 +33,11 @@ def control(golden: Path) -> ControlTokens:
 
 @pytest.fixture(scope="module")
 def prompts(golden: Path) -> dict[str, DecodeInput]:
+    return read_prompts(golden)
+
+
+def read_prompts(golden: Path) -> dict[str, DecodeInput]:
+    """The recorded prompts by name."""
     tensors = load_file(golden / "llm" / "prompts.safetensors")
     prompts = {}
     for name in {key.split(".")[0] for key in tensors}:
@@ -48,17 +53,18 @@ def prompts(golden: Path) -> dict[str, DecodeInput]:
 
 
 @pytest.fixture
-def with_heads(golden: Path, model: LanguageModel):
+def with_heads(model: LanguageModel):
     """Put recorded replacement heads in place for one test."""
-    heads = load_file(golden / "llm" / "heads.safetensors")
     original = model.text_head.weight.data, model.audio_head.weight.data
-
-    def replace(name: str) -> None:
-        model.text_head.weight.data = heads.get(f"{name}.lm_head.weight", original[0])
-        model.audio_head.weight.data = heads.get(f"{name}.mimo_output.weight", original[1])
-
-    yield replace
+    yield lambda name: put_heads(model, name)
     model.text_head.weight.data, model.audio_head.weight.data = original
+
+
+def put_heads(model: LanguageModel, name: str) -> None:
+    heads = load_file(GOLDEN / "llm" / "heads.safetensors")
+    for head, stored in ((model.text_head, "lm_head"), (model.audio_head, "mimo_output")):
+        if f"{name}.{stored}.weight" in heads:
+            head.weight.data = heads[f"{name}.{stored}.weight"]
 
 
 def sampling_of(params: dict) -> Sampling:
