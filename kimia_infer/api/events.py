@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -30,9 +30,12 @@ class AudioChunk:
 class Completion:
     """The whole answer, last of the events.
 
-    ``wav`` float32 [1, samples] at 24 kHz, None without speech. ``text_ids`` exclude the end
-    token; ``audio_ids`` are the audio track after its delay, end token included; ``codes``
-    are the speech codes among them. ``metrics`` holds seconds per stage and counts.
+    ``wav`` float32 [1, samples] at 24 kHz, None without speech; ``audio_reason`` then says why,
+    if speech was asked for. ``text_ids`` exclude the end token, and the copies that were cut off
+    a text that repeated itself; ``audio_ids`` are the audio track after its delay, end token
+    included; ``codes`` are the speech codes among them. ``metrics`` holds seconds per stage and
+    counts; its ``stop_reason`` is ``"end"``, ``"limit"`` or ``"repetition"``. ``notes`` are
+    sentences about what is not as hoped for: silent sound, a text that was cut.
     """
 
     wav: Tensor | None
@@ -41,6 +44,8 @@ class Completion:
     audio_ids: list[int]
     codes: list[int]
     metrics: Metrics
+    audio_reason: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 Event = TextDelta | AudioChunk | Completion

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.api.events import AudioChunk, Completion, Event, Stopwatch, TextDelta
-from kimia_infer.api.loading import default_device, load_stages, parse_dtype
-from kimia_infer.api.messages import Message, parse_messages
-from kimia_infer.api.request import BUDGETS, UNLIMITED, Options, parse_options
+from kimia_infer.api.engine import CHECK_INTERVAL, Engine, HeadRows, check_head_rows
+from kimia_infer.api.events import Completion, Event, Stopwatch
+from kimia_infer.api.limits import Deadline, surviving_out_of_memory
+from kimia_infer.api.loading import Stages, default_device, load_stages, parse_dtype
+from kimia_infer.api.messages import AudioSource, Message, parse_messages
+from kimia_infer.api.request import UNLIMITED, Options, parse_options
+from kimia_infer.api.response import OnStep, Request
+from kimia_infer.api.transcription import (
+    INSTRUCTION,
+    MAX_SECONDS,
+    OnProgress,
+    Transcript,
+    TranscriptEvent,
+    transcribe_wave,
+)
 from kimia_infer.audio.load import SAMPLE_RATE as INPUT_RATE
 from kimia_infer.audio.load import load_audio
-from kimia_infer.detokenizer.pipeline import SpeechPipeline
 from kimia_infer.errors import RequestError
-from kimia_infer.language_model.decode import DecodeInput, Decoder, Generation, Progress
-from kimia_infer.language_model.state import ControlTokens
-from kimia_infer.prompt.builder import EncodedMessage, Prompt, PromptBuilder
+from kimia_infer.language_model.repetition import RepetitionGuard
 from kimia_infer.randomness import Randomness, SeededRandomness
-from kimia_infer.tokenizer.segments import code_count
-from kimia_infer.tokenizer.text import TextStream
 from kimia_infer.weights.resolve import resolve_weights
 
-HeadRows = Literal["full", "track"]
-
-log = logging.getLogger(__name__)
-
-SAMPLE_RATE = 24_000
-CHECK_INTERVAL = 8
+__all__ = ["CHECK_INTERVAL", "Completion", "KimiAudio"]
 
 
-class KimiAudio:
+class KimiAudio(Engine):
     """Kimi-Audio, source-compatible with the published class.
 
     ``model_path`` is a checkpoint directory or a hub id (``owner/name[@revision]``). With
@@ -60,36 +60,22 @@ class KimiAudio:
         head_rows: HeadRows = "full",
         attention: str | None = None,
     ):
-        self.device = torch.device(device) if device is not None else default_device()
-        self.dtype = parse_dtype(dtype, self.device)
-        if head_rows not in ("full", "track"):
-            raise RequestError(f"head_rows: expected 'full' or 'track', found {head_rows!r}")
-        self.head_rows = head_rows
-        # On the CPU a look at the loop costs nothing, and a thread would fight for its cores.
-        self.background = self.device.type != "cpu"
-        self.check_interval = CHECK_INTERVAL if self.background else 1
+        place = torch.device(device) if device is not None else default_device()
+        dtype = parse_dtype(dtype, place)
+        check_head_rows(head_rows)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
-        stages = load_stages(directory, load_detokenizer, self.device, self.dtype)
-        self.text_tokenizer = stages.text_tokenizer
-        self.speech_codes = stages.speech_codes
-        self.whisper_features = stages.whisper_features
-        cut = head_rows == "track"
-        model = stages.language_model
-        self.language_model = model.with_cut_heads() if cut else model
-        self.detokenizer = stages.detokenizer
-        config, special = self.language_model.config, self.text_tokenizer.special
-        self.kimia_token_offset = config.token_offset
-        self.prompt_builder = PromptBuilder(special, config.token_offset, config.audio_delay)
-        control = ControlTokens(
-            special.text_blank, special.text_eos, (special.msg_end, special.media_end)
-        )
-        capacity = max(BUDGETS.values())
-        self.decoder = Decoder(self.language_model, control, capacity, attention)
-        self.decoder.warm_up(parse_options().sampling, load_detokenizer)
-        log.info(
-            "Kimi-Audio on %s, %s, attention: %s, head rows: %s",
-            self.device, self.dtype, self.decoder.backend.name, head_rows,
-        )  # fmt: skip
+        stages = load_stages(directory, load_detokenizer, place, dtype)
+        super().__init__(stages, head_rows, attention)
+
+    @classmethod
+    def from_stages(
+        cls, stages: Stages, *, head_rows: HeadRows = "full", attention: str | None = None
+    ) -> KimiAudio:
+        """A model of stages that are already in memory, on their device and in their dtype."""
+        check_head_rows(head_rows)
+        model = cls.__new__(cls)
+        Engine.__init__(model, stages, head_rows, attention)
+        return model
 
     def generate(
         self,
@@ -107,6 +93,9 @@ class KimiAudio:
         *,
         seed: int | None = None,
         preset: str = "quality",
+        stop_repetition: bool = False,
+        timeout_seconds: float | None = None,
+        voice: AudioSource | None = None,
     ) -> tuple[Tensor | None, str]:
         """Answer a chat: ``(wav, text)``, wav float32 [1, samples] at 24 kHz or None.
 
@@ -119,9 +108,14 @@ class KimiAudio:
 
         ``preset`` chooses how speech is cut for synthesis: ``"quality"`` as published,
         ``"low_latency"`` with small chunks first, which sounds earlier in :meth:`stream`.
+        ``voice`` is a recording of 1 to 30 s (its path or bytes) in whose timbre the answer is
+        spoken. ``stop_repetition`` ends an answer whose text repeats itself for ever: at least 4
+        copies that fill at least 128 tokens; one copy is kept. ``timeout_seconds`` is the most
+        time an answer may take.
 
         The same ``seed`` repeats a sampled answer on the same machine; None draws one.
-        Raises RequestError naming what to change; AudioError, one of them, for bad sound.
+        Raises RequestError naming what to change; AudioError, RequestTimeout and
+        RequestOutOfMemory are such.
         """
         options = parse_options(
             output_type=output_type,
@@ -136,12 +130,19 @@ class KimiAudio:
             max_new_tokens=max_new_tokens,
             seed=seed,
             preset=preset,
+            stop_repetition=stop_repetition,
+            timeout_seconds=timeout_seconds,
         )
-        completion = self.complete(chats, options)
+        completion = self.complete(chats, options, voice=voice)
         return completion.wav, completion.text
 
     def stream(
-        self, chats: list[dict], output_type: str = "text", **arguments: float | str | None
+        self,
+        chats: list[dict],
+        output_type: str = "text",
+        *,
+        voice: AudioSource | None = None,
+        **arguments: Any,
     ) -> Iterator[Event]:
         """:meth:`generate` as it happens: text and sound as soon as they are known.
 
@@ -150,182 +151,96 @@ class KimiAudio:
         what :meth:`generate` returns. A consumer that closes the iterator stops generation: no
         further step is launched.
         """
-        return self.respond(chats, parse_options(output_type=output_type, **arguments))
+        options = parse_options(output_type=output_type, **arguments)
+        return self.respond(chats, options, voice=voice)
 
     def complete(
         self,
         chats: list[dict],
         options: Options,
         randomness: Randomness | None = None,
-        on_step: Callable[[int, int], None] | None = None,
+        on_step: OnStep | None = None,
+        *,
+        voice: AudioSource | None = None,
     ) -> Completion:
         """The last event of :meth:`respond`."""
-        *_, completion = self.respond(chats, options, randomness, on_step)
+        *_, completion = self.respond(chats, options, randomness, on_step, voice=voice)
         return completion
 
-    @torch.inference_mode()
-    def respond(
+    def transcribe(self, audio: AudioSource, **arguments: Any) -> Transcript:
+        """The text of a recording of any length, with its segments.
+
+        Takes the arguments of :meth:`stream_transcription`, whose last event this is.
+        """
+        *_, transcript = self.stream_transcription(audio, **arguments)
+        return transcript
+
+    def stream_transcription(
         self,
-        chats: list[dict],
-        options: Options,
-        randomness: Randomness | None = None,
-        on_step: Callable[[int, int], None] | None = None,
-    ) -> Iterator[Event]:
-        """:meth:`stream` with parsed options.
+        audio: AudioSource,
+        *,
+        instruction: str = INSTRUCTION,
+        max_seconds: float = MAX_SECONDS,
+        on_progress: OnProgress | None = None,
+        stop_repetition: bool = True,
+        **sampling: Any,
+    ) -> Iterator[TranscriptEvent]:
+        """Transcribe a sound file, given by path or as its content, as it happens.
 
-        ``randomness`` replaces the seeded generator of ``options.seed``; ``on_step`` is called
-        with (steps done, step limit) and may raise to stop.
+        The recording is cut at quiet points into segments of at most 30 s, and each is
+        answered on its own, after ``instruction``. Yields TextDelta events within segments, a
+        TranscriptSegment after each and, last, the Transcript; the deltas joined are its text.
+        ``on_progress`` is called as steps are done, with seconds of sound done and in all, and
+        may raise to stop. ``max_seconds`` bounds what is decoded. ``stop_repetition`` stops a
+        segment's text once it repeats itself in a way that nobody can speak: 4 copies or more
+        that fill 16 tokens for each second of sound, and at least 128.
+
+        ``sampling`` takes the ``text_*`` arguments, ``max_new_tokens`` (for each segment),
+        ``seed`` and ``timeout_seconds`` (for all) of :meth:`generate`; raises what it raises.
         """
-        self._check(options)
-        messages, clock = parse_messages(chats), Stopwatch()
-        if randomness is None:
-            randomness = SeededRandomness(options.seed)
-            clock.metrics["seed"] = randomness.seed
-        prompt, features = self.encode_chat(messages, options, clock)
-        generation = self._generation(prompt, features, options, randomness)
-        text = TextStream(self.text_tokenizer)
-        speech = self._pipeline(options, randomness)
-        if speech is not None:
-            generation.look_by(self.language_model.config.audio_delay + speech.missing())
-        run = generation.run()
-        parts, waves = [], []
-        try:
-            for progress in _timed(run, clock):
-                if on_step is not None:
-                    on_step(progress.steps, generation.max_steps)
-                ids = [i for i in progress.text_ids if i < self.kimia_token_offset]
-                delta = text.push(ids) + (text.finish() if progress.finished else "")
-                if delta:
-                    clock.first("first_text")
-                    parts.append(delta)
-                    yield TextDelta(delta)
-                if speech is None:
-                    continue
-                speech.feed(self._codes(progress.audio_ids))
-                ahead = generation.launched - progress.steps
-                generation.look_by(progress.steps + speech.missing(ahead))
-                if progress.finished:
-                    speech.finish()
-                for wav in speech.rest() if progress.finished else speech.ready():
-                    clock.first("first_audio")
-                    waves.append(wav)
-                    yield AudioChunk(wav)
-        finally:
-            run.close()
-            if speech is not None:
-                speech.close()
-        if waves:
-            clock.metrics["detokenizer_seconds"] = speech.seconds
-        yield self._completion(generation, "".join(parts), waves, clock)
+        options = parse_options(stop_repetition=stop_repetition, **sampling)
+        if options.output_type != "text":
+            raise RequestError("output_type: a transcription is text; leave this argument out")
+        self.check(options)
+        messages = parse_messages(
+            [
+                {"role": "user", "message_type": "text", "content": instruction},
+                {"role": "user", "message_type": "audio", "content": audio},
+            ]
+        )
+        events = self._transcribe(messages, options, max_seconds, on_progress)
+        return surviving_out_of_memory(events)
 
-    def _check(self, options: Options) -> None:
-        if options.output_type == "both" and self.detokenizer is None:
-            raise RequestError(
-                "output_type: 'both' needs the detokenizer, but this KimiAudio was created with "
-                "load_detokenizer=False; ask for 'text' or load it"
-            )
-        vocabulary = self.language_model.config.vocab_size
-        for track in ("audio", "text"):
-            sampling = getattr(options.sampling, track)
-            if sampling.top_k > vocabulary and not sampling.greedy:
-                raise RequestError(
-                    f"{track}_top_k: {sampling.top_k} exceeds the vocabulary, {vocabulary}"
-                )
-
-    def encode_chat(
-        self, messages: Sequence[Message], options: Options, clock: Stopwatch | None = None
-    ) -> tuple[Prompt, Tensor | None]:
-        """The prompt of a chat and the Whisper features [positions, dim] it refers to.
-
-        A prompt that leaves no budget is refused before any encoder runs.
-        """
-        clock = clock or Stopwatch()
-        with clock.timed("load_audio"):
-            waves = {
-                index: load_audio(message.audio, options.max_audio_seconds)
-                for index, message in enumerate(messages)
-                if message.audio is not None
-            }
-        with clock.timed("prompt"):
-            text_ids = [self.text_tokenizer.encode(m.text or "") for m in messages]
-            counts = {i: code_count(len(wave)) for i, wave in waves.items()}
-            unknown = {i: [0] * n for i, n in counts.items()}
-            draft = self._layout(messages, text_ids, unknown, options)
-            options.step_limit(len(draft))
-        with clock.timed("encoders"):
-            # Whisper first: its features stay on the device, while the host waits for the codes.
-            features = [self.whisper_features.encode(waves[i]) for i in draft.feature_messages]
-            codes = {i: self.speech_codes.encode(wave).tolist() for i, wave in waves.items()}
-        with clock.timed("prompt"):
-            prompt = self._layout(messages, text_ids, codes, options)
-        seconds = sum(len(wave) for wave in waves.values()) / INPUT_RATE
-        clock.metrics |= {"input_audio_seconds": seconds, "prompt_tokens": len(prompt)}
-        return prompt, torch.cat(features) if features else None
-
-    def _layout(
+    @torch.inference_mode()
+    def _transcribe(
         self,
         messages: Sequence[Message],
-        text_ids: Sequence[list[int]],
-        codes: dict[int, list[int]],
         options: Options,
-    ) -> Prompt:
-        encoded = [
-            EncodedMessage(m.role, m.message_type, text_ids[i], codes.get(i, ()))
-            for i, m in enumerate(messages)
-        ]
-        return self.prompt_builder.build(encoded, options.output_type)
+        max_seconds: float,
+        on_progress: OnProgress | None,
+    ) -> Iterator[TranscriptEvent]:
+        clock, deadline = Stopwatch(), Deadline(options.timeout_seconds)
+        randomness = SeededRandomness(options.seed)
+        clock.metrics["seed"] = randomness.seed
+        with clock.timed("load_audio"):
+            wave = load_audio(messages[-1].audio, max_seconds)
 
-    def _generation(
-        self, prompt: Prompt, features: Tensor | None, options: Options, randomness: Randomness
-    ) -> Generation:
-        return Generation(
-            self.decoder,
-            DecodeInput(
-                torch.tensor([prompt.audio_ids], device=self.device),
-                torch.tensor([prompt.text_ids], device=self.device),
-                torch.tensor([prompt.is_continuous], device=self.device),
-                features,
-            ),
-            options.output_type,
-            options.step_limit(len(prompt)),
-            options.sampling,
-            randomness,
-            self.check_interval,
-        )
+        def answer(segment: np.ndarray, report: Callable[[], None]) -> Iterator[Event]:
+            guard = RepetitionGuard.for_speech(len(segment) / INPUT_RATE)
+            return self.answer(
+                Request(
+                    messages,
+                    {len(messages) - 1: segment},
+                    options,
+                    randomness,
+                    deadline,
+                    Stopwatch(),
+                    guard if options.stop_repetition else None,
+                    lambda steps, limit: report(),
+                )
+            )
 
-    def _pipeline(self, options: Options, randomness: Randomness) -> SpeechPipeline | None:
-        if options.output_type == "text":
-            return None
-        return SpeechPipeline(
-            self.detokenizer,
-            self._noise(randomness),
-            options.preset,
-            self.background,
-        )
-
-    def _codes(self, audio_ids: Sequence[int]) -> list[int]:
-        """Speech codes among ids of the audio track; as published, other ids are left out."""
-        offset = self.kimia_token_offset
-        return [i - offset for i in audio_ids if i >= offset]
-
-    def _completion(
-        self, generation: Generation, text: str, waves: list[Tensor], clock: Stopwatch
-    ) -> Completion:
-        codes = self._codes(generation.audio_ids)
-        wav = torch.cat(waves)[None] if waves else None
-        if wav is not None:
-            clock.metrics["output_audio_seconds"] = wav.shape[1] / SAMPLE_RATE
-        clock.metrics |= {
-            "decode_steps": generation.steps,
-            "text_tokens": len(generation.text_ids),
-            "speech_codes": len(codes),
-            "attention": self.decoder.backend.name,
-            "head_rows": self.head_rows,
-            "total_seconds": time.perf_counter() - clock.started,
-        }
-        return Completion(
-            wav, text, generation.text_ids, generation.audio_ids, codes, clock.metrics
-        )
+        yield from transcribe_wave(wave, answer, clock, on_progress)
 
     def detokenize_text(self, text_tokens: Sequence[int]) -> str:
         """Decode text ids up to a text end token; ids of the audio track are left out."""
@@ -344,19 +259,3 @@ class KimiAudio:
             raise ValueError("no detokenizer: create KimiAudio with load_detokenizer=True")
         noise = self._noise(SeededRandomness(seed))
         return self.detokenizer.synthesize(audio_tokens.reshape(-1), noise)
-
-    def _noise(self, randomness: Randomness) -> Callable[[int, int], Tensor]:
-        mel_bins = self.detokenizer.dit.config.mel_bins
-        return lambda chunk, frames: randomness.noise(chunk, frames, mel_bins)
-
-
-def _timed(run: Iterator[Progress], clock: Stopwatch) -> Iterator[Progress]:
-    """``run`` with the time it takes noted: its first look as prefill, the others as decode."""
-    stage = "prefill"
-    while True:
-        with clock.timed(stage):
-            progress = next(run, None)
-        if progress is None:
-            return
-        yield progress
-        stage = "decode"

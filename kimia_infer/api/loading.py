@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from kimia_infer.detokenizer.dit import DiTConfig
 from kimia_infer.detokenizer.stream import Detokenizer
 from kimia_infer.errors import RequestError
 from kimia_infer.language_model.config import LanguageModelConfig
@@ -25,13 +26,17 @@ from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
 @dataclass
 class Stages:
-    """The loaded stages in the order a request meets them; no detokenizer, no speech."""
+    """The loaded stages in the order a request meets them; no detokenizer, no speech.
+
+    ``vocoder_folder`` has the ``config.json`` that reference voices are read by, None without.
+    """
 
     text_tokenizer: TextTokenizer
     speech_codes: SpeechCodes
     whisper_features: WhisperFeatures
     language_model: LanguageModel
     detokenizer: Detokenizer | None
+    vocoder_folder: Path | None = None
 
 
 def load_stages(
@@ -50,6 +55,8 @@ def load_stages(
     text_tokenizer = TextTokenizer(directory)
     check_vocabulary(text_tokenizer, LanguageModelConfig.from_directory(directory), directory)
     parts = checkpoint_parts(directory, detokenizer)
+    if detokenizer:
+        check_codes(LanguageModelConfig.from_directory(directory), directory)
     total = sum(entry.part.elements for entry in parts)
     with tqdm(total=total, desc="Loading weights", unit=" values", unit_scale=True) as bar:
         speech, encoder, language_model, *speaking = load_parts(
@@ -64,6 +71,7 @@ def load_stages(
         WhisperFeatures(encoder, directory / "whisper-large-v3"),
         language_model,
         Detokenizer(*speaking) if speaking else None,
+        directory / "vocoder" if speaking else None,
     )
 
 
@@ -77,6 +85,17 @@ def check_vocabulary(
             f"{tokenizer.vocab_size} with the special ones, but config.json says num_base_tokens "
             f"{config.base_tokens} and kimia_token_offset {config.token_offset}; use files of the "
             "same checkpoint"
+        )
+
+
+def check_codes(config: LanguageModelConfig, directory: Path) -> None:
+    """Raise CheckpointError unless the detokenizer knows every code that the model can say."""
+    codes, path = config.vocab_size - config.token_offset, directory / "audio_detokenizer"
+    known = DiTConfig.from_directory(path).codes
+    if codes > known:
+        raise CheckpointError(
+            f"{path / 'config.yaml'}: semantic_vocab_size is {known}, but the language model has "
+            f"{codes} speech codes; use files of the same checkpoint"
         )
 
 

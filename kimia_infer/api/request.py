@@ -14,24 +14,39 @@ from kimia_infer.randomness import MAX_SEED
 # Positions that prompt and answer may fill together, as published: 120 s at 12.5 codes per
 # second with speech, and a fixed number of tokens without.
 BUDGETS = {"both": 1500, "text": 7500}
+CONTEXT = 8192  # published configuration
 UNLIMITED = -1
 CODES_PER_SECOND = 12.5
 
 
 @dataclass(frozen=True)
 class Options:
-    """Everything in a request besides its messages."""
+    """Everything in a request besides its messages.
+
+    ``stop_repetition`` ends an answer whose text repeats itself for ever; ``timeout_seconds``
+    is the most time the answer may take, None for no limit.
+    """
 
     output_type: str
     sampling: Sampling
     max_new_tokens: int = UNLIMITED
     seed: int | None = None
     preset: str = "quality"
+    stop_repetition: bool = False
+    timeout_seconds: float | None = None
 
     @property
     def max_audio_seconds(self) -> float:
         """Length of a sound that fills the budget alone; longer ones need not be decoded."""
         return BUDGETS[self.output_type] / CODES_PER_SECOND
+
+    @property
+    def budget_explained(self) -> str:
+        return (
+            f"prompt and answer together may fill {BUDGETS[self.output_type]} of the model's "
+            f"{CONTEXT} positions with output_type={self.output_type!r}; one second of sound "
+            f"fills {CODES_PER_SECOND}"
+        )
 
     def step_limit(self, prompt_length: int) -> int:
         """Steps that may be generated; raises RequestError if the prompt leaves none."""
@@ -39,9 +54,8 @@ class Options:
         left = budget - prompt_length
         if left <= 0:
             raise RequestError(
-                f"chats: the prompt fills {prompt_length} positions, but prompt and answer "
-                f"together may fill {budget} with output_type={self.output_type!r}; send less "
-                "audio or history (one second of audio fills 12.5 positions)"
+                f"chats: the prompt needs {prompt_length} positions ({self.budget_explained}); "
+                "shorten sound or history, or transcribe a long recording in segments"
             )
         return left if self.max_new_tokens == UNLIMITED else min(self.max_new_tokens, left)
 
@@ -60,6 +74,8 @@ def parse_options(
     max_new_tokens: int = UNLIMITED,
     seed: int | None = None,
     preset: str = "quality",
+    stop_repetition: bool = False,
+    timeout_seconds: float | None = None,
 ) -> Options:
     """Check the arguments of ``generate``, whose defaults these are.
 
@@ -78,6 +94,12 @@ def parse_options(
         seed = _integer("seed", seed)
         if not 0 <= seed <= MAX_SEED:
             raise RequestError(f"seed: expected 0 to {MAX_SEED}, found {seed}")
+    if not isinstance(stop_repetition, bool):
+        raise RequestError(f"stop_repetition: expected True or False, found {stop_repetition!r}")
+    if timeout_seconds is not None:
+        timeout_seconds = _number("timeout_seconds", timeout_seconds)
+        if timeout_seconds <= 0:
+            raise RequestError(f"timeout_seconds: expected more than 0, found {timeout_seconds}")
     audio = _track(
         "audio",
         audio_temperature,
@@ -92,7 +114,15 @@ def parse_options(
         text_repetition_penalty,
         text_repetition_window_size,
     )
-    return Options(output_type, Sampling(audio=audio, text=text), limit, seed, preset)
+    return Options(
+        output_type,
+        Sampling(audio=audio, text=text),
+        limit,
+        seed,
+        preset,
+        stop_repetition,
+        timeout_seconds,
+    )
 
 
 def _track(track: str, temperature: Any, top_k: Any, penalty: Any, window: Any) -> TrackSampling:

@@ -55,47 +55,55 @@ class AudioError(RequestError):
     """A sound cannot be used; the message says why and what to send."""
 
 
+class AudioTooLong(AudioError):
+    """A sound is longer than permitted."""
+
+
 def load_audio(
-    source: str | os.PathLike[str] | bytes, max_seconds: float | None = None
+    source: str | os.PathLike[str] | bytes,
+    max_seconds: float | None = None,
+    sample_rate: int = SAMPLE_RATE,
 ) -> np.ndarray:
     """Decode a sound file, given by path or as its content.
 
     Channels are averaged and other rates resampled with soxr HQ, as the published
     implementation does. Overshoot beyond [-1, 1] from resampling or lossy coding is kept.
-    16-bit PCM, 16 kHz, mono wav files are read without ffmpeg.
+    16-bit PCM mono wav files at the wanted rate are read without ffmpeg.
 
     Args:
         source: local regular file, or the content of one. The name does not matter.
         max_seconds: refuse longer sound, without decoding more than that.
+        sample_rate: samples per second of the result.
 
     Returns:
-        float32 [samples] at 16 kHz, nominally within [-1, 1], at least one sample.
+        float32 [samples] at ``sample_rate``, nominally within [-1, 1], at least one sample.
 
     Raises:
-        AudioError: no such file, no sound in it, not finite, or longer than ``max_seconds``.
+        AudioError: no such file, no sound in it, or not finite.
+        AudioTooLong: longer than ``max_seconds``.
         ImportError: the file needs torchcodec, ffmpeg or soxr, and they are not installed.
     """
     if isinstance(source, bytes):
-        return _load(io.BytesIO(source), "audio data", max_seconds)
+        return _load(io.BytesIO(source), "audio data", max_seconds, sample_rate)
     path = Path(source)
     if not path.is_file():
         raise AudioError(f"{os.fspath(source)!r} is not a regular file; {ADVICE}")
     try:
         with path.open("rb") as file:
-            return _load(file, str(path), max_seconds)
+            return _load(file, str(path), max_seconds, sample_rate)
     except OSError as error:
         raise AudioError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _load(file: BinaryIO, name: str, max_seconds: float | None) -> np.ndarray:
+def _load(file: BinaryIO, name: str, max_seconds: float | None, sample_rate: int) -> np.ndarray:
     head = file.read(PROBE_BYTES).lower()
     if not head:
         raise AudioError(f"{name}: empty file; {ADVICE}")
-    wave = _read_pcm16(file, name, max_seconds)
+    wave = _read_pcm16(file, name, max_seconds, sample_rate)
     if wave is None:
         if any(mark in head for mark in PLAYLIST_MARKS):
             raise AudioError(f"{name}: a playlist, which only names other files; {ADVICE}")
-        wave = _decode(file, name, max_seconds)
+        wave = _decode(file, name, max_seconds, sample_rate)
     if wave.size == 0:
         raise AudioError(f"{name}: no sound in it (zero samples); {ADVICE}")
     peak = np.abs(wave).max()
@@ -109,32 +117,34 @@ def _load(file: BinaryIO, name: str, max_seconds: float | None) -> np.ndarray:
     return wave
 
 
-def _read_pcm16(file: BinaryIO, name: str, max_seconds: float | None) -> np.ndarray | None:
-    """The samples of a plain wav in the model's own format; None for anything else."""
+def _read_pcm16(
+    file: BinaryIO, name: str, max_seconds: float | None, sample_rate: int
+) -> np.ndarray | None:
+    """The samples of a plain wav that has the wanted rate; None for anything else."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     try:
         with riff.open(file, "rb") as reader:
             form = (reader.getnchannels(), reader.getsampwidth(), reader.getframerate())
             frames = reader.getnframes()
-            if form != (1, 2, SAMPLE_RATE) or not 0 < 2 * frames <= size - file.tell():
+            if form != (1, 2, sample_rate) or not 0 < 2 * frames <= size - file.tell():
                 return None
-            if max_seconds is not None and frames > max_seconds * SAMPLE_RATE:
-                raise _too_long(name, max_seconds, frames / SAMPLE_RATE)
+            if max_seconds is not None and frames > max_seconds * sample_rate:
+                raise _too_long(name, max_seconds, frames / sample_rate)
             pcm = np.frombuffer(reader.readframes(frames), "<i2")
     except (riff.Error, EOFError, RuntimeError):
         return None
     return pcm.astype(np.float32) / np.float32(32_768)
 
 
-def _decode(file: BinaryIO, name: str, max_seconds: float | None) -> np.ndarray:
-    """The best audio stream of anything that ffmpeg reads, as [samples] at 16 kHz."""
+def _decode(file: BinaryIO, name: str, max_seconds: float | None, sample_rate: int) -> np.ndarray:
+    """The best audio stream of anything that ffmpeg reads, as [samples] at ``sample_rate``."""
     try:
         from torchcodec.decoders import AudioDecoder
     except (ImportError, RuntimeError, OSError) as error:
         raise ImportError(
-            f"{name}: only 16-bit PCM, 16 kHz, mono wav is read without torchcodec and the "
-            "ffmpeg libraries; install both"
+            f"{name}: only 16-bit PCM, {sample_rate} Hz, mono wav is read without torchcodec "
+            "and the ffmpeg libraries; install both"
         ) from error
     file.seek(0)
     try:
@@ -147,7 +157,7 @@ def _decode(file: BinaryIO, name: str, max_seconds: float | None) -> np.ndarray:
         raise AudioError(f"{name}: not readable as sound ({_reason(error)}); {ADVICE}") from error
     try:
         pieces = _mono_pieces(decoder, name, max_seconds)
-        return _resample(pieces, decoder.metadata.sample_rate)
+        return _resample(pieces, decoder.metadata.sample_rate, sample_rate)
     except RuntimeError as error:
         if NO_SAMPLES in str(error):
             raise AudioError(f"{name}: no sound in it (zero samples); {ADVICE}") from error
@@ -196,28 +206,28 @@ def _mean(samples: AudioSamples) -> np.ndarray:
     return samples.data.numpy().mean(axis=0)
 
 
-def _too_long(name: str, max_seconds: float, header_seconds: float | None) -> AudioError:
+def _too_long(name: str, max_seconds: float, header_seconds: float | None) -> AudioTooLong:
     claim = f" (its header says {header_seconds:.1f} s)" if header_seconds else ""
-    return AudioError(
+    return AudioTooLong(
         f"{name}: longer than the permitted {max_seconds:g} s{claim}; send a shorter piece"
     )
 
 
-def _resample(pieces: Iterable[np.ndarray], rate: int) -> np.ndarray:
-    """Join float32 pieces at ``rate`` and bring them to 16 kHz with soxr HQ."""
-    if rate == SAMPLE_RATE:
+def _resample(pieces: Iterable[np.ndarray], rate: int, wanted: int) -> np.ndarray:
+    """Join float32 pieces at ``rate`` and bring them to the wanted one with soxr HQ."""
+    if rate == wanted:
         return np.concatenate(list(pieces))
     try:
         import soxr
     except ImportError as error:
         raise ImportError(f"sound at {rate} Hz needs the package soxr; install it") from error
-    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    stream = soxr.ResampleStream(rate, wanted, 1, dtype="float32", quality="HQ")
     resampled, total = [], 0
     for piece in pieces:
         resampled.append(stream.resample_chunk(piece))
         total += piece.size
     resampled.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
     # The published loader rounds the length up, in floating point, and pads with zeros.
-    length = math.ceil(total * (SAMPLE_RATE / rate))
+    length = math.ceil(total * (wanted / rate))
     wave = np.concatenate(resampled)[:length]
     return np.pad(wave, (0, length - wave.size))

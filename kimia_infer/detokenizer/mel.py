@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,16 @@ from kimia_infer.weights.checkpoint import CheckpointError, read_json
 # Floors of the magnitude (squared) and of the mel energy; published implementation.
 POWER_FLOOR = 1e-9
 MEL_FLOOR = 1e-5
+
+
+class Voice(NamedTuple):
+    """A reference voice as :meth:`SpeechStream.prefill` reads it.
+
+    ``mel`` fp32 [frames, mel_bins]; ``tokens`` int64 [frames], one code per mel frame.
+    """
+
+    mel: Tensor
+    tokens: Tensor
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.detokenizer.flow import Noise
+from kimia_infer.detokenizer.mel import Voice
 from kimia_infer.detokenizer.stream import Detokenizer, SpeechStream
 
 # Codes per chunk. ``quality`` is the published chunking. ``low_latency`` begins with 4 codes
@@ -25,12 +26,21 @@ class SpeechPipeline:
     A chunk goes out when the code after it is known, so that the last one can be marked final
     as published. In the ``background``, synthesis runs on a thread beside generation, in the
     detokenizer's lane; on the CPU, where both would fight for the same cores, within
-    :meth:`feed`. ``seconds`` is what synthesis has taken so far.
+    :meth:`feed`. ``seconds`` is what synthesis has taken so far. With a ``voice``, all of it
+    is spoken in that voice.
     """
 
-    def __init__(self, detokenizer: Detokenizer, noise: Noise, preset: str, background: bool):
-        self._detokenizer, self._noise = detokenizer, noise
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        noise: Noise,
+        preset: str,
+        background: bool,
+        voice: Voice | None = None,
+    ):
+        self._detokenizer, self._noise, self._voice = detokenizer, noise, voice
         self._stream: SpeechStream | None = None
+        self._failed = False
         self._first_sizes = FIRST_CHUNKS[preset]
         self._usual_size = detokenizer.config.chunk_codes
         self._submitted = 0
@@ -66,6 +76,11 @@ class SpeechPipeline:
         if self._pending:
             self._submit(self._pending, final=True)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a chunk went out whose wave has not been taken."""
+        return bool(self._chunks)
+
     def ready(self) -> Iterator[Tensor]:
         """Waves float32 [samples], on the CPU, of the chunks that are done, without waiting."""
         while self._chunks and self._chunks[0].done():
@@ -77,9 +92,12 @@ class SpeechPipeline:
             yield self._chunks.popleft().result()
 
     def close(self) -> None:
-        """Drop what is queued and wait for the chunk in progress."""
+        """Drop what is queued and wait for the chunk in progress.
+
+        After a failure, what the stream worked with is not used again.
+        """
         self._executor.shutdown(wait=True, cancel_futures=True)
-        if self._stream is not None:
+        if self._stream is not None and not self._failed:
             self._stream.close()
 
     def _submit(self, codes: list[int], final: bool) -> None:
@@ -90,11 +108,45 @@ class SpeechPipeline:
         start = time.perf_counter()
         # A thread of its own has its own mode.
         with torch.inference_mode(), self._detokenizer.graphs.lane():
-            if self._stream is None:
-                self._stream = self._detokenizer.start(self._noise)
-            wave = self._stream.push(torch.tensor(codes), final).cpu()
+            wave = self._push(torch.tensor(codes), final).cpu()
         self.seconds += time.perf_counter() - start
         return wave
+
+    def _push(self, codes: Tensor, final: bool) -> Tensor:
+        if self._failed:
+            raise RuntimeError("an earlier chunk of this speech has failed")
+        self._failed = True  # until this chunk is done
+        if self._stream is None:
+            self._stream = self._start()
+        wave = self._stream.push(codes, final)
+        self._failed = False
+        return wave
+
+    def _start(self) -> SpeechStream:
+        stream = self._detokenizer.start(self._noise)
+        if self._voice is not None:
+            stream.prefill(*self._voice)
+        return stream
+
+
+def warm_up(detokenizer: Detokenizer) -> None:
+    """Record what speech of both presets needs, so that no request has to wait for it.
+
+    Speaks until the cache of past frames is full, which meets every usual size. Only a last
+    chunk of an unusual one is recorded when it comes. Does nothing where nothing is recorded.
+    """
+    if not detokenizer.graphs.captures:
+        return
+    config, mel_bins = detokenizer.config, detokenizer.dit.config.mel_bins
+    past_codes = -(-config.cache_frames // config.frames_per_code)
+    # One chunk fills the cache, the next one is spoken with it, and it needs a code after it.
+    codes = [0] * (past_codes + config.look_ahead_codes + 2 * config.chunk_codes + 1)
+    for preset in PRESETS:
+        pipeline = SpeechPipeline(
+            detokenizer, lambda _, frames: torch.zeros(frames, mel_bins), preset, background=False
+        )
+        pipeline.feed(codes)
+        pipeline.close()
 
 
 class _Inline(Executor):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.api.kimia import KimiAudio
@@ -128,3 +129,17 @@ def test_tokenizer_of_another_checkpoint(checkpoint: Path) -> None:
     message = refusal(checkpoint)
     assert "tiktoken.model" in message
     assert "num_base_tokens" in message
+
+
+def test_a_detokenizer_that_lacks_codes(checkpoint: Path) -> None:
+    folder = checkpoint / "audio_detokenizer"
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    config["model"]["dit"]["semantic_vocab_size"] -= 1
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    content = torch.load(folder / "model.pt", weights_only=True)
+    state = content["state_dict"]
+    name = next(n for n in state if n.endswith("semantic_token_embedding.weight"))
+    state[name] = state[name][:-1].clone()
+    torch.save(content, folder / "model.pt")
+    message = refusal(checkpoint)
+    assert "semantic_vocab_size" in message and "speech codes" in message

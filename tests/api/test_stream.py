@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.request import parse_options
+from kimia_infer.api.response import FIRST_SOUND_INTERVAL
 from kimia_infer.detokenizer.pipeline import PRESETS, SpeechPipeline
 from kimia_infer.errors import RequestError
 from kimia_infer.randomness import SeededRandomness
@@ -84,6 +86,28 @@ def test_rare_looks_change_nothing_and_chunks_go_out_on_time(
     assert torch.equal(actual.wav, expected.wav)
     assert released[:-1] == on_time[:-1]
     assert actual.metrics["decode_steps"] == expected.metrics["decode_steps"]
+
+
+def test_the_first_sound_is_looked_for_often(
+    model: KimiAudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its chunk is synthesized in the background, and only then, looks are frequent."""
+    monkeypatch.setattr(model, "check_interval", 1000)
+    ready, looks, waiting = SpeechPipeline.ready, [], []
+
+    def late(pipeline: SpeechPipeline):
+        if pipeline.busy and len(waiting) < 5:
+            waiting.append(looks[-1])
+            return iter(())
+        return ready(pipeline)
+
+    monkeypatch.setattr(SpeechPipeline, "ready", late)
+    options = parse_options(**SAMPLED, output_type="both", max_new_tokens=100)
+    for _ in model.respond(CHAT, options, on_step=lambda steps, _: looks.append(steps)):
+        pass
+    assert [b - a for a, b in pairwise(waiting)] == [FIRST_SOUND_INTERVAL] * 4
+    after = [step for step in looks if step > waiting[-1]]
+    assert len(after) < (looks[-1] - waiting[-1]) / FIRST_SOUND_INTERVAL / 2
 
 
 def test_closing_the_stream_launches_no_further_step(model: KimiAudio) -> None:

@@ -42,7 +42,7 @@ def primitive(unit: list[int]) -> int:
     )
 
 
-@given(TEXTS, UNITS, st.integers(4, 40), st.integers(1, 7))
+@given(TEXTS, UNITS, st.integers(30, 50), st.integers(1, 7))
 def test_a_loop_is_stopped_and_one_copy_kept(
     text: list[int], unit: list[int], min_tokens: int, portion: int
 ) -> None:
@@ -57,8 +57,9 @@ def test_a_loop_is_stopped_and_one_copy_kept(
     assert start < stop <= start + portion
     released += guard.finish()
     assert released == ids[: guard.repetition.keep]
-    if stop > len(text) + primitive(unit):
-        # No id of the unit is in the text, so the copies begin where the text ends.
+    if stop > len(text):
+        # No id of the unit is in the text, so the copies begin where the text ends. What repeats
+        # within two units is shorter than the tokens that a loop needs here.
         assert guard.repetition.unit == primitive(unit)
         assert guard.repetition.keep == len(text) + primitive(unit)
 

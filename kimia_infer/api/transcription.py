@@ -1,0 +1,170 @@
+"""Recordings of any length to text, segment by segment."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kimia_infer.api.events import Completion, Event, Metrics, Stopwatch, TextDelta
+from kimia_infer.audio.level import SILENCE_DBFS, is_silent, loudest_dbfs
+from kimia_infer.audio.load import SAMPLE_RATE
+from kimia_infer.audio.split import split_at_quiet
+
+INSTRUCTION = "Please transcribe the following audio:"
+"""The published example's request for a transcript."""
+
+MAX_SECONDS = 7200.0
+"""Longest recording by default. Its wave is held as a whole: 230 MB for an hour."""
+
+OnProgress = Callable[[float, float], None]
+Answer = Callable[[np.ndarray, Callable[[], None]], Iterator[Event]]
+
+SUMMED = (
+    "prompt_seconds",
+    "encoders_seconds",
+    "prefill_seconds",
+    "decode_seconds",
+    "prompt_tokens",
+    "decode_steps",
+    "text_tokens",
+)
+KEPT = ("attention", "head_rows")
+
+
+@dataclass(frozen=True)
+class TranscriptSegment:
+    """One segment of a recording, from ``start`` to ``end`` seconds, and what is said in it.
+
+    A ``silent`` one was not given to the model, which tends to invent words for silence. The
+    text of a ``repetition`` was stopped as it repeated itself for ever, and one copy is kept.
+    """
+
+    start: float
+    end: float
+    text: str
+    silent: bool = False
+    repetition: bool = False
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """The whole text of a recording, last of the events.
+
+    ``segments`` follow each other without gaps from 0 to the recording's end. ``text`` is their
+    texts joined, with a space where the writing uses them. ``metrics`` holds sums over segments.
+    """
+
+    text: str
+    segments: list[TranscriptSegment]
+    metrics: Metrics
+    notes: list[str] = field(default_factory=list)
+
+
+TranscriptEvent = TextDelta | TranscriptSegment | Transcript
+
+
+def transcribe_wave(
+    wave: np.ndarray, answer: Answer, clock: Stopwatch, on_progress: OnProgress | None = None
+) -> Iterator[TranscriptEvent]:
+    """Transcribe a 16 kHz wave [samples], one segment at a time.
+
+    ``answer(segment, on_step)`` answers for one segment and calls ``on_step()`` as it goes.
+    ``on_progress`` is then called with seconds transcribed and seconds in all, and may raise.
+    The text deltas joined are the text of the Transcript.
+    """
+    total = len(wave) / SAMPLE_RATE
+    segments: list[TranscriptSegment] = []
+    notes: list[str] = []
+    joined = _JoinedText()
+    metrics = clock.metrics | {"input_audio_seconds": total}
+    for begin, end in split_at_quiet(wave):
+        start, stop = begin / SAMPLE_RATE, end / SAMPLE_RATE
+
+        def report(seconds: float = start) -> None:
+            if on_progress is not None:
+                on_progress(seconds, total)
+
+        report()
+        if is_silent(loudest_dbfs(wave[begin:end], SAMPLE_RATE)):
+            segments.append(TranscriptSegment(start, stop, "", silent=True))
+        else:
+            joined.begin_segment()
+            for event in answer(wave[begin:end], report):
+                if isinstance(event, Completion):
+                    segments.append(_segment(start, stop, event))
+                    notes += [f"{start:.2f} to {stop:.2f} s: {note}" for note in event.notes]
+                    _add(metrics, event.metrics)
+                elif delta := joined.push(event.text):
+                    clock.first("first_text")
+                    yield TextDelta(delta)
+        yield segments[-1]
+    if on_progress is not None:
+        on_progress(total, total)
+    silent = sum(segment.silent for segment in segments)
+    if silent:
+        notes.append(
+            f"{silent} of {len(segments)} segments are silent (below {SILENCE_DBFS:.0f} dBFS) and "
+            "have no text"
+        )
+    metrics |= clock.metrics | {
+        "segments": len(segments),
+        "silent_segments": silent,
+        "repetition_segments": sum(segment.repetition for segment in segments),
+        "total_seconds": time.perf_counter() - clock.started,
+    }
+    yield Transcript(joined.text, segments, metrics, notes)
+
+
+def _segment(start: float, stop: float, answer: Completion) -> TranscriptSegment:
+    repetition = answer.metrics["stop_reason"] == "repetition"
+    return TranscriptSegment(start, stop, answer.text.strip(), repetition=repetition)
+
+
+def _add(metrics: Metrics, segment: Metrics) -> None:
+    for name in SUMMED:
+        if name in segment:
+            metrics[name] = metrics.get(name, 0) + segment[name]
+    metrics |= {name: segment[name] for name in KEPT}
+
+
+# Chinese characters, kana, and the punctuation and full-width forms that go with them.
+_WITHOUT_SPACES = re.compile(
+    "[\u2e80-\u303f\u3040-\u30ff\u3100-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
+)
+
+
+def separator(before: str, after: str) -> str:
+    """What belongs between two texts: a space, or nothing beside Chinese or Japanese."""
+    if not before or not after:
+        return ""
+    return "" if _WITHOUT_SPACES.search(before[-1] + after[0]) else " "
+
+
+class _JoinedText:
+    """Joins the texts of segments as they come, without white space at their ends."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self._begun = False
+        self._space = ""
+
+    def begin_segment(self) -> None:
+        self._begun, self._space = False, ""
+
+    def push(self, delta: str) -> str:
+        """The next piece of a segment's text; what it adds to the whole."""
+        piece = self._space + delta
+        if not self._begun:
+            piece = piece.lstrip()
+        added = piece.rstrip()
+        self._space = piece[len(added) :]
+        if added and not self._begun:
+            added = separator(self.text, added) + added
+            self._begun = True
+        self.text += added
+        return added

@@ -1,0 +1,95 @@
+"""A recording to the reference voice that speech is continued in."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kimia_infer.api.messages import AudioSource
+from kimia_infer.audio.level import SILENCE_DBFS, is_silent, loudest_dbfs
+from kimia_infer.audio.load import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.detokenizer.mel import MelConfig, Voice, log_mel
+from kimia_infer.errors import RequestError
+from kimia_infer.tokenizer.segments import CODE_SAMPLES
+from kimia_infer.tokenizer.speech import SpeechCodes
+
+MIN_SECONDS = 1.0
+MAX_SECONDS = 30.0
+"""One segment of the speech tokenizer. The detokenizer remembers the last 18 s (900 frames)."""
+
+
+class VoiceReader:
+    """Reads reference voices; the last one is kept, as callers tend to send the same again.
+
+    ``vocoder_folder`` is the checkpoint folder whose ``config.json`` describes the mel
+    spectrogram, ``frames_per_code`` how many of its frames a code spans.
+    """
+
+    def __init__(self, speech_codes: SpeechCodes, vocoder_folder: Path, frames_per_code: int):
+        self._speech_codes, self._frames_per_code = speech_codes, frames_per_code
+        self._folder = vocoder_folder
+        self._last: tuple[bytes, Voice] | None = None
+
+    @torch.inference_mode()
+    def read(self, source: AudioSource) -> Voice:
+        """The voice of a sound file, given by path or as its content.
+
+        It is cut to whole codes. Raises RequestError naming ``voice`` for a recording that is
+        no sound, silent, or not of 1 to 30 seconds.
+        """
+        content = _content(source)
+        key = hashlib.sha256(content).digest()
+        last = self._last
+        if last is not None and last[0] == key:
+            return last[1]
+        try:
+            voice = self._read(content)
+        except AudioError as error:
+            raise type(error)(f"voice: {error}") from error
+        self._last = key, voice
+        return voice
+
+    def _read(self, content: bytes) -> Voice:
+        wave = load_audio(content, MAX_SECONDS)
+        if len(wave) < MIN_SECONDS * SAMPLE_RATE:
+            raise AudioError(
+                f"{len(wave) / SAMPLE_RATE:.2f} s long; send {MIN_SECONDS:g} to "
+                f"{MAX_SECONDS:g} s of one person speaking"
+            )
+        level = loudest_dbfs(wave, SAMPLE_RATE)
+        if is_silent(level):
+            raise AudioError(
+                f"silent ({level:.0f} dBFS at its loudest, below {SILENCE_DBFS:.0f}); send a "
+                "recording in which somebody speaks"
+            )
+        config = MelConfig.from_directory(self._folder)
+        mel = log_mel(
+            torch.from_numpy(load_audio(content, MAX_SECONDS, config.sample_rate)), config
+        )
+        count = min(len(wave) // CODE_SAMPLES, len(mel) // self._frames_per_code)
+        codes = self._speech_codes.encode(wave[: count * CODE_SAMPLES]).cpu()
+        tokens = codes.repeat_interleave(self._frames_per_code)
+        return Voice(mel[: len(tokens)], tokens)
+
+
+def check_source(voice: Any) -> None:
+    """Raise RequestError unless ``voice`` can name or be a sound file."""
+    if not isinstance(voice, AudioSource):
+        raise RequestError(
+            f"voice: expected an audio file path or its bytes, found {type(voice).__name__}"
+        )
+
+
+def _content(source: AudioSource) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    path = Path(source)
+    if not path.is_file():
+        raise AudioError(f"voice: {str(source)!r} is not a regular file; send a recording")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise AudioError(f"voice: {path} cannot be read ({error.strerror})") from error

@@ -1,0 +1,69 @@
+"""What ends a request from outside."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kimia_infer.api import limits
+from kimia_infer.api.limits import Deadline, surviving_out_of_memory
+from kimia_infer.errors import RequestError, RequestOutOfMemory, RequestTimeout
+
+
+def test_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(limits.time, "monotonic", lambda: clock[0])
+    deadline, never = Deadline(2.5), Deadline(None)
+    clock[0] = 102.5
+    deadline.check()
+    clock[0] = 102.6
+    with pytest.raises(RequestTimeout, match=r"timeout_seconds: .* 2\.5 s"):
+        deadline.check()
+    clock[0] = 1e12
+    never.check()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def test_out_of_memory_becomes_one_error(error: Exception) -> None:
+    def items():
+        yield 1
+        raise error
+
+    survived = surviving_out_of_memory(items())
+    assert next(survived) == 1
+    with pytest.raises(RequestOutOfMemory, match="out of memory while answering"):
+        next(survived)
+    assert list(survived) == []
+
+
+def test_the_allocator_gives_back_what_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    emptied = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: emptied.append(True))
+
+    def items():
+        raise torch.OutOfMemoryError("full")
+        yield
+
+    with pytest.raises(RequestOutOfMemory):
+        list(surviving_out_of_memory(items()))
+    assert emptied == [True]
+
+
+def test_other_errors_and_closing_pass_through() -> None:
+    closed = []
+
+    def items(error: Exception | None):
+        try:
+            yield 1
+            if error is not None:
+                raise error
+        finally:
+            closed.append(True)
+
+    with pytest.raises(RequestError, match="mine"):
+        list(surviving_out_of_memory(items(RequestError("mine"))))
+    survived = surviving_out_of_memory(items(None))
+    next(survived)
+    survived.close()
+    assert closed == [True, True]
