@@ -12,6 +12,7 @@ from torch import nn
 from kimia_infer.language_model import state
 from kimia_infer.language_model.model import LanguageModel
 from kimia_infer.language_model.state import Tracks
+from scripts.benchmark.timing import synchronize
 
 # Beyond every cache; two of them are held.
 COPY_BYTES = {"cpu": 512 * 2**20}
@@ -31,12 +32,6 @@ TEXT = Mode("text only", state.TEXT)
 BOTH = Mode("both tracks", state.BOTH)
 AFTER_TEXT = Mode("after text end", state.AUDIO)
 MODES = (TEXT, BOTH, AFTER_TEXT)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for what was launched on an accelerator."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -84,9 +79,13 @@ def resident_bytes(peak: bool = False) -> int | None:
 
 
 def memory(device: torch.device) -> dict[str, int | None]:
-    """Bytes in use and at most: in RAM on the CPU, allocated by PyTorch on an accelerator."""
+    """Bytes in use and at most: in RAM; of an accelerator, by PyTorch's own account.
+
+    There ``reserved`` is what PyTorch took from the device, recorded graphs included.
+    """
     found = {"resident": resident_bytes(), "peak_resident": resident_bytes(peak=True)}
     if device.type != "cpu":
         found["allocated"] = torch.accelerator.memory_allocated(device)
         found["peak_allocated"] = torch.accelerator.max_memory_allocated(device)
+        found["peak_reserved"] = torch.accelerator.max_memory_reserved(device)
     return found

@@ -15,17 +15,12 @@ from kimia_infer.language_model.decode import DecodeInput, Decoder, Generation
 from kimia_infer.language_model.model import LanguageModel
 from kimia_infer.language_model.sampler import Sampling, TrackSampling
 from kimia_infer.language_model.state import ControlTokens
+from kimia_infer.onednn import use_onednn
 from kimia_infer.randomness import SeededRandomness
 from kimia_infer.tokenizer.text import SpecialTokens
-from scripts.benchmark.bandwidth import (
-    BOTH,
-    MODES,
-    Mode,
-    memory,
-    step_bytes,
-    synchronize,
-)
+from scripts.benchmark.bandwidth import BOTH, MODES, Mode, memory, step_bytes
 from scripts.benchmark.plain_language_model import PlainGeneration
+from scripts.benchmark.timing import synchronize
 
 PROMPT_LENGTH = 128
 LONG_RUN_STEPS = 1500
@@ -91,6 +86,17 @@ def random_prompt(model: LanguageModel) -> tuple[DecodeInput, ControlTokens]:
     return prompt, ControlTokens(SpecialTokens.after(config.base_tokens).text_blank, -1, (-1,))
 
 
+def library_models(model: LanguageModel) -> dict[str, LanguageModel]:
+    """``model`` with cut and with full heads as KimiAudio runs it, by head rows.
+
+    They share its parameters with the plain loop, which does not use its linear layers.
+    """
+    models = {"track": model.with_cut_heads(), "full": model}
+    for each in models.values():
+        use_onednn(each)
+    return models
+
+
 def library_decoder(model: LanguageModel, steps: int) -> Decoder:
     return Decoder(model, random_prompt(model)[1], PROMPT_LENGTH + steps)
 
@@ -117,8 +123,7 @@ def make_contenders(model: LanguageModel, steps: int) -> list[Contender]:
         return Contender(mode.name, mode, head_rows, decoders[head_rows].model, make)
 
     decoders = {
-        "track": library_decoder(model.with_cut_heads(), steps),
-        "full": library_decoder(model, steps),
+        head_rows: library_decoder(each, steps) for head_rows, each in library_models(model).items()
     }
     return [
         Contender("plain loop", BOTH, "full", model, plain),
@@ -183,9 +188,8 @@ def _common(first: list[int], second: list[int]) -> int:
 
 def long_run(model: LanguageModel) -> dict:
     """Time per step and memory near both ends of a long generation with both tracks."""
-    loop = library_loop(
-        library_decoder(model.with_cut_heads(), LONG_RUN_STEPS), BOTH, LONG_RUN_STEPS
-    )
+    decoder = library_decoder(library_models(model)["track"], LONG_RUN_STEPS)
+    loop = library_loop(decoder, BOTH, LONG_RUN_STEPS)
     skip = first_timed_step(model.device)
     early, late, at_first = [], [], {}
     before, start = 0, time.perf_counter()

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kimia_infer.language_model.attention import rotate
 from kimia_infer.language_model.cache import rotary_tables
@@ -100,8 +100,8 @@ class PlainGeneration:
                 fork = x.clone()
         for index, layer in enumerate(model.mimo_layers):
             fork = self._layer(layer, config.trunk_layers + index, fork, cos, sin)
-        text_logits = model.text_head(_normalize(model.norm, x))
-        return text_logits, model.audio_head(_normalize(model.mimo_norm, fork))
+        text_logits = _linear(model.text_head, _normalize(model.norm, x))
+        return text_logits, _linear(model.audio_head, _normalize(model.mimo_norm, fork))
 
     def _layer(
         self, layer: DecoderLayer, index: int, x: Tensor, cos: Tensor, sin: Tensor
@@ -117,6 +117,11 @@ class PlainGeneration:
 def _greedy(logits: Tensor) -> Tensor:
     """The id int64 [1, 1] of the largest log-probability at the last position."""
     return torch.log_softmax(logits[:, -1].float(), dim=-1).argmax(dim=-1, keepdim=True)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """What ``nn.Linear`` does, whatever the library's own layer makes of it."""
+    return F.linear(x, layer.weight, layer.bias)
 
 
 def _normalize(norm: RMSNorm, x: Tensor) -> Tensor:
@@ -150,9 +155,9 @@ def _attention(
         values.repeat_interleave(group, dim=1),
         is_causal=past is None,
     )
-    return attention.output(mixed.transpose(1, 2).flatten(2)), (keys, values)
+    return _linear(attention.output, mixed.transpose(1, 2).flatten(2)), (keys, values)
 
 
 def _feed_forward(feed_forward: FeedForward, x: Tensor) -> Tensor:
     gate, up = feed_forward.gate_up.weight.chunk(2)
-    return feed_forward.down(F.silu(F.linear(x, gate)) * F.linear(x, up))
+    return _linear(feed_forward.down, F.silu(F.linear(x, gate)) * F.linear(x, up))

@@ -17,7 +17,10 @@ def table(results: dict, name: str) -> str:
         "about": lambda results: _fields(results["about"]),
         "decoding": _decoding,
         "long_run": _long_run,
+        "speaking": _speaking,
+        "profile": _profile,
         "speech": _speech,
+        "encoders": _encoders,
         "requests": _requests,
         "cold_start": _cold_start,
         "memory": _memory,
@@ -72,12 +75,42 @@ def _long_run(results: dict) -> list[str]:
     return lines
 
 
+def _speaking(results: dict) -> list[str]:
+    speaking = results["speaking"]
+    lines = ["Decode steps of both tracks, cut heads, and speech synthesis at the same time"]
+    for row in speaking["modes"]:
+        speed, step = row["steps_per_second"], 1e3 * row["step_seconds"]
+        lines.append(f"{row['name']:24}{speed:10.1f} steps/s{step:10.2f} ms/step")
+    return [*lines, f"Real-time factor of that synthesis: {speaking['real_time_factor']:.3f}"]
+
+
+def _profile(results: dict) -> list[str]:
+    found = results["profile"]
+    lines = [f"Profile of {found['steps']} decode steps, both tracks, {found['looks']} looks"]
+    if found["device"] == "cpu":
+        return [*lines, "On the CPU there is no device to wait for and nothing to count."]
+    for what, field in (("calls that can wait", "calls"), ("copies to the host", "copies_to_host")):
+        counts = [f"{count} {name}" for name, count in found[field].items()]
+        lines.append(f"  {what:20}  {', '.join(counts) or 'none'}")
+    return [*lines, f"  {'device busy':20}  {found['busy']:.1%} of the time"]
+
+
 def _speech(results: dict) -> list[str]:
     lines = ["Speech", f"{'':24}{'audio s':>9}{'plain s':>10}{'s':>10}{'ratio':>8}{'RTF':>8}"]
     for row in results["speech"]:
         lines.append(
             f"{row['name']:24}{row['audio_seconds']:9.2f}{row['plain_seconds']:10.3f}"
             f"{row['seconds']:10.3f}{row['ratio_to_plain']:8.2f}{row['real_time_factor']:8.3f}"
+        )
+    return lines
+
+
+def _encoders(results: dict) -> list[str]:
+    lines = ["Audio encoders", f"{'':24}{'audio s':>9}{'s':>10}{'RTF':>8}"]
+    for row in results["encoders"]:
+        lines.append(
+            f"{row['name']:24}{row['audio_seconds']:9.2f}{row['seconds']:10.4f}"
+            f"{row['real_time_factor']:8.4f}"
         )
     return lines
 
@@ -104,7 +137,8 @@ def _requests(results: dict) -> list[str]:
         lines.append(line(name.replace("_", " "), values, form))
     for name in ("steps_per_second", "real_time_factor"):
         lines.append(line(name.replace("_", " "), [row.get(name) for row in rows], ".3f"))
-    return lines
+    peaks = [row["peak_memory"] and row["peak_memory"] / GIGA for row in rows]
+    return [*lines, line("peak memory, GB", peaks, ".2f")]
 
 
 def stages(metrics: dict) -> dict[str, float]:
@@ -115,14 +149,23 @@ def stages(metrics: dict) -> dict[str, float]:
 
 def _cold_start(results: dict) -> list[str]:
     cold = results["cold_start"]
-    names = ("import_seconds", "load_seconds", "first_request_seconds", "total_seconds")
-    before = cold["import_seconds"] + cold["load_seconds"]
-    lines = ["Cold start: a fresh process to its first spoken answer (files may be cached)"]
-    lines += [f"  {n.removesuffix('_seconds').replace('_', ' '):20}{cold[n]:9.3f} s" for n in names]
+    names = ("import", "load", "warm_up", "first_request", "total")
+    first = cold["first_request_metrics"]
+    before = sum(cold[f"{name}_seconds"] for name in names[:3])
+    loaded = "files may be cached" if cold["from_files"] else "load: random weights are made"
+    lines = [f"Cold start: a fresh process to the end of its first spoken answer ({loaded})"]
+
+    def line(label: str, seconds: float) -> str:
+        return f"  {label.replace('_', ' '):28}{seconds:9.3f} s"
+
+    for name in names:
+        lines.append(line(name, cold[f"{name}_seconds"]))
+        if name == "first_request":
+            for stage, seconds in stages(first).items():
+                lines.append(line(f"  {stage.removesuffix('_seconds')}", seconds))
     for name in MOMENTS[:2]:
-        if name in cold["first_request_metrics"]:
-            label = f"to {name.removesuffix('_seconds').replace('_', ' ')}"
-            lines.append(f"  {label:20}{before + cold['first_request_metrics'][name]:9.3f} s")
+        if name in first:
+            lines.append(line(f"to {name.removesuffix('_seconds')}", before + first[name]))
     return [*lines, "  " + _amounts(cold["memory"])]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kimia_infer.language_model.model import LanguageModel, language_model_part
+from kimia_infer.onednn import use_onednn
 from scripts.benchmark import bandwidth, decoding, report
 from scripts.benchmark.bandwidth import BOTH, MODES, Mode, step_bytes
 
@@ -98,6 +100,13 @@ def test_step_bytes_are_what_a_step_reads(mode: Mode, head_rows: str, model: Lan
     assert (cache == whole_bytes) == (mode is BOTH) and 0 < cache <= whole_bytes
 
 
+def test_step_bytes_count_with_onednn_layers(model: LanguageModel) -> None:
+    with_onednn = copy.deepcopy(model)
+    use_onednn(with_onednn, min_elements=0)
+    for mode in MODES:
+        assert step_bytes(with_onednn, mode, filled=10) == step_bytes(model, mode, filled=10)
+
+
 def test_all_loops_are_timed_and_the_plain_one_agrees(model: LanguageModel) -> None:
     contenders = decoding.make_contenders(model, STEPS)
     table = decoding.compare_decoding(model, STEPS, runs=1)
@@ -165,14 +174,17 @@ def test_bar_adds_up_where_speech_is_hidden_by_decoding() -> None:
 
 def test_random_weights(tmp_path: Path) -> None:
     arguments = ["--random", "tiny", "--device", "cpu", "--steps", STEPS, "--runs", 1, "--long-run"]
-    done = bench(*arguments, "--json", "r.json", "--plot", "r.png", "--threads", 1, cwd=tmp_path)
+    files = ["--json", "r.json", "--plot", "r.png", "--profile", "t.json"]
+    done = bench(*arguments, *files, "--threads", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert max(map(len, done.stdout.splitlines())) <= COLUMNS
     results = json.loads((tmp_path / "r.json").read_text())
     assert results["about"]["threads"] == 1 and results["about"]["dtype"] == "float32"
     assert results["long_run"]["steps"] == decoding.LONG_RUN_STEPS
     assert results["bandwidth"] > 0 and len(results["speech"]) == 2
-    assert "requests" not in results
+    assert len(results["encoders"]) == 3 and len(results["requests"]) == 3
+    assert results["profile"]["steps"] > 0 and (tmp_path / "t.json").is_file()
+    assert "load: random weights are made" in done.stdout and "to first audio" in done.stdout
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -188,8 +200,9 @@ def test_whole_requests(script: ModuleType, golden: Path, tmp_path: Path, capsys
     for name in ("prompt", "encoders", "prefill", "decode", "total"):
         assert text[f"{name}_seconds"] > 0
     cold = results["cold_start"]
-    parts = cold["import_seconds"] + cold["load_seconds"] + cold["first_request_seconds"]
-    assert cold["total_seconds"] == pytest.approx(parts)
+    parts = ("import", "load", "warm_up", "first_request")
+    assert cold["total_seconds"] == pytest.approx(sum(cold[f"{p}_seconds"] for p in parts))
+    assert cold["from_files"]
 
 
 def test_language_model_alone(script: ModuleType, golden: Path, capsys) -> None:
@@ -218,6 +231,7 @@ def test_bad_checkpoints(script: ModuleType, tmp_path: Path, capsys) -> None:
         (("--random", "tiny", "--steps", 3), "--steps"),
         (("--random", "tiny", "--json", "nowhere/r.json"), "nowhere"),
         (("--weights", ".", "--audio", "missing.wav"), "missing.wav"),
+        (("--random", "tiny", "--profile", "nowhere/t.json"), "nowhere"),
     ],
 )
 def test_usage(arguments: tuple, message: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from kimia_infer.detokenizer.dit import dit_part
 from kimia_infer.detokenizer.stream import Detokenizer
@@ -41,3 +42,21 @@ def test_plain_wave(golden: Path, detokenizer: Detokenizer) -> None:
     wave = synthesize(detokenizer, codes, noise)
     torch.testing.assert_close(wave, detokenizer.synthesize(codes, noise), atol=1e-4, rtol=0)
     torch.testing.assert_close(wave[0], recorded[f"{case['name']}.wav"], atol=1e-4, rtol=0)
+
+
+def test_linear_layers_of_the_library_are_not_used(
+    golden: Path, detokenizer: Detokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be faster than plain ones; only their parameters are read."""
+
+    def refuse(*arguments) -> None:
+        raise AssertionError("a layer of the library was called")
+
+    for layer in detokenizer.dit.modules():
+        if isinstance(layer, nn.Linear):
+            monkeypatch.setattr(layer, "forward", refuse)
+    bins = detokenizer.dit.config.mel_bins
+    wave = synthesize(
+        detokenizer, torch.zeros(2, dtype=torch.int64), lambda _, n: torch.ones(n, bins)
+    )
+    assert wave.shape == (1, 2 * detokenizer.samples_per_code)

@@ -79,3 +79,22 @@ def test_recorded_run(run: dict, golden: Path, control: ControlTokens) -> None:
 
 def test_greedy_runs_are_recorded_in_both_modes() -> None:
     assert {run["params"]["output_type"] for run in GREEDY_RUNS} == {"text", "both"}
+
+
+def test_layers_of_the_library_are_not_used(
+    golden: Path, control: ControlTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may be faster than plain ones; only their parameters are read."""
+
+    def refuse(*arguments) -> None:
+        raise AssertionError("a layer of the library was called")
+
+    model = language_model_part(golden / "llm").load(torch.device("cpu"), torch.float32)
+    for module in (*model.layers, *model.mimo_layers, model.text_head, model.audio_head):
+        for layer in module.modules():
+            monkeypatch.setattr(layer, "forward", refuse)
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    generation = PlainGeneration(model, DecodeInput(ids, ids), control, "text", 2)
+    for _ in generation.run():
+        pass
+    assert generation.launched
