@@ -1,4 +1,4 @@
-"""The Cog predictor: sound and text in, a transcript and speech out.
+"""The Cog predictors: sound and text in, a transcript and speech out.
 
 Cog's build reads this file without running it. Inputs are therefore written as plain
 literals; kimia_infer/service/interface.py refuses what the build would misread.
@@ -6,133 +6,232 @@ literals; kimia_infer/service/interface.py refuses what the build would misread.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
 
-from cog import BaseModel, BaseRunner, Input, Path
+from cog import BaseModel, Input, Path, streaming
 
-from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import parse_options
-from kimia_infer.audio.load import AudioError
-from kimia_infer.service.files import OutputFiles
+from kimia_infer.api.events import AudioChunk, Completion, TextDelta
+from kimia_infer.api.transcription import Transcript, TranscriptSegment
 from kimia_infer.service.interface import read_interface
-from kimia_infer.service.request import check_inputs, name_files, split_inputs
-from kimia_infer.weights.resolve import weights_from_environment
+from kimia_infer.service.request import check_inputs
+from kimia_infer.service.runner import KimiRunner
+from kimia_infer.service.sound import wav_uri
 
 INTERFACE = read_interface(__file__, "Predictor")
+STREAMING_INTERFACE = read_interface(__file__, "StreamingPredictor")
 
 
-class Output(BaseModel):
-    audio: Path | None
+class Inputs:
+    """What can be asked; the predictors below say of which type each one is."""
+
+    task = Input(
+        default="chat",
+        description="Answer a chat, or transcribe audio, a recording of any length, in segments",
+        choices=["chat", "transcribe"],
+    )
+    audio = Input(
+        default=None,
+        description="Sound of the user's turn: speech, music, noise; any common format",
+        accept="audio/*",
+    )
+    text = Input(
+        default="",
+        description="Text of the user's turn, before the sound: an instruction or a question",
+        max_length=50000,
+    )
+    history = Input(
+        default="",
+        description="JSON list of earlier messages; audio as its index in history_audio",
+        max_length=200000,
+    )
+    history_audio = Input(
+        default=[],
+        description="Sounds that the messages of history refer to",
+        accept="audio/*",
+    )
+    output_type = Input(
+        default="both",
+        description="Answer with text only, or with both text and speech; a transcript is text",
+        choices=["text", "both"],
+    )
+    voice = Input(
+        default=None,
+        description="A recording of 1 to 30 s, in whose voice the answer is spoken",
+        accept="audio/*",
+    )
+    audio_temperature = Input(
+        default=0.8,
+        description="Randomness of the speech; 0 always takes the likeliest code",
+        ge=0.0,
+        le=2.0,
+    )
+    audio_top_k = Input(
+        default=10,
+        description="Speech codes to choose from at each step; 0 for all",
+        ge=0,
+        le=1000,
+    )
+    text_temperature = Input(
+        default=0.0,
+        description="Randomness of the text; 0 always takes the likeliest token",
+        ge=0.0,
+        le=2.0,
+    )
+    text_top_k = Input(
+        default=5,
+        description="Text tokens to choose from at each step; 0 for all",
+        ge=0,
+        le=1000,
+    )
+    audio_repetition_penalty = Input(
+        default=1.0,
+        description="Makes recent speech codes less likely; 1 for no penalty",
+        ge=1.0,
+        le=2.0,
+    )
+    audio_repetition_window_size = Input(
+        default=64,
+        description="Speech codes that count as recent",
+        ge=1,
+        le=1500,
+    )
+    text_repetition_penalty = Input(
+        default=1.0,
+        description="Makes recent text tokens less likely; 1 for no penalty",
+        ge=1.0,
+        le=2.0,
+    )
+    text_repetition_window_size = Input(
+        default=16,
+        description="Text tokens that count as recent",
+        ge=1,
+        le=7500,
+    )
+    max_new_tokens = Input(
+        default=-1,
+        description="Most steps to generate, 12.5 for a second of speech; -1 for no limit",
+        ge=-1,
+        le=7500,
+    )
+    seed = Input(
+        default=None,
+        description="Repeats an answer; left out, one is drawn and returned as a metric",
+        ge=0,
+        le=4294967295,
+    )
+    preset = Input(
+        default="low_latency",
+        description="Speak early, in small chunks first, or with the published chunks",
+        choices=["low_latency", "quality"],
+    )
+
+
+class Segment(BaseModel):
+    """What is said from ``start`` to ``end``, in seconds of the recording."""
+
+    start: float
+    end: float
     text: str
 
 
-class Predictor(BaseRunner):
-    def setup(self, weights: Path | str | None = None) -> None:
-        """Load the weights that KIMI_AUDIO_WEIGHTS names, else those that Cog passes."""
-        self.model = KimiAudio(
-            weights_from_environment(weights),
-            device=os.environ.get("KIMI_AUDIO_DEVICE") or None,
-            dtype=os.environ.get("KIMI_AUDIO_DTYPE") or None,
-            head_rows=os.environ.get("KIMI_AUDIO_HEAD_ROWS") or "track",
-        )
-        self.outputs = OutputFiles()
+class Output(BaseModel):
+    """An answer. Sound is given as a data URI, which is what Cog makes of a file here.
 
+    ``audio_reason`` says why there is no speech where it was asked for, ``notes`` what else is
+    not as hoped for; ``segments`` are those of a transcript.
+    """
+
+    audio: Path | None
+    text: str
+    audio_reason: str | None
+    notes: list[str]
+    segments: list[Segment] | None
+
+
+class Chunk(BaseModel):
+    """The next piece of an answer: of its text or, as a wav file of its own, of its sound.
+
+    A transcript has a ``segment`` after the text of each. The last piece has the ``notes``, and
+    the ``audio_reason`` if there was no speech.
+    """
+
+    text: str | None = None
+    audio: Path | None = None
+    segment: Segment | None = None
+    audio_reason: str | None = None
+    notes: list[str] | None = None
+
+
+def segment(part: TranscriptSegment) -> Segment:
+    return Segment(start=part.start, end=part.end, text=part.text)
+
+
+class Predictor(KimiRunner):
     def run(
         self,
-        audio: Path | None = Input(
-            default=None,
-            description="Sound of the user's turn: speech, music, noise; any common format",
-            accept="audio/*",
-        ),
-        text: str = Input(
-            default="",
-            description="Text of the user's turn, before the sound: an instruction or a question",
-            max_length=50000,
-        ),
-        history: str = Input(
-            default="",
-            description="JSON list of earlier messages; audio as its index in history_audio",
-            max_length=200000,
-        ),
-        history_audio: list[Path] = Input(
-            default=[],
-            description="Sounds that the messages of history refer to",
-            accept="audio/*",
-        ),
-        output_type: str = Input(
-            default="both",
-            description="Answer with text only, or with both text and speech",
-            choices=["text", "both"],
-        ),
-        audio_temperature: float = Input(
-            default=0.8,
-            description="Randomness of the speech; 0 always takes the likeliest code",
-            ge=0.0,
-            le=2.0,
-        ),
-        audio_top_k: int = Input(
-            default=10,
-            description="Speech codes to choose from at each step; 0 for all",
-            ge=0,
-            le=1000,
-        ),
-        text_temperature: float = Input(
-            default=0.0,
-            description="Randomness of the text; 0 always takes the likeliest token",
-            ge=0.0,
-            le=2.0,
-        ),
-        text_top_k: int = Input(
-            default=5,
-            description="Text tokens to choose from at each step; 0 for all",
-            ge=0,
-            le=1000,
-        ),
-        audio_repetition_penalty: float = Input(
-            default=1.0,
-            description="Makes recent speech codes less likely; 1 for no penalty",
-            ge=1.0,
-            le=2.0,
-        ),
-        audio_repetition_window_size: int = Input(
-            default=64,
-            description="Speech codes that count as recent",
-            ge=1,
-            le=1500,
-        ),
-        text_repetition_penalty: float = Input(
-            default=1.0,
-            description="Makes recent text tokens less likely; 1 for no penalty",
-            ge=1.0,
-            le=2.0,
-        ),
-        text_repetition_window_size: int = Input(
-            default=16,
-            description="Text tokens that count as recent",
-            ge=1,
-            le=7500,
-        ),
-        max_new_tokens: int = Input(
-            default=-1,
-            description="Most steps to generate, 12.5 for a second of speech; -1 for no limit",
-            ge=-1,
-            le=7500,
-        ),
-        seed: int | None = Input(
-            default=None,
-            description="Repeats an answer; left out, one is drawn and returned as a metric",
-            ge=0,
-            le=4294967295,
-        ),
+        task: str = Inputs.task,
+        audio: Path | None = Inputs.audio,
+        text: str = Inputs.text,
+        history: str = Inputs.history,
+        history_audio: list[Path] = Inputs.history_audio,
+        output_type: str = Inputs.output_type,
+        voice: Path | None = Inputs.voice,
+        audio_temperature: float = Inputs.audio_temperature,
+        audio_top_k: int = Inputs.audio_top_k,
+        text_temperature: float = Inputs.text_temperature,
+        text_top_k: int = Inputs.text_top_k,
+        audio_repetition_penalty: float = Inputs.audio_repetition_penalty,
+        audio_repetition_window_size: int = Inputs.audio_repetition_window_size,
+        text_repetition_penalty: float = Inputs.text_repetition_penalty,
+        text_repetition_window_size: int = Inputs.text_repetition_window_size,
+        max_new_tokens: int = Inputs.max_new_tokens,
+        seed: int | None = Inputs.seed,
     ) -> Output:
-        """Answer one turn of a chat."""
-        self.outputs.clear()
-        inputs = check_inputs(INTERFACE, locals())
-        chat, options = split_inputs(inputs)
-        try:
-            completion = self.model.complete(chat, parse_options(**options))
-        except AudioError as error:
-            raise AudioError(name_files(str(error), inputs)) from error
-        for name, value in completion.metrics.items():
-            self.record_metric(name, value)
-        return Output(audio=self.outputs.write(completion.wav), text=completion.text)
+        """Answer one turn of a chat, or transcribe."""
+        answer = self.complete(check_inputs(INTERFACE, locals()))
+        answered = isinstance(answer, Completion)
+        return Output(
+            audio=wav_uri(answer.wav) if answered else None,
+            text=answer.text,
+            audio_reason=answer.audio_reason if answered else None,
+            notes=answer.notes,
+            segments=None if answered else [segment(part) for part in answer.segments],
+        )
+
+
+class StreamingPredictor(KimiRunner):
+    @streaming
+    def run(
+        self,
+        task: str = Inputs.task,
+        audio: Path | None = Inputs.audio,
+        text: str = Inputs.text,
+        history: str = Inputs.history,
+        history_audio: list[Path] = Inputs.history_audio,
+        output_type: str = Inputs.output_type,
+        voice: Path | None = Inputs.voice,
+        audio_temperature: float = Inputs.audio_temperature,
+        audio_top_k: int = Inputs.audio_top_k,
+        text_temperature: float = Inputs.text_temperature,
+        text_top_k: int = Inputs.text_top_k,
+        audio_repetition_penalty: float = Inputs.audio_repetition_penalty,
+        audio_repetition_window_size: int = Inputs.audio_repetition_window_size,
+        text_repetition_penalty: float = Inputs.text_repetition_penalty,
+        text_repetition_window_size: int = Inputs.text_repetition_window_size,
+        max_new_tokens: int = Inputs.max_new_tokens,
+        seed: int | None = Inputs.seed,
+        preset: str = Inputs.preset,
+    ) -> Iterator[Chunk]:
+        """Answer one turn of a chat, or transcribe, while it is being generated."""
+        for event in self.respond(check_inputs(STREAMING_INTERFACE, locals())):
+            match event:
+                case TextDelta():
+                    yield Chunk(text=event.text)
+                case AudioChunk():
+                    yield Chunk(audio=wav_uri(event.wav))
+                case TranscriptSegment():
+                    yield Chunk(segment=segment(event))
+                case Transcript():
+                    yield Chunk(notes=event.notes)
+                case Completion():
+                    yield Chunk(audio_reason=event.audio_reason, notes=event.notes)

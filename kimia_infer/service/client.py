@@ -1,16 +1,20 @@
-"""A prediction asked of a Cog server, with nothing but the standard library."""
+"""A prediction asked of a Cog server, whole or streamed, with only the standard library."""
 
 from __future__ import annotations
 
 import base64
+import http.client
 import json
 import mimetypes
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+Event = tuple[str, dict[str, Any]]
+"""Name and data of a server-sent event."""
 
 RETRY_SECONDS = 1.0
 
@@ -42,29 +46,99 @@ def post_prediction(
     Raises:
         ServerError: not reachable, not ready in time, or the request is refused.
     """
+    address = _address(url)
+    with _open(address, inputs, "application/json", token, timeout, report) as response:
+        try:
+            content = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise ServerError(f"{address}: the connection broke ({error})") from error
+    return _decode(address, content)
+
+
+def stream_prediction(
+    url: str,
+    inputs: Mapping[str, Any],
+    *,
+    token: str | None = None,
+    timeout: float = 600.0,
+    report: Callable[[str], None] = lambda message: None,
+) -> Iterator[Event]:
+    """:func:`post_prediction` as it happens: the server-sent events up to ``completed``.
+
+    The server must serve a streaming predictor. Closing the iterator closes the connection,
+    on which the server cancels the prediction. ``timeout`` also limits the wait for each event.
+
+    Raises:
+        ServerError: as above, or the stream breaks off.
+    """
+    address = _address(url)
+    with _open(address, inputs, "text/event-stream", token, timeout, report) as response:
+        try:
+            for name, data in parse_events(response):
+                if name == "error":
+                    raise ServerError(f"{address}: {data.get('error') or 'the stream failed'}")
+                yield name, data
+                if name == "completed":
+                    return
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise ServerError(f"{address}: the stream broke ({error})") from error
+    raise ServerError(f"{address}: the stream ended before the answer did")
+
+
+def parse_events(lines: Iterable[bytes]) -> Iterator[Event]:
+    """Server-sent events with JSON data from the lines of a response; ValueError for others."""
+    name, data = "message", []
+    for line in lines:
+        field, _, value = line.decode().rstrip("\r\n").partition(":")
+        value = value.removeprefix(" ")
+        if field == "event":
+            name = value
+        elif field == "data":
+            data.append(value)
+        elif not field and not value:  # the empty line that ends an event, and no comment
+            if data:
+                document = json.loads("\n".join(data))
+                if not isinstance(document, dict):
+                    raise ValueError(f"event {name} holds no object")
+                yield name, document
+            name, data = "message", []
+
+
+def _address(url: str) -> str:
     base = url.rstrip("/")
-    address = base if base.endswith("/predictions") else f"{base}/predictions"
+    return base if base.endswith("/predictions") else f"{base}/predictions"
+
+
+def _open(
+    address: str,
+    inputs: Mapping[str, Any],
+    accept: str,
+    token: str | None,
+    timeout: float,
+    report: Callable[[str], None],
+) -> http.client.HTTPResponse:
+    """The response to an accepted request, of which nothing has been read."""
     deadline = time.monotonic() + timeout
     body = json.dumps({"input": inputs}).encode()
+    headers = {"Content-Type": "application/json", "Accept": accept}
     waiting = ""
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
             raise ServerError(f"{address}: no answer within {timeout:g} s{waiting}")
-        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+        request = urllib.request.Request(address, body, headers)
         if token:
             # Not sent along where the server redirects to.
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         try:
-            with urllib.request.urlopen(request, timeout=left) as response:
-                return _decode(address, response.read())
+            return urllib.request.urlopen(request, timeout=left)
         except urllib.error.HTTPError as error:
             reason = _reason(error)
             if error.code not in (409, 503):
                 raise ServerError(f"{address}: HTTP {error.code}: {reason}") from error
             if error.code == 503:
                 _check_alive(address)
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ServerError(f"{address}: cannot be reached ({reason})") from error
         if not waiting:

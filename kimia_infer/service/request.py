@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,7 @@ from kimia_infer.service.interface import InputField, Interface
 MAX_FILES = 64
 """Files that one list input may hold; the schema cannot say so."""
 
-CHAT_INPUTS = ("audio", "text", "history", "history_audio")
+CHAT_INPUTS = ("task", "audio", "text", "history", "history_audio", "voice")
 
 ResolveAudio = Callable[[str, Any], Any]
 
@@ -43,7 +44,8 @@ def split_inputs(inputs: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[
     precedes the sound, as in the published examples.
 
     Raises:
-        RequestError: neither text nor sound, or a history that cannot be read.
+        RequestError: neither text nor sound, a history that cannot be read, or an input that
+            does not belong to the task.
     """
     text, audio = inputs["text"], inputs["audio"]
     turn: list[dict[str, Any]] = []
@@ -51,19 +53,47 @@ def split_inputs(inputs: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[
         turn.append({"role": "user", "message_type": "text", "content": text})
     if audio is not None:
         turn.append({"role": "user", "message_type": "audio", "content": audio})
-    if not turn:
+    if inputs["task"] == "transcribe":
+        _check_transcription(inputs)
+    elif not turn:
         raise RequestError("audio, text: nothing to answer; give a sound file, a text or both")
+    elif inputs["voice"] is not None and inputs["output_type"] == "text":
+        raise RequestError("voice: output_type 'text' has no speech; leave voice out")
     chat = _history(inputs["history"], inputs["history_audio"]) + turn
     return chat, {name: value for name, value in inputs.items() if name not in CHAT_INPUTS}
 
 
+def _check_transcription(inputs: Mapping[str, Any]) -> None:
+    if inputs["audio"] is None:
+        raise RequestError("audio: nothing to transcribe; give a sound file")
+    for name in ("history", "history_audio", "voice"):
+        if inputs[name]:
+            raise RequestError(f"{name}: a transcription has none; leave it out")
+
+
 def name_files(message: str, inputs: Mapping[str, Any]) -> str:
     """``message`` with the temporary paths of uploads replaced by the names of their inputs."""
-    files = {"audio": inputs["audio"]} if inputs["audio"] is not None else {}
+    files = {name: inputs[name] for name in ("audio", "voice") if inputs[name] is not None}
     files |= {f"history_audio[{i}]": path for i, path in enumerate(inputs["history_audio"])}
     for name, path in files.items():
         message = message.replace(str(path), name)
     return message
+
+
+def name_messages(message: str, inputs: Mapping[str, Any]) -> str:
+    """``message`` with the messages of the chat, ``chats[1]``, called as the inputs they are."""
+    turn = ["text"] if inputs["text"].strip() or inputs["task"] == "transcribe" else []
+    turn += ["audio"] if inputs["audio"] is not None else []
+    earlier = len(json.loads(inputs["history"])) if inputs["history"].strip() else 0
+
+    def name(match: re.Match[str]) -> str:
+        place = int(match[1]) - earlier
+        if place < 0:
+            return f"history[{match[1]}]{match[2] or ''}"
+        return turn[place] if place < len(turn) else match[0]
+
+    message = re.sub(r"\bchats\[(\d{1,6})\](\.content\b)?", name, message)
+    return re.sub(r"^chats: ", "audio, text, history: ", message)
 
 
 def parse_history(text: str, resolve: ResolveAudio) -> list[dict[str, Any]]:

@@ -51,11 +51,11 @@ def openapi_schema(interface: Interface) -> Json:
     return {
         "openapi": "3.0.2",
         "info": {"title": "Cog", "version": importlib.metadata.version("cog")},
-        "paths": _paths(),
+        "paths": _paths(interface.streaming),
         "components": {
             "schemas": {
                 "Input": _input_schema(interface.inputs),
-                "Output": _output_schema(interface.outputs),
+                "Output": _output_schema(interface),
                 **{f.name: _choices(f) for f in interface.inputs if f.choices is not None},
                 **_envelopes(),
             }
@@ -108,18 +108,30 @@ def _choices(field: InputField) -> Json:
     }
 
 
-def _output_schema(fields: tuple[OutputField, ...]) -> Json:
+def _output_schema(interface: Interface) -> Json:
+    schema = _object(interface.outputs)
+    if interface.streaming:
+        schema = {"type": "array", "items": schema, "x-cog-array-type": "iterator"}
+    return {"title": "Output", **schema}
+
+
+def _object(fields: tuple[OutputField, ...]) -> Json:
     properties = {
         field.name: {
-            **_TYPES[field.kind],
+            **_output_type(field),
             **({"nullable": True} if field.nullable else {}),
             "title": _title(field.name),
         }
         for field in fields
     }
-    schema = {"title": "Output", "type": "object", "properties": properties}
     required = [field.name for field in fields if not field.nullable]
+    schema = {"type": "object", "properties": properties}
     return schema | ({"required": required} if required else {})
+
+
+def _output_type(field: OutputField) -> Json:
+    schema = _object(field.fields) if field.fields else _TYPES[field.kind]
+    return {"type": "array", "items": schema} if field.repeated else schema
 
 
 def _string(title: str, **more: str) -> Json:
@@ -169,7 +181,7 @@ def _envelopes() -> Json:
     }
 
 
-def _paths() -> Json:
+def _paths(streaming: bool) -> Json:
     prediction_id = {
         "required": True,
         "schema": _string("Prediction Id"),
@@ -187,6 +199,7 @@ def _paths() -> Json:
                 "description": "Run a single prediction on the model",
                 "requestBody": {"content": _content(_ref("PredictionRequest"))},
             }
+            | ({"x-cog-streaming": True} if streaming else {})
         },
         "/predictions/{prediction_id}/cancel": {
             "post": _operation(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import http.client
 import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from kimia_infer.service.interface import read_interface
+from kimia_infer.service.schema import write_schema
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120
@@ -78,9 +83,34 @@ class Server:
             assert time.monotonic() < deadline, f"{self.status()}, expected {statuses}"
             time.sleep(0.01)
 
-    def outputs(self) -> list[Path]:
-        """Directories of output files that exist at the moment."""
-        return sorted(self.files.glob("kimi-audio-*"))
+    def left_files(self) -> list[Path]:
+        """Temporary files that exist at the moment."""
+        return sorted(path for path in self.files.rglob("*") if path.is_file())
+
+    @contextlib.contextmanager
+    def stream(self, **inputs: Any) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
+        """Server-sent events (name, data) of a prediction; leaving hangs up on the server."""
+        self.wait_for("READY")
+        connection = http.client.HTTPConnection(self.url.partition("//")[2], timeout=PATIENCE)
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        connection.request("POST", "/predictions", json.dumps({"input": inputs}), headers)
+        response = connection.getresponse()
+        try:
+            assert response.status == 200, response.read()
+            assert response.headers.get_content_type() == "text/event-stream"
+            yield self._events(response)
+        finally:
+            response.close()
+            connection.close()
+
+    @staticmethod
+    def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:
+        name = ""
+        for line in response:
+            if line.startswith(b"event: "):
+                name = line[7:].decode().strip()
+            elif line.startswith(b"data: "):
+                yield name, json.loads(line[6:])
 
 
 def data_uri(content: bytes, kind: str = "audio/wav") -> str:
@@ -139,11 +169,75 @@ def wait_for_line(process: subprocess.Popen, log: Path, start: str) -> str:
     pytest.fail(f"no line {start!r}:\n{log.read_text()[-4000:]}")
 
 
+@contextlib.contextmanager
+def serve(golden: Path, directory: Path, *arguments: str, **variables: str) -> Iterator[Server]:
+    """``scripts/serve`` with the recorded checkpoint."""
+    log, files = directory / "log", directory / "files"
+    command = [sys.executable, str(ROOT / "scripts" / "serve"), "--port", "0", *arguments]
+    environment = model_environment(golden, files) | variables
+    with running(command, log, env=environment) as process:
+        yield Server(wait_for_line(process, log, "Ready:"), files)
+
+
+@contextlib.contextmanager
+def serve_bare(
+    golden: Path,
+    directory: Path,
+    reference: str = f"{ROOT / 'predict.py'}:Predictor",
+    schema_of: str | None = None,
+    until: str = "READY",
+) -> Iterator[Server]:
+    """The server itself, in a directory of its own, with any predictor.
+
+    ``schema_of`` names the predictor of predict.py whose schema file it gets; None for none.
+    """
+    if schema_of is not None:
+        write_schema(read_interface(ROOT / "predict.py", schema_of), directory)
+    port = free_port()
+    environment = model_environment(golden, directory / "files") | {
+        "COG_PREDICT_TYPE_STUB": reference,
+        "PORT": str(port),
+        "PYTHONPATH": str(ROOT),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    command = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]
+    bare = Server(f"http://127.0.0.1:{port}", directory / "files")
+    with running(command, directory / "log", env=environment, cwd=directory) as process:
+        while True:
+            assert process.poll() is None, (directory / "log").read_text()
+            try:
+                bare.wait_for(until)
+                break
+            except OSError:
+                continue
+        yield bare
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 @pytest.fixture(scope="session")
 def server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """``scripts/serve`` with the recorded checkpoint."""
-    directory = tmp_path_factory.mktemp("server")
-    log, files = directory / "log", directory / "files"
-    command = [sys.executable, str(ROOT / "scripts" / "serve"), "--port", "0"]
-    with running(command, log, env=model_environment(golden, files)) as process:
-        yield Server(wait_for_line(process, log, "Ready:"), files)
+    with serve(golden, tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def streaming_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(golden, tmp_path_factory.mktemp("streaming"), "--stream") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def long_inputs(server: Server) -> dict[str, Any]:
+    """A request that is answered with at least 10 s of speech."""
+    inputs = {"text": "Tell me a story.", "audio_temperature": 2.0, "audio_top_k": 0}
+    inputs["max_new_tokens"] = 200
+    for seed in range(100):
+        answer = server.succeed(**inputs, seed=seed)
+        if answer["metrics"]["speech_codes"] >= 125:
+            return inputs | {"seed": seed}
+    pytest.fail("the recorded checkpoint never speaks for 10 s")

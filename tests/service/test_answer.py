@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import functools
 import http.server
+import io
 import json
 import threading
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kimia_infer.service.answer import AnswerError, parse_answer
+from kimia_infer.service.answer import Answer, AnswerError, Piece, parse_answer, read_stream
 
 SOUND = bytes(range(256))
 URI = "data:audio/x-wav;base64," + base64.b64encode(SOUND).decode()
@@ -93,3 +95,70 @@ def test_sound_behind_a_url_is_downloaded(file_server: str) -> None:
 def test_what_is_no_answer_is_refused(document, message: str) -> None:
     with pytest.raises(AnswerError, match=message):
         parse_answer(document)
+
+
+def sound(samples: bytes, rate: int = 24_000, channels: int = 1) -> str:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(channels)
+        writer.setsampwidth(2)
+        writer.setframerate(rate)
+        writer.writeframes(samples)
+    return "data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def output(**chunk) -> tuple[str, dict]:
+    return "output", {"index": 0, "chunk": chunk}
+
+
+DONE = ("completed", {"status": "succeeded", "metrics": {"seed": 3}})
+
+
+def test_pieces_become_the_answer() -> None:
+    events = [
+        ("start", {}),
+        output(text="At ", audio=None),
+        ("metric", {"name": "seed"}),
+        output(text=None, audio=sound(b"abcd")),
+        output(text="ten."),
+        output(audio=sound(b"ef")),
+        output(notes=["a note"], audio_reason="a reason"),
+        DONE,
+    ]
+    *pieces, answer = read_stream(events)
+    text, first, more, second, last = pieces
+    assert (text, more) == (Piece("At ", b""), Piece("ten.", b""))
+    assert (first, second, last) == (Piece("", b"abcd"), Piece("", b"ef"), Piece("", b""))
+    with wave.open(io.BytesIO(answer.audio)) as reader:
+        assert reader.readframes(9) == b"abcdef" and reader.getframerate() == 24_000
+    assert (answer.text, answer.metrics) == ("At ten.", {"seed": 3})
+    assert (answer.notes, answer.audio_reason) == (["a note"], "a reason")
+
+
+def test_stream_without_speech() -> None:
+    assert list(read_stream([DONE])) == [Answer("", None, {"seed": 3})]
+
+
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [
+        (("completed", {"status": "failed", "error": "too hot"}), "ended as failed: too hot"),
+        (("completed", {"status": "canceled"}), "ended as canceled"),
+        (("output", {"chunk": "text"}), "is this an answer of Kimi-Audio"),
+        (output(text=3), "is this an answer of Kimi-Audio"),
+        (output(audio="data:audio/wav;base64,AAAA"), "no wav file"),
+        (output(audio=sound(b"abcd", rate=16_000)), "not mono, 16 bit, 24000 Hz"),
+        (output(audio=sound(b"abcd", channels=2)), "not mono"),
+        (output(audio="/etc/passwd"), "expected a data URI"),
+    ],
+    ids=str,
+)
+def test_stream_that_cannot_be_read_is_refused(event: tuple, message: str) -> None:
+    with pytest.raises(AnswerError, match=message):
+        list(read_stream([output(text="At "), event]))
+
+
+def test_notes_of_a_whole_answer_are_read() -> None:
+    document = {"text": "", "audio": None, "notes": ["a"], "audio_reason": "b", "segments": None}
+    answer = parse_answer(document)
+    assert (answer.notes, answer.audio_reason) == (["a"], "b")

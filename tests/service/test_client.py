@@ -12,7 +12,13 @@ import pytest
 
 from kimia_infer.service import client
 from kimia_infer.service.answer import read_reference
-from kimia_infer.service.client import ServerError, data_uri, post_prediction
+from kimia_infer.service.client import (
+    ServerError,
+    data_uri,
+    parse_events,
+    post_prediction,
+    stream_prediction,
+)
 
 BUSY = (409, {"error": "At capacity"})
 STARTING = (503, {"error": "Setup has not finished"})
@@ -131,3 +137,58 @@ def test_data_uri_holds_the_file(tmp_path: Path) -> None:
     assert read_reference(data_uri(path)) == path.read_bytes()
     nameless = path.rename(tmp_path / "sound")
     assert data_uri(nameless).startswith("data:application/octet-stream;base64,")
+
+
+def test_events_are_parsed_as_the_standard_says() -> None:
+    lines = [
+        b": keep-alive\n",
+        b"\n",
+        b"event: output\r\n",
+        b'data: {"chunk": "a:b",\r\n',
+        b'data:  "index": 0}\r\n',
+        b"id: 3\n",
+        b"\n",
+        b"event: nothing\n",
+        b"\n",
+        b'data: {"b": 1}\n',
+        b"\n",
+        b'data: {"unfinished": 1}\n',
+    ]
+    assert list(parse_events(lines)) == [
+        ("output", {"chunk": "a:b", "index": 0}),
+        ("message", {"b": 1}),
+    ]
+    for broken in (b"data: {\n", b"data: 3\n", b"data: \xff\n"):
+        with pytest.raises(ValueError):
+            list(parse_events([broken, b"\n"]))
+
+
+def events(*pairs: tuple[str, object]) -> tuple[int, bytes]:
+    lines = [f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in pairs]
+    return 200, "".join(lines).encode()
+
+
+def test_stream_waits_and_ends_with_completed(server: Script) -> None:
+    output, completed = ("output", {"chunk": {}}), ("completed", {"status": "succeeded"})
+    server.answers = [STARTING, BUSY, events(output, completed, output)]
+    assert list(stream_prediction(server.url, {"text": "Hi"}, token="t0k")) == [output, completed]
+    assert server.requests[-1] == ("/predictions", "Bearer t0k", {"input": {"text": "Hi"}})
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (REFUSED, "HTTP 422: seed: -1 is less than 0"),
+        ((406, {"error": "no streaming"}), "HTTP 406: no streaming"),
+        (events(("output", {})), "ended before the answer did"),
+        (events(("error", {"error": "lagged"})), "lagged"),
+        (events(("error", {})), "the stream failed"),
+        ((200, b"data: {\n\n"), "the stream broke"),
+        ((200, b"{}"), "ended before the answer did"),
+    ],
+    ids=str,
+)
+def test_broken_stream_is_told(server: Script, answer: tuple, message: str) -> None:
+    server.answers = [answer]
+    with pytest.raises(ServerError, match=message):
+        list(stream_prediction(server.url, {}))

@@ -1,4 +1,4 @@
-"""cog.yaml against the rules of Cog's build (0.23) and against the rest of the repository."""
+"""The files of Cog's build against its rules (0.23) and against the rest of the repository."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kimia_infer.weights.published import MODEL
 
 ROOT = Path(__file__).parents[2]
 CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())
+STREAMING = yaml.safe_load((ROOT / "cog.streaming.yaml").read_text())
 ENVIRONMENT = dict(entry.split("=", 1) for entry in CONFIG["environment"])
 
 RESERVED = [
@@ -25,13 +26,21 @@ RESERVED = [
 
 def test_only_known_keys() -> None:
     assert CONFIG.keys() == {"build", "environment", "run"}
-    known = "gpu cuda python_version system_packages python_requirements run"
+    known = "gpu cuda python_version system_packages python_requirements"
     assert CONFIG["build"].keys() == set(known.split())
 
 
-def test_run_names_a_predictor_that_the_build_can_read() -> None:
-    file, _, predictor = CONFIG["run"].partition(":")
-    assert read_interface(ROOT / file, predictor).inputs
+def test_files_differ_in_the_predictor_alone() -> None:
+    assert {**CONFIG, "run": None} == {**STREAMING, "run": None}
+
+
+@pytest.mark.parametrize(
+    ("config", "streaming"), [(CONFIG, False), (STREAMING, True)], ids=["whole", "streaming"]
+)
+def test_run_names_a_predictor_that_the_build_can_read(config: dict, streaming: bool) -> None:
+    file, _, predictor = config["run"].partition(":")
+    interface = read_interface(ROOT / file, predictor)
+    assert interface.inputs and interface.streaming == streaming
 
 
 def test_versions_are_strings_and_the_requirements_exist() -> None:
@@ -42,9 +51,8 @@ def test_versions_are_strings_and_the_requirements_exist() -> None:
     assert (ROOT / build["python_requirements"]).is_file()
 
 
-@pytest.mark.parametrize("command", CONFIG["build"]["run"], ids=range(len(CONFIG["build"]["run"])))
-def test_build_commands_are_one_line_each(command: str) -> None:
-    assert "\n" not in command.strip()
+def test_kernels_can_be_compiled_in_the_image() -> None:
+    assert {"ffmpeg", "gcc", "libc6-dev"} <= set(CONFIG["build"]["system_packages"])
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)

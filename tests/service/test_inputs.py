@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 
 from kimia_infer.errors import RequestError
 from kimia_infer.service.interface import InputField, Interface, read_interface
-from kimia_infer.service.request import MAX_FILES, check_inputs, parse_history, split_inputs
+from kimia_infer.service.request import (
+    CHAT_INPUTS,
+    MAX_FILES,
+    check_inputs,
+    name_files,
+    name_messages,
+    parse_history,
+    split_inputs,
+)
 
-INTERFACE = read_interface(Path(__file__).parents[2] / "predict.py", "Predictor")
+INTERFACE = read_interface(Path(__file__).parents[2] / "predict.py", "StreamingPredictor")
 FIELDS = {field.name: field for field in INTERFACE.inputs}
 DEFAULTS = {field.name: field.default for field in INTERFACE.inputs}
 NUMBERS = [field for field in INTERFACE.inputs if field.kind in ("int", "float")]
@@ -107,7 +115,7 @@ def test_instruction_precedes_the_sound() -> None:
         {"role": "user", "message_type": "audio", "content": Path("a.wav")},
     ]
     assert options["seed"] == 3
-    assert options.keys() == DEFAULTS.keys() - {"audio", "text", "history", "history_audio"}
+    assert options.keys() == DEFAULTS.keys() - set(CHAT_INPUTS)
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
@@ -196,3 +204,43 @@ def test_any_json_value_is_converted_or_refused(name: str, value) -> None:
         assert converted == value and (
             converted is None or field.kind in ("str", "int", "float") or converted == []
         )
+
+
+def test_transcription_needs_a_sound_and_nothing_of_a_chat() -> None:
+    sound = Path("a.wav")
+    with pytest.raises(RequestError, match="audio: nothing to transcribe"):
+        split_inputs(check(task="transcribe", text="Write it down."))
+    for extra in ({"voice": sound}, {"history": "[]"}, {"history_audio": [sound]}):
+        with pytest.raises(RequestError, match=f"{min(extra)}: a transcription has none"):
+            split_inputs(check(task="transcribe", audio=sound, **extra))
+    assert split_inputs(check(task="transcribe", audio=sound))
+
+
+def test_voice_needs_speech() -> None:
+    with pytest.raises(RequestError, match="voice: output_type 'text' has no speech"):
+        split_inputs(check(text="Hi", voice=Path("a.wav"), output_type="text"))
+
+
+def test_messages_are_called_as_the_inputs_they_are() -> None:
+    history = json.dumps([{"role": "user", "message_type": "text", "content": "Hi"}] * 2)
+    inputs = check(text="Hi", audio=Path("a.wav"), history=history)
+    for message, expected in {
+        "chats[1].role: wrong": "history[1].role: wrong",
+        "chats[0].content[1]: wrong": "history[0].content[1]: wrong",
+        "chats[2].content: wrong": "text: wrong",
+        "chats[3].content: silent": "audio: silent",
+        "chats[4].content: none": "chats[4].content: none",
+        "chats: too long": "audio, text, history: too long",
+        "top_k: wrong": "top_k: wrong",
+    }.items():
+        assert name_messages(message, inputs) == expected
+    assert name_messages("chats[0].content: x", check(audio=Path("a.wav"))) == "audio: x"
+    inputs = check(task="transcribe", audio=Path("a.wav"))
+    assert name_messages("chats[1].content: x", inputs) == "audio: x"
+
+
+def test_uploads_are_called_as_the_inputs_they_are() -> None:
+    files = {name: Path(f"/tmp/{name}") for name in ("audio", "voice")}
+    inputs = check(**files, history_audio=[Path("/tmp/x"), Path("/tmp/y")])
+    message = "/tmp/voice and /tmp/audio, /tmp/y"
+    assert name_files(message, inputs) == "voice and audio, history_audio[1]"

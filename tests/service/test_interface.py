@@ -14,13 +14,27 @@ from cog.input import FieldInfo
 from kimia_infer.service.interface import InterfaceError, read_interface
 
 ROOT = Path(__file__).parents[2]
-RECORDED = json.loads((Path(__file__).parent / "recorded_schema.json").read_text())
+RECORDED = [
+    json.loads(path.read_text())
+    for path in sorted(Path(__file__).parent.glob("recorded_schema*.json"))
+]
+OWN = ["Predictor", "StreamingPredictor"]
 
 SOURCE = """
-from cog import BaseModel, BaseRunner, Input, Path
+from collections.abc import Iterator
+from cog import BaseModel, BaseRunner, Input, Path, streaming
 from pathlib import PurePath
 
 LIMIT = 3
+
+class Inputs:
+    shared = Input(default=3, ge=1)
+    twice = Input()
+    twice = Input(default=1)
+    plain = 3
+
+class Part(BaseModel):
+    word: str
 
 class Output(BaseModel):
     text: str
@@ -39,15 +53,16 @@ def annotation_name(kind: str, repeated: bool, nullable: bool) -> str:
     return f"{name} | None" if nullable else name
 
 
-@pytest.mark.parametrize("name", ["predict", "recorded"])
+@pytest.mark.parametrize("predictor", [*OWN, *(entry["predictor"] for entry in RECORDED)])
 def test_reading_agrees_with_running(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    predictor: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is read from the source is what Cog's Input objects hold when Python runs it."""
-    path, predictor = ROOT / "predict.py", "Predictor"
-    if name == "recorded":
-        path, predictor = tmp_path / "predict.py", RECORDED["predictor"]
-        path.write_text("\n".join(RECORDED["source"]))
+    path = ROOT / "predict.py"
+    if predictor not in OWN:
+        (source,) = [entry["source"] for entry in RECORDED if entry["predictor"] == predictor]
+        path = tmp_path / "predict.py"
+        path.write_text("\n".join(source))
     monkeypatch.setitem(sys.modules, "under_test", types.ModuleType("under_test"))
     namespace = vars(sys.modules["under_test"])
     namespace["__file__"] = str(path)
@@ -80,7 +95,26 @@ def test_plain_source_is_accepted(tmp_path: Path) -> None:
     ]
 
 
+def test_shared_input_is_the_one_of_its_class(tmp_path: Path) -> None:
+    (field,) = read(tmp_path, parameter="a: int = Inputs.shared").inputs
+    assert (field.name, field.default, field.ge) == ("a", 3, 1)
+
+
+def test_nested_outputs_and_streams_are_read(tmp_path: Path) -> None:
+    interface = read(tmp_path, field="parts: list[Part] | None = None")
+    text, parts = interface.outputs
+    assert not interface.streaming and (text.kind, text.repeated) == ("str", False)
+    assert (parts.kind, parts.repeated, parts.nullable) == ("Part", True, True)
+    assert [field.name for field in parts.fields] == ["word"]
+    streamed = read(tmp_path, decorator="@streaming", returns="Iterator[Output]")
+    assert streamed.streaming and streamed.outputs == (text,)
+
+
 MISREAD = {
+    "unknown class of inputs": "a: int = Others.shared",
+    "unknown shared input": "a: int = Inputs.other",
+    "shared name given twice": "a: int = Inputs.twice",
+    "shared plain value": "a: int = Inputs.plain",
     "bound by name": "a: int = Input(le=LIMIT)",
     "computed bound": "a: int = Input(le=2 ** 16)",
     "bound with underscores": "a: int = Input(le=10_000)",
@@ -118,8 +152,14 @@ def test_misread_input_is_refused_with_its_line(parameter: str, tmp_path: Path) 
         {"returns": "str"},
         {"returns": "Path | None"},
         {"returns": "Missing"},
-        {"field": "audio: list[Path]"},
+        {"returns": "Iterator[Output]"},
+        {"decorator": "@streaming"},
+        {"decorator": "@streaming", "returns": "Iterator[str]"},
+        {"decorator": "@streaming", "returns": "list[Output]"},
+        {"field": "audio: list[list[Path]]"},
         {"field": "audio: Path = None"},
+        {"field": "words: str | None = 'a'"},
+        {"field": "part: Inputs"},
         {"field": "audio: PurePath"},
         {"field": "def method(self): pass"},
         {"decorator": "@staticmethod"},
@@ -131,10 +171,26 @@ def test_unsupported_output_is_refused(parts: dict, tmp_path: Path) -> None:
         read(tmp_path, **parts)
 
 
+@pytest.mark.parametrize(
+    ("imported", "message"),
+    [
+        ("from collections.abc import Iterator", "from collections.abc import Iterator"),
+        (", streaming", "from cog import streaming"),
+    ],
+    ids=["Iterator", "streaming"],
+)
+def test_streaming_needs_its_imports(tmp_path: Path, imported: str, message: str) -> None:
+    parts = PLAIN | {"decorator": "@streaming", "returns": "Iterator[Output]"}
+    path = tmp_path / "predict.py"
+    path.write_text(SOURCE.format(**parts).replace(imported, "", 1))
+    with pytest.raises(InterfaceError, match=message):
+        read_interface(path, "Predictor")
+
+
 def test_path_of_another_module_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "predict.py"
     source = SOURCE.format(**PLAIN | {"parameter": "a: Path = Input()"})
-    path.write_text(source.replace("Input, Path", "Input").replace("PurePath", "Path"))
+    path.write_text(source.replace("Input, Path,", "Input,").replace("PurePath", "Path"))
     with pytest.raises(InterfaceError, match="from cog import Path"):
         read_interface(path, "Predictor")
 

@@ -12,25 +12,22 @@ from kimia_infer.service.interface import read_interface
 from kimia_infer.service.schema import SCHEMA_FILE, openapi_schema, write_schema
 
 ROOT = Path(__file__).parents[2]
-RECORDED = json.loads((Path(__file__).parent / "recorded_schema.json").read_text())
+RECORDINGS = sorted(Path(__file__).parent.glob("recorded_schema*.json"))
 
 
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recorded") / "predict.py"
-    path.write_text("\n".join(RECORDED["source"]))
-    return path
-
-
-def test_schema_equals_the_one_of_cogs_build(recorded: Path) -> None:
-    schema = openapi_schema(read_interface(recorded, RECORDED["predictor"]))
+@pytest.mark.parametrize("recording", RECORDINGS, ids=lambda path: path.stem)
+def test_schema_equals_the_one_of_cogs_build(recording: Path, tmp_path: Path) -> None:
+    recorded = json.loads(recording.read_text())
+    (tmp_path / "predict.py").write_text("\n".join(recorded["source"]))
+    schema = openapi_schema(read_interface(tmp_path / "predict.py", recorded["predictor"]))
     assert schema["info"] == {"title": "Cog", "version": importlib.metadata.version("cog")}
     # The recording carries the version of the program that made it.
-    assert {**schema, "info": None} == {**RECORDED["schema"], "info": None}
+    assert {**schema, "info": None} == {**recorded["schema"], "info": None}
 
 
-def test_written_file_is_the_schema(tmp_path: Path) -> None:
-    interface = read_interface(ROOT / "predict.py", "Predictor")
+@pytest.mark.parametrize("predictor", ["Predictor", "StreamingPredictor"])
+def test_written_file_is_the_schema(predictor: str, tmp_path: Path) -> None:
+    interface = read_interface(ROOT / "predict.py", predictor)
     path = write_schema(interface, tmp_path)
     assert path == tmp_path / SCHEMA_FILE
     assert json.loads(path.read_text()) == openapi_schema(interface)

@@ -20,6 +20,7 @@ from tests.service.conftest import (
     Server,
     model_environment,
     running,
+    serve,
     silence,
     wait_for_line,
 )
@@ -100,6 +101,62 @@ def test_server_and_infer_alone_agree(
     assert local.stdout == remote.stdout
 
 
+def test_streamed_answer_is_printed_played_and_saved(
+    streaming_server: Server, long_inputs: dict, tmp_path: Path
+) -> None:
+    player = tmp_path / "ffplay"
+    player.write_text(f"#!/bin/sh\ncat > {tmp_path}/heard\n")
+    player.chmod(0o755)
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in long_inputs.items()]
+    done = run(
+        INFER,
+        *("--url", streaming_server.url, "--stream", "--play", "--output", "reply.wav"),
+        *arguments,
+        cwd=tmp_path,
+        PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "first sound after" in done.stderr and "speech: reply.wav" in done.stderr
+    with wave.open(str(tmp_path / "reply.wav")) as reader:
+        assert reader.readframes(reader.getnframes()) == (tmp_path / "heard").read_bytes()
+    state = streaming_server.succeed(**long_inputs)
+    expected = "".join(chunk["text"] or "" for chunk in state["output"])
+    # Reading as text turns every kind of line end into one.
+    assert done.stdout.split() == expected.split()
+
+
+def test_interrupted_stream_frees_the_server(
+    streaming_server: Server, long_inputs: dict, tmp_path: Path
+) -> None:
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in long_inputs.items()]
+    command = [*INFER, "--url", streaming_server.url, "--stream", *arguments]
+    log = tmp_path / "log"
+    streaming_server.wait_for("READY")
+    with running(command, log, cwd=tmp_path) as process:
+        streaming_server.wait_for("BUSY")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+    streaming_server.wait_for("READY")
+    assert log.read_text().splitlines()[-1].endswith("infer: interrupted")
+    assert not (tmp_path / "answer.wav").exists()
+
+
+def test_stream_of_a_plain_server_is_refused(server: Server, tmp_path: Path) -> None:
+    done = run(INFER, "--url", server.url, "--stream", "--text", "Hi", cwd=tmp_path)
+    assert done.returncode == 1 and "HTTP 406" in done.stderr
+
+
+def test_recording_is_transcribed(server: Server, golden: Path, tmp_path: Path) -> None:
+    arguments = ["--task", "transcribe", "--audio", shortest_sound(golden), "--seed", 1]
+    arguments += ["--max-new-tokens", 6]
+    remote = run(INFER, "--url", server.url, *arguments, cwd=tmp_path)
+    weights = str((golden / "e2e" / "checkpoint").resolve())
+    local = run(INFER, "--weights", weights, "--device", "cpu", *arguments, cwd=tmp_path)
+    assert local.returncode == remote.returncode == 0, local.stderr + remote.stderr
+    assert "no file was written: the answer is text" in remote.stderr
+    assert "segments: 1" in local.stderr and "segments: 1" in remote.stderr
+
+
 def test_infer_tells_what_the_server_refuses(server: Server, golden: Path, tmp_path: Path) -> None:
     done = run(INFER, "--url", server.url, "--text", "Hi", "--seed", -1, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
@@ -125,6 +182,12 @@ def test_saved_answer_becomes_transcript_and_wav(document: dict, tmp_path: Path)
         (["--text", "Hi", "--url", "http://x", "--weights", "w"], 2, "not allowed with"),
         (["--text", "Hi", "--url", "http://x", "--device", "cpu"], 2, "--device has no effect"),
         (["--answer", "saved.json", "--seed", "3"], 2, "--seed has no effect"),
+        (["--text", "Hi", "--stream"], 2, "--stream needs --url"),
+        (["--text", "Hi", "--url", "http://x", "--play"], 2, "--play has no effect without"),
+        (["--text", "Hi", "--preset", "quality"], 2, "--preset has no effect without --stream"),
+        (["--text", "Hi", "--voice", "gone.wav"], 2, "--voice: gone.wav is not a file"),
+        (["--text", "Hi", "--url", "http://127.0.0.1:1", "--stream"], 1, "cannot be reached"),
+        (["--text", "Hi", "--task", "transcribe"], 1, "audio: nothing to transcribe"),
         (["--audio", "missing.wav"], 2, "--audio: missing.wav is not a file"),
         (["--text", "Hi", "--output", "no/where.wav"], 2, "no directory no"),
         (["--text", "Hi", "--output-type", "sound"], 2, "invalid choice"),
@@ -172,6 +235,20 @@ def test_serve_ends_when_the_model_cannot_be_loaded(tmp_path: Path) -> None:
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("serve: the model could not be loaded: ") and "config.json" in last
+
+
+def test_serve_names_a_variable_with_a_bad_value(golden: Path, tmp_path: Path) -> None:
+    weights = str((golden / "e2e" / "checkpoint").resolve())
+    arguments = ["--port", "0", "--weights", weights]
+    done = run(SERVE, *arguments, cwd=tmp_path, KIMI_AUDIO_DTYPE="float16")
+    assert done.returncode == 1
+    assert "KIMI_AUDIO_DTYPE: expected float32 or bfloat16" in done.stderr.splitlines()[-1]
+
+
+def test_time_limit_ends_an_answer(golden: Path, long_inputs: dict, tmp_path: Path) -> None:
+    with serve(golden, tmp_path, "--stream", KIMI_AUDIO_TIMEOUT="0.05") as server:
+        error = server.fail(**long_inputs)
+        assert "not complete within 0.05 s" in error and "KIMI_AUDIO_TIMEOUT" in error
 
 
 def processes_with(marker: str) -> list[str]:

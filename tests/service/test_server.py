@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import socket
-import sys
 import wave
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ import pytest
 from kimia_infer.service.interface import InputField, read_interface
 from kimia_infer.service.schema import openapi_schema
 from tests.conftest import GOLDEN
-from tests.service.conftest import ROOT, Server, data_uri, model_environment, running, silence
+from tests.service.conftest import ROOT, Server, data_uri, serve_bare, silence
 
 INTERFACE = read_interface(ROOT / "predict.py", "Predictor")
 AUDIO = GOLDEN / "e2e" / "audio"
@@ -66,6 +64,30 @@ def read_wav(uri: str) -> tuple[int, int, int]:
     """Channels, rate and frames of the wav file in a data URI."""
     with wave.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as reader:
         return reader.getnchannels(), reader.getframerate(), reader.getnframes()
+
+
+def sounds() -> list[bytes]:
+    """Samples of the recorded files that are mono at 16 kHz with 16 bits."""
+    found = []
+    for path in sorted(AUDIO.glob("*.wav")):
+        with wave.open(str(path)) as reader:
+            if (reader.getnchannels(), reader.getsampwidth(), reader.getframerate()) == (
+                1,
+                2,
+                16_000,
+            ):
+                found.append(reader.readframes(reader.getnframes()))
+    return found
+
+
+def wav(samples: bytes) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(2)
+        writer.setframerate(16_000)
+        writer.writeframes(samples)
+    return file.getvalue()
 
 
 def test_schema_is_served(server: Server) -> None:
@@ -174,7 +196,70 @@ def test_damaged_base64_is_refused(server: Server) -> None:
 
 def test_ten_minutes_of_sound_do_not_fit(server: Server) -> None:
     message = server.fail(audio=data_uri(silence(600)), output_type="text")
-    assert "positions" in message and "send less" in message
+    assert "positions" in message and "transcribe" in message
+
+
+def test_recording_of_any_length_is_transcribed(server: Server) -> None:
+    """A recorded sound before and after a silence that is longer than two segments."""
+    voice = min(sounds(), key=len)
+    sound = wav(voice + bytes(70 * 32_000) + voice)
+    answer = server.succeed(task="transcribe", audio=data_uri(sound), max_new_tokens=8, seed=1)
+    output = answer["output"]
+    segments = output["segments"]
+    assert output["audio"] is None and output["audio_reason"] is None
+    assert segments[0]["start"] == 0 and len(segments) > 2
+    assert all(0 < s["end"] - s["start"] <= 30 for s in segments)
+    assert [s["end"] for s in segments[:-1]] == [s["start"] for s in segments[1:]]
+    assert segments[-1]["end"] == pytest.approx((len(sound) - 44) / 32_000)
+    assert "" in [s["text"] for s in segments], "the silence in the middle says nothing"
+    assert output["text"].split() == " ".join(s["text"] for s in segments).split()
+    assert answer["metrics"]["segments"] == len(segments)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"text": "a"}, "audio: nothing to transcribe"),
+        ({"audio": True, "history": "[]"}, "history: a transcription has none"),
+        ({"audio": True, "voice": True}, "voice: a transcription has none"),
+    ],
+    ids=["no sound", "history", "voice"],
+)
+def test_transcription_refuses_what_it_would_ignore(
+    server: Server, speech: str, inputs: dict, message: str
+) -> None:
+    files = {name: speech for name, value in inputs.items() if value is True}
+    assert message in server.fail(task="transcribe", **inputs | files)
+
+
+def test_missing_speech_has_a_reason(server: Server, speech: str) -> None:
+    output = server.succeed(audio=speech, max_new_tokens=1)["output"]
+    assert output["audio"] is None and "no speech" in output["audio_reason"]
+    assert output["segments"] is None and output["notes"] == []
+    output = server.succeed(audio=speech, output_type="text", max_new_tokens=1)["output"]
+    assert output["audio"] is None and output["audio_reason"] is None
+
+
+def test_silence_is_noted_in_terms_of_the_inputs(server: Server, speech: str) -> None:
+    history = json.dumps([{"role": "user", "message_type": "audio", "content": 0}])
+    sounds = {"history": history, "history_audio": [data_uri(silence(1))], "audio": speech}
+    (note,) = server.succeed(**sounds, output_type="text", max_new_tokens=1)["output"]["notes"]
+    assert note.startswith("history[0].content: the sound is silent")
+    (note,) = server.succeed(audio=data_uri(silence(1)), output_type="text", max_new_tokens=1)[
+        "output"
+    ]["notes"]
+    assert note.startswith("audio: the sound is silent")
+
+
+def test_voice_changes_the_speech(server: Server) -> None:
+    sound = data_uri(wav(max((s for s in sounds() if len(s) <= 30 * 32_000), key=len)))
+    inputs = {"text": "Hi", "max_new_tokens": 12, "seed": 1}
+    plain = server.succeed(**inputs)["output"]
+    voiced = server.succeed(**inputs, voice=sound)["output"]
+    assert voiced["text"] == plain["text"] and voiced["audio"] != plain["audio"]
+    assert "voice: " in server.fail(**inputs, voice=data_uri(silence(0.5)))
+    assert "voice: " in server.fail(**inputs, voice=data_uri(b"no sound"))
+    assert "voice: " in server.fail(**inputs, output_type="text", voice=sound)
 
 
 def test_one_sample_is_a_sound(server: Server) -> None:
@@ -213,26 +298,13 @@ def test_request_errors_name_the_input(server: Server, inputs: dict, message: st
     assert message in server.fail(**{"text": "a", **inputs})
 
 
-def test_requests_never_share_output_files(server: Server) -> None:
-    inputs = {"text": "Hi", "max_new_tokens": 8, "audio_temperature": 2.0, "audio_top_k": 0}
-    first = server.succeed(**inputs, seed=1)
-    (before,) = server.outputs()
-    second = server.succeed(**inputs, seed=2)
-    (after,) = server.outputs()
-    assert before != after and not before.exists()
-    assert first["output"]["audio"] != second["output"]["audio"]
-    server.succeed(text="Hi", output_type="text", max_new_tokens=2)
-    assert server.outputs() == []
-    server.succeed(**inputs)
-    server.fail(text="Hi", max_new_tokens=0)
-    assert server.outputs() == []
-
-
-def test_uploads_are_deleted(server: Server, speech: str) -> None:
-    server.succeed(audio=speech, output_type="text", max_new_tokens=2)
+def test_nothing_stays_on_disk(server: Server, speech: str) -> None:
+    inputs = {"audio": speech, "max_new_tokens": 12}
+    before = server.left_files()
+    assert server.succeed(**inputs)["output"]["audio"]
     server.fail(audio=data_uri(b"no sound"))
-    uploads = [path for path in server.files.rglob("*") if path.is_file()]
-    assert not [path for path in uploads if path.name.startswith("tmp")], uploads
+    server.wait_for("READY")
+    assert server.left_files() == before
 
 
 def test_cancel_reaches_the_model(server: Server) -> None:
@@ -242,38 +314,14 @@ def test_cancel_reaches_the_model(server: Server) -> None:
     server.wait_for("BUSY")
     assert server.request("POST", "/predictions/long/cancel")[0] == 200
     server.wait_for("READY")
-    assert server.outputs() == []
     assert server.succeed(text="a", output_type="text", max_new_tokens=2)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
 def bare_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server in a directory without a schema file, where it lets everything through."""
-    directory = tmp_path_factory.mktemp("bare")
-    port = free_port()
-    environment = model_environment(golden, directory / "files") | {
-        "COG_PREDICT_TYPE_STUB": f"{ROOT / 'predict.py'}:Predictor",
-        "PORT": str(port),
-        "PYTHONPATH": str(ROOT),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    }
-    command = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]
-    bare = Server(f"http://127.0.0.1:{port}", directory / "files")
-    with running(command, directory / "log", env=environment, cwd=directory) as process:
-        while True:
-            assert process.poll() is None, (directory / "log").read_text()
-            try:
-                bare.wait_for("READY")
-                break
-            except OSError:
-                continue
-        yield bare
+    with serve_bare(golden, tmp_path_factory.mktemp("bare")) as server:
+        yield server
 
 
 def test_without_schema_file_our_code_validates(bare_server: Server) -> None:

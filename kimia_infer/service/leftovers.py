@@ -1,0 +1,66 @@
+"""What Cog's server leaves on disk, removed.
+
+For every prediction the server (0.23) makes a directory with ``inputs`` and ``outputs`` and
+never deletes it. An answer above 6 MiB, about 98 s of speech, passes through a file in there,
+which is read at once but stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+SERVER_DIRECTORY = Path("/tmp/coglet/predictions")
+"""Fixed in the server (published implementation); servers on one machine share it."""
+
+FILE_SECONDS = 30.0
+"""Age at which a file has been read long since: the server reads it within milliseconds."""
+
+DIRECTORY_SECONDS = 600.0
+"""Age at which an empty directory is removed; one in use gets its large answer in time."""
+
+
+def keep_clean(directory: Path = SERVER_DIRECTORY, every: float = FILE_SECONDS) -> None:
+    """Sweep ``directory`` on a thread of its own for as long as the process lives."""
+
+    def loop() -> None:
+        while True:
+            try:
+                sweep(directory)
+            except OSError as error:
+                log.warning("%s cannot be cleaned: %s", directory, error)
+            time.sleep(every)
+
+    threading.Thread(target=loop, name="leftovers", daemon=True).start()
+
+
+def sweep(directory: Path) -> None:
+    """Remove files and then empty directories of predictions that ended long ago."""
+    if not directory.is_dir():
+        return
+    now = time.time()
+    for prediction in directory.iterdir():
+        # Another server may be sweeping, too, or be a different user's.
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            if prediction.is_symlink() or not prediction.is_dir():
+                continue
+            _sweep_prediction(prediction, now)
+
+
+def _sweep_prediction(prediction: Path, now: float) -> None:
+    age = now - prediction.stat().st_mtime
+    for folder in (prediction / "inputs", prediction / "outputs"):
+        if folder.is_symlink() or not folder.is_dir():
+            continue
+        for file in folder.glob("spill_*.json"):
+            if now - file.lstat().st_mtime > FILE_SECONDS:
+                file.unlink()
+        if age > DIRECTORY_SECONDS and not any(folder.iterdir()):
+            folder.rmdir()
+    if age > DIRECTORY_SECONDS and not any(prediction.iterdir()):
+        prediction.rmdir()

@@ -1,0 +1,62 @@
+"""Variables that choose how the model runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from kimia_infer.language_model.attention import BACKENDS
+from kimia_infer.service.settings import Settings, SettingsError, read_settings
+
+
+def test_unset_and_empty_mean_the_default() -> None:
+    names = ("DEVICE", "DTYPE", "HEAD_ROWS", "ATTENTION", "TIMEOUT")
+    assert read_settings({}) == read_settings({f"KIMI_AUDIO_{n}": "" for n in names}) == Settings()
+
+
+def test_values_are_taken() -> None:
+    variables = {
+        "KIMI_AUDIO_DEVICE": "cpu",
+        "KIMI_AUDIO_DTYPE": "bfloat16",
+        "KIMI_AUDIO_HEAD_ROWS": "full",
+        "KIMI_AUDIO_ATTENTION": "sdpa",
+        "KIMI_AUDIO_TIMEOUT": "1.5",
+    }
+    assert read_settings(variables) == Settings("cpu", "bfloat16", "full", "sdpa", 1.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "choices"),
+    [
+        ("KIMI_AUDIO_DEVICE", "gpu", ["cpu"]),
+        ("KIMI_AUDIO_DEVICE", "cuda:99", ["cpu"]),
+        ("KIMI_AUDIO_DTYPE", "float16", ["float32", "bfloat16"]),
+        ("KIMI_AUDIO_HEAD_ROWS", "none", ["track", "full"]),
+        ("KIMI_AUDIO_ATTENTION", "flash", list(BACKENDS)),
+        ("KIMI_AUDIO_TIMEOUT", "soon", ["seconds"]),
+        ("KIMI_AUDIO_TIMEOUT", "0", ["above 0"]),
+        ("KIMI_AUDIO_TIMEOUT", "-1", ["above 0"]),
+        ("KIMI_AUDIO_TIMEOUT", "inf", ["seconds"]),
+        ("KIMI_AUDIO_TIMEOUT", "nan", ["seconds"]),
+    ],
+)
+def test_other_values_are_refused_with_the_choices(name: str, value: str, choices: list) -> None:
+    with pytest.raises(SettingsError) as caught:
+        read_settings({name: value})
+    message = str(caught.value)
+    assert message.startswith(name) and repr(value) in message
+    assert all(choice in message for choice in choices)
+
+
+def test_every_variable_is_documented() -> None:
+    root = Path(__file__).parents[2]
+    sources = [*(root / "kimia_infer").rglob("*.py"), *root.glob("cog*.yaml")]
+    read = {
+        name
+        for path in sources
+        for name in re.findall(r"KIMI_AUDIO_[A-Z_]*[A-Z]", path.read_text())
+    }
+    documented = (root / "docs" / "deploy.md").read_text()
+    assert {f"| `{name}` |" for name in read} <= set(re.findall(r"\| `\w+` \|", documented))

@@ -1,0 +1,118 @@
+"""Waves in answers, and what players and the server's disk get of them."""
+
+from __future__ import annotations
+
+import base64
+import os
+import stat
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from kimia_infer.audio.wav import write_wav
+from kimia_infer.service.leftovers import DIRECTORY_SECONDS, FILE_SECONDS, sweep
+from kimia_infer.service.player import PLAYERS, Player
+from kimia_infer.service.sound import wav_file, wav_uri
+
+WAVE = torch.cat([torch.linspace(-1.5, 1.5, 999), torch.randn(500) / 3])
+
+
+def test_file_is_the_one_that_is_written_to_disk(tmp_path: Path) -> None:
+    write_wav(tmp_path / "answer.wav", WAVE)
+    assert wav_file(WAVE) == wav_file(WAVE[None]) == (tmp_path / "answer.wav").read_bytes()
+    assert wav_uri(WAVE) == "data:audio/wav;base64," + base64.b64encode(wav_file(WAVE)).decode()
+    assert wav_uri(None) is None
+
+
+def test_chunks_hold_the_samples_of_the_whole() -> None:
+    chunks = WAVE.split([1, 500, 400, 598])
+    assert b"".join(wav_file(chunk)[44:] for chunk in chunks) == wav_file(WAVE)[44:]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_samples_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        wav_file(torch.tensor([0.0, value]))
+
+
+def install(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.mark.parametrize("name", PLAYERS)
+def test_player_gets_the_samples_as_they_come(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, name, f'echo "$@" > {tmp_path}/arguments; exec /bin/cat > {tmp_path}/heard')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    player = Player()
+    assert player.name == name
+    player.play(b"")
+    assert not (tmp_path / "heard").exists(), "nothing is started for nothing"
+    player.play(b"one")
+    player.play(b"two")
+    assert player.finish()
+    assert (tmp_path / "heard").read_bytes() == b"onetwo"
+    assert "24000" in (tmp_path / "arguments").read_text()
+
+
+def test_player_that_fails_or_is_missing_loses_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    player = Player()
+    player.play(b"one")
+    assert player.name is None and player.finish()
+    player.stop()
+    install(tmp_path, "aplay", "exit 1")
+    player = Player()
+    for _ in range(100):
+        player.play(bytes(10_000))
+    assert not player.finish()
+
+
+def test_player_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "ffplay", "exec /bin/sleep 600")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    player = Player()
+    player.play(b"one")
+    player.stop()
+    assert not player.finish()
+
+
+def prediction(directory: Path, name: str, age: float, spill: float | None) -> Path:
+    """What the server leaves of a prediction that began ``age`` seconds ago."""
+    for folder in ("inputs", "outputs"):
+        (directory / name / folder).mkdir(parents=True)
+    now = time.time()
+    if spill is not None:
+        file = directory / name / "outputs" / "spill_1.json"
+        file.write_text("{}")
+        os.utime(file, (now - spill, now - spill))
+    os.utime(directory / name, (now - age, now - age))
+    return directory / name
+
+
+def test_leftovers_go_when_they_are_old(tmp_path: Path) -> None:
+    old, file_age = DIRECTORY_SECONDS + 9, FILE_SECONDS + 9
+    fresh = prediction(tmp_path, "fresh", 1, None)
+    read = prediction(tmp_path, "read", file_age, file_age)
+    unread = prediction(tmp_path, "unread", old, 1)
+    ended = prediction(tmp_path, "ended", old, old)
+    foreign = prediction(tmp_path, "foreign", old, None)
+    (foreign / "outputs" / "mine.txt").touch()
+    outside = prediction(tmp_path.parent / f"{tmp_path.name}-outside", "other", old, old)
+    (tmp_path / "link").symlink_to(outside)
+    (tmp_path / "file").touch()
+    sweep(tmp_path)
+    assert (fresh / "outputs").is_dir() and (fresh / "inputs").is_dir()
+    assert (read / "outputs").is_dir() and not any((read / "outputs").iterdir())
+    assert (unread / "outputs" / "spill_1.json").exists()
+    assert not ended.exists()
+    assert (foreign / "outputs" / "mine.txt").exists()
+    assert (outside / "outputs" / "spill_1.json").exists()
+    sweep(tmp_path / "missing")
