@@ -14,8 +14,8 @@ from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.transcription import Transcript, TranscriptSegment
 from kimia_infer.service.interface import read_interface
 from kimia_infer.service.request import check_inputs
+from kimia_infer.service.respond import wav_uri
 from kimia_infer.service.runner import KimiRunner
-from kimia_infer.service.sound import wav_uri
 
 INTERFACE = read_interface(__file__, "Predictor")
 STREAMING_INTERFACE = read_interface(__file__, "StreamingPredictor")

@@ -10,6 +10,12 @@ import sysconfig
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+
+def fused(x: Tensor) -> bool:
+    """Whether single kernels stand for chains of elementwise operations; they have no gradient."""
+    return x.device.type != "cpu" and not torch.is_grad_enabled() and available(x.device)
 
 
 def available(device: torch.device) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from kimia_infer.audio.load import load_audio
 from kimia_infer.detokenizer.dit import dit_part
 from kimia_infer.detokenizer.evaluation import FrameCache
-from kimia_infer.language_model.attention import choose_backend
+from kimia_infer.language_model.attention import CachedAttention, choose_backend
 from kimia_infer.language_model.cache import KeyValueCache
 from kimia_infer.language_model.model import language_model_part
 from kimia_infer.onednn import MIN_ELEMENTS, OneDNNLinear, use_onednn
@@ -174,8 +174,8 @@ def test_recorded_language_model(golden: Path) -> None:
     ids = (recorded[f"prefill.{track}_ids"] for track in ("audio", "text"))
     x = model.embed(*ids, recorded["prefill.is_continuous_mask"], features)
     backend = choose_backend(CPU, torch.float32, model.config.head_dim)
-    cache = KeyValueCache(model.config, x.shape[1], CPU, torch.float32, backend)
-    hidden = model(x, cache.at(0))
+    cache = KeyValueCache(model.config, x.shape[1], CPU, torch.float32)
+    hidden = model(x, CachedAttention(backend, cache).at(0))
     close(model.text_head(hidden.text[0]), recorded["prefill.text_logits"])
     close(model.audio_head(hidden.audio[0]), recorded["prefill.audio_logits"])
 

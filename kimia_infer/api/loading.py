@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from kimia_infer.checkpoint.parts import checkpoint_parts
 from kimia_infer.detokenizer.dit import DiTConfig
 from kimia_infer.detokenizer.stream import Detokenizer
 from kimia_infer.errors import RequestError
@@ -20,7 +21,6 @@ from kimia_infer.tokenizer.whisper import WhisperFeatures
 from kimia_infer.weights.checkpoint import CheckpointError
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
 from kimia_infer.weights.parallel import load_parts
-from kimia_infer.weights.parts import checkpoint_parts
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
 

@@ -1,7 +1,8 @@
-"""Write a waveform as a wav file."""
+"""Waveforms as wav files."""
 
 from __future__ import annotations
 
+import io
 import os
 import uuid
 import wave as riff
@@ -25,18 +26,31 @@ def write_wav(
     Raises:
         ValueError: another shape, not floating point, or samples that are not finite.
     """
-    pcm = _quantize(wave)
+    content = wav_bytes(wave, sample_rate)
     path = Path(path)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        with partial.open("xb") as file, riff.open(file, "wb") as writer:
-            writer.setnchannels(1)
-            writer.setsampwidth(pcm.itemsize)
-            writer.setframerate(sample_rate)
-            writer.writeframes(pcm.tobytes())
+        with partial.open("xb") as file:
+            file.write(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def wav_bytes(wave: Tensor | np.ndarray, sample_rate: int = 24_000) -> bytes:
+    """The file that :func:`write_wav` writes.
+
+    A sample becomes the same 16 bits whatever stands around it, so the files of consecutive
+    pieces hold together what one file would.
+    """
+    pcm = _quantize(wave)
+    file = io.BytesIO()
+    with riff.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(pcm.itemsize)
+        writer.setframerate(sample_rate)
+        writer.writeframes(pcm.tobytes())
+    return file.getvalue()
 
 
 def _quantize(wave: Tensor | np.ndarray) -> np.ndarray:

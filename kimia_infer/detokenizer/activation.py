@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer import triton_support
+from kimia_infer.triton_support import fused
 
 # Low-pass filter at a quarter of the doubled rate; published configuration.
 TAPS = 12
@@ -91,12 +91,10 @@ class AntiAliasedSnake(nn.Module):
         self.act = SnakeBeta(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        # The kernel has no gradient.
-        on_accelerator = x.device.type != "cpu" and not torch.is_grad_enabled()
-        if on_accelerator and triton_support.available(x.device):
+        if fused(x):
             from kimia_infer.detokenizer.activation_kernel import anti_aliased_snake
 
-            return anti_aliased_snake(x, self.act.alpha, self.act.beta)
+            return anti_aliased_snake(x, self.act.alpha, self.act.beta, low_pass_filter())
         frequency, amplitude = self.act.coefficients()
         even, odd = (
             torch.addcmul(y, amplitude, (y * frequency).sin_().square_())

@@ -10,15 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kimia_infer.detokenizer.activation import TAPS, low_pass_filter
-
 LANES = 64  # each computes four neighboring outputs, which share most of their samples
 
 
-def anti_aliased_snake(x: Tensor, log_alpha: Tensor, log_beta: Tensor) -> Tensor:
+def anti_aliased_snake(
+    x: Tensor, log_alpha: Tensor, log_beta: Tensor, taps: tuple[float, ...]
+) -> Tensor:
     """``AntiAliasedSnake`` of x [..., channels, time], computed in fp32 and rounded once.
 
-    log_alpha and log_beta [channels] are the parameters of its SnakeBeta.
+    log_alpha and log_beta [channels] are the parameters of its SnakeBeta, ``taps`` its filter.
     """
     x = x.contiguous()
     channels, time = x.shape[-2:]
@@ -32,8 +32,8 @@ def anti_aliased_snake(x: Tensor, log_alpha: Tensor, log_beta: Tensor) -> Tensor
             log_beta,
             channels,
             time,
-            FILTER=low_pass_filter(),
-            TAPS=TAPS,
+            FILTER=taps,
+            TAPS=len(taps),
             LANES=LANES,
             num_warps=2,
         )

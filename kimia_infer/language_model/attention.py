@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +17,10 @@ from torch import Tensor
 
 from kimia_infer import triton_support
 from kimia_infer.errors import RequestError
+from kimia_infer.language_model.cache import KeyValueCache
 
-if TYPE_CHECKING:
-    from kimia_infer.language_model.cache import KeyValueCache
+# Projected queries, keys and values [1, length, rows] of a layer -> [1, length, heads * head_dim].
+Attend = Callable[[Tensor, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,34 @@ class Backend:
     sequence: Callable[[Tensor, Tensor, Tensor], Tensor]
     token: Callable[[Tensor, KeyValueCache, int, Tensor, int], Tensor]
     any_extent: bool
+
+
+class CachedAttention:
+    """A backend at work on the cache of one request."""
+
+    def __init__(self, backend: Backend, cache: KeyValueCache):
+        self.backend, self.cache = backend, cache
+
+    def at(self, start: int) -> Attend:
+        """Attention of positions from ``start`` on, which follow all that is filled."""
+        cache = self.cache
+
+        def attend(qkv: Tensor, layer: int) -> Tensor:
+            kv_heads, _, head_dim = cache.keys[layer].shape
+            query, keys, values = split_heads(qkv, kv_heads, head_dim)
+            end = start + qkv.shape[1]
+            cos, sin = cache.cos[start:end], cache.sin[start:end]
+            cache.keys[layer, :, start:end] = rotate(keys[0], cos, sin)
+            cache.values[layer, :, start:end] = values[0]
+            filled = cache.keys[layer, None, :, :end], cache.values[layer, None, :, :end]
+            mixed = self.backend.sequence(rotate(query, cos, sin), *filled)
+            return mixed.transpose(1, 2).flatten(2)
+
+        return attend
+
+    def at_position(self, position: Tensor, extent: int) -> Attend:
+        """Attention of one token at ``position`` int64 [1], which is below ``extent``."""
+        return lambda qkv, layer: self.backend.token(qkv, self.cache, layer, position, extent)
 
 
 def choose_backend(

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from kimia_infer.language_model.attention import Backend, rotate, split_heads
 from kimia_infer.language_model.config import LanguageModelConfig
-
-# Projected queries, keys and values [1, length, rows] of a layer -> [1, length, heads * head_dim].
-Attend = Callable[[Tensor, int], Tensor]
 
 
 class KeyValueCache:
@@ -28,33 +22,12 @@ class KeyValueCache:
         capacity: int,
         device: torch.device,
         dtype: torch.dtype,
-        backend: Backend,
     ):
-        self.capacity, self.backend = capacity, backend
+        self.capacity = capacity
         shape = (config.total_layers, config.kv_heads, capacity, config.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty_like(self.keys)
         self.cos, self.sin = rotary_tables(config, capacity, device, dtype)
-
-    def at(self, start: int) -> Attend:
-        """Attention of positions from ``start`` on, which follow all that is filled."""
-
-        def attend(qkv: Tensor, layer: int) -> Tensor:
-            kv_heads, _, head_dim = self.keys[layer].shape
-            query, keys, values = split_heads(qkv, kv_heads, head_dim)
-            end = start + qkv.shape[1]
-            cos, sin = self.cos[start:end], self.sin[start:end]
-            self.keys[layer, :, start:end] = rotate(keys[0], cos, sin)
-            self.values[layer, :, start:end] = values[0]
-            filled = self.keys[layer, None, :, :end], self.values[layer, None, :, :end]
-            mixed = self.backend.sequence(rotate(query, cos, sin), *filled)
-            return mixed.transpose(1, 2).flatten(2)
-
-        return attend
-
-    def at_position(self, position: Tensor, extent: int) -> Attend:
-        """Attention of one token at ``position`` int64 [1], which is below ``extent``."""
-        return lambda qkv, layer: self.backend.token(qkv, self, layer, position, extent)
 
 
 def rotary_tables(

@@ -16,16 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer import triton_support
-from kimia_infer.language_model.cache import Attend
+from kimia_infer.language_model.attention import Attend
 from kimia_infer.language_model.config import LanguageModelConfig
+from kimia_infer.triton_support import fused
 from kimia_infer.weights.checkpoint import Part, Slot, open_directory
-
-
-def fused(x: Tensor) -> bool:
-    """Whether single kernels stand for chains of elementwise operations; they have no gradient."""
-    on_accelerator = x.device.type != "cpu" and not torch.is_grad_enabled()
-    return on_accelerator and triton_support.available(x.device)
 
 
 class RMSNorm(nn.Module):

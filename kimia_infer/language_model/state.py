@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from kimia_infer.graphs import Graphs
-from kimia_infer.language_model.attention import Backend
-from kimia_infer.language_model.cache import Attend, KeyValueCache
+from kimia_infer.language_model.attention import Attend, Backend, CachedAttention
+from kimia_infer.language_model.cache import KeyValueCache
 from kimia_infer.language_model.model import LanguageModel
 from kimia_infer.language_model.sampler import Sampling, TrackSampling, sample
 from kimia_infer.randomness import Randomness
@@ -96,11 +96,12 @@ class DecodeState:
     ):
         device, blank = model.device, control.blank
         self.model, self.control, self.graphs = model, control, graphs
-        self.cache = KeyValueCache(model.config, capacity, device, model.dtype, backend)
+        cache = KeyValueCache(model.config, capacity, device, model.dtype)
         if graphs.captures:
             # Attention over a whole extent multiplies what is not filled by 0.
-            self.cache.keys.zero_()
-            self.cache.values.zero_()
+            cache.keys.zero_()
+            cache.values.zero_()
+        self.attention = CachedAttention(backend, cache)
         self.text = TrackState(model.text_head, 0, capacity, blank)
         self.audio = TrackState(model.audio_head, model.first_audio_id, capacity, blank)
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
@@ -121,25 +122,25 @@ class DecodeState:
 
     def prefill(self, x: Tensor, tracks: Tracks) -> None:
         """Read the embedded prompt x [1, length, hidden_size]."""
-        self._forward(x, tracks, self.cache.at(0))
+        self._forward(x, tracks, self.attention.at(0))
         self.position += x.shape[1] - 1
 
     def forward(self, tracks: Tracks, position: int) -> None:
         """Logits of ``tracks`` after the ids chosen last, which stand at ``position``."""
         if not self.graphs.captures:
-            self._forward(self._embed_latest(), tracks, self.cache.at(position))
+            self._forward(self._embed_latest(), tracks, self.attention.at(position))
             return
         key = tracks, self._extent(position)
         if key not in self._forwards:
-            attend = self.cache.at_position(self.position, key[1])
+            attend = self.attention.at_position(self.position, key[1])
             self._forwards[key] = self.graphs.record(
                 lambda: self._forward(self._embed_latest(), tracks, attend)
             )
         self._forwards[key]()
 
     def _extent(self, position: int) -> int:
-        capacity = self.cache.capacity
-        if self.cache.backend.any_extent:
+        capacity = self.attention.cache.capacity
+        if self.attention.backend.any_extent:
             return capacity
         return min(next((e for e in EXTENTS if e > position), capacity), capacity)
 

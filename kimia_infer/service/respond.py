@@ -1,16 +1,20 @@
-"""What a request asks of the model, whichever way it came."""
+"""What a request asks of the model, whichever way it came, and speech as an answer carries it."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from torch import Tensor
+
 from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.request import parse_options
 from kimia_infer.api.transcription import INSTRUCTION, Transcript, TranscriptEvent
+from kimia_infer.audio.wav import wav_bytes
 from kimia_infer.errors import RequestError
 from kimia_infer.service.request import name_messages, split_inputs
 
@@ -71,3 +75,14 @@ def _events(
         )
     parsed = parse_options(**options, timeout_seconds=timeout)
     return model.respond(chat, parsed, on_step=report, voice=inputs["voice"])
+
+
+def wav_uri(wave: Tensor | None) -> str | None:
+    """float32 [1, samples] at 24 kHz as a data URI of a wav file; None stays None.
+
+    Nothing is written to disk: Cog never deletes the output files of a predictor, and turns a
+    file inside an object into a data URI in any case.
+    """
+    if wave is None:
+        return None
+    return "data:audio/wav;base64," + base64.b64encode(wav_bytes(wave)).decode("ascii")

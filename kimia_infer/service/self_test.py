@@ -10,11 +10,12 @@ import torch
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.request import parse_options
-from kimia_infer.service.sound import SAMPLE_RATE, wav_file
+from kimia_infer.audio.wav import wav_bytes
 
 log = logging.getLogger(__name__)
 
 STEPS = 24
+SOUND_RATE = 16_000
 
 
 class SelfTestError(RuntimeError):
@@ -47,8 +48,9 @@ def self_test(model: KimiAudio) -> None:
 
 def _sound() -> bytes:
     """One second of a rising tone as a wav file."""
-    time_axis = torch.linspace(0, 1, SAMPLE_RATE)
-    return wav_file(0.3 * torch.sin(2 * math.pi * (200 + 150 * time_axis) * time_axis))
+    time_axis = torch.linspace(0, 1, SOUND_RATE)
+    wave = 0.3 * torch.sin(2 * math.pi * (200 + 150 * time_axis) * time_axis)
+    return wav_bytes(wave, SOUND_RATE)
 
 
 def _describe(wave: torch.Tensor) -> str:

@@ -176,7 +176,7 @@ def test_first_logits(model: KimiAudio, tensors: dict[str, torch.Tensor]) -> Non
                 torch.tensor([prompt.is_continuous]),
                 features,
             )
-            hidden = language_model(x, state.cache.at(0))
+            hidden = language_model(x, state.attention.at(0))
             logits = {
                 "text": language_model.text_head(hidden.text[0, -1]),
                 "audio": language_model.audio_head(hidden.audio[0, -1]),

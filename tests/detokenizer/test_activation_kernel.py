@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kimia_infer import triton_support
 from kimia_infer.detokenizer import activation
-from kimia_infer.detokenizer.activation import AntiAliasedSnake
+from kimia_infer.detokenizer.activation import AntiAliasedSnake, low_pass_filter
 from tests.interpreted import compiled, interpreted, needs_triton, recorded_launches
 
 pytestmark = needs_triton
@@ -25,7 +25,7 @@ def check(shape: tuple[int, ...], dtype: torch.dtype, scale: float = 1.0) -> Non
     for parameter in module.parameters():
         parameter.normal_(generator=generator)
     x = (scale * torch.randn(shape, generator=generator)).to(dtype)
-    actual = anti_aliased_snake(x, module.act.alpha, module.act.beta)
+    actual = anti_aliased_snake(x, module.act.alpha, module.act.beta, low_pass_filter())
     expected = module(x)
     assert actual.dtype is dtype
     # The sine of a large argument is as inexact as that argument in fp32; in bf16 the one
@@ -77,7 +77,7 @@ def test_compiled(
 
     x = torch.empty(min(time, 16), time, dtype=dtype)
     parameter = torch.empty(len(x), dtype=dtype)
-    work = lambda: anti_aliased_snake(x, parameter, parameter)  # noqa: E731
+    work = lambda: anti_aliased_snake(x, parameter, parameter, low_pass_filter())  # noqa: E731
     [launch] = recorded_launches(monkeypatch, work)
     assert compiled(launch, capability).metadata.num_warps == 2
 

@@ -14,7 +14,12 @@ from torch import Tensor
 from kimia_infer import triton_support
 from kimia_infer.errors import RequestError
 from kimia_infer.language_model import attention
-from kimia_infer.language_model.attention import BACKENDS, choose_backend, rotate
+from kimia_infer.language_model.attention import (
+    BACKENDS,
+    CachedAttention,
+    choose_backend,
+    rotate,
+)
 from kimia_infer.language_model.cache import KeyValueCache
 from kimia_infer.language_model.config import LanguageModelConfig
 
@@ -74,7 +79,7 @@ def test_sequence(name: str, length: int, flash_attn: None) -> None:
 @pytest.mark.parametrize("name", ["sdpa", "flash-attn"])
 def test_token(name: str, extent: int, golden, flash_attn: None) -> None:
     """A token on top of what is filled: rotated, stored and attended with the rest."""
-    cache = small_cache(golden, name)
+    cache = small_cache(golden)
     cache.keys[1, :, :FILLED], cache.values[1, :, :FILLED] = normal(2, KV_HEADS, FILLED, DIM)
     qkv = normal(1, 1, (HEADS + 2 * KV_HEADS) * DIM, seed=1)
     heads = qkv.view(1, -1, 1, DIM)
@@ -84,7 +89,9 @@ def test_token(name: str, extent: int, golden, flash_attn: None) -> None:
     values = torch.cat([cache.values[1, None, :, :FILLED], value], dim=2)
     others = cache.keys[0].clone()
 
-    actual = cache.at_position(torch.tensor([FILLED]), extent)(qkv, 1)
+    actual = CachedAttention(BACKENDS[name], cache).at_position(torch.tensor([FILLED]), extent)(
+        qkv, 1
+    )
 
     expected = reference(rotate(query, *here), keys, values).view(1, 1, -1)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
@@ -93,11 +100,11 @@ def test_token(name: str, extent: int, golden, flash_attn: None) -> None:
     assert torch.equal(cache.keys[0], others)
 
 
-def small_cache(golden, name: str) -> KeyValueCache:
+def small_cache(golden) -> KeyValueCache:
     config = LanguageModelConfig.from_directory(golden / "llm")
     sizes = {"heads": HEADS, "kv_heads": KV_HEADS, "hidden_size": HEADS * DIM}
     config = type(config)(**{**vars(config), **sizes})
-    cache = KeyValueCache(config, CAPACITY, CPU, torch.float32, BACKENDS[name])
+    cache = KeyValueCache(config, CAPACITY, CPU, torch.float32)
     cache.keys.zero_()
     cache.values.zero_()
     return cache

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.language_model.attention import choose_backend
+from kimia_infer.language_model.attention import CachedAttention, choose_backend
 from kimia_infer.language_model.cache import KeyValueCache
 from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.language_model.model import LanguageModel, language_model_part
@@ -23,9 +23,10 @@ def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLER
     torch.testing.assert_close(actual.float(), expected.float(), atol=tolerance, rtol=0)
 
 
-def new_cache(model: LanguageModel, capacity: int) -> KeyValueCache:
+def new_attention(model: LanguageModel, capacity: int) -> CachedAttention:
     backend = choose_backend(model.device, model.dtype, model.config.head_dim)
-    return KeyValueCache(model.config, capacity, model.device, model.dtype, backend)
+    cache = KeyValueCache(model.config, capacity, model.device, model.dtype)
+    return CachedAttention(backend, cache)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +49,11 @@ def prefilled(model: LanguageModel, recorded: Recorded, features: torch.Tensor):
             features,
         )
         length = x.shape[1]
-        cache = new_cache(model, length + len(recorded["decode.audio_ids"]))
-        hidden = model(x, cache.at(0))
+        attention = new_attention(model, length + len(recorded["decode.audio_ids"]))
+        hidden = model(x, attention.at(0))
     for hook in hooks:
         hook.remove()
-    return x, streams, hidden, cache, length
+    return x, streams, hidden, attention, length
 
 
 def test_adaptor(model: LanguageModel, recorded: Recorded, features: torch.Tensor) -> None:
@@ -74,24 +75,24 @@ def test_prefill(model: LanguageModel, recorded: Recorded, prefilled) -> None:
 
 
 def test_cache(recorded: Recorded, prefilled) -> None:
-    *_, cache, length = prefilled
+    *_, attention, length = prefilled
     layers = [n for n in recorded if n.startswith("prefill.cache.") and n.endswith(".k")]
-    assert len(layers) == len(cache.keys)
+    assert len(layers) == len(attention.cache.keys)
     for index in range(len(layers)):
-        close(cache.keys[index, :, :length], recorded[f"prefill.cache.{index}.k"])
-        close(cache.values[index, :, :length], recorded[f"prefill.cache.{index}.v"])
+        close(attention.cache.keys[index, :, :length], recorded[f"prefill.cache.{index}.k"])
+        close(attention.cache.values[index, :, :length], recorded[f"prefill.cache.{index}.v"])
 
 
 def test_decode_steps(model: LanguageModel, recorded: Recorded, prefilled) -> None:
     """One token at a time on top of the prompt, text id 0 and blanks included."""
-    *_, cache, length = prefilled
+    *_, attention, length = prefilled
     assert (recorded["decode.text_ids"] == 0).any()
     for step, (audio, text) in enumerate(
         zip(recorded["decode.audio_ids"], recorded["decode.text_ids"], strict=True)
     ):
         with torch.inference_mode():
             x = model.embed(audio.view(1, 1), text.view(1, 1))
-            hidden = model(x, cache.at(length + step))
+            hidden = model(x, attention.at(length + step))
         close(model.audio_head(hidden.audio[0, 0]), recorded["decode.audio_logits"][step])
         close(model.text_head(hidden.text[0, 0]), recorded["decode.text_logits"][step])
 
@@ -104,9 +105,9 @@ def test_several_positions_on_a_filled_cache(
     cut = int(mask[0].nonzero()[0]) - 1
     with torch.inference_mode():
         x = model.embed(recorded["prefill.audio_ids"], recorded["prefill.text_ids"], mask, features)
-        cache = new_cache(model, x.shape[1])
-        model(x[:, :cut], cache.at(0))
-        hidden = model(x[:, cut:], cache.at(cut))
+        attention = new_attention(model, x.shape[1])
+        model(x[:, :cut], attention.at(0))
+        hidden = model(x[:, cut:], attention.at(cut))
     close(model.text_head(hidden.text[0]), recorded["prefill.text_logits"][cut:])
     close(model.audio_head(hidden.audio[0]), recorded["prefill.audio_logits"][cut:])
 
@@ -119,7 +120,7 @@ def test_prompts_without_features(model: LanguageModel, recorded: Recorded, name
     if name == "zero_text":
         text = torch.zeros_like(text)
     with torch.inference_mode():
-        hidden = model(model.embed(audio, text), new_cache(model, length).at(0))
+        hidden = model(model.embed(audio, text), new_attention(model, length).at(0))
     close(model.audio_head(hidden.audio[0]), recorded[f"{name}.audio_logits"])
     close(model.text_head(hidden.text[0]), recorded[f"{name}.text_logits"])
 
@@ -129,8 +130,8 @@ def test_skipping_a_track_leaves_the_other_unchanged(
 ) -> None:
     x, _, hidden, _, length = prefilled
     with torch.inference_mode():
-        text_only = model(x, new_cache(model, length).at(0), audio=False)
-        audio_only = model(x, new_cache(model, length).at(0), text=False)
+        text_only = model(x, new_attention(model, length).at(0), audio=False)
+        audio_only = model(x, new_attention(model, length).at(0), text=False)
     assert text_only.audio is None
     assert audio_only.text is None
     assert torch.equal(text_only.text, hidden.text)
@@ -148,7 +149,7 @@ def test_bfloat16(golden: Path, recorded: Recorded, features: torch.Tensor) -> N
             recorded["prefill.is_continuous_mask"],
             features.bfloat16(),
         )
-        hidden = model(x, new_cache(model, x.shape[1]).at(0))
+        hidden = model(x, new_attention(model, x.shape[1]).at(0))
     audio, text = model.audio_head(hidden.audio[0]), model.text_head(hidden.text[0])
     close(audio, expected["prefill.audio_logits"], 0.15)
     close(text, expected["prefill.text_logits"], 0.15)

@@ -25,7 +25,7 @@ from kimia_infer.weights.errors import CheckpointError
 from kimia_infer.weights.layout import WeightsError, incomplete_files
 from kimia_infer.weights.published import KNOWN_SIZES, MODEL, SPEECH_TOKENIZER
 from kimia_infer.weights.resolve import resolve_weights
-from kimia_infer.weights.slim import prepare_weights
+from kimia_infer.checkpoint.slim import prepare_weights
 from tests.weights.fake_hub import Hub, pickle_archive, published_files, tensors
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.request import parse_options
 from kimia_infer.audio.load import load_audio
+from kimia_infer.checkpoint.parts import checkpoint_parts
+from kimia_infer.checkpoint.slim import prepare_weights
 from kimia_infer.weights.checkpoint import manifest
 from kimia_infer.weights.errors import CheckpointError, WeightsError
 from kimia_infer.weights.layout import incomplete_files
-from kimia_infer.weights.parts import checkpoint_parts
 from kimia_infer.weights.resolve import resolve_weights
-from kimia_infer.weights.slim import prepare_weights
 from tests.weights.bloated import write_bloated
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,13 +21,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from kimia_infer.checkpoint.parts import StoredPart, checkpoint_parts
+from kimia_infer.checkpoint.writing import NewFile, NewTensor, SmallFile, TensorFile, part_tensors
 from kimia_infer.weights.errors import WeightsError
 from kimia_infer.weights.layout import INDEX_NAME, UNFINISHED_NAME, read_record
 from kimia_infer.weights.manifest import MANIFEST_NAME, Manifest, read_manifest, sha256_of
-from kimia_infer.weights.parts import StoredPart, checkpoint_parts
 from kimia_infer.weights.published import MODEL
 from kimia_infer.weights.tensors import Reader
-from kimia_infer.weights.writing import NewFile, NewTensor, SmallFile, TensorFile, part_tensors
 
 DTYPES = ("served", "source")
 SHARD_BYTES = 4 * 10**9  # at most, of the language model; a larger tensor has its own shard

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from kimia_infer.checkpoint.parts import StoredPart
 from kimia_infer.weights.manifest import FileEntry
-from kimia_infer.weights.parts import StoredPart
 from kimia_infer.weights.tensors import DTYPES, Reader, Report, TensorStore
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}

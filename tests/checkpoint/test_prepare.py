@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.weights import slim
+from kimia_infer.checkpoint.slim import prepare_weights
+from kimia_infer.checkpoint.writing import SmallFile, TensorFile
+from kimia_infer.checkpoint import slim
 from kimia_infer.weights.errors import CheckpointError, WeightsError
 from kimia_infer.weights.layout import missing_files
 from kimia_infer.weights.resolve import resolve_weights
-from kimia_infer.weights.slim import prepare_weights
-from kimia_infer.weights.writing import SmallFile, TensorFile
 from tests.weights.bloated import write_bloated
 
 ROOT = Path(__file__).resolve().parents[2]
