@@ -1,0 +1,208 @@
+"""A conversation to a training sample: both tracks, labels, loss masks and spectrograms."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import WhisperFeatureExtractor
+
+from kimia_infer.api.messages import Message
+from kimia_infer.audio.load import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.errors import RequestError
+from kimia_infer.language_model.config import LanguageModelConfig
+from kimia_infer.prompt.builder import EncodedMessage, Prompt, PromptBuilder
+from kimia_infer.tokenizer.segments import code_count, segment_codes, split_segments
+from kimia_infer.tokenizer.text import SpecialTokens
+from kimia_infer.training.conversations import Conversation, DataError, audio_field
+from kimia_infer.training.labels import next_token_labels
+from kimia_infer.training.spoken_answers import learn_spoken_answers
+
+Wave = np.ndarray
+EncodeSpeech = Callable[[Wave], Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one conversation trains.
+
+    Ids, labels (int64) and masks (bool) are [length]. ``mel`` holds the log-mel spectrograms
+    of all 30 s segments of its sounds in order, float32 [segments, mels, frames], and
+    ``segment_codes`` how many feature vectors each of them gives; no sound, no mel.
+    """
+
+    audio_ids: Tensor
+    text_ids: Tensor
+    is_continuous: Tensor
+    audio_labels: Tensor
+    text_labels: Tensor
+    audio_loss_mask: Tensor
+    text_loss_mask: Tensor
+    mel: Tensor | None
+    segment_codes: list[int]
+
+    def __len__(self) -> int:
+        return len(self.audio_ids)
+
+
+@dataclass(frozen=True)
+class SampleBuilder:
+    """Builds samples with the tokenizers of a checkpoint.
+
+    Args:
+        encode_text: text to ids, as :meth:`TextTokenizer.encode`.
+        special: ids of the special tokens.
+        config: says where audio ids begin and end, and the delay of the audio track.
+        extractor: waves to spectrograms, as the Whisper encoder expects them.
+        audio_root: what relative audio paths begin at.
+        max_length: longest sample, in positions.
+        encode_speech: computes codes, as :meth:`SpeechCodes.encode`, where a message carries
+            none; None refuses such messages.
+        spoken_answers: whether an assistant's messages of type audio-text are learned.
+    """
+
+    encode_text: Callable[[str], list[int]]
+    special: SpecialTokens
+    config: LanguageModelConfig
+    extractor: WhisperFeatureExtractor
+    audio_root: Path
+    max_length: int
+    encode_speech: EncodeSpeech | None = None
+    spoken_answers: bool = False
+
+    def build(self, conversation: Conversation) -> Sample:
+        """The sample that ``conversation`` trains.
+
+        Raises:
+            DataError: see :meth:`check`; or codes and sound differ in length.
+        """
+        waves = {
+            index: self._wave(index, message)
+            for index, message in enumerate(conversation.messages)
+            if message.audio is not None
+            and (message.message_type == "audio" or index not in conversation.audio_ids)
+        }
+        computed = {}
+        for index, wave in waves.items():
+            if index in conversation.audio_ids:
+                _require_equal_length(index, conversation.audio_ids[index], wave)
+            else:
+                self._require_encoder(index)
+                computed[index] = self.encode_speech(wave).tolist()
+        prompt = self._prompt(conversation, computed)
+        segments = [s for index in prompt.feature_messages for s in split_segments(waves[index])]
+        mel = None
+        if segments:
+            mel = self.extractor(
+                segments, sampling_rate=SAMPLE_RATE, return_tensors="pt"
+            ).input_features
+        labels = next_token_labels(prompt, self.special.pad)
+        return Sample(
+            torch.tensor(prompt.audio_ids),
+            torch.tensor(prompt.text_ids),
+            torch.tensor(prompt.is_continuous),
+            torch.tensor(labels.audio_ids),
+            torch.tensor(labels.text_ids),
+            torch.tensor(labels.audio_loss_mask),
+            torch.tensor(labels.text_loss_mask),
+            mel,
+            [segment_codes(len(segment)) for segment in segments],
+        )
+
+    def check(self, conversation: Conversation) -> Prompt:
+        """Whether a sample can be built, without its features; the prompt it will have.
+
+        Sounds that come with codes have to exist, others are decoded. Codes that are yet to be
+        computed stand as code 0.
+
+        Raises:
+            DataError: an audio file is missing or unreadable, codes are out of range or
+                missing, the sample is too long, or nothing in it is to be learned.
+        """
+        codes = {}
+        for index, message in enumerate(conversation.messages):
+            if message.audio is None:
+                continue
+            if index not in conversation.audio_ids:
+                self._require_encoder(index)
+                codes[index] = [0] * code_count(len(self._wave(index, message)))
+            elif not self._path(message).is_file():
+                raise DataError(self._missing(index, message))
+        prompt = self._prompt(conversation, codes)
+        if not any(prompt.audio_loss_mask) and not any(prompt.text_loss_mask):
+            raise DataError(
+                "conversation: nothing in it is learned; an assistant has to answer in a message "
+                "of type 'text' or 'audio', or, with spoken_answers, 'audio-text'"
+            )
+        if len(prompt) > self.max_length:
+            raise DataError(
+                f"conversation: {len(prompt)} positions, more than max_length {self.max_length}"
+            )
+        return prompt
+
+    def _prompt(self, conversation: Conversation, computed: dict[int, list[int]]) -> Prompt:
+        offset = self.config.token_offset
+        stored = {
+            index: [token - offset for token in self._in_range(index, ids)]
+            for index, ids in conversation.audio_ids.items()
+        }
+        messages = [
+            EncodedMessage(
+                message.role,
+                message.message_type,
+                self.encode_text(message.text or ""),
+                stored.get(index) or computed.get(index, ()),
+            )
+            for index, message in enumerate(conversation.messages)
+        ]
+        builder = PromptBuilder(self.special, offset, self.config.audio_delay)
+        try:
+            prompt = builder.build(messages, conversation.output_type, add_assistant_start=False)
+        except RequestError as error:
+            raise DataError(str(error).replace("chats", "conversation", 1)) from error
+        if self.spoken_answers:
+            learn_spoken_answers(prompt, messages, self.special, self.config.audio_delay)
+        return prompt
+
+    def _in_range(self, index: int, ids: list[int]) -> list[int]:
+        first, end = self.config.token_offset, self.config.vocab_size
+        for token in ids:
+            if not first <= token < end:
+                raise DataError(
+                    f"conversation[{index}].audio_tokens: {token} is not the id of a speech code "
+                    f"({first} to {end - 1}); extract the codes with the checkpoint that is trained"
+                )
+        return ids
+
+    def _require_encoder(self, index: int) -> None:
+        if self.encode_speech is None:
+            raise DataError(f"conversation[{index}].audio_tokens: missing; extract the codes first")
+
+    def _path(self, message: Message) -> Path:
+        return self.audio_root / os.fspath(message.audio)
+
+    def _missing(self, index: int, message: Message) -> str:
+        where = audio_field(index, message.message_type)
+        return f"{where}: {self._path(message)} is not a file (relative paths begin at audio_root)"
+
+    def _wave(self, index: int, message: Message) -> Wave:
+        if not self._path(message).is_file():
+            raise DataError(self._missing(index, message))
+        try:
+            return load_audio(self._path(message))
+        except AudioError as error:
+            raise DataError(f"{audio_field(index, message.message_type)}: {error}") from error
+
+
+def _require_equal_length(index: int, ids: list[int], wave: Wave) -> None:
+    expected = code_count(len(wave))
+    if len(ids) != expected:
+        raise DataError(
+            f"conversation[{index}].audio_tokens: {len(ids)} codes, but the sound gives "
+            f"{expected}; extract the codes of this file again"
+        )

@@ -1,0 +1,66 @@
+"""Small data and small runs on the miniature."""
+
+from __future__ import annotations
+
+import json
+import wave
+from pathlib import Path
+
+import numpy as np
+
+from kimia_infer.training.config import FinetuneSettings, read_settings
+
+MINI = Path(__file__).resolve().parents[2] / "weights" / "mini"
+TEXTS = ("the small red house", "a dog barks", "yes", "the bus stops at nine", "a blue bird sings")
+
+
+def write_sound(path: Path, seconds: float, seed: int) -> Path:
+    """A wav file of a few tones, 16 kHz."""
+    time = np.arange(int(16_000 * seconds)) / 16_000
+    tones = np.random.default_rng(seed).uniform(200, 2_000, (3, 1))
+    samples = np.sin(2 * np.pi * tones * time).sum(axis=0) / 6
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+        file.writeframes((samples * 32_767).astype("<i2").tobytes())
+    return path
+
+
+def write_data(folder: Path, lines: int = 5) -> Path:
+    """Questions about sounds; every third is answered with a sound, too. Without codes."""
+    path = folder / "train.jsonl"
+    with path.open("w") as file:
+        for index in range(lines):
+            sound = write_sound(folder / f"{index}.wav", 0.3 + 0.2 * index, index)
+            messages = [
+                ("user", "text", "What is it?"),
+                ("user", "audio", sound.name),
+                ("assistant", "text", TEXTS[index % len(TEXTS)]),
+            ]
+            if index % 3 == 1:
+                messages.append(("assistant", "audio", sound.name))
+            keys = ("role", "message_type", "content")
+            values = {
+                "task_type": "chat" if index % 3 == 1 else "understanding",
+                "conversation": [dict(zip(keys, m, strict=True)) for m in messages],
+            }
+            file.write(json.dumps(values) + "\n")
+    return path
+
+
+def settings(data: Path, output: Path, *assignments: str) -> FinetuneSettings:
+    return read_settings(FinetuneSettings, None, assignments_of(data, output, *assignments))
+
+
+def assignments_of(data: Path, output: Path, *assignments: str) -> list[str]:
+    return [
+        f"model={MINI}",
+        f"data={data}",
+        f"audio_root={data.parent}",
+        f"output={output}",
+        "device=cpu",
+        "workers=0",
+        "learning_rate=1e-3",
+        "batch_size=2",
+        "gradient_checkpointing=false",
+        *assignments,
+    ]
