@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from kimia_infer.checkpoint import slim
 from kimia_infer.checkpoint.slim import prepare_weights
 from kimia_infer.checkpoint.writing import SmallFile, TensorFile
-from kimia_infer.checkpoint import slim
 from kimia_infer.weights.errors import CheckpointError, WeightsError
 from kimia_infer.weights.layout import missing_files
 from kimia_infer.weights.resolve import resolve_weights
