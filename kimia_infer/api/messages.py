@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,9 @@ def _parse(where: str, message: Any) -> Message:
     role = message.get("role")
     if role not in ROLES:
         hint = " (Kimi-Audio has no system role)" if role == "system" else ""
-        raise RequestError(f"{where}.role: expected 'user' or 'assistant', found {role!r}{hint}")
+        raise RequestError(
+            f"{where}.role: expected 'user' or 'assistant', found {_show(role)}{hint}"
+        )
     if "message_type" not in message:
         raise RequestError(f"{where}.message_type: missing; use 'text', 'audio' or 'audio-text'")
     kind, content = message["message_type"], message.get("content")
@@ -61,8 +64,13 @@ def _parse(where: str, message: Any) -> Message:
         audio = _audio(f"{where}.content[0]", content[0])
         return Message(role, kind, text=_text(f"{where}.content[1]", content[1]), audio=audio)
     raise RequestError(
-        f"{where}.message_type: expected 'text', 'audio' or 'audio-text', found {kind!r}"
+        f"{where}.message_type: expected 'text', 'audio' or 'audio-text', found {_show(kind)}"
     )
+
+
+def _show(value: Any) -> str:
+    """What was found, in few characters however long or nested it is."""
+    return reprlib.repr(value)
 
 
 def _text(where: str, value: Any) -> str:

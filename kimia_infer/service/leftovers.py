@@ -1,17 +1,23 @@
-"""What Cog's server leaves on disk, removed.
+"""What Cog leaves on disk, removed.
 
 For every prediction the server (0.23) makes a directory with ``inputs`` and ``outputs`` and
 never deletes it. An answer above 6 MiB, about 98 s of speech, passes through a file in there,
 which is read at once but stays.
+
+Its worker writes every upload to a temporary file, which stays if the prediction is canceled
+just then.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +29,30 @@ FILE_SECONDS = 30.0
 
 DIRECTORY_SECONDS = 600.0
 """Age at which an empty directory is removed; one in use gets its large answer in time."""
+
+
+class Uploads:
+    """Has this process make its temporary files, uploads among them, in a directory of their own.
+
+    The directory is removed when the process ends by itself.
+    """
+
+    def __init__(self) -> None:
+        self._owner = tempfile.TemporaryDirectory(prefix="kimi-audio-")
+        self.directory = Path(self._owner.name)
+        tempfile.tempdir = self._owner.name
+
+    def sweep(self, inputs: Iterable[Any]) -> None:
+        """Remove the files of other predictions than the one with these ``inputs``.
+
+        A worker answers one prediction at a time, so all others are over.
+        """
+        used = {
+            file for value in inputs for file in (value if isinstance(value, list) else [value])
+        }
+        for path in self.directory.iterdir():
+            if path not in used and path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
 
 
 def keep_clean(directory: Path = SERVER_DIRECTORY, every: float = FILE_SECONDS) -> None:

@@ -16,7 +16,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.transcription import Transcript, TranscriptEvent
 from kimia_infer.errors import RequestError, RequestTimeout
 from kimia_infer.service.health import Health
-from kimia_infer.service.leftovers import keep_clean
+from kimia_infer.service.leftovers import Uploads, keep_clean
 from kimia_infer.service.request import name_files
 from kimia_infer.service.respond import respond
 from kimia_infer.service.self_test import self_test
@@ -44,6 +44,7 @@ class KimiRunner(BaseRunner):
         self.timeout = settings.timeout
         self.health = Health(self.model.device, self.timeout)
         self_test(self.model)
+        self.uploads = Uploads()
         keep_clean()
 
     def healthcheck(self) -> bool:
@@ -57,6 +58,7 @@ class KimiRunner(BaseRunner):
         Closing the iterator stops generation, as does the CancelationException that Cog
         raises wherever the prediction is: no further step is launched.
         """
+        self.uploads.sweep(inputs.values())
         answer = respond(self.model, inputs, self.timeout)
         with self.health.predicting(), contextlib.closing(answer) as events:
             try:

@@ -33,10 +33,11 @@ PATIENCE = 120
 
 @dataclasses.dataclass
 class Server:
-    """A running server; ``files`` is its temporary directory."""
+    """A running server; ``files`` is its temporary directory, ``pid`` the process started."""
 
     url: str
     files: Path
+    pid: int
 
     def request(
         self, method: str, path: str, body: Any = None, **headers: str
@@ -86,6 +87,19 @@ class Server:
     def left_files(self) -> list[Path]:
         """Temporary files that exist at the moment."""
         return sorted(path for path in self.files.rglob("*") if path.is_file())
+
+    def processes(self) -> list[int]:
+        """The server and its worker: what is below the process that was started, in order."""
+        parents = {}
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            # A process may end while the others are read.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                fields = status.read_text().rpartition(")")[2].split()
+                parents[int(status.parent.name)] = int(fields[1])
+        found = [self.pid]
+        for pid in found:
+            found += sorted(child for child, parent in parents.items() if parent == pid)
+        return found[1:]
 
     @contextlib.contextmanager
     def stream(self, **inputs: Any) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
@@ -176,7 +190,7 @@ def serve(golden: Path, directory: Path, *arguments: str, **variables: str) -> I
     command = [sys.executable, str(ROOT / "scripts" / "serve"), "--port", "0", *arguments]
     environment = model_environment(golden, files) | variables
     with running(command, log, env=environment) as process:
-        yield Server(wait_for_line(process, log, "Ready:"), files)
+        yield Server(wait_for_line(process, log, "Ready:"), files, process.pid)
 
 
 @contextlib.contextmanager
@@ -201,8 +215,8 @@ def serve_bare(
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }
     command = [sys.executable, "-m", "cog.server.http", "--host", "127.0.0.1"]
-    bare = Server(f"http://127.0.0.1:{port}", directory / "files")
     with running(command, directory / "log", env=environment, cwd=directory) as process:
+        bare = Server(f"http://127.0.0.1:{port}", directory / "files", process.pid)
         while True:
             assert process.poll() is None, (directory / "log").read_text()
             try:

@@ -1,0 +1,298 @@
+"""Sound files that lie, break off or are something else, drawn by hypothesis.
+
+What is drawn is a recipe; the files that recipes begin with are made once, by ``originals``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import subprocess
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+FORMATS = {
+    "pcm.wav": "-c:a pcm_s16le -ar 16000 -ac 1 -f wav",
+    "pcm24.wav": "-c:a pcm_s24le -ar 44100 -ac 2 -f wav",
+    "float.wav": "-c:a pcm_f32le -ar 48000 -f wav",
+    "adpcm.wav": "-c:a adpcm_ms -f wav",
+    "wave64.w64": "-c:a pcm_s16le -f w64",
+    "flac.flac": "-c:a flac -f flac",
+    "flac.ogg": "-c:a flac -f ogg",
+    "mp3.mp3": "-c:a libmp3lame -f mp3",
+    "vorbis.ogg": "-c:a libvorbis -f ogg",
+    "opus.ogg": "-c:a libopus -f ogg",
+    "opus.webm": "-c:a libopus -f webm",
+    "aac.m4a": "-c:a aac -f ipod",
+    "alac.m4a": "-c:a alac -f ipod",
+    "fragments.mp4": "-c:a aac -movflags frag_keyframe+empty_moov -f mp4",
+    "aac.aac": "-c:a aac -f adts",
+    "pcm.aiff": "-c:a pcm_s16be -f aiff",
+    "pcm.caf": "-c:a pcm_s16be -f caf",
+    "mp2.ts": "-c:a mp2 -f mpegts",
+    "wma.asf": "-c:a wmav2 -f asf",
+    "aac.flv": "-c:a aac -f flv",
+}
+"""Options of ffmpeg for each file."""
+
+BOMB = "hour.flac"
+"""An hour of silence in a small file."""
+
+ODD = (
+    0,
+    1,
+    2,
+    3,
+    7,
+    8,
+    24,
+    255,
+    256,
+    32_768,
+    65_535,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 8,
+    2**32 - 1,
+)
+BOXES = (b"moov", b"mdhd", b"mvhd", b"stsz", b"stts", b"stsc", b"stco", b"stsd", b"mp4a", b"esds")
+BOXES += (b"alac", b"trun", b"tfhd", b"mdat", b"ftyp")
+CHUNKS = (b"RIFF", b"fmt ", b"data", b"LIST", b"fLaC", b"COMM", b"SSND", b"desc", b"pakt")
+PAGE_MARKS = (b"\x01vorbis", b"OpusHead", b"OpusTags", b"\x7fFLAC")
+
+Recipe = tuple[str, list[Callable[[bytes], bytes]]]
+
+
+class Files(dict[str, bytes]):
+    """Files by name; shown by their sizes, as a failing test shows them."""
+
+    def __repr__(self) -> str:
+        return repr({name: len(content) for name, content in self.items()})
+
+
+def originals(directory: Path, source: Path) -> Files:
+    """A third of a second of ``source`` in all formats, and the bomb."""
+
+    def made(name: str, inputs: list[str], options: str) -> bytes:
+        command = ["ffmpeg", "-nostdin", "-v", "error", *inputs, *options.split()]
+        subprocess.run([*command, str(directory / name)], check=True)
+        return (directory / name).read_bytes()
+
+    sound = ["-t", "0.3", "-i", str(source)]
+    files = {name: made(name, sound, options) for name, options in FORMATS.items()}
+    hour = ["-f", "lavfi", "-t", "3600", "-i", "anullsrc=r=8000:cl=mono"]
+    return Files(files | {BOMB: made(BOMB, hour, "-c:a flac -f flac")})
+
+
+def cook(recipe: Recipe, files: Mapping[str, bytes]) -> bytes:
+    """The file of a recipe, which begins with one of ``files`` or with nothing."""
+    name, changes = recipe
+    content = files.get(name, b"")
+    for change in changes:
+        content = change(content)
+    return content
+
+
+def packed(width: int, value: int, big: bool) -> bytes:
+    return (value % 2 ** (8 * width)).to_bytes(width, "big" if big else "little")
+
+
+def ogg_sealed(content: bytes) -> bytes:
+    """``content`` with the checksum of every ogg page made right, so that its lies are read."""
+    pages = bytearray(content)
+    start = pages.find(b"OggS")
+    while 0 <= start <= len(pages) - 27:
+        end = pages.find(b"OggS", start + 4)
+        stop = len(pages) if end < 0 else end
+        pages[start + 22 : start + 26] = bytes(4)
+        pages[start + 22 : start + 26] = struct.pack("<I", _ogg_checksum(pages[start:stop]))
+        start = end
+    return bytes(pages)
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """CRC of RFC 3533: polynomial 0x04C11DB7, not reflected, starting at 0."""
+    value = 0
+    for byte in page:
+        value ^= byte << 24
+        for _ in range(8):
+            value = (value << 1) ^ (0x104C11DB7 if value & 0x80000000 else 0)
+    return value
+
+
+def zipped(content: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("sound.wav", content)
+    return file.getvalue()
+
+
+def in_riff(content: bytes) -> bytes:
+    """Any file as the data of a wav file."""
+    return lying_wav(1, 1, 16_000, 32_000, 2, 16, len(content), len(content) + 36, content)
+
+
+def with_id3(size: int) -> Callable[[bytes], bytes]:
+    """Behind an ID3 tag that says it has ``size`` bytes."""
+    digits = bytes((size >> shift) & 0x7F for shift in (21, 14, 7, 0))
+    return lambda content: b"ID3\x04\x00\x00" + digits + content
+
+
+def lying_wav(
+    tag: int,
+    channels: int,
+    rate: int,
+    byte_rate: int,
+    align: int,
+    bits: int,
+    data_size: int,
+    riff_size: int,
+    samples: bytes,
+) -> bytes:
+    """A wav file with exactly this header."""
+    form = struct.pack("<HHIIHH", tag, channels, rate, byte_rate, align, bits)
+    head = b"RIFF" + struct.pack("<I", riff_size) + b"WAVEfmt " + struct.pack("<I", 16)
+    return head + form + b"data" + struct.pack("<I", data_size) + samples
+
+
+def _place(content: bytes, where: float) -> int:
+    return int(where * len(content))
+
+
+def _truncate(where: float) -> Callable[[bytes], bytes]:
+    return lambda content: content[: _place(content, where)]
+
+
+def _cut(where: float, count: int) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        start = _place(content, where)
+        return content[:start] + content[start + count :]
+
+    return change
+
+
+def _insert(where: float, what: bytes) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        start = _place(content, where)
+        return content[:start] + what + content[start:]
+
+    return change
+
+
+def _overwrite(start: int, what: bytes) -> Callable[[bytes], bytes]:
+    """``what`` in place of as many bytes; a start below 0 counts from the end."""
+
+    def change(content: bytes) -> bytes:
+        at = min(max(start + (len(content) if start < 0 else 0), 0), len(content))
+        return content[:at] + what + content[at + len(what) :]
+
+    return change
+
+
+def _after(mark: bytes, offset: int, what: bytes) -> Callable[[bytes], bytes]:
+    """``what`` at a distance from where ``mark`` stands first, if it does; ogg pages resealed."""
+
+    def change(content: bytes) -> bytes:
+        at = content.find(mark)
+        if at < 0 or at + offset < 0:
+            return content
+        changed = _overwrite(at + offset, what)(content)
+        return ogg_sealed(changed) if content.startswith(b"OggS") else changed
+
+    return change
+
+
+def _flip(places: list[tuple[float, int]]) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        flipped = bytearray(content)
+        for where, mask in places:
+            if flipped:
+                flipped[_place(content, where)] ^= mask
+        return bytes(flipped)
+
+    return change
+
+
+odd = st.sampled_from(ODD)
+place = st.floats(0, 1, exclude_max=True)
+numbers = st.builds(packed, st.sampled_from([1, 2, 4, 8]), odd, st.booleans())
+
+changes = st.one_of(
+    st.builds(_truncate, place),
+    st.builds(lambda count: lambda content: content[:count], st.integers(0, 200)),
+    st.builds(_flip, st.lists(st.tuples(place, st.integers(1, 255)), min_size=1, max_size=20)),
+    st.builds(_overwrite, st.integers(-64, 400), numbers),
+    st.builds(_overwrite, st.integers(0, 400), st.binary(min_size=1, max_size=40)),
+    st.builds(_after, st.sampled_from(BOXES), st.integers(-4, 40), numbers),
+    st.builds(_after, st.sampled_from(CHUNKS), st.integers(4, 30), numbers),
+    st.builds(_after, st.sampled_from(PAGE_MARKS), st.integers(7, 30), numbers),
+    st.builds(_after, st.just(b"OggS"), st.integers(4, 27), numbers),
+    st.builds(_cut, place, st.integers(1, 5000)),
+    st.builds(_insert, place, st.binary(min_size=1, max_size=64)),
+    st.builds(lambda times: lambda content: content * times, st.integers(2, 5)),
+    st.builds(with_id3, odd),
+    st.sampled_from([zipped, gzip.compress, in_riff, ogg_sealed]),
+)
+
+damaged: st.SearchStrategy[Recipe] = st.tuples(
+    st.sampled_from(list(FORMATS)), st.lists(changes, min_size=1, max_size=3)
+)
+
+
+def _made(name: str, content: bytes) -> Recipe:
+    return name, [lambda _: content]
+
+
+lies = st.fixed_dictionaries(
+    {},
+    optional={
+        "tag": st.sampled_from([0, 2, 3, 6, 7, 0x11, 0x31, 0x50, 0x55, 0x161, 0xFFFE, 0xFFFF]),
+        "channels": st.sampled_from([0, 2, 6, 8, 64, 255, 65_535]),
+        "rate": st.one_of(st.sampled_from([8000, 44_100, 192_000]), odd),
+        "byte_rate": odd,
+        "align": st.sampled_from([0, 1, 4, 510, 65_535]),
+        "bits": st.sampled_from([0, 1, 8, 12, 24, 32, 64, 65_535]),
+        "data_size": odd,
+        "riff_size": odd,
+    },
+)
+
+
+def _with_lies(samples: bytes, told: dict[str, int]) -> Recipe:
+    size = len(samples)
+    honest = {"tag": 1, "channels": 1, "rate": 16_000, "byte_rate": 32_000, "align": 2}
+    honest |= {"bits": 16, "data_size": size, "riff_size": size + 36}
+    return _made("wav header", lying_wav(**honest | told, samples=samples))
+
+
+wav_headers: st.SearchStrategy[Recipe] = st.builds(_with_lies, st.binary(max_size=600), lies)
+
+PLAYLISTS = (
+    "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n",
+    "#EXTM3U\n{}\n",
+    "ffconcat version 1.0\nfile '{}'\n",
+    "[playlist]\nFile1={}\nNumberOfEntries=1\n",
+    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet>'
+    "<Representation><BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>",
+    "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=audio 9 RTP/AVP 0\na={}\n",
+    "concat:{}|{}",
+    '<smil><body><audio src="{}"/></body></smil>',
+)
+
+pointers: st.SearchStrategy[Recipe] = st.builds(
+    lambda playlist, target: _made("playlist", playlist.replace("{}", target).encode()),
+    st.sampled_from(PLAYLISTS),
+    st.sampled_from(["/etc/hostname", "file:///etc/passwd", "http://127.0.0.1:1/a.wav", "pipe:0"]),
+)
+
+noise = st.binary(max_size=300).map(lambda content: _made("noise", content))
+bombs = st.just((BOMB, []))
+
+recipes: st.SearchStrategy[Recipe] = st.sampled_from(
+    [*[damaged] * 12, *[wav_headers] * 5, *[pointers] * 2, noise, bombs]
+).flatmap(lambda kind: kind)
