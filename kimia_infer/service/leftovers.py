@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import tempfile
 import threading
 import time
@@ -42,6 +43,11 @@ class Uploads:
         self.directory = Path(self._owner.name)
         tempfile.tempdir = self._owner.name
 
+    def keep(self) -> None:
+        """Have the directory exist and look used, whatever cleans old directories here."""
+        self.directory.mkdir(mode=0o700, exist_ok=True)
+        os.utime(self.directory)
+
     def sweep(self, inputs: Iterable[Any]) -> None:
         """Remove the files of other predictions than the one with these ``inputs``.
 
@@ -55,15 +61,18 @@ class Uploads:
                 path.unlink(missing_ok=True)
 
 
-def keep_clean(directory: Path = SERVER_DIRECTORY, every: float = FILE_SECONDS) -> None:
+def keep_clean(
+    uploads: Uploads, directory: Path = SERVER_DIRECTORY, every: float = FILE_SECONDS
+) -> None:
     """Sweep ``directory`` on a thread of its own for as long as the process lives."""
 
     def loop() -> None:
         while True:
             try:
+                uploads.keep()
                 sweep(directory)
             except OSError as error:
-                log.warning("%s cannot be cleaned: %s", directory, error)
+                log.warning("temporary files cannot be looked after: %s", error)
             time.sleep(every)
 
     threading.Thread(target=loop, name="leftovers", daemon=True).start()

@@ -45,7 +45,7 @@ class KimiRunner(BaseRunner):
         self.health = Health(self.model.device, self.timeout)
         self_test(self.model)
         self.uploads = Uploads()
-        keep_clean()
+        keep_clean(self.uploads)
 
     def healthcheck(self) -> bool:
         """Whether the device computes; the error raised otherwise is what Cog reports."""

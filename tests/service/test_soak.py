@@ -18,6 +18,7 @@ import math
 import os
 import random
 import re
+import shutil
 import statistics
 import tempfile
 import time
@@ -176,6 +177,9 @@ def test_upload_of_a_canceled_prediction_goes_with_the_next(
     uploads.sweep([None, "text", 1.5, used, [listed]])
     assert set(uploads.directory.iterdir()) == {used, listed, folder}
     assert left.parent == uploads.directory and beside.exists()
+    shutil.rmtree(uploads.directory)
+    uploads.keep()
+    assert tempfile.mkstemp()[1].startswith(str(uploads.directory))
 
 
 @pytest.mark.parametrize("arguments", [(), ("--stream",)], ids=["whole", "streaming"])
