@@ -153,7 +153,8 @@ def test_recorded_run_with_recorded_graphs(
         check_run(stream, RUNS[run]["codes"], RUNS[run]["chunks"], recorded, run)
         known = graphs.recorded
     assert graphs.recorded == known
-    assert graphs.replayed == 2 * sum(RUNS[run]["nfe_per_chunk"])
+    evaluations = 2 * sum(RUNS[run]["nfe_per_chunk"])
+    assert evaluations < graphs.replayed <= evaluations + 2 * len(RUNS[run]["chunks"])
 
 
 @pytest.fixture(scope="module")
