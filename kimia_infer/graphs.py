@@ -94,39 +94,3 @@ Graphs = Direct | CudaGraphs
 def graphs_for(device: torch.device) -> Graphs:
     """How work is launched on ``device``; memory is shared within each result."""
     return CudaGraphs(device) if device.type == "cuda" else Direct()
-
-
-class Recorded:
-    """A function of one tensor that is recorded for the first ``shapes`` shapes it meets.
-
-    For other shapes, and where nothing is recorded, it is launched operation by operation.
-    """
-
-    def __init__(self, function: Callable[[Tensor], Tensor], graphs: Graphs, shapes: int):
-        self.function, self.graphs, self.shapes = function, graphs, shapes
-        self._known: dict[torch.Size, tuple[Tensor, Work, Tensor]] = {}
-        self._lock = threading.Lock()  # what a recording reads and writes is shared
-
-    def __call__(self, x: Tensor) -> Tensor:
-        if not self.graphs.captures:
-            return self.function(x)
-        with self._lock:
-            if x.shape not in self._known:
-                if len(self._known) == self.shapes:
-                    return self.function(x)
-                self._known[x.shape] = self._record(x)
-            given, launch, result = self._known[x.shape]
-            given.copy_(x)
-            launch()
-            return result.clone()
-
-    def _record(self, x: Tensor) -> tuple[Tensor, Work, Tensor]:
-        first = self.function(x)
-        with torch.inference_mode(False):  # so that they can be written in any mode
-            given, result = torch.empty_like(x), torch.empty_like(first)
-
-        def work() -> None:
-            result.copy_(self.function(given))
-
-        given.copy_(x)
-        return given, self.graphs.record(work), result

@@ -12,7 +12,6 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.audio.load import SAMPLE_RATE
-from kimia_infer.graphs import Recorded, graphs_for
 from kimia_infer.tokenizer.segments import (
     SEGMENT_SAMPLES,
     as_samples,
@@ -118,10 +117,6 @@ class WhisperFeatures:
     def __init__(self, encoder: WhisperEncoder, directory: Path):
         self.encoder = encoder
         self.extractor = feature_extractor(directory, encoder.config.num_mel_bins)
-        # Of the shape of up to 30 s of sound, as most requests have.
-        self._frames = Recorded(
-            lambda mel: self.encoder(mel).last_hidden_state, graphs_for(encoder.device), shapes=1
-        )
 
     @torch.no_grad()
     def encode(self, wave: np.ndarray | Tensor) -> Tensor:
@@ -139,7 +134,7 @@ class WhisperFeatures:
         mel = self.extractor(
             segments, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(weight.device)
         ).input_features
-        frames = self._frames(mel.to(weight.device, weight.dtype))
+        frames = self.encoder(mel.to(weight.device, weight.dtype)).last_hidden_state
         kept = [
             rows[: FRAMES_PER_CODE * segment_codes(len(segment))]
             for rows, segment in zip(frames, segments, strict=True)
