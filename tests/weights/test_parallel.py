@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from kimia_infer.checkpoint.parts import checkpoint_parts
 from kimia_infer.weights import parallel, tensors
 from kimia_infer.weights.checkpoint import Part, Slot, open_model_file
 from kimia_infer.weights.errors import CheckpointError
 from kimia_infer.weights.parallel import load_parts
-from kimia_infer.checkpoint.parts import checkpoint_parts
 from kimia_infer.weights.tensors import TensorStore, open_safetensors
 from tests.weights.bloated import write_bloated
 
