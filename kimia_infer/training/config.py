@@ -178,7 +178,7 @@ def describe(kind: type, prefix: str = "") -> list[str]:
 def _show(value: Any) -> str:
     if value is None:
         return "-"
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _read_yaml(path: Path) -> dict:
