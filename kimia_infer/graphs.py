@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -94,3 +94,43 @@ Graphs = Direct | CudaGraphs
 def graphs_for(device: torch.device) -> Graphs:
     """How work is launched on ``device``; memory is shared within each result."""
     return CudaGraphs(device) if device.type == "cuda" else Direct()
+
+
+class Recorded:
+    """A function of tensors that is recorded for the first ``shapes`` shapes it meets.
+
+    For other shapes, and where nothing is recorded, it is launched operation by operation.
+    Each shape has one dtype. What it gives is the caller's own.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], graphs: Graphs, shapes: int):
+        self.function, self.graphs, self.shapes = function, graphs, shapes
+        self._known: dict[tuple[torch.Size, ...], tuple[list[Tensor], Work, Tensor]] = {}
+        self._lock = threading.Lock()  # what a recording reads and writes is shared
+
+    def __call__(self, *tensors: Tensor) -> Tensor:
+        if not self.graphs.captures:
+            return self.function(*tensors)
+        key = tuple(tensor.shape for tensor in tensors)
+        with self._lock:
+            if key not in self._known:
+                if len(self._known) == self.shapes:
+                    return self.function(*tensors)
+                self._known[key] = self._record(tensors)
+            given, launch, result = self._known[key]
+            for place, tensor in zip(given, tensors, strict=True):
+                place.copy_(tensor)
+            launch()
+            return result.clone()
+
+    def _record(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Work, Tensor]:
+        first = self.function(*tensors)
+        with torch.inference_mode(False):  # so that they can be written in any mode
+            given, result = [torch.empty_like(t) for t in tensors], torch.empty_like(first)
+
+        def work() -> None:
+            result.copy_(self.function(*given))
+
+        for place, tensor in zip(given, tensors, strict=True):
+            place.copy_(tensor)
+        return given, self.graphs.record(work), result

@@ -11,7 +11,9 @@ from kimia_infer.detokenizer.dit import DiT
 from kimia_infer.detokenizer.evaluation import Evaluator
 from kimia_infer.detokenizer.flow import MelStream, Noise, StreamConfig
 from kimia_infer.detokenizer.vocoder import Vocoder
-from kimia_infer.graphs import Graphs, graphs_for
+from kimia_infer.graphs import Graphs, Recorded, graphs_for
+
+VOCODED_LENGTHS = 16  # that are recorded; chunks of both presets have fewer, but for the last one
 
 
 class WaveOverlap:
@@ -20,11 +22,11 @@ class WaveOverlap:
     The last part of every chunk is held back (``mel`` [frames, mel_bins] and its ``wave``
     [hop_size * frames]), vocoded again together with the next chunk and faded over. As
     published, the two halves of the Hamming window do not sum to one, so the overlap is up to
-    8 % louder, and the last chunk is not faded at all.
+    8 % louder, and the last chunk is not faded at all. ``vocode`` is how the vocoder is run.
     """
 
-    def __init__(self, vocoder: Vocoder):
-        self.vocoder = vocoder
+    def __init__(self, vocoder: Vocoder, vocode: Callable[[Tensor], Tensor] | None = None):
+        self.vocoder, self._vocode = vocoder, vocode or vocoder
         place = {"device": vocoder.device, "dtype": vocoder.dtype}
         self.mel = torch.empty(0, vocoder.config.mel_bins, **place)
         self.wave = torch.empty(0, **place)
@@ -35,7 +37,7 @@ class WaveOverlap:
         if added == 0 and not final:
             return self.wave[:0]
         mel = torch.cat([self.mel, mel.to(self.mel)])
-        wave = self.vocoder(mel)
+        wave = self._vocode(mel)
         if final:
             self.mel, self.wave = mel[:0], wave[:0]
             return wave
@@ -67,13 +69,13 @@ class SpeechStream:
     def __init__(
         self,
         evaluator: Evaluator,
-        vocoder: Vocoder,
+        overlap: WaveOverlap,
         config: StreamConfig,
         noise: Noise,
         release: Callable[[Evaluator], None],
     ):
         self.mel_stream = MelStream(evaluator, noise, config)
-        self.overlap = WaveOverlap(vocoder)
+        self.overlap = overlap
         self.mel: Tensor | None = None
         self._config, self._release = config, release
         self._ended = False
@@ -164,6 +166,7 @@ class Detokenizer:
         self.dit, self.vocoder = dit, vocoder
         self.config = config or StreamConfig()
         self.graphs = graphs or graphs_for(dit.device)
+        self._vocode = Recorded(vocoder, self.graphs, VOCODED_LENGTHS)
         self._free: list[Evaluator] = []
 
     @property
@@ -190,7 +193,8 @@ class Detokenizer:
                 config.frames_per_code,
                 self.graphs,
             )
-        return SpeechStream(evaluator, self.vocoder, config, noise, self._free.append)
+        overlap = WaveOverlap(self.vocoder, self._vocode)
+        return SpeechStream(evaluator, overlap, config, noise, self._free.append)
 
     def synthesize(self, codes: Tensor, noise: Noise) -> Tensor:
         """The wave fp32 [1, samples_per_code * n], on the CPU, of the codes int64 [n].

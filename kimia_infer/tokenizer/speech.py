@@ -18,30 +18,37 @@ from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from kimia_infer.audio.load import SAMPLE_RATE
+from kimia_infer.graphs import Graphs, Recorded, graphs_for
 from kimia_infer.tokenizer.segments import (
     CODE_SAMPLES,
+    SEGMENT_SAMPLES,
     as_samples,
     segment_codes,
     split_segments,
 )
 from kimia_infer.tokenizer.whisper import (
     FRAMES_PER_CODE,
+    LOG_MEL,
     check_fixed,
     encoder_config,
     feature_extractor,
 )
 from kimia_infer.weights.checkpoint import (
-    CheckpointError,
     Part,
     Slot,
     identity_slots,
     open_directory,
     read_json,
 )
+from kimia_infer.weights.errors import CheckpointError
 
 BATCH_SEGMENTS = 128
 """Segments encoded together (published implementation). They are padded to the longest of
 them, and the last frames of a shorter one depend on its padding."""
+
+RECORDED_FRAMES = 200
+"""Where the encoder is recorded, spectrograms are padded to multiples of these 2 s, which divide
+the 30 s of a segment."""
 
 FIXED = {
     "pooling_type": "avg",
@@ -144,11 +151,18 @@ class SpeechCodes:
     Args:
         module: the loaded :func:`speech_tokenizer_part`.
         directory: its checkpoint folder, for the settings of the spectrogram.
+        graphs: how the encoder is launched; chosen by its device.
     """
 
-    def __init__(self, module: SpeechTokenizer, directory: Path):
+    def __init__(self, module: SpeechTokenizer, directory: Path, graphs: Graphs | None = None):
         self.module = module
         self.extractor = feature_extractor(directory, module.config.encoder.num_mel_bins)
+        self._graphs = graphs or graphs_for(module.conv1.weight.device)
+        # All lengths of one segment; several together keep a device busy without.
+        shapes = SEGMENT_SAMPLES // LOG_MEL["hop_length"] // RECORDED_FRAMES
+        self._codes = Recorded(
+            lambda mel, mask: module.quantize(module(mel, mask)), self._graphs, shapes
+        )
 
     @torch.no_grad()
     def encode(self, wave: np.ndarray | Tensor) -> Tensor:
@@ -173,8 +187,11 @@ class SpeechCodes:
             device=str(weight.device),
         )
         mel = features.input_features.to(weight.device, weight.dtype)
-        vectors = self.module(mel, features.attention_mask.to(weight.device))
-        codes = self.module.quantize(vectors)
+        mask = features.attention_mask.to(weight.device)
+        if self._graphs.captures:  # what is masked changes nothing
+            added = (0, -mel.shape[2] % RECORDED_FRAMES)
+            mel, mask = F.pad(mel, added), F.pad(mask, added)
+        codes = self._codes(mel, mask)
         kept = zip(codes, segments, strict=True)
         return torch.cat([row[: segment_codes(len(segment))] for row, segment in kept])
 

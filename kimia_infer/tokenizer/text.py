@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from kimia_infer.weights.checkpoint import CheckpointError, read_json
+from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.errors import CheckpointError
 
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"

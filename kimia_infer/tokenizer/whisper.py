@@ -12,6 +12,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.audio.load import SAMPLE_RATE
+from kimia_infer.graphs import Graphs, Recorded, graphs_for
 from kimia_infer.tokenizer.segments import (
     SEGMENT_SAMPLES,
     as_samples,
@@ -19,13 +20,13 @@ from kimia_infer.tokenizer.segments import (
     split_segments,
 )
 from kimia_infer.weights.checkpoint import (
-    CheckpointError,
     Part,
     Slot,
     identity_slots,
     open_directory,
     read_json,
 )
+from kimia_infer.weights.errors import CheckpointError
 
 FRAMES_PER_CODE = 4
 """Encoder frames (50 per second) joined to one feature vector (12.5 per second)."""
@@ -112,11 +113,15 @@ class WhisperFeatures:
     Args:
         encoder: the loaded :func:`whisper_part`.
         directory: its checkpoint folder, for the settings of the spectrogram.
+        graphs: how the encoder is launched; chosen by its device.
     """
 
-    def __init__(self, encoder: WhisperEncoder, directory: Path):
+    def __init__(self, encoder: WhisperEncoder, directory: Path, graphs: Graphs | None = None):
         self.encoder = encoder
         self.extractor = feature_extractor(directory, encoder.config.num_mel_bins)
+        graphs = graphs or graphs_for(encoder.device)
+        # One segment: all sounds of up to 30 s.
+        self._frames = Recorded(lambda mel: encoder(mel).last_hidden_state, graphs, shapes=1)
 
     @torch.no_grad()
     def encode(self, wave: np.ndarray | Tensor) -> Tensor:
@@ -134,7 +139,7 @@ class WhisperFeatures:
         mel = self.extractor(
             segments, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(weight.device)
         ).input_features
-        frames = self.encoder(mel.to(weight.device, weight.dtype)).last_hidden_state
+        frames = self._frames(mel.to(weight.device, weight.dtype))
         kept = [
             rows[: FRAMES_PER_CODE * segment_codes(len(segment))]
             for rows, segment in zip(frames, segments, strict=True)

@@ -13,6 +13,7 @@ from kimia_infer.api.kimia import CHECK_INTERVAL, Completion, KimiAudio
 from kimia_infer.api.messages import parse_messages
 from kimia_infer.api.request import Options, parse_options
 from kimia_infer.audio.load import load_audio
+from kimia_infer.detokenizer import stream
 from kimia_infer.detokenizer.stream import Detokenizer
 from kimia_infer.language_model.decode import Decoder
 from tests.conftest import GOLDEN
@@ -76,9 +77,11 @@ def recorded_model() -> KimiAudio:
     model.background, model.check_interval = True, CHECK_INTERVAL
     old, detokenizer = model.decoder, model.detokenizer
     model.decoder = Decoder(old.model, old.control, old.capacity, make_graphs=TracedGraphs)
-    model.detokenizer = Detokenizer(
-        detokenizer.dit, detokenizer.vocoder, detokenizer.config, TracedGraphs(model.device)
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "VOCODED_LENGTHS", 0)  # tracing a vocoder takes long
+        model.detokenizer = Detokenizer(
+            detokenizer.dit, detokenizer.vocoder, detokenizer.config, TracedGraphs(model.device)
+        )
     return model
 
 

@@ -14,7 +14,8 @@ from kimia_infer.detokenizer.dit import DiT, DiTConfig, dit_part, dit_slots
 from kimia_infer.detokenizer.evaluation import Evaluator, FrameCache
 from kimia_infer.detokenizer.flow import CACHE_TIMESTEP, euler, ode_timesteps
 from kimia_infer.graphs import Direct
-from kimia_infer.weights.checkpoint import CheckpointError, manifest
+from kimia_infer.weights.checkpoint import manifest
+from kimia_infer.weights.errors import CheckpointError
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")

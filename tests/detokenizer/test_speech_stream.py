@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from kimia_infer.detokenizer import flow
+from kimia_infer.detokenizer import stream as stream_module
 from kimia_infer.detokenizer.dit import DiT, dit_part
 from kimia_infer.detokenizer.evaluation import Evaluator, FrameCache
 from kimia_infer.detokenizer.flow import Noise, StreamConfig
@@ -141,11 +142,21 @@ def test_recorded_run(
     assert evaluations[-1] == data["nfe_t_last_chunk"]
 
 
-@pytest.mark.parametrize("run", RUNS)
+SHORTEST = min(RUNS, key=lambda run: len(RUNS[run]["codes"]))
+
+
+# Tracing a vocoder takes long.
+@pytest.mark.parametrize(("run", "lengths"), [*((run, 0) for run in RUNS), (SHORTEST, 1)])
 def test_recorded_run_with_recorded_graphs(
-    run: str, dit: DiT, vocoder: Vocoder, recorded: Recorded
+    run: str,
+    lengths: int,
+    dit: DiT,
+    vocoder: Vocoder,
+    recorded: Recorded,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Evaluations in fixed shapes, recorded once per bucket, across two streams in turn."""
+    monkeypatch.setattr(stream_module, "VOCODED_LENGTHS", lengths)
     graphs = TracedGraphs(CPU)
     detokenizer = Detokenizer(dit, vocoder, config_of(run), graphs)
     for _ in range(2):
@@ -153,7 +164,7 @@ def test_recorded_run_with_recorded_graphs(
         check_run(stream, RUNS[run]["codes"], RUNS[run]["chunks"], recorded, run)
         known = graphs.recorded
     assert graphs.recorded == known
-    assert graphs.replayed == 2 * sum(RUNS[run]["nfe_per_chunk"])
+    assert graphs.replayed == 2 * (sum(RUNS[run]["nfe_per_chunk"]) + lengths)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,8 @@ from kimia_infer.detokenizer.vocoder import (
     vocoder_part,
     vocoder_slots,
 )
-from kimia_infer.weights.checkpoint import CheckpointError, manifest
+from kimia_infer.weights.checkpoint import manifest
+from kimia_infer.weights.errors import CheckpointError
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")

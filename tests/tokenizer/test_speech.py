@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kimia_infer.audio.load import load_audio
+from kimia_infer.audio.load import SAMPLE_RATE, load_audio
 from kimia_infer.tokenizer.segments import split_segments
 from kimia_infer.tokenizer.speech import (
     SpeechCodes,
@@ -20,8 +22,10 @@ from kimia_infer.tokenizer.speech import (
     speech_tokenizer_part,
     speech_tokenizer_slots,
 )
-from kimia_infer.weights.checkpoint import CheckpointError, manifest
+from kimia_infer.weights.checkpoint import manifest
+from kimia_infer.weights.errors import CheckpointError
 from tests.conftest import GOLDEN
+from tests.traced import FixedShapes, TracedGraphs
 
 COMPONENT = GOLDEN / "glm4"
 CHECKPOINT = GOLDEN / "e2e" / "checkpoint" / "glm-4-voice-tokenizer"
@@ -63,6 +67,27 @@ def test_recorded_codes(name: str, codes: SpeechCodes) -> None:
 def test_recorded_codes_of_the_checkpoint(name: str, checkpoint_codes: SpeechCodes) -> None:
     wave = load_audio(GOLDEN / "e2e" / "audio" / name)
     assert checkpoint_codes.encode(wave).tolist() == FILES[name]["codes"]
+
+
+def test_recorded_codes_with_recorded_graphs() -> None:
+    graphs = TracedGraphs(CPU)
+    part = speech_tokenizer_part(COMPONENT)
+    codes = SpeechCodes(part.load(CPU, torch.float32), COMPONENT, graphs)
+    for name in NAMES:
+        assert codes.encode(recorded_wave(name)).tolist() == CODES[name]["codes"]
+    known = graphs.recorded
+    assert known
+    for name in NAMES:
+        assert codes.encode(recorded_wave(name)).tolist() == CODES[name]["codes"]
+    assert graphs.recorded == known
+
+
+@given(samples=st.integers(1, 30 * SAMPLE_RATE))
+@settings(max_examples=10, deadline=None)
+def test_padding_to_recorded_shapes_changes_no_code(samples: int, codes: SpeechCodes) -> None:
+    wave = np.random.default_rng(samples).uniform(-0.5, 0.5, samples).astype(np.float32)
+    padded = SpeechCodes(codes.module, COMPONENT, FixedShapes(CPU))
+    assert padded.encode(wave).tolist() == codes.encode(wave).tolist()
 
 
 def test_tensors_are_waves_too(codes: SpeechCodes) -> None:

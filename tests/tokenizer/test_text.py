@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kimia_infer.tokenizer import text as tokenizer_module
 from kimia_infer.tokenizer.text import SpecialTokens, TextTokenizer, special_names
-from kimia_infer.weights.checkpoint import CheckpointError
+from kimia_infer.weights.errors import CheckpointError
 from tests.conftest import GOLDEN
 
 RECORDED = json.loads((GOLDEN / "e2e" / "cases.json").read_text())

@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from kimia_infer.audio.load import load_audio
 from kimia_infer.tokenizer import whisper
 from kimia_infer.tokenizer.whisper import WhisperFeatures, whisper_part, whisper_slots
-from kimia_infer.weights.checkpoint import CheckpointError
+from kimia_infer.weights.errors import CheckpointError
 from tests.conftest import GOLDEN
+from tests.traced import TracedGraphs
 
 COMPONENT = GOLDEN / "whisper"
 CHECKPOINT = GOLDEN / "e2e" / "checkpoint" / "whisper-large-v3"
@@ -51,6 +52,16 @@ def checkpoint_features() -> WhisperFeatures:
 def test_recorded_features(name: str, features: WhisperFeatures) -> None:
     encoded = features.encode(recorded_wave(name))
     torch.testing.assert_close(encoded, REFERENCE[f"{name}.features"], rtol=0, atol=TOLERANCE)
+
+
+def test_recorded_features_with_recorded_graphs() -> None:
+    graphs = TracedGraphs(CPU)
+    encoder = whisper_part(COMPONENT).load(CPU, torch.float32)
+    features = WhisperFeatures(encoder, COMPONENT, graphs)
+    for name in NAMES:
+        encoded = features.encode(recorded_wave(name))
+        torch.testing.assert_close(encoded, REFERENCE[f"{name}.features"], rtol=0, atol=TOLERANCE)
+    assert graphs.recorded == 1 <= graphs.replayed
 
 
 @pytest.mark.parametrize("name", FILES)
