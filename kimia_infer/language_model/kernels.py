@@ -176,6 +176,38 @@ def _rotated(x, offsets, dim, inside, cos, sin, DIM: tl.constexpr):
 
 
 @triton.jit
+def _attend_block(
+    query,
+    keys,
+    values,
+    start,
+    filled,
+    key_row,
+    value_row,
+    maximum,
+    total,
+    mixed,
+    SCALE: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Maxima, totals and sums after the positions from ``start`` on, below ``filled``."""
+    place, dim = start + tl.arange(0, BLOCK), tl.arange(0, DIM)
+    seen = place < filled
+    place = place.to(tl.int64)[:, None]
+    key = tl.load(keys + place * key_row + dim[None, :], mask=seen[:, None], other=0.0)
+    value = tl.load(values + place * value_row + dim[None, :], mask=seen[:, None], other=0.0)
+    scores = tl.dot(query, tl.trans(key), input_precision="ieee") * SCALE
+    scores = tl.where(seen[None, :], scores, float("-inf"))
+    higher = tl.maximum(maximum, tl.max(scores, axis=1))
+    weights = tl.exp2(scores - higher[:, None])
+    kept = tl.exp2(maximum - higher)
+    mixed = mixed * kept[:, None]
+    mixed += tl.dot(weights.to(value.dtype), value, input_precision="ieee")
+    return higher, total * kept + tl.sum(weights, axis=1), mixed
+
+
+@triton.jit
 def _attend_split(
     qkv,
     keys,
@@ -228,20 +260,10 @@ def _attend_split(
     span = tl.cdiv(tl.cdiv(filled, SPLITS), BLOCK) * BLOCK
     begin = split * span
     for start in range(begin, tl.minimum(begin + span, filled), BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        seen = place < filled
-        place = place.to(tl.int64)[:, None]
-        key = tl.load(keys + place * key_row + dim[None, :], mask=seen[:, None], other=0.0)
-        value = tl.load(values + place * value_row + dim[None, :], mask=seen[:, None], other=0.0)
-        scores = tl.dot(query, tl.trans(key), input_precision="ieee") * SCALE
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        higher = tl.maximum(maximum, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - higher[:, None])
-        kept = tl.exp2(maximum - higher)
-        total = total * kept + tl.sum(weights, axis=1)
-        mixed = mixed * kept[:, None]
-        mixed += tl.dot(weights.to(value.dtype), value, input_precision="ieee")
-        maximum = higher
+        maximum, total, mixed = _attend_block(
+            query, keys, values, start, filled, key_row, value_row, maximum, total, mixed,
+            SCALE, DIM, BLOCK,
+        )  # fmt: skip
 
     slot = head * SPLITS + split
     tl.store(maxima + slot, maximum, mask=inside)
