@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from kimia_infer.weights.checkpoint import CheckpointError, read_json
+from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.errors import CheckpointError
 
 # Published field name -> field of LanguageModelConfig.
 _FIELDS = {

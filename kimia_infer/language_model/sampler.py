@@ -61,17 +61,20 @@ def draw_weights(logits: Tensor, temperature: float, top_k: int) -> tuple[Tensor
     return weights, ids
 
 
+def draw_dtype(device: torch.device) -> torch.dtype:
+    """In which a draw is computed: float64, but float32 on devices without it, such as MPS."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 def draw(weights: Tensor, uniform: Tensor) -> Tensor:
     """Inverse CDF: the first index whose normalized cumulative weight exceeds ``uniform``.
 
-    weights [k], uniform float64 [1] in [0, 1) -> int64 [1]. Accumulated in float64
-    (float32 on devices without it, such as MPS).
+    weights [k], uniform [1] in [0, 1), of the dtype :func:`draw_dtype` -> int64 [1].
     """
-    wide = torch.float32 if weights.device.type == "mps" else torch.float64
-    weights = weights.to(wide)
+    weights = weights.to(uniform.dtype)
     cumulative = (weights / weights.sum()).cumsum(0)
     # Rounding may leave the last value just below 1.
-    return (cumulative <= uniform.to(wide)).sum(0, keepdim=True).clamp(max=len(weights) - 1)
+    return (cumulative <= uniform).sum(0, keepdim=True).clamp(max=len(weights) - 1)
 
 
 def sample(
@@ -86,7 +89,7 @@ def sample(
 
     logits [rows] stand for the ids from ``first_id`` on; ``history`` int64 [capacity] holds the
     ids of steps 0 .. step-1 of this track, blanks and end tokens included; ``step`` int64 [1];
-    ``uniform`` float64 [1]. No value is read by the host.
+    ``uniform`` [1] as :func:`draw` takes it. No value is read by the host.
     """
     window = sampling.repetition_window_size
     if sampling.repetition_penalty > 1.0 and len(history):

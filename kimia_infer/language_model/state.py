@@ -18,7 +18,7 @@ from kimia_infer.graphs import Graphs
 from kimia_infer.language_model.attention import Attend, Backend, CachedAttention
 from kimia_infer.language_model.cache import KeyValueCache
 from kimia_infer.language_model.model import LanguageModel
-from kimia_infer.language_model.sampler import Sampling, TrackSampling, sample
+from kimia_infer.language_model.sampler import Sampling, TrackSampling, draw_dtype, sample
 from kimia_infer.randomness import Randomness
 
 # Attention that reads all of its extent is recorded for these; longer ones for the capacity.
@@ -51,7 +51,7 @@ class ControlTokens:
 class TrackState:
     """One track: ids of all steps, their draws, the last id, its successor's logits.
 
-    ``store`` int64 and ``uniforms`` float64 [capacity]; ``count`` int64 [1] of ids that belong to
+    ``store`` int64 and ``uniforms`` [capacity]; ``count`` int64 [1] of ids that belong to
     the answer; ``latest`` int64 [1, 1]; ``logits`` [rows] of the ids from ``first_id`` on.
     """
 
@@ -59,7 +59,7 @@ class TrackState:
         device, dtype = head.weight.device, head.weight.dtype
         self.head, self.first_id = head, first_id
         self.store = torch.full((capacity,), blank, device=device)
-        self.uniforms = torch.zeros(capacity, dtype=torch.float64, device=device)
+        self.uniforms = torch.zeros(capacity, dtype=draw_dtype(device), device=device)
         self.count = torch.zeros(1, dtype=torch.int64, device=device)
         self.latest = torch.zeros(1, 1, dtype=torch.int64, device=device)
         self.logits = torch.zeros(head.weight.shape[0], dtype=dtype, device=device)
