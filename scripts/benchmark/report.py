@@ -7,7 +7,7 @@ from pathlib import Path
 
 GIGA = 1e9
 # Metrics of a request that are neither a stage nor its sum.
-LENGTHS = ("input_audio_seconds", "output_audio_seconds")
+LENGTHS = ("input_audio_seconds", "output_audio_seconds", "least_lead_seconds")
 MOMENTS = ("first_text_seconds", "first_audio_seconds", "total_seconds")
 
 

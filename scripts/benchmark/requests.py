@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import statistics
+import time
 import wave as riff
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from kimia_infer.api.events import Completion
+from kimia_infer.api.events import AudioChunk, Completion
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.request import CODES_PER_SECOND
 from kimia_infer.audio.load import SAMPLE_RATE
@@ -76,9 +78,31 @@ def _speeds(metrics: dict) -> dict:
 
 
 def answer(model: KimiAudio, audio: Audio, options: dict) -> Completion:
-    """The completion of one spoken question; it arrives as a stream."""
+    """The completion of one spoken question; it arrives as a stream.
+
+    To the metrics of an answer of several chunks it adds ``least_lead_seconds``.
+    """
     content = audio if isinstance(audio, bytes) else str(audio)
     chat = [{"role": "user", "message_type": "audio", "content": content}]
     steps = model.language_model.config.audio_delay + round(REPLY_SECONDS * CODES_PER_SECOND)
-    *_, completion = model.stream(chat, max_new_tokens=steps, **options, **SAMPLING)
-    return completion
+    arrivals = []
+    for event in model.stream(chat, max_new_tokens=steps, **options, **SAMPLING):
+        if isinstance(event, AudioChunk):
+            arrivals.append((time.perf_counter(), len(event.wav)))
+    if len(arrivals) > 1:
+        rate = model.detokenizer.sample_rate
+        event.metrics["least_lead_seconds"] = least_lead(arrivals, rate)
+    return event
+
+
+def least_lead(arrivals: Sequence[tuple[float, int]], sample_rate: int) -> float:
+    """By how many seconds the latest chunk was ready before its turn, in an answer played at once.
+
+    ``arrivals`` are the moments and samples of the chunks. Below 0, a listener hears a gap.
+    """
+    start, samples = arrivals[0]
+    leads = []
+    for moment, added in arrivals[1:]:
+        leads.append(start + samples / sample_rate - moment)
+        samples += added
+    return min(leads)

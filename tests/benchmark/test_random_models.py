@@ -19,6 +19,7 @@ from scripts.benchmark.requests import (
     REPLY_SECONDS,
     REQUESTS,
     answer,
+    least_lead,
     measure_requests,
     usual_question,
 )
@@ -52,6 +53,13 @@ def test_answers_have_full_length(kind: str, model: KimiAudio) -> None:
     if kind != "text":
         assert metrics["output_audio_seconds"] == REPLY_SECONDS
         assert metrics["first_audio_seconds"] < metrics["total_seconds"]
+        assert metrics["least_lead_seconds"] < REPLY_SECONDS
+
+
+def test_lead_of_the_latest_chunk() -> None:
+    """The second chunk comes 0.5 s early; the third 1 s late, when 3 s have been played."""
+    assert least_lead([(10.0, 200), (11.5, 100), (14.0, 500)], sample_rate=100) == -1.0
+    assert least_lead([(10.0, 200), (11.5, 100)], sample_rate=100) == 0.5
 
 
 def test_speeds_follow_from_the_metrics(model: KimiAudio) -> None:
