@@ -1,4 +1,4 @@
-"""What Cog leaves on disk, removed.
+"""What requests leave behind on disk and in memory, given back.
 
 For every prediction the server (0.23) makes a directory with ``inputs`` and ``outputs`` and
 never deletes it. An answer above 6 MiB, about 98 s of speech, passes through a file in there,
@@ -6,11 +6,15 @@ which is read at once but stays.
 
 Its worker writes every upload to a temporary file, which stays if the prediction is canceled
 just then.
+
+The C library keeps freed memory in its heap. As requests are of ever new sizes, the holes between
+what stays hold more and more of it: on a CPU 0.07 MB a request, over 660 mixed ones.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import tempfile
@@ -64,7 +68,7 @@ class Uploads:
 def keep_clean(
     uploads: Uploads, directory: Path = SERVER_DIRECTORY, every: float = FILE_SECONDS
 ) -> None:
-    """Sweep ``directory`` on a thread of its own for as long as the process lives."""
+    """Sweep ``directory`` and trim the heap, on a thread of its own until the process ends."""
 
     def loop() -> None:
         while True:
@@ -73,9 +77,17 @@ def keep_clean(
                 sweep(directory)
             except OSError as error:
                 log.warning("temporary files cannot be looked after: %s", error)
+            trim_heap()
             time.sleep(every)
 
     threading.Thread(target=loop, name="leftovers", daemon=True).start()
+
+
+def trim_heap() -> None:
+    """Give the free pages of the heap back to the system, where the C library is glibc."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def sweep(directory: Path) -> None:

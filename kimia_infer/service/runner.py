@@ -40,6 +40,7 @@ class KimiRunner(BaseRunner):
             dtype=settings.dtype,
             head_rows=settings.head_rows,
             attention=settings.attention,
+            adapter=settings.adapter,
         )
         self.timeout = settings.timeout
         self.health = Health(self.model.device, self.timeout)

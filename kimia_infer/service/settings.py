@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,13 +21,17 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Settings:
-    """None leaves the choice to KimiAudio; ``timeout`` is in seconds, None for no limit."""
+    """None leaves the choice to KimiAudio; ``timeout`` is in seconds, None for no limit.
+
+    ``adapter`` is the directory of an adapter, None without.
+    """
 
     device: str | None = None
     dtype: str | None = None
     head_rows: str = "track"
     attention: str | None = None
     timeout: float | None = None
+    adapter: str | None = None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -41,6 +46,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         head_rows=_choice(environment, "KIMI_AUDIO_HEAD_ROWS", HEAD_ROWS) or "track",
         attention=_choice(environment, "KIMI_AUDIO_ATTENTION", tuple(BACKENDS)),
         timeout=_seconds(environment, "KIMI_AUDIO_TIMEOUT"),
+        adapter=_directory(environment, "KIMI_AUDIO_ADAPTER"),
     )
 
 
@@ -62,6 +68,13 @@ def _seconds(environment: Mapping[str, str], name: str) -> float | None:
     if not 0 < seconds < math.inf:
         raise SettingsError(f"{name}: expected a number of seconds above 0, found {value!r}")
     return seconds
+
+
+def _directory(environment: Mapping[str, str], name: str) -> str | None:
+    value = environment.get(name)
+    if value and not os.path.isdir(value):
+        raise SettingsError(f"{name}: {value!r} is not a directory here")
+    return value or None
 
 
 def _device(value: str | None) -> str | None:

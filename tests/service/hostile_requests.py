@@ -19,32 +19,32 @@ SHORT = {"text": "a", "output_type": "text", "max_new_tokens": 2}
 SOUND = data_uri((GOLDEN / "e2e" / "audio" / "station.wav").read_bytes())
 
 SPECIAL = st.sampled_from(special_names())
-NASTY = st.sampled_from(
-    [
-        "\x00",
-        "\u202e\u2066right to left\u2069",
-        "👩‍👩‍👧‍👦🏴‍☠️",
-        "é" * 3,
-        "a" + "\u0301" * 500,
-        "\ufeff\ufffe\uffff\U0010ffff",
-        "\ud800",
-        "\udfff\ud800",
-        "\\u0000\\ud800",
-        "%s%n{}{0}${jndi:ldap://127.0.0.1}",
-        "'; DROP TABLE tokens; --",
-        "$(reboot)`reboot`",
-        "../" * 20,
-        " \t\r\n\x0b\x0c\x1b[31m\u2028\u2029",
-        "word " * 10_000,
-        "x" * 50_000,
-        "x" * 50_001,
-        " " * 50_000,
-        "語" * 50_000,
-        "chats[0]: chats[999999].content",
-    ]
+ODD_TEXTS = (
+    "\x00",
+    "\u202e\u2066right to left\u2069",
+    "👩‍👩‍👧‍👦🏴‍☠️",
+    "é" * 3,
+    "a" + "\u0301" * 500,
+    "\ufeff\ufffe\uffff\U0010ffff",
+    "\ud800",
+    "\udfff\ud800",
+    "\\u0000\\ud800",
+    "%s%n{}{0}${jndi:ldap://127.0.0.1}",
+    "'; DROP TABLE tokens; --",
+    "$(reboot)`reboot`",
+    "../" * 20,
+    " \t\r\n\x0b\x0c\x1b[31m\u2028\u2029",
+    "word " * 10_000,
+    "x" * 50_000,
+    "x" * 50_001,
+    " " * 50_000,
+    "語" * 50_000,
+    "chats[0]: chats[999999].content",
 )
 texts = st.one_of(
-    NASTY, st.text(max_size=200), st.lists(st.one_of(SPECIAL, st.text(max_size=5))).map("".join)
+    st.sampled_from(ODD_TEXTS),
+    st.text(max_size=200),
+    st.lists(st.one_of(SPECIAL, st.text(max_size=5))).map("".join),
 )
 any_number = st.one_of(
     st.integers(),
@@ -130,25 +130,28 @@ messages = st.one_of(
     any_json,
 )
 chats = st.lists(messages, min_size=1, max_size=4).map(json.dumps)
+ODD_HISTORIES = (
+    "[" * 100_000,
+    "[" * 900 + "]" * 900,
+    '{"a":' * 30_000,
+    "[NaN, Infinity]",
+    "[1e999]",
+    "9" * 5000,
+    '["\\ud800"]',
+    '[{"role": "user", "role": "system"}]',
+    json.dumps([{"role": "user", "message_type": "text", "content": "a"}] * 2000),
+    json.dumps("x" * 100_000),
+    json.dumps([{"x" * 100_000: "a"}]),
+    json.dumps([{"role": "x" * 100_000, "message_type": "text", "content": "a"}]),
+    json.dumps([{"role": "user", "message_type": "audio", "content": "x" * 100_000}]),
+)
 histories = st.one_of(
     chats,
     chats,
     any_json.map(json.dumps),
     texts,
     st.tuples(chats, st.floats(0, 1)).map(lambda pair: pair[0][: int(pair[1] * len(pair[0]))]),
-    st.sampled_from(
-        [
-            "[" * 100_000,
-            "[" * 900 + "]" * 900,
-            '{"a":' * 30_000,
-            "[NaN, Infinity]",
-            "[1e999]",
-            "9" * 5000,
-            '["\\ud800"]',
-            '[{"role": "user", "role": "system"}]',
-            json.dumps([{"role": "user", "message_type": "text", "content": "a"}] * 2000),
-        ]
-    ),
+    st.sampled_from(ODD_HISTORIES),
 )
 
 LITERALS = (

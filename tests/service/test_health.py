@@ -1,20 +1,16 @@
-"""Health, self-test and probe: a service says what it is."""
+"""Health and probe: a service says what it is."""
 
 from __future__ import annotations
 
 import threading
-import types
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from kimia_infer.api.events import Completion
 from kimia_infer.service import health as health_module
 from kimia_infer.service import probe
 from kimia_infer.service.health import GRACE_SECONDS, DeviceError, Health
-from kimia_infer.service.self_test import SelfTestError, self_test
 from tests.service.conftest import ROOT, Server, serve_bare
 
 CPU = torch.device("cpu")
@@ -32,21 +28,6 @@ class Sick(predict.Predictor):
             raise RuntimeError(state.read_text())
         return super().healthcheck()
 '''
-MUTE = """
-import dataclasses
-import torch
-import predict
-from kimia_infer.api.kimia import KimiAudio
-
-complete = KimiAudio.complete
-
-def broken(self, *arguments, **keywords):
-    answer = complete(self, *arguments, **keywords)
-    return dataclasses.replace(answer, wav=torch.full((1, 1920), torch.nan))
-
-KimiAudio.complete = broken
-Predictor = predict.Predictor
-"""
 
 
 def test_working_device_is_healthy() -> None:
@@ -126,15 +107,6 @@ def test_server_reports_what_the_health_check_raises(golden: Path, tmp_path: Pat
         assert run_probe(server) == run_probe(server, "--alive") == 0
 
 
-def test_failed_self_test_fails_the_set_up(golden: Path, tmp_path: Path) -> None:
-    (tmp_path / "mute.py").write_text(MUTE)
-    reference = f"{tmp_path / 'mute.py'}:Predictor"
-    with serve_bare(golden, tmp_path, reference, until="SETUP_FAILED") as server:
-        _, state = server.request("GET", "/health-check")
-        assert "SelfTestError: self-test: the answer is no finite wave" in state["setup"]["logs"]
-        assert run_probe(server) == run_probe(server, "--alive") == 1
-
-
 def run_probe(server: Server, *arguments: str) -> int:
     return probe.main([*arguments, server.url])
 
@@ -149,59 +121,6 @@ def test_probe_without_a_server(capsys: pytest.CaptureFixture) -> None:
     assert probe.main(["http://127.0.0.1:1"]) == 1
     assert "no health check" in capsys.readouterr().out
     assert probe.main(["--ready"]) == 2
-
-
-Answer = Callable[..., Completion]
-
-
-def model(answer: Answer, detokenized: torch.Tensor | None = None) -> types.SimpleNamespace:
-    return types.SimpleNamespace(
-        complete=answer,
-        detokenize_audio=lambda codes, seed: detokenized,
-        device=CPU,
-        dtype=torch.float32,
-    )
-
-
-def completion(wav: torch.Tensor | None) -> Completion:
-    return Completion(wav, "", [], [], [], {})
-
-
-def test_self_test_asks_for_text_and_for_speech() -> None:
-    asked = []
-
-    def answer(chat, options):
-        asked.append(options.output_type)
-        (message,) = chat
-        assert message["message_type"] == "audio" and message["content"][:4] == b"RIFF"
-        return completion(None if options.output_type == "text" else torch.zeros(1, 1920))
-
-    self_test(model(answer))
-    assert asked == ["text", "both"]
-    self_test(model(lambda chat, options: completion(None), torch.zeros(1, 1920)))
-
-
-@pytest.mark.parametrize(
-    ("wav", "detokenized"),
-    [
-        (torch.full((1, 9), torch.nan), None),
-        (torch.full((1, 9), torch.inf), None),
-        (torch.zeros(1, 0), None),
-        (None, torch.full((1, 9), torch.nan)),
-    ],
-    ids=["nan", "infinite", "empty", "detokenizer"],
-)
-def test_self_test_refuses(wav: torch.Tensor | None, detokenized: torch.Tensor | None) -> None:
-    with pytest.raises(SelfTestError, match="no finite wave"):
-        self_test(model(lambda chat, options: completion(wav), detokenized))
-
-
-def test_self_test_says_what_failed() -> None:
-    def answer(chat, options):
-        raise RuntimeError("no kernel image is available")
-
-    with pytest.raises(SelfTestError, match="RuntimeError: no kernel image"):
-        self_test(model(answer))
 
 
 def test_probe_is_a_command() -> None:

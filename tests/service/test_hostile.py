@@ -29,10 +29,14 @@ from hypothesis import strategies as st
 
 from kimia_infer.service.interface import Interface
 from kimia_infer.tokenizer.text import TextTokenizer, special_names
+from tests.audio.sounds import PLAYLISTS
 from tests.service.conftest import ROOT, Server
 from tests.service.hostile_requests import (
+    BODIES,
     HEADERS,
     METHODS,
+    ODD_HISTORIES,
+    ODD_TEXTS,
     RAW,
     ROUTES,
     SHORT,
@@ -221,6 +225,16 @@ def files(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
     return originals(tmp_path_factory.mktemp("sounds"), source)
 
 
+def test_every_known_oddity(target: Target) -> None:
+    """Each of those that the draws below pick from, so that a sample leaves none out."""
+    for text in ODD_TEXTS:
+        target.predict("texts", SHORT | {"text": text})
+    for history in ODD_HISTORIES:
+        target.predict("histories", SHORT | {"history": history})
+    for body in BODIES:
+        target.send("bodies", "POST", "/predictions", body)
+
+
 @hostile(0.2)
 @given(inputs=values(INTERFACE))
 def test_values_of_any_type_and_size(target: Target, inputs: dict[str, Any]) -> None:
@@ -330,11 +344,12 @@ def test_streaming_predictor(streaming: Target, files: Files, inputs: Any, strea
 
 def test_playlists_open_nothing(target: Target, files: Files, tmp_path: Path) -> None:
     """A playlist that names a sound that is there is not answered with that sound."""
-    sound = tmp_path / "sound.wav"
-    sound.write_bytes(files["pcm.wav"])
-    playlists = (f"#EXTM3U\n{sound}\n", f"ffconcat version 1.0\nfile '{sound}'\n", f"file {sound}")
-    for content in playlists:
-        error = target.server.fail(**sound_inputs(content.encode(), "chat", "audio/wav"))
+    sounds = {"tone.wav": "pcm.wav", "tone.ts": "mp2.ts", "tone.m4a": "aac.m4a"}
+    for name, source in sounds.items():
+        (tmp_path / name).write_bytes(files[source])
+    for playlist in PLAYLISTS.values():
+        content = playlist(tmp_path).encode()
+        error = target.server.fail(**sound_inputs(content, "chat", "audio/wav"))
         assert "AudioError: audio: " in error and str(tmp_path) not in error
 
 

@@ -307,16 +307,6 @@ def test_nothing_stays_on_disk(server: Server, speech: str) -> None:
     assert server.left_files() == before
 
 
-def test_cancel_reaches_the_model(server: Server) -> None:
-    body = {"input": {"text": "a", "output_type": "text", "max_new_tokens": 7000}}
-    status, _ = server.request("PUT", "/predictions/long", body, Prefer="respond-async")
-    assert status == 202
-    server.wait_for("BUSY")
-    assert server.request("POST", "/predictions/long/cancel")[0] == 200
-    server.wait_for("READY")
-    assert server.succeed(text="a", output_type="text", max_new_tokens=2)
-
-
 @pytest.fixture(scope="module")
 def bare_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server in a directory without a schema file, where it lets everything through."""

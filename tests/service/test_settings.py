@@ -12,19 +12,21 @@ from kimia_infer.service.settings import Settings, SettingsError, read_settings
 
 
 def test_unset_and_empty_mean_the_default() -> None:
-    names = ("DEVICE", "DTYPE", "HEAD_ROWS", "ATTENTION", "TIMEOUT")
+    names = ("DEVICE", "DTYPE", "HEAD_ROWS", "ATTENTION", "TIMEOUT", "ADAPTER")
     assert read_settings({}) == read_settings({f"KIMI_AUDIO_{n}": "" for n in names}) == Settings()
 
 
-def test_values_are_taken() -> None:
+def test_values_are_taken(tmp_path: Path) -> None:
     variables = {
         "KIMI_AUDIO_DEVICE": "cpu",
         "KIMI_AUDIO_DTYPE": "bfloat16",
         "KIMI_AUDIO_HEAD_ROWS": "full",
         "KIMI_AUDIO_ATTENTION": "sdpa",
         "KIMI_AUDIO_TIMEOUT": "1.5",
+        "KIMI_AUDIO_ADAPTER": str(tmp_path),
     }
-    assert read_settings(variables) == Settings("cpu", "bfloat16", "full", "sdpa", 1.5)
+    expected = Settings("cpu", "bfloat16", "full", "sdpa", 1.5, str(tmp_path))
+    assert read_settings(variables) == expected
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,7 @@ def test_values_are_taken() -> None:
         ("KIMI_AUDIO_TIMEOUT", "-1", ["above 0"]),
         ("KIMI_AUDIO_TIMEOUT", "inf", ["seconds"]),
         ("KIMI_AUDIO_TIMEOUT", "nan", ["seconds"]),
+        ("KIMI_AUDIO_ADAPTER", "owner/name", ["not a directory"]),
     ],
 )
 def test_other_values_are_refused_with_the_choices(name: str, value: str, choices: list) -> None:

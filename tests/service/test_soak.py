@@ -5,7 +5,7 @@ whenever it is READY. The last part of the run may hold no more than the first p
 warm-up. The figures are printed.
 
 What Cog's server leaves below /tmp/coglet is not counted: other servers of the machine share
-it, and it is swept (tests/service/test_health.py).
+it, and it is swept (tests/service/test_leftovers.py).
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ import math
 import os
 import random
 import re
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +26,6 @@ from typing import Any
 
 import pytest
 
-from kimia_infer.service.leftovers import Uploads
 from tests.conftest import GOLDEN
 from tests.service.conftest import Server, data_uri, serve, silence
 
@@ -164,24 +161,6 @@ class Client:
         return [*asked, self.refused, self.invalid, *given_up, *given_up]
 
 
-def test_upload_of_a_canceled_prediction_goes_with_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    uploads = Uploads()
-    assert uploads.directory.parent == tmp_path
-    left, used, listed = (Path(tempfile.mkstemp()[1]) for _ in range(3))
-    folder = Path(tempfile.mkdtemp())
-    beside = tmp_path / "tmp-of-others"
-    beside.touch()
-    uploads.sweep([None, "text", 1.5, used, [listed]])
-    assert set(uploads.directory.iterdir()) == {used, listed, folder}
-    assert left.parent == uploads.directory and beside.exists()
-    shutil.rmtree(uploads.directory)
-    uploads.keep()
-    assert tempfile.mkstemp()[1].startswith(str(uploads.directory))
-
-
 @pytest.mark.parametrize("arguments", [(), ("--stream",)], ids=["whole", "streaming"])
 def test_nothing_grows(
     golden: Path, tmp_path: Path, long: bool, arguments: tuple[str, ...]
@@ -205,6 +184,7 @@ def test_nothing_grows(
         server.wait_for("READY")
         assert server.left_files() == []
     report(client, readings)
+    check_outcomes(client)
     # Some were given up while the model was at work.
     assert any(kind.endswith("BUSY") for kind, _ in client.statuses)
     assert len(readings) >= count
@@ -219,6 +199,14 @@ def test_nothing_grows(
                 for window in (first, last)
             )
             assert after <= before + allowed, f"{name} of process {process}: {before} -> {after}"
+
+
+def check_outcomes(client: Client) -> None:
+    """What is asked rightly is answered to the end of the run, and the rest refused."""
+    expected = dict.fromkeys(("text", "speech", "transcript", "voice", "history"), "succeeded")
+    expected |= {"refused": "failed", "invalid": "422"}
+    found = {(kind, status) for kind, status in client.statuses if kind in expected}
+    assert found == set(expected.items())
 
 
 def report(client: Client, readings: list[Reading]) -> None:

@@ -1,18 +1,15 @@
-"""Waves in answers, and what players and the server's disk get of them."""
+"""Waves in answers, and what players get of them."""
 
 from __future__ import annotations
 
 import base64
-import os
 import stat
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from kimia_infer.audio.wav import wav_bytes, write_wav
-from kimia_infer.service.leftovers import DIRECTORY_SECONDS, FILE_SECONDS, sweep
 from kimia_infer.service.player import PLAYERS, Player
 from kimia_infer.service.respond import wav_uri
 
@@ -82,37 +79,3 @@ def test_player_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     player.play(b"one")
     player.stop()
     assert not player.finish()
-
-
-def prediction(directory: Path, name: str, age: float, spill: float | None) -> Path:
-    """What the server leaves of a prediction that began ``age`` seconds ago."""
-    for folder in ("inputs", "outputs"):
-        (directory / name / folder).mkdir(parents=True)
-    now = time.time()
-    if spill is not None:
-        file = directory / name / "outputs" / "spill_1.json"
-        file.write_text("{}")
-        os.utime(file, (now - spill, now - spill))
-    os.utime(directory / name, (now - age, now - age))
-    return directory / name
-
-
-def test_leftovers_go_when_they_are_old(tmp_path: Path) -> None:
-    old, file_age = DIRECTORY_SECONDS + 9, FILE_SECONDS + 9
-    fresh = prediction(tmp_path, "fresh", 1, None)
-    read = prediction(tmp_path, "read", file_age, file_age)
-    unread = prediction(tmp_path, "unread", old, 1)
-    ended = prediction(tmp_path, "ended", old, old)
-    foreign = prediction(tmp_path, "foreign", old, None)
-    (foreign / "outputs" / "mine.txt").touch()
-    outside = prediction(tmp_path.parent / f"{tmp_path.name}-outside", "other", old, old)
-    (tmp_path / "link").symlink_to(outside)
-    (tmp_path / "file").touch()
-    sweep(tmp_path)
-    assert (fresh / "outputs").is_dir() and (fresh / "inputs").is_dir()
-    assert (read / "outputs").is_dir() and not any((read / "outputs").iterdir())
-    assert (unread / "outputs" / "spill_1.json").exists()
-    assert not ended.exists()
-    assert (foreign / "outputs" / "mine.txt").exists()
-    assert (outside / "outputs" / "spill_1.json").exists()
-    sweep(tmp_path / "missing")

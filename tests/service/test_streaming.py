@@ -156,14 +156,6 @@ def test_plain_predictor_does_not_stream(server: Server) -> None:
     assert status == 406 and "streaming" in answer["error"]
 
 
-def test_hanging_up_stops_generation(streaming_server: Server, long_inputs: dict[str, Any]) -> None:
-    with streaming_server.stream(**long_inputs) as events:
-        assert next(data for name, data in events if name == "output")
-        assert streaming_server.status() == "BUSY"
-    streaming_server.wait_for("READY")
-    assert joined(whole(streaming_server, **long_inputs)[0])[1]
-
-
 @pytest.fixture(scope="module")
 def faulty_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("faulty")
@@ -186,7 +178,7 @@ def test_failure_in_the_middle_ends_the_stream(faulty_server: Server, events: in
 def test_cancel_at_random_moments(
     streaming_server: Server, long_inputs: dict[str, Any], how: str, long: bool
 ) -> None:
-    """Prints how long each took, from the cancel until READY; nothing here asserts a time."""
+    """The service goes on; prints how long each took, from the cancel until READY."""
     moments, seconds = random.Random(7), []
     for trial in range(10 if long else 3):
         moment = moments.uniform(0, 1.5)
