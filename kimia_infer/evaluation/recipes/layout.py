@@ -1,0 +1,83 @@
+"""What recipes have in common: reading the files of a data set, and how items are asked."""
+
+from __future__ import annotations
+
+import csv
+import json
+import string
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kimia_infer.evaluation.items import EvaluationError
+
+Row = dict[str, Any]
+"""A line of a manifest, with an absolute path."""
+
+BRIEFLY = (
+    ".Answer with the option's letter from the given choices directly "
+    "and only give the best option."
+)
+"""The end of every question with options (published evaluation)."""
+
+
+def options_question(question: str, choices: Sequence[str]) -> str:
+    """A question with lettered options, one per line, as the published evaluation writes it."""
+    return "\n".join([question, "Options:", *lettered(choices), BRIEFLY])
+
+
+def lettered(choices: Sequence[str]) -> list[str]:
+    """Choices, 26 at most, as ``(A) one``, ``(B) another`` …"""
+    return [f"({string.ascii_uppercase[i]}) {choice}" for i, choice in enumerate(choices)]
+
+
+def find(folder: Path, *names: str) -> Path:
+    """The first of ``names`` that exists below ``folder``. Raises EvaluationError without one."""
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise EvaluationError(
+        f"{folder}: not the layout of this data set, {' or '.join(names)} missing"
+    )
+
+
+def lines(path: Path) -> Iterator[str]:
+    """The lines of a text file that are not empty. Raises EvaluationError."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            for line in file:
+                if line.strip():
+                    yield line.rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path}: cannot be read ({error})") from error
+
+
+def table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The rows of a CSV file that has ``columns``. Raises EvaluationError."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [c for c in columns if c not in (reader.fieldnames or ())]
+            if missing:
+                raise EvaluationError(f"{path}: no column {', '.join(missing)}")
+            for row in reader:
+                if any(row[column] is None for column in columns):
+                    raise EvaluationError(f"{path}:{reader.line_num}: a column is missing")
+                yield row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise EvaluationError(f"{path}: cannot be read ({error})") from error
+
+
+def document(path: Path) -> Any:
+    """The content of a JSON file. Raises EvaluationError."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path}: cannot be read ({error})") from error
+
+
+def fields(values: Any, names: Sequence[str], where: str) -> list[Any]:
+    """The fields ``names`` of an object of such a file. Raises EvaluationError."""
+    if not isinstance(values, dict) or not values.keys() >= set(names):
+        raise EvaluationError(f"{where}: expected an object with {', '.join(names)}")
+    return [values[name] for name in names]

@@ -1,0 +1,103 @@
+"""Answers compared with references, one by one and together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from kimia_infer.evaluation.choices import chosen, contains, index_of
+from kimia_infer.evaluation.items import ACCURACY, CER, MATCH, NONE, WER, Item
+from kimia_infer.evaluation.normalization import normalize, normalize_characters
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Differences between an answer and its reference, in words or characters.
+
+    ``reference`` and ``answer`` are the normalized texts that were compared.
+    """
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    reference_length: int
+    reference: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether an answer is right; ``choice`` is the one it names, None if it names none."""
+
+    correct: bool
+    choice: str | None = None
+
+
+Score = Errors | Verdict | None
+
+
+def score(item: Item, answer: str) -> Score:
+    """How good an answer is by the item's metric; None where there is no score."""
+    if item.metric in (WER, CER):
+        return _errors(item, answer)
+    if item.metric == ACCURACY:
+        asked = (item.choices, item.question, item.language)
+        index = chosen(answer, *asked)
+        right = index == index_of(item.reference, *asked)
+        return Verdict(right, None if index is None else item.choices[index])
+    if item.metric == MATCH:
+        text = normalize(answer, item.language)
+        return Verdict(contains(text, normalize(item.reference, item.language)))
+    return None
+
+
+def _errors(item: Item, answer: str) -> Errors:
+    import jiwer
+
+    if item.metric == WER:
+        form, process = normalize, jiwer.process_words
+    else:
+        form, process = normalize_characters, jiwer.process_characters
+    reference, hypothesis = form(item.reference, item.language), form(answer, item.language)
+    counts = process(reference, hypothesis)
+    return Errors(
+        counts.substitutions,
+        counts.deletions,
+        counts.insertions,
+        counts.hits + counts.substitutions + counts.deletions,
+        reference,
+        hypothesis,
+    )
+
+
+def summarize(metric: str, scores: Sequence[Score]) -> dict[str, Any]:
+    """The figures of many answers scored by one metric; ``score`` is in percent.
+
+    Error rates are those of all references together, not means of rates. ``score`` is None where
+    there is nothing to divide by.
+    """
+    if metric == NONE:
+        return {"score": None}
+    if metric in (WER, CER):
+        rows = [asdict(errors) for errors in scores]
+        names = ("substitutions", "deletions", "insertions", "reference_length")
+        totals = {name: sum(row[name] for row in rows) for name in names}
+        wrong = totals["substitutions"] + totals["deletions"] + totals["insertions"]
+        return {"score": _percent(wrong, totals["reference_length"]), **totals}
+    correct = sum(verdict.correct for verdict in scores)
+    figures = {"score": _percent(correct, len(scores)), "correct": correct}
+    if metric == ACCURACY:
+        figures["unrecognized"] = sum(verdict.choice is None for verdict in scores)
+    return figures
+
+
+def _percent(part: int, whole: int) -> float | None:
+    return 100 * part / whole if whole else None
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The smallest of ``values`` that at least ``percent`` of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]

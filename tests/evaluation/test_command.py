@@ -1,0 +1,68 @@
+"""The command: its usage, its exit status, and a data set from directory to table."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.conftest import Write
+from tests.training.runs import MINI, write_sound
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate"
+
+
+def command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    environment = {k: v for k, v in os.environ.items() if k != "KIMI_AUDIO_WEIGHTS"}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, arguments)],
+        cwd=cwd,
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_a_data_set_becomes_a_table(tmp_path: Path, write: Write):
+    """A recipe and a manifest with a missing sound, together; then the same again."""
+    data = tmp_path / "TUT"
+    (data / "audio").mkdir(parents=True)
+    (data / "meta.txt").write_text("audio/1.wav\tcafe/restaurant\naudio/2.wav\tbeach\n")
+    for number in (1, 2):
+        write_sound(data / "audio" / f"{number}.wav", 0.3, number)
+    manifest = write({"audio": "missing.wav", "text": "x", "language": "en"}, name="Mine")
+    arguments = [
+        manifest.name, "--recipe", "tut2017", "--data", "TUT", "--weights", MINI,
+        "--output", "out", "--device", "cpu", "--max-new-tokens", 5,
+    ]  # fmt: skip
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert "out/report.md: 2 answered, 1 errors, 0 lines left out" in done.stderr
+    assert "| **Mine** | WER ↓ | – | 1 | 1 |" in done.stdout
+    assert "| **TUT2017** | Accuracy ↑ |" in done.stdout
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert found["settings"]["weights"] == str(MINI)
+    again = command(*arguments, cwd=tmp_path)
+    assert again.stdout == done.stdout
+    assert "Loading weights" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--output", "o", "--weights", "w"], "nothing to evaluate"),
+        (["m.jsonl", "--output", "o"], "--weights is missing"),
+        (["--recipe", "mmau", "--output", "o", "--weights", "w"], "needs its own --data"),
+        (["m.jsonl", "--output", "o", "--weights", "w"], "m.jsonl: cannot be read"),
+    ],
+)
+def test_usage(tmp_path: Path, arguments: list[str], message: str):
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
