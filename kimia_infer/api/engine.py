@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,6 +40,7 @@ class Engine:
     def __init__(self, stages: Stages, head_rows: HeadRows, attention: str | None):
         model = stages.language_model
         self.device, self.dtype, self.head_rows = model.device, model.dtype, head_rows
+        self.adapter = stages.adapter
         # On the CPU a look at the loop costs nothing, and a thread would fight for its cores.
         self.background = self.device.type != "cpu"
         self.check_interval = CHECK_INTERVAL if self.background else 1
@@ -69,8 +69,8 @@ class Engine:
         if self.detokenizer is not None:
             warm_up(self.detokenizer)
         log.info(
-            "Kimi-Audio on %s, %s, attention: %s, head rows: %s",
-            self.device, self.dtype, self.decoder.backend.name, head_rows,
+            "Kimi-Audio on %s, %s, attention: %s, head rows: %s, adapter: %s",
+            self.device, self.dtype, self.decoder.backend.name, head_rows, self.adapter or "none",
         )  # fmt: skip
 
     def _use_onednn(self) -> None:
@@ -131,6 +131,8 @@ class Engine:
         """The events of one answer, last the Completion."""
         clock = request.clock
         clock.metrics |= {"attention": self.decoder.backend.name, "head_rows": self.head_rows}
+        if self.adapter is not None:
+            clock.metrics["adapter"] = "/".join(self.adapter.parts[-2:])  # no path of the host
         prompt, features = self.encoder.encode(
             request.messages, request.waves, request.options, clock
         )
@@ -176,12 +178,6 @@ class Engine:
         clock = clock or Stopwatch()
         waves = self.encoder.load(messages, options, clock)
         return self.encoder.encode(messages, waves, options, clock)
-
-    def encode_waves(
-        self, waves: Mapping[int, np.ndarray], featured: Sequence[int]
-    ) -> tuple[Tensor | None, dict[int, list[int]]]:
-        """Whisper features of the ``featured`` waves, joined, and the speech codes of all."""
-        return self.encoder.encode_waves(waves, featured)
 
     def _generation(
         self, prompt: Prompt, features: Tensor | None, options: Options, randomness: Randomness

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +46,8 @@ class KimiAudio(Engine):
     tokenizer always runs in float32, since bfloat16 changes codes. ``head_rows="track"``
     computes only the logits each track can use; the published ``"full"`` is the default.
     ``attention`` names a backend (``"triton"``, ``"flash-attn"``, ``"sdpa"``) instead of the best
-    one that device and installation allow.
+    one that device and installation allow. ``adapter`` is the local directory of an adapter that
+    ``scripts/finetune`` made for these weights, to which it is added.
 
     Raises RequestError for a backend that cannot be used here; CheckpointError or WeightsError
     before anything is served if a file is missing or does not fit.
@@ -59,12 +62,14 @@ class KimiAudio(Engine):
         dtype: str | torch.dtype | None = None,
         head_rows: HeadRows = "full",
         attention: str | None = None,
+        adapter: str | os.PathLike[str] | None = None,
     ):
         place = torch.device(device) if device is not None else default_device()
         dtype = parse_dtype(dtype, place)
         check_head_rows(head_rows)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
-        stages = load_stages(directory, load_detokenizer, place, dtype)
+        change = Path(adapter) if adapter is not None else None
+        stages = load_stages(directory, load_detokenizer, place, dtype, change)
         super().__init__(stages, head_rows, attention)
 
     @classmethod

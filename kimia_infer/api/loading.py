@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from kimia_infer.language_model.model import LanguageModel
 from kimia_infer.tokenizer.speech import SpeechCodes
 from kimia_infer.tokenizer.text import TextTokenizer
 from kimia_infer.tokenizer.whisper import WhisperFeatures
-from kimia_infer.weights.checkpoint import CheckpointError
+from kimia_infer.weights.adapter import Adapter
+from kimia_infer.weights.errors import CheckpointError
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
 from kimia_infer.weights.parallel import load_parts
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
@@ -29,6 +30,7 @@ class Stages:
     """The loaded stages in the order a request meets them; no detokenizer, no speech.
 
     ``vocoder_folder`` has the ``config.json`` that reference voices are read by, None without.
+    ``adapter`` is the directory of the adapter that is part of the weights, None without.
     """
 
     text_tokenizer: TextTokenizer
@@ -37,18 +39,24 @@ class Stages:
     language_model: LanguageModel
     detokenizer: Detokenizer | None
     vocoder_folder: Path | None = None
+    adapter: Path | None = None
 
 
 def load_stages(
-    directory: Path, detokenizer: bool, device: torch.device, dtype: torch.dtype
+    directory: Path,
+    detokenizer: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    adapter: Path | None = None,
 ) -> Stages:
     """Load a checkpoint directory to ``device`` with a progress bar.
 
     The speech tokenizer stays in float32, since bfloat16 changes codes. A slim checkpoint is
     verified by its manifest: files that changed size, configurations and headers before any
-    weight is read, every tensor while it is read. Raises CheckpointError for the first thing
-    that does not fit.
+    weight is read, every tensor while it is read. ``adapter`` is the directory of an adapter that
+    is added to the weights. Raises CheckpointError for the first thing that does not fit.
     """
+    change = Adapter.read(adapter) if adapter is not None else None
     slim = read_manifest(directory / MANIFEST_NAME)
     if slim is not None:
         slim.check(directory, detokenizer)
@@ -57,6 +65,11 @@ def load_stages(
     parts = checkpoint_parts(directory, detokenizer)
     if detokenizer:
         check_codes(LanguageModelConfig.from_directory(directory), directory)
+    if change is not None:
+        _, whisper, model, *_ = (entry.part for entry in parts)
+        adapted = change.adapted({"language_model": model, "whisper": whisper})
+        parts[1] = replace(parts[1], part=adapted["whisper"])
+        parts[2] = replace(parts[2], part=adapted["language_model"])
     total = sum(entry.part.elements for entry in parts)
     with tqdm(total=total, desc="Loading weights", unit=" values", unit_scale=True) as bar:
         speech, encoder, language_model, *speaking = load_parts(
@@ -72,6 +85,7 @@ def load_stages(
         language_model,
         Detokenizer(*speaking) if speaking else None,
         directory / "vocoder" if speaking else None,
+        adapter,
     )
 
 

@@ -13,6 +13,7 @@ from kimia_infer.language_model.model import language_model_part
 from kimia_infer.tokenizer.speech import speech_tokenizer_part
 from kimia_infer.tokenizer.whisper import whisper_part
 from kimia_infer.weights.checkpoint import Part
+from kimia_infer.weights.layout import TUNED_WHISPER, WHISPER_FOLDER
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
 
@@ -34,17 +35,29 @@ class StoredPart:
         return torch.float32 if self.exact else dtype
 
 
+def understanding_parts(directory: Path) -> tuple[Part, Part]:
+    """The language model and the Whisper encoder that feeds it.
+
+    Where an encoder was fine-tuned with the language model, and stored with it, it is that one,
+    whatever the folder holds. Raises CheckpointError.
+    """
+    model = language_model_part(directory)
+    has = any(name.startswith(TUNED_WHISPER) for name in model.store.tensors)
+    tuned = model.store.under(TUNED_WHISPER) if has else None
+    return model, whisper_part(directory / WHISPER_FOLDER, tuned)
+
+
 def checkpoint_parts(directory: Path, detokenizer: bool = True) -> list[StoredPart]:
     """Speech tokenizer, Whisper encoder, language model, then DiT and vocoder if asked for.
 
     Raises:
         CheckpointError: a file or tensor is missing, damaged or of the wrong shape.
     """
-    tokenizer, whisper = SPEECH_TOKENIZER_FOLDER, "whisper-large-v3"
+    tokenizer, (model, whisper) = SPEECH_TOKENIZER_FOLDER, understanding_parts(directory)
     parts = [
         StoredPart(tokenizer, "", speech_tokenizer_part(directory / tokenizer), exact=True),
-        StoredPart(whisper, "model.encoder.", whisper_part(directory / whisper)),
-        StoredPart("", "", language_model_part(directory)),
+        StoredPart(WHISPER_FOLDER, "model.encoder.", whisper),
+        StoredPart("", "", model),
     ]
     if detokenizer:
         dit, vocoder = "audio_detokenizer", "vocoder"

@@ -21,12 +21,12 @@ import yaml
 from torch import Tensor, nn
 
 from kimia_infer.weights.checkpoint import (
-    CheckpointError,
     Part,
     Slot,
     identity_slots,
     open_model_file,
 )
+from kimia_infer.weights.errors import CheckpointError
 
 NORM_EPS = 1e-6  # published implementation
 TIMESTEP_FEATURES = 256  # published implementation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.audio_utils import mel_filter_bank
 
-from kimia_infer.weights.checkpoint import CheckpointError, read_json
+from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.errors import CheckpointError
 
 # Floors of the magnitude (squared) and of the mel energy; published implementation.
 POWER_FLOOR = 1e-9
@@ -73,6 +75,22 @@ class MelConfig:
         return cls.from_dict(read_json(path), str(path))
 
 
+@functools.cache
+def mel_filters(config: MelConfig, device: torch.device) -> Tensor:
+    """Weights of the frequencies in every band, fp32 [n_fft // 2 + 1, mel_bins]."""
+    filters = mel_filter_bank(
+        num_frequency_bins=config.n_fft // 2 + 1,
+        num_mel_filters=config.mel_bins,
+        min_frequency=config.fmin,
+        max_frequency=config.fmax,
+        sampling_rate=config.sample_rate,
+        norm="slaney",
+        mel_scale="slaney",
+    )
+    with torch.inference_mode(False):  # kept, and gradients may pass through it later
+        return torch.from_numpy(filters).float().to(device)
+
+
 def log_mel(wave: Tensor, config: MelConfig) -> Tensor:
     """Natural-log mel spectrogram, fp32 [samples // hop_size, mel_bins], of a wave [samples].
 
@@ -96,14 +114,4 @@ def log_mel(wave: Tensor, config: MelConfig) -> Tensor:
         return_complex=True,
     )
     magnitude = (torch.view_as_real(spectrum).square().sum(-1) + POWER_FLOOR).sqrt()
-    filters = mel_filter_bank(
-        num_frequency_bins=config.n_fft // 2 + 1,
-        num_mel_filters=config.mel_bins,
-        min_frequency=config.fmin,
-        max_frequency=config.fmax,
-        sampling_rate=config.sample_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    weights = torch.from_numpy(filters).to(magnitude)
-    return (magnitude.T @ weights).clamp(min=MEL_FLOOR).log()
+    return (magnitude.T @ mel_filters(config, wave.device)).clamp(min=MEL_FLOOR).log()

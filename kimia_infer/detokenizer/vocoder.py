@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from kimia_infer.detokenizer.activation import AntiAliasedSnake
-from kimia_infer.weights.checkpoint import CheckpointError, Part, Slot, open_model_file, read_json
+from kimia_infer.weights.checkpoint import Part, Slot, open_model_file, read_json
+from kimia_infer.weights.errors import CheckpointError
 
 OUTER_KERNEL = 7  # of the first and the last convolution, published implementation
 

@@ -27,6 +27,7 @@ from kimia_infer.weights.checkpoint import (
     read_json,
 )
 from kimia_infer.weights.errors import CheckpointError
+from kimia_infer.weights.tensors import TensorStore
 
 FRAMES_PER_CODE = 4
 """Encoder frames (50 per second) joined to one feature vector (12.5 per second)."""
@@ -153,21 +154,47 @@ def whisper_slots(config: WhisperConfig) -> list[Slot]:
         return identity_slots(WhisperEncoder(config))
 
 
-def whisper_part(directory: Path) -> Part:
+def whisper_part(directory: Path, tuned: TensorStore | None = None) -> Part:
     """The Whisper encoder of a checkpoint folder; its decoder is ignored.
 
     Tensors may be named ``model.encoder.*``, as published, or ``encoder.*``, as exported
-    after fine-tuning.
+    after fine-tuning. ``tuned`` holds those of an encoder that was fine-tuned with the language
+    model, which are then used; the folder need not exist. Without a ``config.json`` the tensors
+    say how large the encoder is.
 
     Raises:
         CheckpointError: a file or tensor is missing, damaged or of the wrong shape.
     """
     path = directory / "config.json"
-    config = encoder_config(read_json(path), path)
+    store = tuned or open_directory(directory).under("model.encoder.", "encoder.")
+    values = read_json(path) if path.is_file() else _sizes(store, path)
+    config = encoder_config(values, path)
     feature_extractor(directory, config.num_mel_bins)  # refuses a bad folder before loading
     return Part(
         name="Whisper encoder",
         build=lambda: WhisperEncoder(config),
         slots=whisper_slots(config),
-        store=open_directory(directory).under("model.encoder.", "encoder."),
+        store=store,
     )
+
+
+def _sizes(store: TensorStore, missing: Path) -> dict[str, int]:
+    """The fields that tensors show; heads have 64 dimensions, as in all published encoders."""
+    shapes = {name: stored.shape for name, stored in store.tensors.items()}
+    try:
+        width, mels, _ = shapes["conv1.weight"]
+        inner, _ = shapes["layers.0.fc1.weight"]
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{store.location}: not a Whisper encoder ({error})") from error
+    if width % 64:
+        raise CheckpointError(
+            f"{missing}: file missing, and a width of {width} does not say it all"
+        )
+    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
+    return {
+        "d_model": width,
+        "encoder_layers": len(layers),
+        "encoder_attention_heads": width // 64,
+        "encoder_ffn_dim": inner,
+        "num_mel_bins": mels,
+    }

@@ -34,9 +34,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
+from kimia_infer.weights.errors import WeightsError
 from kimia_infer.weights.layout import (
     RECORD_NAME,
-    WeightsError,
     incomplete_files,
     layout_gaps,
     read_record,

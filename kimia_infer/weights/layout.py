@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from kimia_infer.weights.errors import WeightsError
@@ -13,13 +13,17 @@ from kimia_infer.weights.published import DETOKENIZER_FOLDERS, SPEECH_TOKENIZER_
 
 RECORD_NAME = "download.json"
 INDEX_NAME = "model.safetensors.index.json"
+WHISPER_FOLDER = "whisper-large-v3"
+TUNED_WHISPER = "whisper_model.speech_encoder."
+"""Names of an encoder that was fine-tuned with the language model begin so (published code)."""
+
 UNFINISHED_NAME = ".preparing/manifest.json"  # while the slim checkpoint is being written
 
 _REQUIRED = (
     "config.json",
     "tiktoken.model",
-    "whisper-large-v3/config.json",
-    "whisper-large-v3/model.safetensors",
+    f"{WHISPER_FOLDER}/config.json",
+    f"{WHISPER_FOLDER}/model.safetensors",
     f"{SPEECH_TOKENIZER_FOLDER}/config.json",
     f"{SPEECH_TOKENIZER_FOLDER}/model.safetensors",
 )
@@ -43,6 +47,8 @@ def missing_files(directory: Path, detokenizer: bool = True) -> list[str]:
     missing = layout_gaps(lambda name: (directory / name).is_file(), detokenizer)
     try:
         shards = _shards(directory)
+        if any(name.startswith(TUNED_WHISPER) for name in _tensor_names(directory)):
+            missing = [name for name in missing if not name.startswith(WHISPER_FOLDER)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return [f"{INDEX_NAME} (not a safetensors index: {error})", *missing]
     return missing + [name for name in shards if not (directory / name).is_file()]
@@ -125,9 +131,23 @@ def _shards(directory: Path) -> list[str]:
     return [name for name in ("model.safetensors",) if (directory / name).is_file()]
 
 
+def _tensor_names(directory: Path) -> Iterable[str]:
+    """Of the language model; none where its file is missing or cut short inside its header."""
+    index, path = directory / INDEX_NAME, directory / "model.safetensors"
+    if index.is_file():
+        return json.loads(index.read_text())["weight_map"]
+    if not path.is_file():
+        return ()
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if path.stat().st_size < 8 + length:
+            return ()
+        return json.loads(file.read(length))
+
+
 def _other_weights(directory: Path, detokenizer: bool) -> list[str]:
     """The weight files that are there for the other parts."""
-    folders = ["whisper-large-v3", SPEECH_TOKENIZER_FOLDER]
+    folders = [WHISPER_FOLDER, SPEECH_TOKENIZER_FOLDER]
     folders += DETOKENIZER_FOLDERS if detokenizer else ()
     names = []
     for folder in folders:

@@ -13,8 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.weights.checkpoint import CheckpointError
-from kimia_infer.weights.layout import WeightsError
+from kimia_infer.weights.errors import CheckpointError, WeightsError
 
 
 @pytest.fixture

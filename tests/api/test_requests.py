@@ -104,6 +104,14 @@ def test_bad_options_name_the_argument(model: KimiAudio, name: str, value: objec
         model.generate(HELLO, **{name: value})
 
 
+def test_options_have_the_defaults_of_generate() -> None:
+    """So that ``stream``, ``transcribe`` and the service ask for the same when told nothing."""
+    generate = inspect.signature(KimiAudio.generate).parameters
+    options = inspect.signature(parse_options).parameters
+    assert set(generate) == set(options) | {"self", "chats", "voice"}
+    assert {n: generate[n].default for n in options} == {n: p.default for n, p in options.items()}
+
+
 def test_top_k_beyond_the_vocabulary_matters_only_where_it_is_used(model: KimiAudio) -> None:
     with pytest.raises(RequestError, match="text_top_k"):
         model.generate(HELLO, text_top_k=10**9, text_temperature=0.5)

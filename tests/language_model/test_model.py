@@ -13,7 +13,7 @@ from kimia_infer.language_model.attention import CachedAttention, choose_backend
 from kimia_infer.language_model.cache import KeyValueCache
 from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.language_model.model import LanguageModel, language_model_part
-from kimia_infer.weights.checkpoint import CheckpointError
+from kimia_infer.weights.errors import CheckpointError
 
 TOLERANCE = 1e-4
 Recorded = dict[str, torch.Tensor]

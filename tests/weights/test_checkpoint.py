@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kimia_infer.weights.checkpoint import (
-    CheckpointError,
     Part,
     Slot,
     identity_slots,
@@ -26,6 +25,7 @@ from kimia_infer.weights.checkpoint import (
     open_model_file,
     read_json,
 )
+from kimia_infer.weights.errors import CheckpointError
 from kimia_infer.weights.parallel import READERS
 from kimia_infer.weights.tensors import (
     BLOCK_BYTES,

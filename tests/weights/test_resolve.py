@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kimia_infer.weights import download
-from kimia_infer.weights.layout import WeightsError, incomplete_files, missing_files
+from kimia_infer.weights.errors import WeightsError
+from kimia_infer.weights.layout import incomplete_files, missing_files
 from kimia_infer.weights.published import MODEL, default_revision
 from kimia_infer.weights.resolve import resolve_weights, weights_from_environment
 
