@@ -46,11 +46,12 @@ def require_python() -> None:
         sys.path.insert(0, str(ROOT))
 
 
-def ensure() -> None:
-    """Return in a Python that has the requirements and FFmpeg, too.
+def ensure(*programs: str) -> None:
+    """Return in a Python that has the requirements, FFmpeg and ``programs``, too.
 
-    May install packages and replace the running process. Ends the process with a message
-    that names the remedy where something is missing that cannot be installed from here.
+    Programs have the names of the Debian packages that bring them. May install packages and
+    replace the running process. Ends the process with a message that names the remedy where
+    something is missing that cannot be installed from here.
     """
     require_python()
     restarted = os.environ.pop(_RESTARTED, None) is not None
@@ -64,6 +65,9 @@ def ensure() -> None:
         os.environ[_RESTARTED] = "1"
         _restart(VENV / "bin" / "python")
     _ensure_ffmpeg()
+    for program in programs:
+        if shutil.which(program) is None:
+            _apt_install(program)
 
 
 def missing_requirements(path: Path) -> list[str]:

@@ -1,31 +1,21 @@
-"""Adapters of low rank (LoRA) on the language model and the Whisper encoder.
-
-An adapter directory is peft's: ``adapter_config.json`` and ``adapter_model.safetensors``, for
-the module :class:`TrainingNetwork`. Joined matrices (queries, keys and values; gate and up)
-have one adapter each.
-"""
+"""Adapters of low rank (LoRA) in training; ``weights/adapter.py`` says what is stored."""
 
 from __future__ import annotations
 
 import math
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
 from torch import Tensor
 
-from kimia_infer.language_model.model import LanguageModel
 from kimia_infer.training.config import ConfigError, LoraSettings
 from kimia_infer.training.network import TrainingNetwork
-from kimia_infer.weights.checkpoint import CheckpointError
+from kimia_infer.weights.adapter import PREFIX
 
-CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-"""What peft puts before the names of an adapter's tensors."""
+if TYPE_CHECKING:  # peft takes seconds to import, and only adapters need it
+    from peft import LoraConfig
 
 BASE, ADAPTER = ".base_layer", ".default"
 """Parts of the names that peft gives to an adapted layer and to the parameters of its adapter."""
@@ -52,6 +42,8 @@ def lora_config(settings: LoraSettings, parts: Sequence[str], base: str) -> Lora
             raise ConfigError(
                 f"parts: {part!r} has no linear layers to adapt; lora takes {', '.join(_PLACES)}"
             )
+    from peft import LoraConfig
+
     patterns = []
     for part in parts:
         place, kinds = _PLACES[part]
@@ -68,6 +60,8 @@ def lora_config(settings: LoraSettings, parts: Sequence[str], base: str) -> Lora
 
 def add_adapters(network: TrainingNetwork, config: LoraConfig) -> None:
     """Put untrained adapters into ``network``; their parameters are on the meta device."""
+    from peft import inject_adapter_in_model
+
     inject_adapter_in_model(config, network, low_cpu_mem_usage=True)
 
 
@@ -86,51 +80,3 @@ def first_adapter_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
 def stored_name(name: str) -> str:
     """The name in an adapter directory of the adapter parameter ``name``."""
     return PREFIX + name.replace(f"{ADAPTER}.", ".")
-
-
-def load_adapters(network: TrainingNetwork, directory: Path) -> None:
-    """Put the adapters of a directory into a loaded ``network``.
-
-    Raises:
-        CheckpointError: a file is missing, or its tensors do not fit the network.
-    """
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (directory / name).is_file():
-            raise CheckpointError(f"{directory / name}: file missing; not an adapter directory")
-    add_adapters(network, LoraConfig.from_pretrained(directory))
-    tensors = load_file(directory / WEIGHTS_NAME)
-    expected = {
-        stored_name(name): (name, parameter)
-        for name, parameter in network.named_parameters()
-        if ".lora_" in name
-    }
-    for name in expected.keys() ^ tensors.keys():
-        where = "has no place in the model" if name in tensors else "is missing"
-        raise CheckpointError(f"{directory / WEIGHTS_NAME}: tensor {name} {where}")
-    for stored, (name, parameter) in expected.items():
-        if tensors[stored].shape != parameter.shape:
-            raise CheckpointError(
-                f"{directory / WEIGHTS_NAME}: tensor {stored} has shape "
-                f"{list(tensors[stored].shape)}, expected {list(parameter.shape)}"
-            )
-        owner, _, leaf = name.rpartition(".")
-        layer = network.get_submodule(owner.partition(".lora_")[0])
-        value = tensors[stored].to(layer.weight.device)
-        value = torch.nn.Parameter(value, requires_grad=False)
-        setattr(network.get_submodule(owner), leaf, value)
-
-
-def merge_adapters(network: TrainingNetwork) -> None:
-    """Add all adapters to the weights that they adapt, and remove them."""
-    for name, layer in list(network.named_modules()):
-        if isinstance(layer, LoraLayer):
-            layer.merge(safe_merge=True)
-            owner, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(owner), leaf, layer.get_base_layer())
-
-
-def apply_adapter(directory: Path, language_model: LanguageModel, whisper: torch.nn.Module) -> None:
-    """Merge the adapter of ``directory`` into loaded, full-headed stages, in place."""
-    network = TrainingNetwork(language_model, whisper, language_model.dtype)
-    load_adapters(network, directory)
-    merge_adapters(network)

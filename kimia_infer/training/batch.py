@@ -18,6 +18,7 @@ class Batch:
 
     ``weights`` [batch] is what the loss of each sample counts. ``mel`` [segments, mels, frames]
     and ``segment_codes`` join the segments of all samples in order, None and empty without.
+    ``features`` [positions, dim] likewise join stored Whisper features, and there is no mel then.
     ``names`` says for reports where the samples come from.
     """
 
@@ -32,6 +33,7 @@ class Batch:
     mel: Tensor | None
     segment_codes: list[int]
     names: list[str]
+    features: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         moved = {
@@ -66,6 +68,7 @@ def join(
     ids = ("audio_ids", "text_ids", "audio_labels", "text_labels")
     masks = ("is_continuous", "audio_loss_mask", "text_loss_mask")
     mels = [sample.mel for sample in samples if sample.mel is not None]
+    stored = [sample.features for sample in samples if sample.features is not None]
     return Batch(
         **{name: column(name, pad) for name in ids},
         **{name: column(name, False) for name in masks},
@@ -73,4 +76,5 @@ def join(
         mel=torch.cat(mels) if mels else None,
         segment_codes=[count for sample in samples for count in sample.segment_codes],
         names=list(names),
+        features=torch.cat(stored) if stored else None,
     )

@@ -7,12 +7,13 @@ renamed, so that a directory with the final name is complete.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +24,14 @@ from torch import Tensor, nn
 
 from kimia_infer.checkpoint.writing import TensorFile
 from kimia_infer.training.parallel import assign, whole
+from kimia_infer.weights.layout import INDEX_NAME, RECORD_NAME
+from kimia_infer.weights.manifest import MANIFEST_NAME
 
 FOLDER, MODEL, STATE = "checkpoints", "model", "state"
 _NAME = re.compile(r"step-(\d{8})")
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_NOT_COPIED = (RECORD_NAME, MANIFEST_NAME)  # they state sizes and checksums
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
 
 class TrainingError(RuntimeError):
@@ -93,9 +98,8 @@ def save(
         (part / STATE).mkdir(parents=True)
     state.wait_for_everyone()
     write_model(part / MODEL)
-    write_tensors(
-        part / STATE / "state.safetensors", _state(parameters, optimizer), state.is_main_process
-    )
+    tensors = _state(parameters, optimizer, step)
+    write_tensors(part / STATE / "state.safetensors", tensors, state.is_main_process)
     if state.is_main_process:
         text = json.dumps({"step": step, **facts}, indent=1)
         (part / STATE / "state.json").write_text(text + "\n", encoding="utf-8")
@@ -108,12 +112,50 @@ def save(
 
 
 def _state(
-    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+    parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, step: int
 ) -> Iterator[LiveTensor]:
+    """Parameters and moments; of a parameter without a gradient in every step, its own count.
+
+    One that never had a gradient has no moments.
+    """
     for name, parameter in parameters.items():
         yield live(f"parameter.{name}", parameter)
+        state = optimizer.state.get(parameter)
+        if not state:
+            continue
         for moment in _MOMENTS:
-            yield live(f"{moment}.{name}", optimizer.state[parameter][moment])
+            yield live(f"{moment}.{name}", state[moment])
+        if state["step"].item() != step:
+            yield live(f"step.{name}", state["step"])
+
+
+def link_or_copy(path: Path, new: Path) -> None:
+    """A copy; of weights a hard link, where the file system allows."""
+    if path.suffix in (".safetensors", ".pt"):
+        try:
+            os.link(path.resolve(), new)
+            return
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+    shutil.copyfile(path, new)
+
+
+def take_over(source: Path, target: Path, rewritten: Sequence[str]) -> None:
+    """Link or copy the files of the checkpoint ``source`` but the weights in ``rewritten``.
+
+    Those are names of folders, "." for the directory itself.
+    """
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        hidden = any(part.startswith(".") for part in name.parts)
+        weights = path.suffix == ".safetensors" or path.name == INDEX_NAME
+        replaced = weights and name.parent.as_posix() in rewritten
+        if not path.is_file() or hidden or replaced or name.as_posix() in _NOT_COPIED:
+            continue
+        new = target / name
+        new.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(path, new)
 
 
 def publish(part: Path, final: Path) -> None:
@@ -163,12 +205,17 @@ def restore(
     path = checkpoint / STATE / "state.safetensors"
     try:
         with safe_open(path, framework="pt") as stored:
+            known = set(stored.keys())
             for name, parameter in parameters.items():
                 assign(parameter, stored.get_tensor(f"parameter.{name}"))
+                if known.isdisjoint(f"{moment}.{name}" for moment in _MOMENTS):
+                    continue  # it never had a gradient
                 moments = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
                 for moment, value in moments.items():
                     assign(value, stored.get_tensor(f"{moment}.{name}"))
-                optimizer.state[parameter] = {"step": torch.tensor(float(step)), **moments}
+                own = f"step.{name}"
+                count = stored.get_tensor(own) if own in known else torch.tensor(float(step))
+                optimizer.state[parameter] = {"step": count, **moments}
     except (SafetensorError, OSError) as error:
         raise TrainingError(f"{path}: does not fit this run ({error})") from error
     return step

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from kimia_infer.audio.load import AudioError
+from kimia_infer.training.checking import hold_out, usable
 from kimia_infer.training.codec_settings import CodecSettings
 from kimia_infer.training.conversations import ConversationFile, DataError
 from kimia_infer.training.plan import MicroBatch
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
-SHOWN_FAULTS = 20
 
 Example = dict[str, Tensor]
 
@@ -31,13 +30,15 @@ class Sound:
     path: Path
     text: str | None = None
     codes: tuple[int, ...] | None = None
+    phones: tuple[tuple[str, float], ...] | None = None
 
 
 def find_sounds(data: Path, audio_root: Path, needs_text: bool = False) -> list[Sound]:
     """The sounds of a directory (in the order of their paths), of a list, or of JSONL.
 
-    A line of JSONL is ``{"audio": path, "text": ..., "codes": [...]}``; text and codes may be
-    missing if they are not needed, further fields are not read.
+    A line of JSONL is ``{"audio": path, "text": ..., "codes": [...], "phones": [[name, second],
+    ...]}``; what is not needed may be missing, further fields are not read. ``phones`` says when
+    each begins.
 
     Raises:
         DataError: there are none, or a line cannot be read; the message names it.
@@ -84,7 +85,25 @@ def _sound(values: object, where: str, audio_root: Path, needs_text: bool) -> So
     listed = isinstance(codes, list) and codes and all(type(c) is int and c >= 0 for c in codes)
     if codes is not None and not listed:
         raise DataError(f"{where}: codes: expected a list of codes, found {str(codes)[:40]}")
-    return Sound(where, audio_root / audio, text, None if codes is None else tuple(codes))
+    codes = None if codes is None else tuple(codes)
+    return Sound(where, audio_root / audio, text, codes, _phones(values.get("phones"), where))
+
+
+def _phones(values: object, where: str) -> tuple[tuple[str, float], ...] | None:
+    if values is None:
+        return None
+    try:
+        phones = tuple((name, float(second)) for name, second in values)
+    except (TypeError, ValueError):
+        phones = ()
+    names = all(isinstance(name, str) and name for name, _ in phones)
+    rising = all(a[1] <= b[1] for a, b in pairwise(phones))
+    if not (phones and names and rising):
+        raise DataError(
+            f"{where}: phones: expected pairs of a name and a second, which does not fall; "
+            f"found {str(values)[:40]}"
+        )
+    return phones
 
 
 @dataclass(frozen=True)
@@ -165,41 +184,16 @@ def read_samples(
         DataError: sounds cannot be used and are not to be skipped, or too few can.
     """
 
-    def usable(data: str) -> SoundSamples:
+    def read_all(data: str) -> SoundSamples:
         sounds = find_sounds(Path(data), Path(settings.audio_root), needs_text)
         samples = SoundSamples(sounds, read, seconds, settings.cache_hours)
-        return _check(samples, data, settings.bad_lines == "skip")
+        skip = settings.bad_lines == "skip"
+        good, _ = usable(range(len(sounds)), samples.example, data, "sound", skip)
+        return replace(samples, sounds=[sounds[index] for index in good])
 
-    samples = usable(settings.data)
+    samples = read_all(settings.data)
     if settings.eval_data is not None:
-        return samples, usable(settings.eval_data)
-    if settings.eval_ratio == 0:
-        return samples, None
-    count = max(1, int(len(samples) * settings.eval_ratio))
-    if count == len(samples):
-        raise DataError(
-            f"{settings.data}: one sound is not enough for training and evaluation; add sounds, "
-            "name eval_data, or set eval_ratio=0"
-        )
-    first, rest = samples.sounds[:count], samples.sounds[count:]
-    return replace(samples, sounds=rest), replace(samples, sounds=first)
-
-
-def _check(samples: SoundSamples, data: str, skip: bool) -> SoundSamples:
-    good, faults = [], []
-    for index in tqdm(range(len(samples)), desc=f"Reading {data}", unit=" sounds", disable=None):
-        try:
-            samples.example(index)
-            good.append(samples.sounds[index])
-        except DataError as error:
-            faults.append(str(error))
-    if faults and (not skip or not good):
-        shown = "\n  ".join(faults[:SHOWN_FAULTS])
-        more = f"\n  and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
-        advice = "" if skip else "\nmend or remove them, or set bad_lines=skip"
-        raise DataError(
-            f"{len(faults)} of {len(samples)} sounds cannot be used:\n  {shown}{more}{advice}"
-        )
-    for fault in faults:
-        print(f"skipped: {fault}", file=sys.stderr)
-    return replace(samples, sounds=good)
+        return samples, read_all(settings.eval_data)
+    rest, first = hold_out(samples.sounds, settings.eval_ratio, settings.data, "sound")
+    held_out = replace(samples, sounds=first) if first else None
+    return replace(samples, sounds=rest), held_out

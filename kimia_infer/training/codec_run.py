@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -18,46 +17,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kimia_infer.training.checkpoints import (
-    MODEL,
-    STATE,
-    TrainingError,
-    all_checkpoints,
-    live,
-    publish,
-    read_facts,
-    write_tensors,
-)
+from kimia_infer.training.checkpoints import MODEL, STATE, TrainingError, live, write_tensors
 from kimia_infer.training.codec_data import Examples, SoundSamples
 from kimia_infer.training.codec_settings import CodecSettings
-from kimia_infer.training.config import to_dict
 from kimia_infer.training.network import recompute_activations
 from kimia_infer.training.parallel import start
+from kimia_infer.training.runs import checkpoint_to_resume, finish, note_settings
 from kimia_infer.training.trainer import Outcome, Trainer
 from kimia_infer.weights.checkpoint import Part
 
-FINAL, SETTINGS = "final", "settings.yaml"
 KEPT = "kept.safetensors"
 """In a checkpoint's state: tensors that training changes but the optimizer does not."""
-
-FREE_TO_CHANGE = (
-    "output",
-    "data",
-    "eval_data",
-    "audio_root",
-    "model",
-    "device",
-    "workers",
-    "cache_hours",
-    "eval_every",
-    "save_every",
-    "keep_checkpoints",
-    "gradient_checkpointing",
-    "batch_size",  # with accumulation; the product has to stay
-    "accumulation",
-)
-"""Settings that a resumed run may change, because its steps do not depend on them; files may
-have moved."""
 
 
 class CodecNetwork(nn.Module, ABC):
@@ -156,16 +126,14 @@ def run(
     state = start(settings.device)
     if state.num_processes > 1:
         raise TrainingError("the codec is trained by one process; start it without a launcher")
-    output = Path(settings.output)
-    checkpoint = _place(output, settings, resume)
+    checkpoint = checkpoint_to_resume(settings, resume)
     samples, held_out = read_data()
     torch.manual_seed(settings.seed)
     network = build(samples, checkpoint and checkpoint / MODEL, state.device)
     network = network.to(state.device)
     if settings.gradient_checkpointing:
         recompute_activations(network)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / SETTINGS).write_text(yaml.safe_dump(to_dict(settings), sort_keys=False))
+    note_settings(settings)
     trainer = Trainer(settings, state, network, samples, held_out, partial(_write, network))
     if checkpoint is not None:
         _restore(network, checkpoint)
@@ -182,30 +150,8 @@ def run(
     finally:
         hook.remove()
     if outcome.complete:
-        _finish(outcome.checkpoint / MODEL, output / FINAL)
+        finish(outcome.checkpoint, Path(settings.output))
     return outcome
-
-
-def _place(output: Path, settings: CodecSettings, resume: bool) -> Path | None:
-    """The checkpoint to continue from; TrainingError if the directory does not suit."""
-    found = all_checkpoints(output)
-    if not resume:
-        if found:
-            raise TrainingError(
-                f"output: {output} holds {found[-1].name} of another run; continue it with "
-                "--resume, or name another directory"
-            )
-        return None
-    if not found:
-        raise TrainingError(f"output: {output} holds no checkpoint to resume from")
-    before, asked = read_facts(found[-1])["settings"], to_dict(settings)
-    for name, value in asked.items():
-        if name not in FREE_TO_CHANGE and before.get(name) != value:
-            raise TrainingError(
-                f"{name}: {value!r}, but {found[-1]} was trained with {before.get(name)!r}; "
-                "resume with the same settings"
-            )
-    return found[-1]
 
 
 def _write(network: CodecNetwork, folder: Path) -> None:
@@ -228,14 +174,6 @@ def _restore(network: CodecNetwork, checkpoint: Path) -> None:
         if name not in stored or stored[name].shape != tensor.shape:
             raise TrainingError(f"{path}: does not fit this run ({name}); use the same data")
         tensor.copy_(stored[name])
-
-
-def _finish(model: Path, final: Path) -> None:
-    """The last checkpoint's model under a name of its own, which outlives checkpoints."""
-    part = final.with_name(f".{final.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(model, part)
-    publish(part, final)
 
 
 def mixed_precision(settings: CodecSettings, device: torch.device) -> AbstractContextManager:

@@ -72,12 +72,10 @@ class GeneratorSize:
     """Of a new vocoder; the product of the rates is the hop, 480 samples at 24 kHz."""
 
     channels: int = option("before the first stage; each stage halves them", 192, 2)
-    rates: tuple[int, ...] | None = option("upsampling of each stage; without: 8, 5, 4, 3", None)
-    kernels: tuple[int, ...] | None = option("of these; without: 16, 9, 8, 5", None)
-    block_kernels: tuple[int, ...] | None = option(
-        "of the residual blocks of a stage; without: 3", None
-    )
-    dilations: tuple[int, ...] | None = option("within a residual block; without: 1, 3, 5", None)
+    rates: tuple[int, ...] = option("upsampling of each stage", (8, 5, 4, 3))
+    kernels: tuple[int, ...] = option("of these", (16, 9, 8, 5))
+    block_kernels: tuple[int, ...] = option("of the residual blocks of a stage", (3,))
+    dilations: tuple[int, ...] = option("within a residual block", (1, 3, 5))
     mel_bins: int = option("bands of the mel spectrogram", 80, 1)
     fmin: float = option("lower edge of the mel spectrogram in Hz", 0.0, 0.0)
     fmax: float = option("upper edge of the mel spectrogram in Hz", 8000.0, 1.0)
@@ -126,6 +124,9 @@ class TokenizerSettings(CodecSettings):
     max_seconds: float = option("longest sound", 30.0, 0.1, 30.0)
     character_weight: float = option("of CTC over characters at 50 Hz", 1.0, 0.0)
     word_weight: float = option("of CTC over words at 12.5 Hz", 0.0, 0.0)
+    phone_weight: float = option(
+        "of cross-entropy over phones at 50 Hz, for data that says when each begins", 0.0, 0.0
+    )
     mel_weight: float = option("of the L1 of the rebuilt spectrogram", 1.0, 0.0)
     commitment: float = option("weight of the distance to the codes", 0.25, 0.0)
     quantize_from: float = option(
@@ -137,8 +138,10 @@ class TokenizerSettings(CodecSettings):
     )
 
     def __post_init__(self) -> None:
-        if not (self.character_weight or self.word_weight):
-            raise ConfigError("character_weight: 0, and so is word_weight; nothing to recognize")
+        if not (self.character_weight or self.word_weight or self.phone_weight):
+            raise ConfigError(
+                "character_weight: 0, and so are word_weight and phone_weight; nothing to recognize"
+            )
         if self.size.width % self.size.heads:
             raise ConfigError("size.width: must be a multiple of size.heads")
 

@@ -88,14 +88,35 @@ class FinetuneSettings(TrainingSettings):
         "learn audio-text messages of the assistant as they are generated; published: never", False
     )
     max_length: int = option("longest sample in positions (12.5 per second)", 4096, 1)
-    method: Literal["full", "lora"] = option("train the weights themselves or adapters", "full")
+    group_by_length: bool = option("samples of similar length share a step; less padding", False)
+    feature_cache: str | None = option(
+        "directory for the Whisper features of all sounds, computed once; Whisper has to be frozen",
+        None,
+    )
+    feature_dropout: float = option(
+        "part of the sounds, drawn in every step, whose Whisper features are zeroed", 0.0, 0.0, 1.0
+    )
+    code_dropout: float = option(
+        "part of the sounds, drawn in every step, whose speech codes are blanked", 0.0, 0.0, 1.0
+    )
+    method: Literal["full", "lora", "qlora"] = option(
+        "train the weights themselves, or adapters; qlora: the decoder is frozen in 4 bits", "full"
+    )
     parts: tuple[Part, ...] | None = option(
-        "what is trained, the rest is frozen; full: everything, lora: trunk, mimo, adaptor, heads",
+        "what is trained, the rest is frozen; full: everything, else: trunk, mimo, adaptor, heads",
         None,
     )
     lora: LoraSettings = field(
-        default_factory=LoraSettings, metadata={"help": "adapters of method lora"}
+        default_factory=LoraSettings, metadata={"help": "adapters of methods lora and qlora"}
     )
+
+    def __post_init__(self) -> None:
+        if self.feature_cache is not None and "whisper" in self.trained_parts:
+            raise ConfigError(
+                "feature_cache: features change with a trained Whisper; leave whisper out of parts"
+            )
+        if self.feature_dropout + self.code_dropout > 1:
+            raise ConfigError("feature_dropout: more than 1 together with code_dropout")
 
     @property
     def trained_parts(self) -> tuple[str, ...]:

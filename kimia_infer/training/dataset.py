@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from kimia_infer.training.batch import Batch, join
+from kimia_infer.training.checking import usable
 from kimia_infer.training.conversations import ConversationFile, DataError
 from kimia_infer.training.plan import MicroBatch, StepPlan
 from kimia_infer.training.samples import SampleBuilder
 
-SHOWN_FAULTS = 20
-
 
 @dataclass(frozen=True)
 class Samples(Dataset):
-    """The usable lines of a file; asked for a :class:`MicroBatch`, it gives a batch."""
+    """The usable lines of a file; asked for a :class:`MicroBatch`, it gives a batch.
+
+    ``positions`` says by line how long samples are.
+    """
 
     file: ConversationFile
     builder: SampleBuilder
     lines: tuple[int, ...]
+    positions: Mapping[int, int]
 
     def __len__(self) -> int:
         return len(self.lines)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of all samples, in positions."""
+        return [self.positions[line] for line in self.lines]
+
+    def sounds(self) -> Iterator[Path]:
+        """The files that samples have Whisper features of; some more than once."""
+        for line in self.lines:
+            yield from self.builder.sounds(self.file[line])
 
     def __getitem__(self, part: MicroBatch) -> Batch | DataError:
         """Errors are returned, since a reading process would hide them in a long report."""
@@ -53,24 +65,17 @@ def check_lines(
     Raises:
         DataError: some are not usable and they are not to be skipped, or none is usable.
     """
-    good, faults = [], []
-    progress = tqdm(lines, desc=f"Checking {file.path.name}", unit=" lines", disable=None)
-    for line in progress:
+
+    positions = {}
+
+    def check(line: int) -> None:
         try:
-            builder.check(file[line])
-            good.append(line)
+            positions[line] = len(builder.check(file[line]))
         except DataError as error:
-            faults.append(_located(file, line, error))
-    if faults and (not skip or not good):
-        shown = "\n  ".join(faults[:SHOWN_FAULTS])
-        more = f"\n  and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
-        advice = "" if skip else "\nmend or remove them, or set bad_lines=skip"
-        raise DataError(
-            f"{len(faults)} of {len(lines)} lines cannot be used:\n  {shown}{more}{advice}"
-        )
-    for fault in faults:
-        print(f"skipped: {fault}", file=sys.stderr)
-    return Samples(file, builder, tuple(good)), faults
+            raise DataError(_located(file, line, error)) from error
+
+    good, faults = usable(lines, check, file.path.name, "line", skip)
+    return Samples(file, builder, tuple(good), positions), faults
 
 
 def batches(

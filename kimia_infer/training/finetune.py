@@ -2,62 +2,42 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import yaml
 from accelerate import PartialState
-from peft import LoraConfig
 from tqdm import tqdm
 
 from kimia_infer.api.loading import check_vocabulary
+from kimia_infer.checkpoint.parts import understanding_parts
 from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.tokenizer.speech import SpeechCodes, speech_tokenizer_part
 from kimia_infer.tokenizer.text import TextTokenizer
-from kimia_infer.tokenizer.whisper import encoder_config, feature_extractor
+from kimia_infer.tokenizer.whisper import feature_extractor
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.building import WHISPER_FOLDER, Source, build_network
-from kimia_infer.training.checkpoints import (
-    MODEL,
-    TrainingError,
-    all_checkpoints,
-    publish,
-    read_facts,
-)
-from kimia_infer.training.config import FinetuneSettings, to_dict
+from kimia_infer.training.building import Source, build_network
+from kimia_infer.training.checking import hold_out
+from kimia_infer.training.config import ConfigError, FinetuneSettings
 from kimia_infer.training.conversations import ConversationFile
 from kimia_infer.training.dataset import Samples, check_lines
+from kimia_infer.training.feature_cache import FeatureCache
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.training.parallel import start
+from kimia_infer.training.runs import checkpoint_to_resume, finish, note_settings
 from kimia_infer.training.samples import EncodeSpeech, SampleBuilder
-from kimia_infer.training.servable import link_or_copy, write_adapter, write_model
+from kimia_infer.training.servable import write_adapter, write_model
+from kimia_infer.training.stream_dropout import StreamDropout
 from kimia_infer.training.trainer import Outcome, Trainer
-from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.layout import WHISPER_FOLDER
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.weights.resolve import resolve_weights
 
-FINAL, SETTINGS = "final", "settings.yaml"
-FREE_TO_CHANGE = (
-    "output",
-    "model",
-    "data",
-    "eval_data",
-    "audio_root",
-    "device",
-    "workers",
-    "eval_every",
-    "save_every",
-    "keep_checkpoints",
-    "gradient_checkpointing",
-    "batch_size",  # with accumulation and processes; the product has to stay
-    "accumulation",
-)
-"""Settings that a resumed run may change, because its steps do not depend on them; files may
-have moved."""
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 def finetune(settings: FinetuneSettings, resume: bool = False) -> Outcome:
@@ -68,15 +48,24 @@ def finetune(settings: FinetuneSettings, resume: bool = False) -> Outcome:
             the settings, the data, the model or the run.
     """
     state = start(settings.device)
-    output = Path(settings.output)
-    checkpoint = _place(output, settings, resume)
+    checkpoint = checkpoint_to_resume(settings, resume)
     adapters = None
-    if settings.method == "lora":
+    if settings.method == "qlora" and state.num_processes > 1:
+        raise ConfigError("method: qlora is for one process; use lora, whose weights are divided")
+    if settings.method != "full":
         adapters = lora_config(settings.lora, settings.trained_parts, settings.model)
     directory = resolve_weights(settings.model, detokenizer=False)
     source = Source.open(directory)
     samples, held_out = read_data(settings, directory)
     network = _network(settings, source, adapters, state)
+    if settings.feature_dropout or settings.code_dropout:
+        blank = samples.builder.special.text_blank
+        network.stream_dropout = StreamDropout(
+            settings.feature_dropout, settings.code_dropout, blank
+        )
+    if settings.feature_cache is not None:
+        root = Path(settings.feature_cache)
+        samples, held_out = _with_stored_features((samples, held_out), root, network, state)
     if adapters is not None:
         write = partial(write_adapter, network=network, config=adapters, state=state)
     else:
@@ -85,38 +74,16 @@ def finetune(settings: FinetuneSettings, resume: bool = False) -> Outcome:
             write_model, network=network, source=source, with_whisper=with_whisper, state=state
         )
     if state.is_main_process:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / SETTINGS).write_text(yaml.safe_dump(to_dict(settings), sort_keys=False))
-    trainer = Trainer(settings, state, network, samples, held_out, write)
+        note_settings(settings)
+    lengths = samples.lengths if settings.group_by_length else None
+    trainer = Trainer(settings, state, network, samples, held_out, write, lengths)
     if checkpoint is not None:
         trainer.resume(checkpoint)
     outcome = trainer.run()
     if outcome.complete and state.is_main_process:
-        _finish(outcome.checkpoint / MODEL, output / FINAL)
+        finish(outcome.checkpoint, Path(settings.output))
     state.wait_for_everyone()
     return outcome
-
-
-def _place(output: Path, settings: FinetuneSettings, resume: bool) -> Path | None:
-    """The checkpoint to continue from; TrainingError if the directory does not suit."""
-    found = all_checkpoints(output)
-    if not resume:
-        if found:
-            raise TrainingError(
-                f"output: {output} holds {found[-1].name} of another run; continue it with "
-                "--resume, or name another directory"
-            )
-        return None
-    if not found:
-        raise TrainingError(f"output: {output} holds no checkpoint to resume from")
-    before, asked = read_facts(found[-1])["settings"], to_dict(settings)
-    for name, value in asked.items():
-        if name not in FREE_TO_CHANGE and before.get(name) != value:
-            raise TrainingError(
-                f"{name}: {value!r}, but {found[-1]} was trained with {before.get(name)!r}; "
-                "resume with the same settings"
-            )
-    return found[-1]
 
 
 def read_data(settings: FinetuneSettings, directory: Path) -> tuple[Samples, Samples | None]:
@@ -134,16 +101,21 @@ def read_data(settings: FinetuneSettings, directory: Path) -> tuple[Samples, Sam
         held_out, _ = check_lines(other, builder, range(len(other)), skip)
         return check_lines(file, builder, lines, skip)[0], held_out
     usable, _ = check_lines(file, builder, lines, skip)
-    if settings.eval_ratio == 0:
-        return usable, None
-    count = max(1, int(len(usable) * settings.eval_ratio))
-    if count == len(usable):
-        raise TrainingError(
-            f"{file.path}: one line is not enough for training and evaluation; add lines, name "
-            "eval_data, or set eval_ratio=0"
-        )
-    first, rest = usable.lines[:count], usable.lines[count:]
-    return Samples(file, builder, rest), Samples(file, builder, first)
+    rest, first = hold_out(usable.lines, settings.eval_ratio, str(file.path), "line")
+    held_out = replace(usable, lines=first) if first else None
+    return replace(usable, lines=rest), held_out
+
+
+def _with_stored_features(
+    both: tuple[Samples, Samples | None], root: Path, network: TrainingNetwork, state: PartialState
+) -> tuple[Samples, Samples | None]:
+    """The samples reading Whisper features from ``root``, where all of them are then."""
+    cache = FeatureCache(root, network.whisper, network.dtype)
+    given = [samples for samples in both if samples is not None]
+    sounds = (sound for samples in given for sound in samples.sounds())
+    cache.fill(sounds, network.whisper_features, given[0].builder.extractor, state)
+    reading = [replace(s, builder=replace(s.builder, read_features=cache.read)) for s in given]
+    return reading[0], reading[1] if both[1] is not None else None
 
 
 def make_builder(settings: FinetuneSettings, directory: Path) -> SampleBuilder:
@@ -151,13 +123,13 @@ def make_builder(settings: FinetuneSettings, directory: Path) -> SampleBuilder:
     config = LanguageModelConfig.from_directory(directory)
     tokenizer = TextTokenizer(directory)
     check_vocabulary(tokenizer, config, directory)
-    whisper = directory / WHISPER_FOLDER
-    mels = encoder_config(read_json(whisper / "config.json"), whisper).num_mel_bins
+    _, whisper = understanding_parts(directory)
+    mels = whisper.store.tensors["conv1.weight"].shape[1]
     return SampleBuilder(
         tokenizer.encode,
         tokenizer.special,
         config,
-        feature_extractor(whisper, mels),
+        feature_extractor(directory / WHISPER_FOLDER, mels),
         Path(settings.audio_root),
         min(settings.max_length, config.max_positions),
         LazySpeechCodes(directory / SPEECH_TOKENIZER_FOLDER),
@@ -199,16 +171,5 @@ def _network(
             settings.gradient_checkpointing,
             settings.seed,
             report,
+            quantized=settings.method == "qlora",
         )
-
-
-def _finish(model: Path, final: Path) -> None:
-    """The last checkpoint's model under a name of its own, which outlives checkpoints."""
-    part = final.with_name(f".{final.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    for folder, _, names in os.walk(model):
-        target = part / Path(folder).relative_to(model)
-        target.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            link_or_copy(Path(folder) / name, target / name)
-    publish(part, final)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE
 from kimia_infer.training.attention import causal_attention
 from kimia_infer.training.batch import Batch
 from kimia_infer.training.loss import TrackLosses, track_loss
+from kimia_infer.training.stream_dropout import StreamDropout
 
 PARTS = {
     "embedding": ("language_model.embedding.",),
@@ -35,6 +36,8 @@ class TrainingNetwork(nn.Module):
         language_model: as served, with both full heads.
         whisper: the encoder, as served.
         dtype: of activations; float32, or bfloat16 under autocast.
+
+    ``stream_dropout``, if there is one, takes a stream from some sounds while training.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class TrainingNetwork(nn.Module):
         self.language_model = language_model
         self.whisper = whisper
         self.dtype = dtype
+        self.stream_dropout: StreamDropout | None = None
 
     def forward(self, batch: Batch) -> TrackLosses:
         """The losses of every sample.
@@ -51,7 +55,7 @@ class TrainingNetwork(nn.Module):
         Both branches always run, and the adaptor too, so that every process of a sharded run
         takes part in every exchange and parameters without influence get zero gradients.
         """
-        with torch.autocast(batch.audio_ids.device.type, torch.bfloat16, self._mixed):
+        with self._autocast(batch.audio_ids.device):
             x = self._embed(batch)
             model = self.language_model
             hidden = model(x, causal_attention(model.config))
@@ -62,9 +66,8 @@ class TrainingNetwork(nn.Module):
                 track_loss(hidden.text, model.text_head, batch.text_labels, batch.text_loss_mask),
             )
 
-    @property
-    def _mixed(self) -> bool:
-        return self.dtype == torch.bfloat16
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, torch.bfloat16, self.dtype == torch.bfloat16)
 
     def _embed(self, batch: Batch) -> Tensor:
         """Sum of both tracks' embeddings [batch, length, hidden_size].
@@ -72,10 +75,13 @@ class TrainingNetwork(nn.Module):
         As :meth:`LanguageModel.embed` does it, for parameters that may differ in dtype. The
         text track of a sample is never all 0, which alone is treated differently there.
         """
-        model = self.language_model
-        audio, text = model.embedding(torch.stack([batch.audio_ids, batch.text_ids])).to(self.dtype)
-        adapted = model.adaptor(self._features(batch)).to(self.dtype)
-        if batch.mel is None:
+        model, audio_ids, features = self.language_model, batch.audio_ids, self._features(batch)
+        heard = batch.mel is not None or batch.features is not None
+        if self.training and self.stream_dropout is not None and heard:
+            audio_ids, features = self.stream_dropout(audio_ids, batch.is_continuous, features)
+        audio, text = model.embedding(torch.stack([audio_ids, batch.text_ids])).to(self.dtype)
+        adapted = model.adaptor(features).to(self.dtype)
+        if not heard:
             return audio + text + 0 * adapted.sum()
         scale = torch.tensor(math.sqrt(2.0), dtype=self.dtype, device=audio.device)
         continuous = batch.is_continuous
@@ -84,6 +90,8 @@ class TrainingNetwork(nn.Module):
 
     def _features(self, batch: Batch) -> Tensor:
         """Whisper features [positions, adaptor_input_dim] of all sounds; one of zeros without."""
+        if batch.features is not None:
+            return batch.features
         config, mel, counts = self.language_model.config, batch.mel, batch.segment_codes
         trained = any(parameter.requires_grad for parameter in self.whisper.parameters())
         if mel is None:
@@ -93,9 +101,17 @@ class TrainingNetwork(nn.Module):
             shape = (1, encoder.num_mel_bins, 2 * encoder.max_source_positions)
             mel, counts = torch.zeros(shape, device=batch.audio_ids.device), [1]
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            return self.whisper_features(mel, counts)
+
+    def whisper_features(self, mel: Tensor, counts: Sequence[int]) -> Tensor:
+        """Features fp32 [positions, adaptor_input_dim] of spectrograms [segments, mels, frames].
+
+        ``counts`` says how many each segment gives.
+        """
+        with self._autocast(mel.device):
             frames = self.whisper(mel.to(self.dtype)).last_hidden_state
         kept = [rows[: FRAMES_PER_CODE * count] for rows, count in zip(frames, counts, strict=True)]
-        return torch.cat(kept).reshape(-1, config.adaptor_input_dim).float()
+        return torch.cat(kept).reshape(-1, self.language_model.config.adaptor_input_dim).float()
 
     def blocks(self) -> Iterator[nn.Module]:
         """The layers, in the order in which they run."""

@@ -1,7 +1,7 @@
 """One process or several, on the CPU or on accelerators: who computes and holds what.
 
-``accelerate launch`` (or ``torchrun``) starts the processes; the parameters, their gradients
-and the optimizer's state are then divided among them (FSDP).
+``torchrun`` starts the processes; the parameters, their gradients and the optimizer's state are
+then divided among them (FSDP).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What teaches the speech tokenizer: recognition of the text from its codes, by CTC."""
+"""What teaches the speech tokenizer: recognition of text and phones from its codes."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ MELS_PER_FRAME = 2  # the second convolution of the encoder
 
 @dataclass(frozen=True)
 class Units:
-    """The characters and words of all texts, in order; unit i has the id i + 1, after the blank."""
+    """The characters, words and phones of all texts, in order.
+
+    Character or word i has the id i + 1, after the blank; phone i has the id i.
+    """
 
     characters: tuple[str, ...]
     words: tuple[str, ...]
+    phones: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Units:
+    def of(cls, texts: Iterable[str], phones: Iterable[str] = ()) -> Units:
         texts = [normal(text) for text in texts]
         return cls(
             tuple(sorted({character for text in texts for character in text})),
             tuple(sorted({word for text in texts for word in text.split()})),
+            tuple(sorted(set(phones))),
         )
 
     @cached_property
@@ -39,8 +44,23 @@ class Units:
     def character_ids(self, text: str) -> Tensor:
         return torch.tensor([self._ids[0][character] for character in normal(text)])
 
+    def phone_ids(self, numbers: Tensor) -> Tensor:
+        """Of phones by :func:`phone_number`, int64 of any shape."""
+        order = sorted(range(len(self.phones)), key=lambda i: phone_number(self.phones[i]))
+        known = torch.tensor([phone_number(self.phones[i]) for i in order], device=numbers.device)
+        places = torch.searchsorted(known, numbers)
+        return torch.tensor(order, device=numbers.device)[places]
+
     def word_ids(self, text: str) -> Tensor:
         return torch.tensor([self._ids[1][word] for word in normal(text).split()])
+
+
+def phone_number(name: str) -> int:
+    """A number that stands for a phone in tensors. ValueError for names of more than 7 bytes."""
+    data = name.encode()
+    if len(data) > 7:
+        raise ValueError(f"the name {name!r} of a phone has more than 7 bytes")
+    return int.from_bytes(data)
 
 
 def normal(text: str) -> str:
@@ -68,16 +88,19 @@ class ConvolutionBlock(nn.Module):
 
 
 class Recognizer(nn.Module):
-    """Layers above the codes: characters at 50 Hz, words at 12.5 Hz, and the spectrogram.
+    """Layers above the codes: characters and phones at 50 Hz, words at 12.5 Hz, the spectrogram.
 
     Args:
         width: of the vectors.
         layers: convolution blocks.
         characters: ids with the blank; 0: no such output. ``words`` likewise.
         mels: bands of the spectrogram at 100 Hz; 0: no such output.
+        phones: without a blank; 0: no such output.
     """
 
-    def __init__(self, width: int, layers: int, characters: int, words: int, mels: int):
+    def __init__(
+        self, width: int, layers: int, characters: int, words: int, mels: int, phones: int = 0
+    ):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.spread = nn.Linear(width, FRAMES_PER_CODE * width)
@@ -86,6 +109,7 @@ class Recognizer(nn.Module):
         self.characters = nn.Linear(width, characters) if characters else None
         self.words = nn.Linear(width, words) if words else None
         self.mel = nn.Linear(width, MELS_PER_FRAME * mels) if mels else None
+        self.phones = nn.Linear(width, phones) if phones else None
 
     def forward(self, vectors: Tensor, counts: Tensor) -> Tensor:
         """Frames [batch, 4 * codes, width] of vectors [batch, codes, width], ``counts`` valid."""

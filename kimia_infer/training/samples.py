@@ -25,6 +25,7 @@ from kimia_infer.training.spoken_answers import learn_spoken_answers
 
 Wave = np.ndarray
 EncodeSpeech = Callable[[Wave], Tensor]
+ReadFeatures = Callable[[Path], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Sample:
 
     Ids, labels (int64) and masks (bool) are [length]. ``mel`` holds the log-mel spectrograms
     of all 30 s segments of its sounds in order, float32 [segments, mels, frames], and
-    ``segment_codes`` how many feature vectors each of them gives; no sound, no mel.
+    ``segment_codes`` how many feature vectors each of them gives; no sound, no mel. Stored
+    features of all its sounds, float32 [positions, dim], take their place.
     """
 
     audio_ids: Tensor
@@ -45,6 +47,7 @@ class Sample:
     text_loss_mask: Tensor
     mel: Tensor | None
     segment_codes: list[int]
+    features: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.audio_ids)
@@ -64,6 +67,7 @@ class SampleBuilder:
         encode_speech: computes codes, as :meth:`SpeechCodes.encode`, where a message carries
             none; None refuses such messages.
         spoken_answers: whether an assistant's messages of type audio-text are learned.
+        read_features: gives stored Whisper features of a sound; without, spectrograms are made.
     """
 
     encode_text: Callable[[str], list[int]]
@@ -74,6 +78,7 @@ class SampleBuilder:
     max_length: int
     encode_speech: EncodeSpeech | None = None
     spoken_answers: bool = False
+    read_features: ReadFeatures | None = None
 
     def build(self, conversation: Conversation) -> Sample:
         """The sample that ``conversation`` trains.
@@ -81,11 +86,15 @@ class SampleBuilder:
         Raises:
             DataError: see :meth:`check`; or codes and sound differ in length.
         """
+        stored = self.read_features is not None
         waves = {
             index: self._wave(index, message)
             for index, message in enumerate(conversation.messages)
             if message.audio is not None
-            and (message.message_type == "audio" or index not in conversation.audio_ids)
+            and (
+                index not in conversation.audio_ids
+                or (message.message_type == "audio" and not stored)
+            )
         }
         computed = {}
         for index, wave in waves.items():
@@ -95,12 +104,9 @@ class SampleBuilder:
                 self._require_encoder(index)
                 computed[index] = self.encode_speech(wave).tolist()
         prompt = self._prompt(conversation, computed)
-        segments = [s for index in prompt.feature_messages for s in split_segments(waves[index])]
-        mel = None
-        if segments:
-            mel = self.extractor(
-                segments, sampling_rate=SAMPLE_RATE, return_tensors="pt"
-            ).input_features
+        segments = []
+        if not stored:
+            segments = [s for i in prompt.feature_messages for s in split_segments(waves[i])]
         labels = next_token_labels(prompt, self.special.pad)
         return Sample(
             torch.tensor(prompt.audio_ids),
@@ -110,9 +116,31 @@ class SampleBuilder:
             torch.tensor(labels.text_ids),
             torch.tensor(labels.audio_loss_mask),
             torch.tensor(labels.text_loss_mask),
-            mel,
+            self._mel(segments),
             [segment_codes(len(segment)) for segment in segments],
+            self._stored_features(conversation, prompt) if stored else None,
         )
+
+    def _mel(self, segments: list[Wave]) -> Tensor | None:
+        if not segments:
+            return None
+        return self.extractor(
+            segments, sampling_rate=SAMPLE_RATE, return_tensors="pt"
+        ).input_features
+
+    def sounds(self, conversation: Conversation) -> list[Path]:
+        """The files whose Whisper features the sample of ``conversation`` has."""
+        return [self._path(m) for m in conversation.messages if m.message_type == "audio"]
+
+    def _stored_features(self, conversation: Conversation, prompt: Prompt) -> Tensor | None:
+        stored = [self.read_features(path) for path in self.sounds(conversation)]
+        rows, places = sum(map(len, stored)), sum(prompt.is_continuous)
+        if rows != places:
+            raise DataError(
+                f"conversation: {places} speech codes, but the sounds gave {rows} Whisper "
+                "features; extract the codes again"
+            )
+        return torch.cat(stored) if stored else None
 
     def check(self, conversation: Conversation) -> Prompt:
         """Whether a sample can be built, without its features; the prompt it will have.

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from accelerate import PartialState
-from peft import LoraConfig
 from torch import Tensor, nn
 
-from kimia_infer.training.adapters import WEIGHTS_NAME, stored_name
-from kimia_infer.training.building import WHISPER_FOLDER, Source, base_parameters
-from kimia_infer.training.checkpoints import LiveTensor, live, write_tensors
+from kimia_infer.training.adapters import stored_name
+from kimia_infer.training.building import Source, base_parameters
+from kimia_infer.training.checkpoints import LiveTensor, live, take_over, write_tensors
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.training.parallel import whole
-from kimia_infer.weights.layout import INDEX_NAME, RECORD_NAME
-from kimia_infer.weights.manifest import MANIFEST_NAME
+from kimia_infer.weights.adapter import WEIGHTS_NAME
+from kimia_infer.weights.layout import TUNED_WHISPER, WHISPER_FOLDER
 
-SFT_WHISPER_PREFIX = "whisper_model.speech_encoder."
-"""Of the Whisper encoder inside published fine-tuned checkpoints."""
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 WHISPER_PREFIX = "model.encoder."
-_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
-_NOT_COPIED = (RECORD_NAME, MANIFEST_NAME)  # they state sizes and checksums
 
 
 def write_adapter(
@@ -48,17 +43,19 @@ def write_model(
     """Write a checkpoint that can be served, in the published names and the stored dtypes.
 
     What was not trained is taken over from ``source``, weights as hard links where the file
-    system allows. A trained Whisper encoder is stored where serving reads it, and with the language
-    model too, as in published fine-tuned checkpoints. All processes have to call this.
+    system allows. A Whisper encoder that is trained, or was before, is stored with the language
+    model, as in published fine-tuned checkpoints, and in its folder too. All processes have to
+    call this.
     """
+    with_whisper = with_whisper or source.tuned_whisper
     tensors = list(_published(network, source))
     if with_whisper:
-        tensors += _whisper(network, source, SFT_WHISPER_PREFIX)
+        tensors += _whisper(network, source, TUNED_WHISPER)
         path = folder / WHISPER_FOLDER / "model.safetensors"
         write_tensors(path, _whisper(network, source, WHISPER_PREFIX), state.is_main_process)
     write_tensors(folder / "model.safetensors", tensors, state.is_main_process)
     if state.is_main_process:
-        _take_over(source.directory, folder, [".", *([WHISPER_FOLDER] if with_whisper else [])])
+        take_over(source.directory, folder, [".", *([WHISPER_FOLDER] if with_whisper else [])])
 
 
 def _published(network: TrainingNetwork, source: Source) -> Iterator[LiveTensor]:
@@ -93,29 +90,3 @@ class _LastGathered:
         if parameter is not self._parameter:
             self._parameter, self._value = parameter, whole(parameter)
         return self._value
-
-
-def _take_over(source: Path, target: Path, rewritten: Sequence[str]) -> None:
-    """Link or copy the files of the checkpoint ``source`` but the weights in ``rewritten``."""
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        hidden = any(part.startswith(".") for part in name.parts)
-        weights = path.suffix == ".safetensors" or path.name == INDEX_NAME
-        replaced = weights and name.parent.as_posix() in rewritten
-        if not path.is_file() or hidden or replaced or name.as_posix() in _NOT_COPIED:
-            continue
-        new = target / name
-        new.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(path, new)
-
-
-def link_or_copy(path: Path, new: Path) -> None:
-    """A copy; of weights a hard link, where the file system allows."""
-    if path.suffix in (".safetensors", ".pt"):
-        try:
-            os.link(path.resolve(), new)
-            return
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-    shutil.copyfile(path, new)

@@ -8,9 +8,8 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.audio_utils import mel_filter_bank
 
-from kimia_infer.detokenizer.mel import MEL_FLOOR, POWER_FLOOR, MelConfig
+from kimia_infer.detokenizer.mel import MEL_FLOOR, POWER_FLOOR, MelConfig, mel_filters
 
 RESOLUTIONS = (512, 1024, 2048)
 """Window lengths in samples; windows overlap by three quarters."""
@@ -41,7 +40,7 @@ def log_mels(waves: Tensor, config: MelConfig) -> Tensor:
     edge = (config.n_fft - config.hop_size) // 2
     padded = F.pad(waves[:, None], (edge, edge), mode="reflect")[:, 0]
     found = magnitudes(padded, config.n_fft, config.hop_size, config.win_size)
-    return (_filters(config, waves.device) @ found).clamp(min=MEL_FLOOR).log()
+    return (mel_filters(config, waves.device).T @ found).clamp(min=MEL_FLOOR).log()
 
 
 def stft_loss(found: Tensor, wanted: Tensor) -> Tensor:
@@ -65,18 +64,3 @@ def stft_loss(found: Tensor, wanted: Tensor) -> Tensor:
 @functools.cache
 def _window(size: int, device: torch.device) -> Tensor:
     return torch.hann_window(size, device=device)
-
-
-@functools.cache
-def _filters(config: MelConfig, device: torch.device) -> Tensor:
-    """[mel_bins, n_fft / 2 + 1], as :func:`log_mel` uses them."""
-    filters = mel_filter_bank(
-        num_frequency_bins=config.n_fft // 2 + 1,
-        num_mel_filters=config.mel_bins,
-        min_frequency=config.fmin,
-        max_frequency=config.fmax,
-        sampling_rate=config.sample_rate,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    return torch.from_numpy(filters).float().T.contiguous().to(device)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -35,12 +36,23 @@ from kimia_infer.training.codec_run import (
 )
 from kimia_infer.training.codec_settings import TokenizerSettings
 from kimia_infer.training.conversations import DataError
-from kimia_infer.training.recognizer import Recognizer, Units, ctc, frames_needed, normal
+from kimia_infer.training.recognizer import (
+    Recognizer,
+    Units,
+    ctc,
+    frames_needed,
+    normal,
+    phone_number,
+)
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.checkpoint import read_json
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
 MELS = 128  # published configuration
+FRAME_RATE = 50  # of the encoder, per second
+SILENCE = "_"
+"""The phone before the first; espeak-ng's name of a pause."""
+
 MEL_PER_CODE = 8  # spectrogram frames: two per frame of the encoder, pooled by four
 
 
@@ -60,8 +72,9 @@ def train_tokenizer(settings: TokenizerSettings, resume: bool = False) -> Outcom
 
     def read_data() -> tuple[SoundSamples, SoundSamples | None]:
         both = read_samples(settings, reader.read, reader.seconds, needs_text=True)
-        texts = [s.text for samples in both if samples is not None for s in samples.sounds]
-        units.append(Units.of(texts))
+        sounds = [s for samples in both if samples is not None for s in samples.sounds]
+        phones = {name for s in sounds for name, _ in s.phones or ()}
+        units.append(Units.of((s.text for s in sounds), phones | {SILENCE}))
         return both
 
     def build(samples: SoundSamples, written: Path | None, device: torch.device):
@@ -89,7 +102,10 @@ class SpokenTextReader:
         return example["mel"].shape[1] / (SAMPLE_RATE / LOG_MEL["hop_length"])
 
     def read(self, sound: Sound) -> Example:
-        """``mel`` fp32 [mels, frames], ``count`` of its codes, ``text`` as code points."""
+        """``mel`` fp32 [mels, frames], ``count`` of its codes, ``text`` as code points.
+
+        Where phones are learned, also ``phones`` int64 [4 * count] by :func:`phone_number`.
+        """
         wave = load_audio(sound.path, max_seconds=self.settings.max_seconds)
         features = self.extractor(
             [wave],
@@ -101,12 +117,15 @@ class SpokenTextReader:
         )
         count = segment_codes(len(wave))
         self._check(normal(sound.text), count)
-        return {
+        example = {
             "mel": features.input_features[0],
             "mask": features.attention_mask[0],
             "count": torch.tensor(count),
             "text": torch.tensor([ord(character) for character in sound.text]),
         }
+        if self.settings.phone_weight:
+            example["phones"] = frame_phones(sound, FRAMES_PER_CODE * count)
+        return example
 
     def _check(self, text: str, count: int) -> None:
         """Whether the sound is long enough for its text."""
@@ -119,17 +138,36 @@ class SpokenTextReader:
                 raise DataError(f"text: {len(units)} {name} cannot be spoken in {seconds:.2f} s")
 
 
+def frame_phones(sound: Sound, frames: int) -> Tensor:
+    """The phone in the middle of every frame of 20 ms, int64 [frames] by :func:`phone_number`.
+
+    Raises:
+        DataError: ``sound`` does not say its phones, or they cannot be told apart.
+    """
+    if sound.phones is None:
+        raise DataError("phones: missing; give pairs of a name and a second, or phone_weight=0")
+    names, seconds = zip(("", -math.inf), *sound.phones, strict=True)
+    middles = (torch.arange(frames) + 0.5) / FRAME_RATE
+    places = torch.searchsorted(torch.tensor(seconds), middles, right=True) - 1
+    try:
+        numbers = torch.tensor([phone_number(name or SILENCE) for name in names])
+    except ValueError as error:
+        raise DataError(f"phones: {error}") from error
+    return numbers[places]
+
+
 class TokenizerLosses(NamedTuple):
     """Of every sound, float32 [batch], already weighted; zeros where a weight is 0."""
 
     characters: Tensor
     words: Tensor
+    phones: Tensor
     mel: Tensor
     commitment: Tensor
 
     @property
     def total(self) -> Tensor:
-        return self.characters + self.words + self.mel + self.commitment
+        return self.characters + self.words + self.phones + self.mel + self.commitment
 
 
 class TokenizerNetwork(CodecNetwork):
@@ -148,12 +186,15 @@ class TokenizerNetwork(CodecNetwork):
             len(units.characters) + 1 if settings.character_weight else 0,
             len(units.words) + 1 if settings.word_weight else 0,
             encoder.num_mel_bins if settings.mel_weight else 0,
+            len(units.phones) if settings.phone_weight else 0,
         )
         tokenizer.codebook.requires_grad_(False)
         self.code_book = RunningCodeBook(
             tokenizer.codebook, settings.code_decay, settings.dead_below
         )
         described = "".join(units.characters) + "\n" + "\n".join(units.words)
+        if settings.phone_weight:
+            described += "\n\n" + "\n".join(units.phones)
         self._units_mark = torch.tensor([zlib.crc32(described.encode())])
 
     def forward(self, batch: Examples) -> TokenizerLosses:
@@ -182,7 +223,7 @@ class TokenizerNetwork(CodecNetwork):
     ) -> TokenizerLosses:
         texts = ["".join(map(chr, item["text"].tolist())) for item in batch.items]
         settings, none = self.settings, torch.zeros(len(mel), device=mel.device)
-        characters, words, rebuilt = none, none, none
+        characters, words, phones, rebuilt = none, none, none, none
         if settings.character_weight:
             scores = self.recognizer.characters(frames)
             wanted = [self.units.character_ids(text) for text in texts]
@@ -191,11 +232,21 @@ class TokenizerNetwork(CodecNetwork):
             wanted = [self.units.word_ids(text) for text in texts]
             scores = self.recognizer.word_scores(frames)
             words = settings.word_weight * ctc(scores, counts, wanted)
+        if settings.phone_weight:
+            phones = settings.phone_weight * self._phone_loss(batch, frames)
         if settings.mel_weight:
             valid = torch.arange(mel.shape[2], device=mel.device) < MEL_PER_CODE * counts[:, None]
             errors = (self.recognizer.spectrogram(frames).float() - mel).abs().mean(1) * valid
             rebuilt = settings.mel_weight * errors.sum(1) / (MEL_PER_CODE * counts)
-        return TokenizerLosses(characters, words, rebuilt, commitment)
+        return TokenizerLosses(characters, words, phones, rebuilt, commitment)
+
+    def _phone_loss(self, batch: Examples, frames: Tensor) -> Tensor:
+        """Cross-entropy per frame, float32 [batch]."""
+        wanted = [self.units.phone_ids(item["phones"]) for item in batch.items]
+        wanted = pad_sequence(wanted, batch_first=True, padding_value=-1)
+        scores = self.recognizer.phones(frames).float().mT
+        errors = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="none")
+        return errors.sum(1) / (wanted >= 0).sum(1)
 
     def blocks(self) -> Iterator[nn.Module]:
         yield from self.tokenizer.layers

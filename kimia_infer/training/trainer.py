@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +53,7 @@ class Trainer:
             has ``weights`` and ``names`` and can be moved.
         held_out: evaluation data of the same kind, or None.
         write_model: writes what is served to a directory, for checkpoints.
+        lengths: of ``samples``, if those of similar length are to share a step.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Trainer:
         samples: Samples,
         held_out: Samples | None,
         write_model: Callable[[Path], None],
+        lengths: Sequence[int] | None = None,
     ):
         self.settings, self.state, self.network = settings, state, network
         self.samples, self.held_out, self.write_model = samples, held_out, write_model
@@ -75,6 +77,7 @@ class Trainer:
             settings.accumulation,
             state.num_processes,
             settings.seed,
+            lengths=lengths,
         )
         self.steps = settings.max_steps or settings.epochs * self.plan.steps_per_epoch
         self.step = 0

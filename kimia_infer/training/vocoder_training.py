@@ -193,24 +193,22 @@ def waves(vocoder: Vocoder, mel: Tensor) -> Tensor:
 def new_config(settings: VocoderSettings) -> dict:
     """The published structure of ``config.json``."""
     size = settings.size
-    rates, kernels = size.rates or (8, 5, 4, 3), size.kernels or (16, 9, 8, 5)
-    block_kernels, dilations = size.block_kernels or (3,), size.dilations or (1, 3, 5)
     return {
         "activation": "snakebeta",
         "fmax": size.fmax,
         "fmin": size.fmin,
-        "hop_size": math.prod(rates),
+        "hop_size": math.prod(size.rates),
         "n_fft": N_FFT,
         "num_freq": N_FFT + 1,
         "num_mels": size.mel_bins,
         "resblock": "1",
-        "resblock_dilation_sizes": [list(dilations)] * len(block_kernels),
-        "resblock_kernel_sizes": list(block_kernels),
+        "resblock_dilation_sizes": [list(size.dilations)] * len(size.block_kernels),
+        "resblock_kernel_sizes": list(size.block_kernels),
         "sampling_rate": SAMPLE_RATE,
         "snake_logscale": True,
         "upsample_initial_channel": size.channels,
-        "upsample_kernel_sizes": list(kernels),
-        "upsample_rates": list(rates),
+        "upsample_kernel_sizes": list(size.kernels),
+        "upsample_rates": list(size.rates),
         "use_bias_at_final": False,
         "use_tanh_at_final": False,
         "win_size": N_FFT,

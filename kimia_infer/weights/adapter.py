@@ -123,6 +123,11 @@ class Adapter:
         layer = f"{stage}.{slot.parameter.removesuffix('.weight')}"
         if layer not in self.factors or not slot.parameter.endswith(".weight"):
             return slot
+        if slot.combine is not None:
+            raise CheckpointError(
+                f"{self.directory}: the weights of {layer} are not stored as plain values, the "
+                "only ones that an adapter can be added to; use the checkpoint it was trained on"
+            )
         first_row = 0 if slot.rows is None else slot.rows[0]
         return replace(slot, combine=partial(self._changed, layer, first_row))
 

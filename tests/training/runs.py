@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from kimia_infer.training import trainer
 from kimia_infer.training.config import FinetuneSettings, read_settings
 
 MINI = Path(__file__).resolve().parents[2] / "weights" / "mini"
@@ -64,3 +67,23 @@ def assignments_of(data: Path, output: Path, *assignments: str) -> list[str]:
         "gradient_checkpointing=false",
         *assignments,
     ]
+
+
+def losses(outcome: trainer.Outcome, name: str = "loss") -> list[float]:
+    """What was reported under ``name``, step by step."""
+    return [line[name] for line in outcome.metrics if name in line]
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object], step: int) -> None:
+    """Run, and break off hard when ``step`` steps are done."""
+    one_step = trainer.Trainer._one_step
+
+    def until(self, stream):
+        if self.step == step:
+            raise KeyboardInterrupt
+        return one_step(self, stream)
+
+    monkeypatch.setattr(trainer.Trainer, "_one_step", until)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    monkeypatch.undo()

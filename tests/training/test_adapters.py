@@ -1,4 +1,4 @@
-"""Adapters: trained alone, saved as peft does, and equal whether applied or merged."""
+"""Adapters: trained alone, saved as peft does, and equal once they are added to the weights."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ import pytest
 import torch
 from accelerate import PartialState
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 
-from kimia_infer.training.adapters import (
-    WEIGHTS_NAME,
-    apply_adapter,
-    load_adapters,
-    lora_config,
-    merge_adapters,
-)
+from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.batch import Batch, join
 from kimia_infer.training.building import trained_parameters
 from kimia_infer.training.config import LORA_PARTS, ConfigError, LoraSettings
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.training.servable import write_adapter
-from kimia_infer.weights.checkpoint import CheckpointError
+from kimia_infer.weights.adapter import Adapter
 from tests.training import recorded
 from tests.training.recorded import SAMPLES, SPECIAL
 
@@ -88,42 +81,20 @@ def test_only_linear_layers_can_be_adapted():
         lora_config(SETTINGS, ["embedding"], "base")
 
 
-def test_a_saved_adapter_gives_the_same_losses(
-    trained: TrainingNetwork, directory: Path, batch: Batch
-):
-    expected = trained(batch).total
-    assert not torch.allclose(expected, recorded.network()(batch).total, rtol=0.05)
-    network = recorded.network()
-    load_adapters(network, directory)
-    torch.testing.assert_close(network(batch).total, expected)
-    merge_adapters(network)
-    assert not [name for name, _ in network.named_parameters() if "lora" in name]
-    torch.testing.assert_close(network(batch).total, expected, rtol=1e-4, atol=1e-4)
-
-
 def test_peft_reads_it(trained: TrainingNetwork, directory: Path, batch: Batch):
     network = PeftModel.from_pretrained(recorded.network(), directory)
     torch.testing.assert_close(network(batch).total, trained(batch).total)
 
 
-def test_an_adapter_is_applied_to_served_stages(
+def test_a_saved_adapter_gives_the_same_losses(
     trained: TrainingNetwork, directory: Path, batch: Batch
 ):
-    base = recorded.network()
-    apply_adapter(directory, base.language_model, base.whisper)
-    torch.testing.assert_close(base(batch).total, trained(batch).total, rtol=1e-4, atol=1e-4)
-
-
-def test_an_adapter_of_another_model_is_refused(directory: Path, tmp_path: Path):
-    with pytest.raises(CheckpointError, match="file missing"):
-        load_adapters(recorded.network(), tmp_path)
-    tensors = load_file(directory / WEIGHTS_NAME)
-    name = next(iter(tensors))
-    for path in directory.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    save_file({**tensors, name: torch.zeros(3, 3)}, tmp_path / WEIGHTS_NAME)
-    with pytest.raises(CheckpointError, match="has shape"):
-        load_adapters(recorded.network(), tmp_path)
-    save_file({n: t for n, t in tensors.items() if n != name}, tmp_path / WEIGHTS_NAME)
-    with pytest.raises(CheckpointError, match="is missing"):
-        load_adapters(recorded.network(), tmp_path)
+    expected = trained(batch).total
+    network = recorded.network()
+    assert not torch.allclose(expected, network(batch).total, rtol=0.05)
+    adapter = Adapter.read(directory)
+    assert (adapter.base, adapter.scale) == ("base", SETTINGS.alpha / SETTINGS.rank)
+    parts = adapter.adapted(recorded.source().children)
+    stages = {n: p.load(torch.device("cpu"), torch.float32) for n, p in parts.items()}
+    served = TrainingNetwork(**stages, dtype=torch.float32)
+    torch.testing.assert_close(served(batch).total, expected, rtol=1e-4, atol=1e-4)

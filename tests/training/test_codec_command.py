@@ -15,7 +15,7 @@ from torch import nn
 from kimia_infer.detokenizer.dit import dit_part
 from kimia_infer.training.checkpoints import all_checkpoints
 from kimia_infer.training.codec_data import SoundSamples, find_sounds
-from kimia_infer.training.codec_run import FINAL, WeightAverage
+from kimia_infer.training.codec_run import WeightAverage
 from kimia_infer.training.codec_settings import PARTS, DetokenizerSettings
 from kimia_infer.training.config import describe, read_settings
 from kimia_infer.training.conversations import DataError
@@ -25,8 +25,9 @@ from kimia_infer.training.detokenizer_training import (
     train_detokenizer,
 )
 from kimia_infer.training.plan import MicroBatch
+from kimia_infer.training.runs import FINAL
 from kimia_infer.training.trainer import Outcome
-from tests.training.runs import MINI, write_sound
+from tests.training.runs import MINI, losses, write_sound
 
 COMMAND = MINI.parents[1] / "scripts" / "train_codec"
 
@@ -51,10 +52,6 @@ def run(sounds: Path, output: Path, *more: str) -> Outcome:
     return train_detokenizer(
         read_settings(DetokenizerSettings, None, assignments(sounds, output, *more))
     )
-
-
-def losses(outcome: Outcome, name: str = "loss") -> list[float]:
-    return [line[name] for line in outcome.metrics if name in line]
 
 
 def test_the_command_runs(sounds: Path, tmp_path: Path):

@@ -16,10 +16,8 @@ from kimia_infer.detokenizer.flow import CACHE_TIMESTEP, MelStream, StreamConfig
 from kimia_infer.detokenizer.stream import Detokenizer
 from kimia_infer.detokenizer.vocoder import vocoder_part
 from kimia_infer.graphs import graphs_for
-from kimia_infer.training import trainer as trainer_module
 from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
 from kimia_infer.training.codec_data import SoundSamples, find_sounds
-from kimia_infer.training.codec_run import FINAL
 from kimia_infer.training.codec_settings import DetokenizerSettings
 from kimia_infer.training.config import ConfigError, read_settings
 from kimia_infer.training.conversations import DataError
@@ -33,7 +31,8 @@ from kimia_infer.training.detokenizer_training import (
 from kimia_infer.training.flow_matching import Chunk, FlowMatcher, chunk_layout, draw_chunks
 from kimia_infer.training.logs import PLOT
 from kimia_infer.training.plan import MicroBatch
-from tests.training.runs import MINI, write_sound
+from kimia_infer.training.runs import FINAL
+from tests.training.runs import MINI, interrupt, losses, write_sound
 
 CPU = torch.device("cpu")
 STREAM = StreamConfig(chunk_codes=5, look_ahead_codes=2, cache_frames=20, ode_points=4)
@@ -202,10 +201,6 @@ def test_gradients_reach_everything(sounds: Path, tmp_path: Path):
     assert dit.semantic_token_embedding.weight.grad[-1].abs().max() > 0  # dropped codes
 
 
-def losses(outcome, name: str = "loss") -> list[float]:
-    return [line[name] for line in outcome.metrics if name in line]
-
-
 def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
     outcome = train_detokenizer(settings(sounds, tmp_path, "max_steps=40", "eval_every=20"))
     found = losses(outcome)
@@ -243,18 +238,8 @@ def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
 def test_a_resumed_run_equals_an_uninterrupted_one(sounds: Path, tmp_path: Path, monkeypatch):
     options = ["max_steps=5", "save_every=2", "accumulation=2", "batch_size=1"]
     whole = train_detokenizer(settings(sounds, tmp_path / "whole", *options))
-    one_step = trainer_module.Trainer._one_step
-
-    def until_step_three(self, stream):
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return one_step(self, stream)
-
     parts = settings(sounds, tmp_path / "parts", *options)
-    monkeypatch.setattr(trainer_module.Trainer, "_one_step", until_step_three)
-    with pytest.raises(KeyboardInterrupt):
-        train_detokenizer(parts)
-    monkeypatch.undo()
+    interrupt(monkeypatch, lambda: train_detokenizer(parts), step=3)
     assert [path.name for path in all_checkpoints(tmp_path / "parts")] == ["step-00000002"]
     resumed = train_detokenizer(parts, resume=True)
     for name in ("loss", "eval_loss"):

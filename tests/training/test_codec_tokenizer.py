@@ -12,15 +12,14 @@ from torch import nn
 
 from kimia_infer.audio.load import load_audio
 from kimia_infer.tokenizer.speech import SpeechCodes, SpeechTokenizerConfig, speech_tokenizer_part
-from kimia_infer.training import trainer as trainer_module
 from kimia_infer.training.checkpoints import TrainingError
 from kimia_infer.training.code_book import RunningCodeBook
 from kimia_infer.training.codec_data import Examples, find_sounds
-from kimia_infer.training.codec_run import FINAL
 from kimia_infer.training.codec_settings import TokenizerSettings
 from kimia_infer.training.config import ConfigError, read_settings
 from kimia_infer.training.conversations import DataError
 from kimia_infer.training.recognizer import Recognizer, Units, ctc, frames_needed
+from kimia_infer.training.runs import FINAL
 from kimia_infer.training.speech_tokenizer_training import (
     SpokenTextReader,
     TokenizerNetwork,
@@ -29,7 +28,7 @@ from kimia_infer.training.speech_tokenizer_training import (
     train_tokenizer,
 )
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
-from tests.training.runs import write_sound
+from tests.training.runs import interrupt, losses, write_sound
 
 TEXTS = ("no", "yes it is", "oh", "a dog", "it is", "no no")
 CPU = torch.device("cpu")
@@ -191,10 +190,6 @@ def test_the_recognizer_does_not_hear_padding():
     torch.testing.assert_close(recognizer(vectors, counts)[:, :16], expected, rtol=0, atol=1e-6)
 
 
-def losses(outcome, name: str = "loss") -> list[float]:
-    return [line[name] for line in outcome.metrics if name in line]
-
-
 def test_a_run_learns_and_is_served(data: Path, tmp_path: Path):
     outcome = train_tokenizer(
         settings(data, tmp_path, "max_steps=60", "save_every=60", "learning_rate=5e-3")
@@ -225,18 +220,8 @@ def test_a_run_learns_and_is_served(data: Path, tmp_path: Path):
 def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, monkeypatch):
     options = ["max_steps=6", "save_every=2", "accumulation=2", "batch_size=2", "quantize_from=0.3"]
     whole = train_tokenizer(settings(data, tmp_path / "whole", *options))
-    one_step = trainer_module.Trainer._one_step
-
-    def until_step_three(self, stream):
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return one_step(self, stream)
-
     parts = settings(data, tmp_path / "parts", *options)
-    monkeypatch.setattr(trainer_module.Trainer, "_one_step", until_step_three)
-    with pytest.raises(KeyboardInterrupt):
-        train_tokenizer(parts)
-    monkeypatch.undo()
+    interrupt(monkeypatch, lambda: train_tokenizer(parts), step=3)
     resumed = train_tokenizer(parts, resume=True)
     for name in ("loss", "eval_loss", "commitment_loss"):
         assert losses(resumed, name) == losses(whole, name)
@@ -270,6 +255,6 @@ def test_bad_data_and_settings_stop_before_training(data: Path, tmp_path: Path):
         train_tokenizer(settings(data.parent, tmp_path / "run"))
     with pytest.raises(DataError, match=r"longer than the permitted 0\.5 s"):
         train_tokenizer(settings(data, tmp_path / "run", "max_seconds=0.5"))
-    with pytest.raises(ConfigError, match="character_weight: 0, and so is word_weight"):
+    with pytest.raises(ConfigError, match="character_weight: 0, and so are word_weight"):
         settings(data, tmp_path, "character_weight=0")
     assert not (tmp_path / "run").exists()

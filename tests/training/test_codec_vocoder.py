@@ -12,10 +12,8 @@ from safetensors.torch import load_file
 from kimia_infer.detokenizer.activation import AntiAliasedSnake
 from kimia_infer.detokenizer.mel import MelConfig, log_mel
 from kimia_infer.detokenizer.vocoder import Vocoder, VocoderConfig, vocoder_part
-from kimia_infer.training import trainer as trainer_module
 from kimia_infer.training.checkpoints import TrainingError
 from kimia_infer.training.codec_data import Examples, find_sounds
-from kimia_infer.training.codec_run import FINAL
 from kimia_infer.training.codec_settings import VocoderSettings
 from kimia_infer.training.config import ConfigError, read_settings
 from kimia_infer.training.conversations import DataError
@@ -24,6 +22,7 @@ from kimia_infer.training.discriminators import (
     discriminator_loss,
     generator_losses,
 )
+from kimia_infer.training.runs import FINAL
 from kimia_infer.training.spectral_loss import log_mels, stft_loss
 from kimia_infer.training.trainable_activation import use_activations
 from kimia_infer.training.vocoder_training import (
@@ -35,7 +34,7 @@ from kimia_infer.training.vocoder_training import (
     waves,
 )
 from kimia_infer.weights.errors import CheckpointError
-from tests.training.runs import write_sound
+from tests.training.runs import interrupt, losses, write_sound
 
 CPU = torch.device("cpu")
 
@@ -162,10 +161,6 @@ def test_each_side_learns_from_its_own_loss():
     assert all(parameter.grad.abs().max() > 0 for parameter in judges.parameters())
 
 
-def losses(outcome, name: str = "loss") -> list[float]:
-    return [line[name] for line in outcome.metrics if name in line]
-
-
 def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
     outcome = train_vocoder(settings(sounds, tmp_path, "max_steps=30", "eval_every=15"))
     found = losses(outcome)
@@ -199,18 +194,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     # Activations change after step 2, where the run is interrupted.
     options = ["max_steps=4", "save_every=2", f"adversarial={adversarial}", "anti_aliased_from=0.5"]
     whole = train_vocoder(settings(sounds, tmp_path / "whole", *options))
-    one_step = trainer_module.Trainer._one_step
-
-    def until_step_three(self, stream):
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return one_step(self, stream)
-
     parts = settings(sounds, tmp_path / "parts", *options)
-    monkeypatch.setattr(trainer_module.Trainer, "_one_step", until_step_three)
-    with pytest.raises(KeyboardInterrupt):
-        train_vocoder(parts)
-    monkeypatch.undo()
+    interrupt(monkeypatch, lambda: train_vocoder(parts), step=3)
     resumed = train_vocoder(parts, resume=True)
     for name in ("loss", "eval_loss", "discriminator_loss"):
         assert losses(resumed, name) == losses(whole, name)

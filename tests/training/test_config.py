@@ -60,7 +60,7 @@ def test_settings_survive_a_file():
         ("learning_rate=nan", "learning_rate: expected float"),
         ("eval_ratio=1.5", "eval_ratio: 1.5 is more than 0.9"),
         ("gradient_checkpointing=1", "gradient_checkpointing: expected bool"),
-        ("method=qlora", "method: expected one of full, lora"),
+        ("method=dora", "method: expected one of full, lora, qlora"),
         ("parts=trunk", "parts: expected a list"),
         ("parts=[]", "parts: expected a list"),
         ("parts=[brain]", "parts: expected one of embedding, trunk"),

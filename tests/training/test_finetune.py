@@ -20,25 +20,23 @@ from kimia_infer.training import trainer as trainer_module
 from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
 from kimia_infer.training.config import ConfigError
 from kimia_infer.training.conversations import DataError
-from kimia_infer.training.finetune import FINAL, finetune
+from kimia_infer.training.finetune import finetune
 from kimia_infer.training.logs import BOARD, PLOT
-from kimia_infer.training.trainer import Outcome
+from kimia_infer.training.runs import FINAL
 from tests.training import runs
-from tests.training.runs import MINI
+from tests.training.runs import MINI, interrupt, losses
 
 ROOT = MINI.parents[1]
 FINETUNE = ROOT / "scripts" / "finetune"
 FULL = "parts=[embedding, trunk, mimo, adaptor, heads]"  # Whisper takes most of the time
-METHODS = pytest.mark.parametrize("method", [FULL, "method=lora"], ids=["full", "lora"])
+METHODS = pytest.mark.parametrize(
+    "method", [FULL, "method=lora", "method=qlora"], ids=["full", "lora", "qlora"]
+)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     return runs.write_data(tmp_path_factory.mktemp("data"))
-
-
-def losses(outcome: Outcome, name: str = "loss") -> list[float]:
-    return [line[name] for line in outcome.metrics if name in line]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -69,19 +67,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     options = [method, "max_steps=5", "save_every=2", "accumulation=2", "batch_size=1"]
     whole = finetune(runs.settings(data, tmp_path / "whole", *options))
     settings = runs.settings(data, tmp_path / "parts", *options)
-
-    def killed(*arguments):
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
-    one_step = trainer_module.Trainer._one_step
-
-    def until_step_three(self, stream):
-        return killed() if self.step == 3 else one_step(self, stream)
-
-    monkeypatch.setattr(trainer_module.Trainer, "_one_step", until_step_three)
-    with pytest.raises(KeyboardInterrupt):
-        finetune(settings)
+    interrupt(monkeypatch, lambda: finetune(settings), step=3)
     assert [path.name for path in all_checkpoints(tmp_path / "parts")] == ["step-00000002"]
     resumed = finetune(settings, resume=True)
     assert losses(resumed) == losses(whole)

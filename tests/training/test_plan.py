@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimia_infer.training.plan import StepPlan, learning_rate_factor
+from kimia_infer.training.plan import POOL_STEPS, StepPlan, learning_rate_factor
 
 sizes = st.integers(1, 4)
 
@@ -47,6 +47,33 @@ def test_a_step_does_not_depend_on_how_it_is_divided(samples: int, size: int, pa
                 if weight
             ]
             assert sorted(found) == sorted(expected.indices)
+
+
+@given(st.integers(1, 400), sizes, sizes, st.integers(0, 9))
+def test_samples_of_similar_length_share_a_step(
+    samples: int, batch_size: int, accumulation: int, seed: int
+):
+    lengths = [(7 * index) % 101 for index in range(samples)]
+    plan = StepPlan(samples, batch_size, accumulation, 1, seed, lengths=lengths)
+    steps = [
+        sorted(lengths[i] for part in plan.micro_batches(step, 0) for i in part.indices)
+        for step in range(plan.steps_per_epoch)
+    ]
+    assert sorted(length for step in steps for length in step) == sorted(lengths)
+    assert [len(step) for step in steps[:-1]] == [plan.step_size] * (len(steps) - 1)
+    for first in range(0, len(steps), POOL_STEPS):  # nothing lies between those of a step
+        spans = sorted((step[0], step[-1]) for step in steps[first : first + POOL_STEPS])
+        assert all(before[1] <= after[0] for before, after in pairwise(spans))
+
+
+def test_short_steps_do_not_come_first():
+    plan = StepPlan(400, 4, 1, 1, 0, lengths=range(400))
+    firsts = [min(plan.micro_batches(step, 0)[0].indices) for step in range(2 * POOL_STEPS)]
+    assert firsts != sorted(firsts)
+    assert firsts == [
+        min(StepPlan(400, 2, 2, 1, 0, lengths=range(400)).micro_batches(step, 0)[0].indices)
+        for step in range(2 * POOL_STEPS)
+    ]
 
 
 def test_epochs_and_seeds_differ():

@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cog
 import pytest
-import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.loading import load_stages
-from kimia_infer.training.adapters import apply_adapter
+from kimia_infer.audio.wav import write_wav
+from kimia_infer.service.interface import read_interface
 from kimia_infer.training.conversations import ConversationFile
+from kimia_infer.training.espeak import RATE, Utterance, Voice, speak_all
+from kimia_infer.training.export import export
 from kimia_infer.training.extraction import extract_codes
-from kimia_infer.training.finetune import FINAL, finetune
+from kimia_infer.training.finetune import finetune
+from kimia_infer.training.runs import FINAL
+from predict import Predictor
 from tests.training import runs
 from tests.training.runs import MINI, TEXTS
 
+ROOT = MINI.parents[1]
 PARTS = "parts=[embedding, trunk, mimo, adaptor, heads]"
 NEW = "a bird sings on the red house at nine"
 
@@ -27,9 +32,19 @@ def _long_only(long: bool) -> None:
         pytest.skip("trains for a minute; run with --long")
 
 
-def lesson(folder: Path, index: int, *answer: dict) -> dict:
-    """A sound, longer from lesson to lesson, and what is to be answered."""
-    sound = runs.write_sound(folder / f"{index}.wav", 0.6 + 0.3 * index, index)
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> dict[str, Path]:
+    """The sentences as espeak-ng speaks them."""
+    folder, texts = tmp_path_factory.mktemp("speech"), (*TEXTS, NEW)
+    speeches = speak_all([Utterance(text, Voice("en-us", 150, 50)) for text in texts], 1)
+    paths = {text: folder / f"{number}.wav" for number, text in enumerate(texts)}
+    for path, speech in zip(paths.values(), speeches, strict=True):
+        write_wav(path, speech.wave / 2**15, RATE)
+    return paths
+
+
+def lesson(sound: Path, *answer: dict) -> dict:
+    """What is said and what is to be answered."""
     question = {"role": "user", "message_type": "audio", "content": str(sound)}
     return {"task_type": "understanding", "conversation": [question, *answer]}
 
@@ -50,8 +65,10 @@ def answers(model: KimiAudio, lessons: list[dict], output_type: str = "text") ->
     return [model.generate(line["conversation"][:1], output_type=output_type) for line in lessons]
 
 
-def test_text_answers_then_one_more_by_an_adapter(tmp_path: Path):
-    lessons = [lesson(tmp_path, i, said(text)) for i, text in enumerate(TEXTS)]
+def test_transcripts_then_one_more_by_an_adapter(
+    sounds: dict[str, Path], tmp_path: Path, monkeypatch
+):
+    lessons = [lesson(sounds[text], said(text)) for text in TEXTS]
     options = ("eval_ratio=0", "batch_size=5", "weight_decay=0")
     data = write(tmp_path, "known", lessons)
     full = tmp_path / "full"
@@ -62,7 +79,7 @@ def test_text_answers_then_one_more_by_an_adapter(tmp_path: Path):
     model = KimiAudio(str(full / FINAL), load_detokenizer=False, device="cpu")
     assert [text for _, text in answers(model, lessons)] == list(TEXTS)
 
-    lessons.append(lesson(tmp_path, len(TEXTS), said(NEW)))
+    lessons.append(lesson(sounds[NEW], said(NEW)))
     assert answers(model, lessons[-1:])[0][1] != NEW
     data = write(tmp_path, "new", lessons)
     adapter = tmp_path / "lora"
@@ -71,20 +88,35 @@ def test_text_answers_then_one_more_by_an_adapter(tmp_path: Path):
         "max_steps=100",
     )  # fmt: skip
     finetune(settings)
-    stages = load_stages(full / FINAL, False, torch.device("cpu"), torch.float32)
-    apply_adapter(adapter / FINAL, stages.language_model, stages.whisper_features.encoder)
-    model = KimiAudio.from_stages(stages)
+    model = KimiAudio(
+        str(full / FINAL), load_detokenizer=False, device="cpu", adapter=adapter / FINAL
+    )
     assert [text for _, text in answers(model, lessons)] == [*TEXTS, NEW]
 
+    export(adapter, tmp_path / "merged", merge=True)
+    assert served(tmp_path / "merged", monkeypatch, lessons) == [*TEXTS, NEW]
 
-def test_spoken_answers(tmp_path: Path):
+
+def served(weights: Path, monkeypatch: pytest.MonkeyPatch, lessons: list[dict]) -> list[str]:
+    """What the Cog predictor answers, set up with ``weights``."""
+    monkeypatch.setenv("KIMI_AUDIO_WEIGHTS", str(weights))
+    monkeypatch.setenv("KIMI_AUDIO_DEVICE", "cpu")
+    predictor = Predictor()
+    predictor.setup()
+    fields = read_interface(ROOT / "predict.py", "Predictor").inputs
+    inputs = {field.name: field.default for field in fields} | {"output_type": "text"}
+    questions = [line["conversation"][0]["content"] for line in lessons]
+    return [predictor.run(**inputs | {"audio": cog.Path(path)}).text for path in questions]
+
+
+def test_spoken_answers(sounds: dict[str, Path], tmp_path: Path):
     def spoken(index: int, text: str) -> dict:
         sound = runs.write_sound(tmp_path / f"answer{index}.wav", 1.6 + 0.2 * index, 50 + index)
         return {
             "role": "assistant", "message_type": "audio-text", "content": [str(sound), text]
         }  # fmt: skip
 
-    lessons = [lesson(tmp_path, i, spoken(i, text)) for i, text in enumerate(TEXTS[:3])]
+    lessons = [lesson(sounds[text], spoken(i, text)) for i, text in enumerate(TEXTS[:3])]
     data = write(tmp_path, "spoken", lessons)
     output = tmp_path / "run"
     finetune(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -136,6 +137,14 @@ def test_damaged_tensors(directory: Path, changes: dict, message: str):
     rewrite(directory, **changes)
     with pytest.raises(CheckpointError, match=message):
         Adapter.read(directory)
+
+
+def test_weights_that_are_stored_otherwise(directory: Path, tmp_path: Path):
+    stored = parts(tmp_path / "model")
+    part = stored["language_model"]
+    packed = [replace(slot, combine=lambda value: value) for slot in part.slots]
+    with pytest.raises(CheckpointError, match=r"layers.0.qkv are not stored as plain values"):
+        Adapter.read(directory).adapted(stored | {"language_model": replace(part, slots=packed)})
 
 
 def test_an_adapter_of_another_model(directory: Path, tmp_path: Path):

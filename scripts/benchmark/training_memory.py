@@ -1,0 +1,215 @@
+"""The most memory that a training step needs, counted without weights and without a GPU.
+
+A real forward and backward pass runs on tensors that have shapes but no values; what is alive is
+counted at every operation. Not counted: the CUDA context, workspaces of libraries and what the
+caching allocator cannot reuse; together one to two GiB.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from kimia_infer.language_model.model import LanguageModel
+from kimia_infer.tokenizer.whisper import POSITIONS
+from kimia_infer.training.adapters import lora_config
+from kimia_infer.training.batch import Batch
+from kimia_infer.training.building import plan_training, trained_parameters
+from kimia_infer.training.config import LORA_PARTS, LoraSettings, Part
+from kimia_infer.training.network import TrainingNetwork
+from scripts.benchmark.sizes import Sizes
+
+GIB = 2**30
+QUANTIZED_BITS = 4.5  # of a value, with its share of the scales
+CODES = POSITIONS // 4
+"""Of the sound of 30 s in every sample, the longest that is encoded in one piece."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step: ``method`` as in the settings, samples side by side, their positions.
+
+    Half of the positions of each sample are learned in both tracks.
+    """
+
+    method: str
+    batch_size: int
+    length: int
+    recompute: bool = True
+    parts: tuple[Part, ...] = LORA_PARTS
+    rank: int = 8
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: all weights, what the optimizer keeps, and the most that is alive at a time."""
+
+    weights: int
+    optimizer: int
+    peak: int
+
+
+def count_memory(plan: Plan, sizes: Sizes, dtype: torch.dtype = torch.bfloat16) -> Memory:
+    """What a step of ``plan`` needs on a model of ``sizes``."""
+    with torch.device("meta"):
+        model, whisper = LanguageModel(sizes.language_model), WhisperEncoder(sizes.whisper)
+        network = TrainingNetwork(model, whisper, dtype)
+    adapters = None
+    if plan.method != "full":
+        adapters = lora_config(LoraSettings(rank=plan.rank), plan.parts, "")
+    held = plan_training(network, plan.parts, adapters, plan.recompute, plan.method == "qlora")
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network.to_empty(device="cpu")
+        _stand_in(network, list(held.values()), dtype)
+        return measure(network, make_batch(plan, sizes))
+
+
+class _Quantized(nn.Module):
+    """Stands for a matrix in 4 bits, which cannot be made without values: as large, as used."""
+
+    def __init__(self, layer: nn.Linear, bits: float, dtype: torch.dtype):
+        super().__init__()
+        self.shape, self.dtype = (layer.out_features, layer.in_features), dtype
+        self.bias = layer.bias
+        stored = torch.empty(int(math.prod(self.shape) * bits / 8), dtype=torch.uint8)
+        self.weight = nn.Parameter(stored, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Product.apply(x, self.shape, self.dtype, self.bias)
+
+
+class _Product(torch.autograd.Function):
+    """The matrix exists in full for a moment, in the forward and in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, shape: tuple, dtype: torch.dtype, bias: Tensor | None) -> Tensor:
+        ctx.shape = shape
+        return F.linear(x.to(dtype), torch.empty(shape, dtype=dtype), bias)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient @ torch.empty(ctx.shape, dtype=gradient.dtype), None, None, None
+
+
+def _stand_in(network: nn.Module, layers: list[nn.Linear], dtype: torch.dtype) -> None:
+    for owner in list(network.modules()):
+        for name, layer in list(owner.named_children()):
+            if any(layer is other for other in layers):
+                setattr(owner, name, _Quantized(layer, QUANTIZED_BITS, dtype))
+
+
+def make_batch(plan: Plan, sizes: Sizes) -> Batch:
+    """Samples of ``plan`` with a sound each."""
+    shape = (plan.batch_size, plan.length)
+    ids = torch.zeros(shape, dtype=torch.int64)
+    heard, learned = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    count = min(CODES, plan.length // 2)
+    heard[:, :count] = True
+    learned[:, plan.length // 2 :] = True
+    mel = torch.zeros(plan.batch_size, sizes.whisper.num_mel_bins, 2 * POSITIONS)
+    return Batch(
+        audio_ids=ids,
+        text_ids=ids,
+        is_continuous=heard,
+        audio_labels=ids,
+        text_labels=ids,
+        audio_loss_mask=learned,
+        text_loss_mask=learned,
+        weights=torch.ones(plan.batch_size),
+        mel=mel,
+        segment_codes=[count] * plan.batch_size,
+        names=[],
+    )
+
+
+def measure(network: TrainingNetwork, batch: Batch) -> Memory:
+    """Two passes over ``batch``, the second with the gradients' memory of the first freed."""
+    rows = batch.audio_ids.numel()
+    learned = rows // 2
+    counts = {
+        batch.is_continuous: sum(batch.segment_codes),
+        batch.audio_loss_mask: learned,
+        batch.text_loss_mask: learned,
+    }
+    trained = trained_parameters(network).values()
+    state = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
+    weights = list(network.parameters())
+    network.train()
+    network.whisper.eval()  # it has no dropout, but would draw a number to drop layers by
+    with _Peak(counts) as peak:
+        peak.see([*weights, *state, *tree_leaves(vars(batch))])
+        for _ in range(2):
+            network(batch).total.sum().backward()
+            peak.see([p.grad for p in trained])
+            for parameter in trained:
+                parameter.grad = None
+    step = 4 * sum(_bytes(trained)) + sum(_bytes(weights))  # gradients, state, one more copy
+    return Memory(sum(_bytes(weights)), sum(_bytes(state)), max(peak.most, step))
+
+
+def _bytes(tensors) -> list[int]:
+    return [tensor.untyped_storage().nbytes() for tensor in tensors]
+
+
+class _Peak(TorchDispatchMode):
+    """Counts the bytes of all storages that are alive.
+
+    Tensors without values cannot say how many elements a mask has; ``counts`` does.
+    """
+
+    def __init__(self, counts: dict[Tensor, int]):
+        super().__init__()
+        self.counts = {mask.untyped_storage()._cdata: count for mask, count in counts.items()}
+        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.now = self.most = 0
+
+    def see(self, tensors: list) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        if self.now > self.most:
+            for key, (reference, size) in list(self.alive.items()):
+                if reference.expired():
+                    del self.alive[key]
+                    self.now -= size
+            self.most = max(self.most, self.now)
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        known = self.alive.get(key)
+        if known is not None and not known[0].expired():
+            return
+        if known is not None:
+            self.now -= known[1]
+        self.alive[key] = StorageWeakRef(storage), storage.nbytes()
+        self.now += storage.nbytes()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        out = self._masked(function, arguments)
+        if out is None:
+            out = function(*arguments, **(options or {}))
+        self.see(tree_leaves(out))
+        return out
+
+    def _masked(self, function, arguments) -> Tensor | None:
+        """What depends on the values of a mask, with as many rows as are known to be."""
+        if function is torch.ops.aten.nonzero.default and isinstance(arguments[0], FakeTensor):
+            (mask,) = arguments
+            return mask.new_zeros((self._count(mask), mask.ndim), dtype=torch.int64)
+        if function is torch.ops.aten.index.Tensor:
+            values, (mask, *rest) = arguments
+            if isinstance(mask, FakeTensor) and mask.dtype == torch.bool and not rest:
+                return values.new_zeros((self._count(mask), *values.shape[mask.ndim :]))
+        return None
+
+    def _count(self, mask: Tensor) -> int:
+        return self.counts[mask.untyped_storage()._cdata]

@@ -1,0 +1,82 @@
+"""Stored Whisper features train what computed ones do."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+
+from kimia_infer.training.batch import join
+from kimia_infer.training.config import ConfigError
+from kimia_infer.training.conversations import DataError, parse_conversation
+from kimia_infer.training.feature_cache import FeatureCache
+from kimia_infer.training.finetune import finetune
+from tests.training import recorded
+from tests.training.recorded import SAMPLES, SPECIAL
+from tests.training.runs import losses, settings, write_data
+
+FROZEN = ("embedding", "trunk", "mimo", "adaptor", "heads")
+PARTS = f"parts=[{', '.join(FROZEN)}]"
+
+
+def test_stored_features_are_the_computed_ones(tmp_path: Path):
+    network, builder = recorded.network(FROZEN), recorded.builder()
+    conversations = [parse_conversation(record["raw"]) for record in SAMPLES]
+    cache = FeatureCache(tmp_path, network.whisper, torch.float32)
+    sounds = [sound for conversation in conversations for sound in builder.sounds(conversation)]
+    state = PartialState(cpu=True)
+    cache.fill(sounds, network.whisper_features, builder.extractor, state)
+    assert len(list(cache.folder.iterdir())) == len(set(sounds)) > 1
+    reader = type(builder)(**{**vars(builder), "read_features": cache.read})
+    for conversation in conversations:
+        computed, stored = builder.build(conversation), reader.build(conversation)
+        assert stored.mel is None
+        expected = network(join([computed], SPECIAL.pad, [1.0])).total
+        assert torch.equal(network(join([stored], SPECIAL.pad, [1.0])).total, expected)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("computed twice")
+
+    cache.fill(sounds, refuse, builder.extractor, state)
+
+
+def test_other_encoders_and_precisions_have_other_features(tmp_path: Path):
+    whisper = recorded.network(FROZEN).whisper
+    folders = {FeatureCache(tmp_path, whisper, dtype).folder for dtype in
+               (torch.float32, torch.bfloat16, torch.float32)}  # fmt: skip
+    assert len(folders) == 2
+    with torch.no_grad():
+        whisper.conv1.bias[0] += 1e-3
+    assert FeatureCache(tmp_path, whisper, torch.float32).folder not in folders
+
+
+def test_a_run_with_stored_features_is_the_same(tmp_path: Path):
+    data = write_data(tmp_path)
+    common = ("max_steps=3", "eval_ratio=0.2", PARTS, "batch_size=1")
+    plain = finetune(settings(data, tmp_path / "plain", *common))
+    cached = (*common, f"feature_cache={tmp_path / 'features'}")
+    stored = finetune(settings(data, tmp_path / "stored", *cached))
+    assert losses(stored) == losses(plain)
+    assert losses(stored, "eval_loss") == losses(plain, "eval_loss")
+
+
+def test_what_cannot_be(tmp_path: Path):
+    with pytest.raises(ConfigError, match="feature_cache: features change with a trained Whisper"):
+        settings(tmp_path / "d.jsonl", tmp_path, f"feature_cache={tmp_path}")
+    network, builder = recorded.network(FROZEN), recorded.builder()
+    raw = SAMPLES[0]["raw"]
+    sound = builder.sounds(parse_conversation(raw))[0]
+    copy = tmp_path / "sound.wav"
+    shutil.copyfile(sound, copy)
+    cache = FeatureCache(tmp_path / "cache", network.whisper, torch.float32)
+    cache.fill([copy], lambda mel, counts: torch.zeros(3, 8), builder.extractor, PartialState())
+    messages = [
+        {**m, "content": str(copy)} if m["message_type"] == "audio" else m
+        for m in raw["conversation"]
+    ]
+    reader = type(builder)(**{**vars(builder), "read_features": cache.read})
+    with pytest.raises(DataError, match="the sounds gave 3 Whisper features; extract the codes"):
+        reader.build(parse_conversation({**raw, "conversation": messages}))
