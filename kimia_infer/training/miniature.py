@@ -98,11 +98,16 @@ class Sizes:
         return self.base_tokens + len(special_names())
 
 
-def write_miniature(directory: Path, seed: int = SEED, sizes: Sizes | None = None) -> None:
-    """Write a complete checkpoint to ``directory``; what is there under the same names goes."""
+def write_miniature(
+    directory: Path, seed: int = SEED, sizes: Sizes | None = None, corpus: str = CORPUS
+) -> None:
+    """Write a complete checkpoint to ``directory``; what is there under the same names goes.
+
+    The text tokenizer is made for the words of ``corpus``.
+    """
     sizes = sizes or Sizes()
     writer = _Writer(directory, seed)
-    _write_text_tokenizer(writer, sizes)
+    _write_text_tokenizer(writer, sizes, corpus)
     _write_language_model(writer, sizes)
     _write_whisper(writer, sizes)
     _write_speech_tokenizer(writer, sizes)
@@ -211,8 +216,8 @@ def byte_order() -> list[bytes]:
     return [bytes([byte]) for byte in printable + others]
 
 
-def _write_text_tokenizer(writer: _Writer, sizes: Sizes) -> None:
-    tokens = byte_order() + train_merges(CORPUS, sizes.merges)
+def _write_text_tokenizer(writer: _Writer, sizes: Sizes, corpus: str) -> None:
+    tokens = byte_order() + train_merges(corpus, sizes.merges)
     lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
     writer.text("tiktoken.model", "".join(lines))
     names = special_names()

@@ -19,9 +19,9 @@ from kimia_infer.training.finetune import finetune
 from kimia_infer.training.runs import FINAL
 from predict import Predictor
 from tests.training import runs
-from tests.training.runs import MINI, TEXTS
+from tests.training.runs import TEXTS
 
-ROOT = MINI.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = "parts=[embedding, trunk, mimo, adaptor, heads]"
 NEW = "a bird sings on the red house at nine"
 
@@ -53,11 +53,11 @@ def said(text: str) -> dict:
     return {"role": "assistant", "message_type": "text", "content": text}
 
 
-def write(folder: Path, name: str, lessons: list[dict]) -> Path:
+def write(folder: Path, name: str, lessons: list[dict], model: Path) -> Path:
     """Lessons with their codes."""
     raw, data = folder / f"{name}.raw.jsonl", folder / f"{name}.jsonl"
     raw.write_text("".join(json.dumps(line) + "\n" for line in lessons))
-    extract_codes(raw, data, MINI, folder, "cpu", 1)
+    extract_codes(raw, data, model, folder, "cpu", 1)
     return data
 
 
@@ -66,22 +66,21 @@ def answers(model: KimiAudio, lessons: list[dict], output_type: str = "text") ->
 
 
 def test_transcripts_then_one_more_by_an_adapter(
-    sounds: dict[str, Path], tmp_path: Path, monkeypatch
+    sounds: dict[str, Path], untrained: Path, tmp_path: Path, monkeypatch
 ):
     lessons = [lesson(sounds[text], said(text)) for text in TEXTS]
     options = ("eval_ratio=0", "batch_size=5", "weight_decay=0")
-    data = write(tmp_path, "known", lessons)
+    data = write(tmp_path, "known", lessons, untrained)
     full = tmp_path / "full"
-    outcome = finetune(
-        runs.settings(data, full, *options, PARTS, "learning_rate=2e-3", "max_steps=150")
-    )
+    first = (f"model={untrained}", PARTS, "learning_rate=2e-3", "max_steps=150")
+    outcome = finetune(runs.settings(data, full, *options, *first))
     assert outcome.metrics[-1]["loss"] < 0.02
     model = KimiAudio(str(full / FINAL), load_detokenizer=False, device="cpu")
     assert [text for _, text in answers(model, lessons)] == list(TEXTS)
 
     lessons.append(lesson(sounds[NEW], said(NEW)))
     assert answers(model, lessons[-1:])[0][1] != NEW
-    data = write(tmp_path, "new", lessons)
+    data = write(tmp_path, "new", lessons, untrained)
     adapter = tmp_path / "lora"
     settings = runs.settings(
         data, adapter, *options, f"model={full / FINAL}", "method=lora", "learning_rate=5e-3",
@@ -109,7 +108,7 @@ def served(weights: Path, monkeypatch: pytest.MonkeyPatch, lessons: list[dict]) 
     return [predictor.run(**inputs | {"audio": cog.Path(path)}).text for path in questions]
 
 
-def test_spoken_answers(sounds: dict[str, Path], tmp_path: Path):
+def test_spoken_answers(sounds: dict[str, Path], untrained: Path, tmp_path: Path):
     def spoken(index: int, text: str) -> dict:
         sound = runs.write_sound(tmp_path / f"answer{index}.wav", 1.6 + 0.2 * index, 50 + index)
         return {
@@ -117,12 +116,13 @@ def test_spoken_answers(sounds: dict[str, Path], tmp_path: Path):
         }  # fmt: skip
 
     lessons = [lesson(sounds[text], spoken(i, text)) for i, text in enumerate(TEXTS[:3])]
-    data = write(tmp_path, "spoken", lessons)
+    data = write(tmp_path, "spoken", lessons, untrained)
     output = tmp_path / "run"
     finetune(
         runs.settings(
             data,
             output,
+            f"model={untrained}",
             PARTS,
             "eval_ratio=0",
             "batch_size=3",
