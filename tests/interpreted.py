@@ -121,6 +121,7 @@ def compiled(launch: Launch, capability: int) -> Any:
 def _kind(value: Any, is_constexpr: bool) -> str:
     """As Triton's launcher tells arguments apart: an integer 1 becomes a constant."""
     names = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16", "int64": "*i64"}
+    names |= {"int8": "*i8", "uint8": "*u8", "float8_e4m3fn": "*fp8e4nv"}
     if is_constexpr or value is None or (type(value) is int and value == 1):
         return "constexpr"
     if isinstance(value, float):

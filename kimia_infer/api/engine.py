@@ -40,7 +40,7 @@ class Engine:
     def __init__(self, stages: Stages, head_rows: HeadRows, attention: str | None):
         model = stages.language_model
         self.device, self.dtype, self.head_rows = model.device, model.dtype, head_rows
-        self.adapter = stages.adapter
+        self.adapter, self.quantization = stages.adapter, model.quantization
         # On the CPU a look at the loop costs nothing, and a thread would fight for its cores.
         self.background = self.device.type != "cpu"
         self.check_interval = CHECK_INTERVAL if self.background else 1
@@ -69,8 +69,9 @@ class Engine:
         if self.detokenizer is not None:
             warm_up(self.detokenizer)
         log.info(
-            "Kimi-Audio on %s, %s, attention: %s, head rows: %s, adapter: %s",
-            self.device, self.dtype, self.decoder.backend.name, head_rows, self.adapter or "none",
+            "Kimi-Audio on %s, %s, quantization: %s, attention: %s, head rows: %s, adapter: %s",
+            self.device, self.dtype, self.quantization, self.decoder.backend.name, head_rows,
+            self.adapter or "none",
         )  # fmt: skip
 
     def _use_onednn(self) -> None:
@@ -130,7 +131,11 @@ class Engine:
     def answer(self, request: Request) -> Iterator[Event]:
         """The events of one answer, last the Completion."""
         clock = request.clock
-        clock.metrics |= {"attention": self.decoder.backend.name, "head_rows": self.head_rows}
+        clock.metrics |= {
+            "attention": self.decoder.backend.name,
+            "head_rows": self.head_rows,
+            "quantization": self.quantization,
+        }
         if self.adapter is not None:
             clock.metrics["adapter"] = "/".join(self.adapter.parts[-2:])  # no path of the host
         prompt, features = self.encoder.encode(

@@ -29,6 +29,7 @@ from kimia_infer.api.transcription import (
 from kimia_infer.audio.load import SAMPLE_RATE as INPUT_RATE
 from kimia_infer.audio.load import load_audio
 from kimia_infer.errors import RequestError
+from kimia_infer.language_model.quantization import check_quantization
 from kimia_infer.language_model.repetition import RepetitionGuard
 from kimia_infer.randomness import Randomness, SeededRandomness
 from kimia_infer.weights.resolve import resolve_weights
@@ -47,10 +48,12 @@ class KimiAudio(Engine):
     computes only the logits each track can use; the published ``"full"`` is the default.
     ``attention`` names a backend (``"triton"``, ``"flash-attn"``, ``"sdpa"``) instead of the best
     one that device and installation allow. ``adapter`` is the local directory of an adapter that
-    ``scripts/finetune`` made for these weights, to which it is added.
+    ``scripts/finetune`` made for these weights, to which it is added. ``quantization`` (``"none"``,
+    ``"fp8"``, ``"int8"``, ``"int4"``) says how the matrices of the language model's layers are held
+    in memory; weights that were quantized when they were prepared need no argument.
 
-    Raises RequestError for a backend that cannot be used here; CheckpointError or WeightsError
-    before anything is served if a file is missing or does not fit.
+    Raises RequestError for a backend or a quantization that cannot be used here; CheckpointError
+    or WeightsError before anything is served if a file is missing or does not fit.
     """
 
     def __init__(
@@ -63,13 +66,16 @@ class KimiAudio(Engine):
         head_rows: HeadRows = "full",
         attention: str | None = None,
         adapter: str | os.PathLike[str] | None = None,
+        quantization: str | None = None,
     ):
         place = torch.device(device) if device is not None else default_device()
         dtype = parse_dtype(dtype, place)
         check_head_rows(head_rows)
+        if quantization is not None:
+            check_quantization(quantization, place)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
         change = Path(adapter) if adapter is not None else None
-        stages = load_stages(directory, load_detokenizer, place, dtype, change)
+        stages = load_stages(directory, load_detokenizer, place, dtype, change, quantization)
         super().__init__(stages, head_rows, attention)
 
     @classmethod

@@ -15,6 +15,11 @@ from kimia_infer.detokenizer.stream import Detokenizer
 from kimia_infer.errors import RequestError
 from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.language_model.model import LanguageModel
+from kimia_infer.language_model.quantization import (
+    check_quantization,
+    quantized_part,
+    stored_scheme,
+)
 from kimia_infer.tokenizer.speech import SpeechCodes
 from kimia_infer.tokenizer.text import TextTokenizer
 from kimia_infer.tokenizer.whisper import WhisperFeatures
@@ -48,21 +53,28 @@ def load_stages(
     device: torch.device,
     dtype: torch.dtype,
     adapter: Path | None = None,
+    quantization: str | None = None,
 ) -> Stages:
     """Load a checkpoint directory to ``device`` with a progress bar.
 
     The speech tokenizer stays in float32, since bfloat16 changes codes. A slim checkpoint is
     verified by its manifest: files that changed size, configurations and headers before any
     weight is read, every tensor while it is read. ``adapter`` is the directory of an adapter that
-    is added to the weights. Raises CheckpointError for the first thing that does not fit.
+    is added to the weights. ``quantization`` is one of ``SCHEMES``, None as they are stored.
+
+    Raises:
+        CheckpointError: the first thing that does not fit.
+        RequestError: the quantization cannot be used here.
     """
+    scheme = choose_scheme(directory, quantization, adapter)
+    check_quantization(scheme, device)
     change = Adapter.read(adapter) if adapter is not None else None
     slim = read_manifest(directory / MANIFEST_NAME)
     if slim is not None:
         slim.check(directory, detokenizer)
     text_tokenizer = TextTokenizer(directory)
     check_vocabulary(text_tokenizer, LanguageModelConfig.from_directory(directory), directory)
-    parts = checkpoint_parts(directory, detokenizer)
+    parts = checkpoint_parts(directory, detokenizer, quantized=True)
     if detokenizer:
         check_codes(LanguageModelConfig.from_directory(directory), directory)
     if change is not None:
@@ -70,6 +82,8 @@ def load_stages(
         adapted = change.adapted({"language_model": model, "whisper": whisper})
         parts[1] = replace(parts[1], part=adapted["whisper"])
         parts[2] = replace(parts[2], part=adapted["language_model"])
+    if scheme != stored_scheme(directory):
+        parts[2] = replace(parts[2], part=quantized_part(parts[2].part, scheme))
     total = sum(entry.part.elements for entry in parts)
     with tqdm(total=total, desc="Loading weights", unit=" values", unit_scale=True) as bar:
         speech, encoder, language_model, *speaking = load_parts(
@@ -87,6 +101,29 @@ def load_stages(
         directory / "vocoder" if speaking else None,
         adapter,
     )
+
+
+def choose_scheme(directory: Path, asked: str | None, adapter: Path | None) -> str:
+    """How the language model is quantized; ``asked`` is None where it does not matter.
+
+    Raises:
+        CheckpointError: the weights are quantized already, and not so; or there is an adapter,
+            which cannot be added to them.
+    """
+    stored = stored_scheme(directory)
+    if stored == "none":
+        return asked or stored
+    if asked not in (None, stored):
+        raise CheckpointError(
+            f"{directory}: the weights are quantized ({stored}), but {asked!r} is asked for; leave "
+            "that out, or use the checkpoint that they were made from"
+        )
+    if adapter is not None:
+        raise CheckpointError(
+            f"{directory}: an adapter cannot be added to weights that are quantized ({stored}); "
+            f"use the checkpoint that they were made from, with quantization {stored!r}"
+        )
+    return stored
 
 
 def check_vocabulary(

@@ -32,7 +32,7 @@ SUMMED = (
     "decode_steps",
     "text_tokens",
 )
-KEPT = ("attention", "head_rows")
+KEPT = ("attention", "head_rows", "quantization")
 
 
 @dataclass(frozen=True)

@@ -35,25 +35,30 @@ class StoredPart:
         return torch.float32 if self.exact else dtype
 
 
-def understanding_parts(directory: Path) -> tuple[Part, Part]:
+def understanding_parts(directory: Path, quantized: bool = False) -> tuple[Part, Part]:
     """The language model and the Whisper encoder that feeds it.
 
     Where an encoder was fine-tuned with the language model, and stored with it, it is that one,
-    whatever the folder holds. Raises CheckpointError.
+    whatever the folder holds. ``quantized`` says whether a quantized language model is of use.
+    Raises CheckpointError.
     """
-    model = language_model_part(directory)
+    model = language_model_part(directory, quantized)
     has = any(name.startswith(TUNED_WHISPER) for name in model.store.tensors)
     tuned = model.store.under(TUNED_WHISPER) if has else None
     return model, whisper_part(directory / WHISPER_FOLDER, tuned)
 
 
-def checkpoint_parts(directory: Path, detokenizer: bool = True) -> list[StoredPart]:
+def checkpoint_parts(
+    directory: Path, detokenizer: bool = True, quantized: bool = False
+) -> list[StoredPart]:
     """Speech tokenizer, Whisper encoder, language model, then DiT and vocoder if asked for.
 
     Raises:
-        CheckpointError: a file or tensor is missing, damaged or of the wrong shape.
+        CheckpointError: a file or tensor is missing, damaged or of the wrong shape, or the
+            language model is quantized and not to be (``quantized``).
     """
-    tokenizer, (model, whisper) = SPEECH_TOKENIZER_FOLDER, understanding_parts(directory)
+    model, whisper = understanding_parts(directory, quantized)
+    tokenizer = SPEECH_TOKENIZER_FOLDER
     parts = [
         StoredPart(tokenizer, "", speech_tokenizer_part(directory / tokenizer), exact=True),
         StoredPart(WHISPER_FOLDER, "model.encoder.", whisper),

@@ -5,7 +5,8 @@ tokenizer does not use stay behind, pickles become safetensors. In the dtype "se
 part is stored as it is served: bfloat16, rounded exactly as loading the source in bfloat16
 rounds, with weight norm folded in float32 first; the speech tokenizer in float32. In the dtype
 "source" every tensor keeps its bytes, weight norm unfolded, so that whatever is computed from
-the source in any dtype is computed from the copy, too.
+the source in any dtype is computed from the copy, too. In both, the matrices of the language
+model's layers can be quantized.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from kimia_infer.checkpoint.parts import StoredPart, checkpoint_parts
 from kimia_infer.checkpoint.writing import NewFile, NewTensor, SmallFile, TensorFile, part_tensors
+from kimia_infer.language_model.quantization import (
+    check_quantization,
+    description,
+    quantized_part,
+)
 from kimia_infer.weights.errors import WeightsError
 from kimia_infer.weights.layout import INDEX_NAME, UNFINISHED_NAME, read_record
 from kimia_infer.weights.manifest import MANIFEST_NAME, Manifest, read_manifest, sha256_of
@@ -34,17 +42,22 @@ SHARD_BYTES = 4 * 10**9  # at most, of the language model; a larger tensor has i
 
 
 def prepare_weights(
-    source: Path, target: Path, dtype: str = "served", shard_bytes: int = SHARD_BYTES
+    source: Path,
+    target: Path,
+    dtype: str = "served",
+    shard_bytes: int = SHARD_BYTES,
+    quantization: str = "none",
 ) -> Manifest:
     """Write the slim checkpoint of ``source`` to ``target``, or continue to.
 
     Only whole files get their names in ``target``, and the manifest comes last. A call that
     was interrupted is continued by the same one; in a finished ``target`` it verifies every
     file and writes those again that are damaged. Host memory stays at one block, or one tensor
-    where weight norm is folded.
+    where weight norm is folded or a matrix quantized. ``quantization`` is one of ``SCHEMES``.
 
     Raises:
-        CheckpointError: ``source`` is no complete checkpoint, or damaged.
+        CheckpointError: ``source`` is no complete checkpoint, damaged, or quantized itself.
+        RequestError: ``quantization`` does not fit the model.
         WeightsError: ``target`` cannot be used, or has too little space.
     """
     if dtype not in DTYPES:
@@ -54,8 +67,11 @@ def prepare_weights(
     if origin is not None:
         origin.check(source)
     parts = checkpoint_parts(source)
+    check_quantization(quantization, torch.device("cpu"))
+    parts[2] = replace(parts[2], part=quantized_part(parts[2].part, quantization))
     sources = origin.sources if origin else read_record(source).get("sources", {})
-    planned = Manifest(dtype, shard_bytes, sources, _state(source, parts), files={})
+    state, held = _state(source, parts), description(quantization)
+    planned = Manifest(dtype, shard_bytes, sources, state, files={}, quantization=held)
     files = _plan(source, parts, dtype, shard_bytes)
     reader = Reader(partial(origin.checksum, source) if origin else None)
     with _locked(target):
@@ -169,10 +185,11 @@ def _begun(target: Path, planned: Manifest) -> Manifest:
     known = unfinished or read_manifest(target / MANIFEST_NAME) or planned
     if not known.files:
         return planned
-    for field in ("dtype", "shard_bytes", "sources", "source_files"):
-        before, asked = getattr(known, field), getattr(planned, field)
-        if before != asked:
-            what = f"--dtype {before}" if field == "dtype" else "another state of the source"
+    held = (known.quantization or {}).get("scheme", "none")
+    begun = {"dtype": f"--dtype {known.dtype}", "quantization": f"--quantization {held}"}
+    for field in ("dtype", "quantization", "shard_bytes", "sources", "source_files"):
+        if getattr(known, field) != getattr(planned, field):
+            what = begun.get(field, "another state of the source")
             raise WeightsError(
                 f"{target}: was begun with {what}; name another directory or delete it"
             )

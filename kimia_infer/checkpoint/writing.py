@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.checkpoint.parts import StoredPart
+from kimia_infer.weights.checkpoint import Slot
 from kimia_infer.weights.manifest import FileEntry
 from kimia_infer.weights.tensors import DTYPES, Reader, Report, TensorStore
 
@@ -57,11 +58,15 @@ def part_tensors(entry: StoredPart, served: bool) -> list[NewTensor]:
     """What a slim checkpoint stores of a part, by published names.
 
     ``served``: combined tensors under the names of their parameters, everything in the dtype
-    that it has in a model served in bfloat16. Otherwise the stored tensors as they are.
+    that it has in a model served in bfloat16. Otherwise the stored tensors as they are. What is
+    quantized is so in both cases.
     """
     store = entry.part.store
     tensors = []
     for slot in entry.part.slots:
+        if slot.quantize is not None:
+            tensors += _quantized_tensors(entry, slot)
+            continue
         if served and slot.combine is not None:
             stored = [torch.empty(shape, device="meta") for shape in slot.sources.values()]
             shape = tuple(slot.combine(*stored).shape)
@@ -73,6 +78,27 @@ def part_tensors(entry: StoredPart, served: bool) -> list[NewTensor]:
             dtype = entry.served(torch.bfloat16) if served else kept
             tensors.append(NewTensor(entry.prefix + name, shape, dtype, store, sources, combine))
     return tensors
+
+
+def _quantized_tensors(entry: StoredPart, slot: Slot) -> list[NewTensor]:
+    """A matrix under its published name; what else holds it has a name that begins so."""
+    ((name, shape),) = slot.sources.items()
+    held = slot.quantize(torch.empty(shape, device="meta"))
+
+    def made(leaf: str) -> Callable[[Tensor], Tensor]:
+        return lambda value: slot.quantize(value)[leaf]
+
+    return [
+        NewTensor(
+            entry.prefix + (name if leaf == "weight" else f"{name}_{leaf}"),
+            tuple(value.shape),
+            value.dtype,
+            entry.part.store,
+            (name,),
+            made(leaf),
+        )
+        for leaf, value in held.items()
+    ]
 
 
 class NewFile(Protocol):

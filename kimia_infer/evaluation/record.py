@@ -36,6 +36,7 @@ class Settings:
     dtype: str | None = None
     limit: int | None = None
     sampling: dict[str, Any] = field(default_factory=dict)
+    quantization: str | None = None
 
 
 class Record:
@@ -65,6 +66,7 @@ class Record:
             "dtype": str(model.dtype).removeprefix("torch."),
             "attention": model.decoder.backend.name,
             "head_rows": model.head_rows,
+            "quantization": model.quantization,
         }
         if "model" not in self.values:
             self._write(self.values | {"model": facts})

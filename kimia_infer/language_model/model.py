@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from kimia_infer.language_model.attention import Attend
 from kimia_infer.language_model.config import LanguageModelConfig
+from kimia_infer.language_model.quantization import stored_build, stored_scheme, stored_slots
 from kimia_infer.triton_support import fused
 from kimia_infer.weights.checkpoint import Part, Slot, open_directory
+from kimia_infer.weights.errors import CheckpointError
 
 
 class RMSNorm(nn.Module):
@@ -114,7 +116,7 @@ class LanguageModel(nn.Module):
     """Embedding, trunk, MIMO branch and both heads.
 
     The text head's rows stand for the ids from 0 on, the audio head's for those from
-    ``first_audio_id`` on.
+    ``first_audio_id`` on. ``quantization`` names how the layers' matrices are held.
     """
 
     def __init__(self, config: LanguageModelConfig):
@@ -129,6 +131,7 @@ class LanguageModel(nn.Module):
         self.mimo_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.audio_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.first_audio_id = 0
+        self.quantization = "none"
 
     @property
     def device(self) -> torch.device:
@@ -194,7 +197,7 @@ class LanguageModel(nn.Module):
             cut = LanguageModel(self.config)
         for name, child in self.named_children():
             setattr(cut, name, child)
-        cut.first_audio_id = self.config.base_tokens
+        cut.first_audio_id, cut.quantization = self.config.base_tokens, self.quantization
         cut.text_head = _head(self.text_head.weight[: self.config.token_offset])
         cut.audio_head = _head(self.audio_head.weight[cut.first_audio_id :].clone())
         return cut.eval()
@@ -267,17 +270,24 @@ def ignored_tensors(config: LanguageModelConfig) -> dict[str, tuple[int, ...]]:
     return {f"{p}.self_attn.rotary_emb.inv_freq": (config.head_dim // 2,) for p in prefixes}
 
 
-def language_model_part(directory: Path) -> Part:
+def language_model_part(directory: Path, quantized: bool = False) -> Part:
     """The language model of a checkpoint directory.
 
     Fine-tuned checkpoints also hold the Whisper encoder under ``whisper_model.``; serving
-    reads it from its own folder.
+    reads it from its own folder. ``quantized`` says whether weights that were quantized when
+    the checkpoint was prepared are of use. Raises CheckpointError where they are not.
     """
     config = LanguageModelConfig.from_directory(directory)
+    scheme = stored_scheme(directory)
+    if scheme != "none" and not quantized:
+        raise CheckpointError(
+            f"{directory}: the weights are quantized ({scheme}), and can only be served; use the "
+            "checkpoint that they were made from"
+        )
     return Part(
         name="language model",
-        build=lambda: LanguageModel(config),
-        slots=language_model_slots(config),
+        build=stored_build(lambda: LanguageModel(config), scheme),
+        slots=stored_slots(language_model_slots(config), scheme),
         store=open_directory(directory),
         ignored=(*ignored_tensors(config), "whisper_model.*"),
     )

@@ -41,6 +41,7 @@ class KimiRunner(BaseRunner):
             head_rows=settings.head_rows,
             attention=settings.attention,
             adapter=settings.adapter,
+            quantization=settings.quantization,
         )
         self.timeout = settings.timeout
         self.health = Health(self.model.device, self.timeout)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from kimia_infer.language_model.attention import BACKENDS
+from kimia_infer.language_model.quantization import SCHEMES
 
 DTYPES = ("float32", "bfloat16")
 HEAD_ROWS = ("track", "full")
@@ -32,6 +33,7 @@ class Settings:
     attention: str | None = None
     timeout: float | None = None
     adapter: str | None = None
+    quantization: str | None = None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -47,6 +49,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         attention=_choice(environment, "KIMI_AUDIO_ATTENTION", tuple(BACKENDS)),
         timeout=_seconds(environment, "KIMI_AUDIO_TIMEOUT"),
         adapter=_directory(environment, "KIMI_AUDIO_ADAPTER"),
+        quantization=_choice(environment, "KIMI_AUDIO_QUANTIZATION", SCHEMES),
     )
 
 

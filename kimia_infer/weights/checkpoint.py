@@ -46,12 +46,22 @@ class Slot:
     ``sources`` maps published tensor names to their shapes. ``rows`` is the half-open range
     along the parameter's first dimension, or None for all of it. ``combine`` turns the
     stored tensors (in order of ``sources``) into the value; a single one is taken as it is.
+    ``quantize`` turns the value of a matrix into those of several parameters of the same layer,
+    by their names in it, row by row. ``dtype`` is what the sources must be stored in, None any
+    floating one.
     """
 
     parameter: str
     sources: Mapping[str, tuple[int, ...]]
     rows: tuple[int, int] | None = None
     combine: Callable[..., Tensor] | None = None
+    quantize: Callable[[Tensor], dict[str, Tensor]] | None = None
+    dtype: torch.dtype | None = None
+
+    def value(self, store: TensorStore, reader: Reader) -> Tensor:
+        """What the sources in ``store`` make, whole, on the CPU."""
+        stored = [reader.tensor(store, name) for name in self.sources]
+        return stored[0] if self.combine is None else self.combine(*stored)
 
 
 def identity_slots(module: nn.Module) -> list[Slot]:
@@ -89,8 +99,9 @@ class Part:
 
     def __post_init__(self) -> None:
         expected = manifest(self.slots)
-        for name, shape in expected.items():
-            self._check(name, shape)
+        for slot in self.slots:
+            for name, shape in slot.sources.items():
+                self._check(name, shape, slot.dtype)
         if self.ignored is None:
             return
         for name in self.store.tensors.keys() - expected.keys():
@@ -100,7 +111,7 @@ class Part:
                     f"{self.name} that the configuration describes"
                 )
 
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
+    def _check(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None) -> None:
         stored = self.store.tensors.get(name)
         if stored is None:
             raise CheckpointError(f"{self.store.location}: tensor {name} is missing ({self.name})")
@@ -109,7 +120,11 @@ class Part:
                 f"{stored.file}: tensor {name} has shape {list(stored.shape)}, "
                 f"expected {list(shape)}"
             )
-        if not stored.floating:
+        if dtype is not None and stored.dtype is not dtype:
+            raise CheckpointError(
+                f"{stored.file}: tensor {name} holds {stored.dtype}, expected {dtype}"
+            )
+        if dtype is None and not stored.floating:
             raise CheckpointError(f"{stored.file}: tensor {name} does not hold floating point")
 
     @property
@@ -125,33 +140,58 @@ class Part:
         parameters = dict(module.named_parameters())
         reader = Reader()
         for slot in self.slots:
-            self.fill(slot, parameters[slot.parameter], reader, report)
+            self.place(slot, parameters, reader, report)
         return module
 
     def allocate(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """Build the module for inference; its parameters hold nothing yet."""
+        """Build the module for inference; its parameters hold nothing yet.
+
+        They get ``dtype``, but for those that are built in another one than float32.
+        """
         with torch.device("meta"):
             module = self.build()
         for name, parameter in list(module.named_parameters()):
             owner, _, leaf = name.rpartition(".")
-            empty = torch.empty(parameter.shape, device=device, dtype=dtype)
+            kept = dtype if parameter.dtype is torch.float32 else parameter.dtype
+            empty = torch.empty(parameter.shape, device=device, dtype=kept)
             setattr(module.get_submodule(owner), leaf, nn.Parameter(empty, requires_grad=False))
         return module.eval()
+
+    def place(
+        self,
+        slot: Slot,
+        parameters: Mapping[str, Tensor],
+        reader: Reader,
+        report: Report | None = None,
+    ) -> None:
+        """Fill what ``slot`` stands for among the module's ``parameters``."""
+        if slot.quantize is None:
+            self.fill(slot, parameters[slot.parameter], reader, report)
+            return
+        layer = slot.parameter.rpartition(".")[0]
+        device = parameters[slot.parameter].device
+        value = slot.value(self.store, reader)
+        for leaf, held in slot.quantize(value.to(device)).items():
+            _rows(parameters[f"{layer}.{leaf}"], slot).copy_(held)
+        if report is not None:
+            report(value.numel())
 
     def fill(
         self, slot: Slot, parameter: Tensor, reader: Reader, report: Report | None = None
     ) -> None:
         """Fill ``parameter``, or the rows of it that ``slot`` stands for."""
-        target = parameter.data
-        if slot.rows is not None:
-            target = target[slot.rows[0] : slot.rows[1]]
+        target = _rows(parameter, slot)
         if slot.combine is None:
             (name,) = slot.sources
             reader.into(self.store, name, target, report)
             return
-        target.copy_(slot.combine(*(reader.tensor(self.store, name) for name in slot.sources)))
+        target.copy_(slot.value(self.store, reader))
         if report is not None:
             report(sum(math.prod(shape) for shape in slot.sources.values()))
+
+
+def _rows(parameter: Tensor, slot: Slot) -> Tensor:
+    return parameter.data if slot.rows is None else parameter.data[slot.rows[0] : slot.rows[1]]
 
 
 def manifest(slots: Iterable[Slot]) -> dict[str, tuple[int, ...]]:

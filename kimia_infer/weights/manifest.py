@@ -14,7 +14,7 @@ import json
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kimia_infer.weights.errors import CheckpointError
 from kimia_infer.weights.published import DETOKENIZER_FOLDERS
@@ -42,6 +42,7 @@ class Manifest:
 
     ``dtype`` is "served" or "source"; ``sources`` are the hub repositories that the download
     of the source noted; ``source_files`` the size and modification time of what was read.
+    ``quantization`` describes how the language model is quantized, None where it is not.
     """
 
     dtype: str
@@ -49,6 +50,7 @@ class Manifest:
     sources: dict[str, dict]
     source_files: dict[str, dict[str, int]]
     files: dict[str, FileEntry]
+    quantization: dict[str, Any] | None = None
 
     def needed(self, detokenizer: bool = True) -> dict[str, FileEntry]:
         """The files, without ``detokenizer`` those outside its two folders."""
@@ -102,6 +104,8 @@ class Manifest:
     def write(self, path: Path) -> None:
         """Write to ``path``, which holds either the old content or the new one at any time."""
         values = {"format": FORMAT, **asdict(self)}
+        if self.quantization is None:  # as in manifests from before there was any
+            del values["quantization"]
         new = path.with_name(path.name + ".new")
         new.write_text(json.dumps(values, indent=1) + "\n")
         new.replace(path)

@@ -71,7 +71,7 @@ def load_parts(
 
     def run(job: _Job) -> None:
         for slot in job.slots:
-            job.part.fill(slot, job.parameters[slot.parameter], own.reader, count)
+            job.part.place(slot, job.parameters, own.reader, count)
 
     with ThreadPoolExecutor(readers, "weights", initializer=prepare) as pool:
         try:

@@ -31,6 +31,7 @@ def cold_start(
     device: torch.device,
     dtype: torch.dtype,
     threads: int,
+    quantization: str | None = None,
 ) -> dict:
     """Seconds from the start of a fresh process to its first spoken answer, by stage.
 
@@ -44,6 +45,7 @@ def cold_start(
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": threads,
+        "quantization": quantization,
         "started": time.monotonic(),
     }
     command = [sys.executable, "-m", "scripts.benchmark.cold_start", json.dumps(arguments)]
@@ -56,8 +58,10 @@ def cold_start(
 def _stages(arguments: dict) -> Stages:
     device, dtype = torch.device(arguments["device"]), getattr(torch, arguments["dtype"])
     if arguments["size"] is not None:
-        return random_stages(SIZES[arguments["size"]], device, dtype)
-    return load_stages(Path(arguments["directory"]), True, device, dtype)
+        scheme = arguments["quantization"] or "none"
+        return random_stages(SIZES[arguments["size"]], device, dtype, scheme)
+    scheme = arguments["quantization"]
+    return load_stages(Path(arguments["directory"]), True, device, dtype, quantization=scheme)
 
 
 def _first_answer(arguments: dict) -> dict:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from kimia_infer.api.kimia import CHECK_INTERVAL
 from kimia_infer.language_model.decode import DecodeInput, Decoder, Generation
 from kimia_infer.language_model.model import LanguageModel
+from kimia_infer.language_model.quantization import QuantizedLinear
 from kimia_infer.language_model.sampler import Sampling, TrackSampling
 from kimia_infer.language_model.state import ControlTokens
 from kimia_infer.onednn import use_onednn
@@ -112,11 +114,31 @@ def library_loop(decoder: Decoder, mode: Mode, steps: int) -> Generation:
     return generation
 
 
+def dequantized(model: LanguageModel) -> LanguageModel:
+    """``model`` with its matrices in the working dtype, which the plain loop reads."""
+    if model.quantization == "none":
+        return model
+    with torch.device("meta"):
+        plain = LanguageModel(model.config)
+    for name, layer in model.named_modules():
+        values = dict(layer.named_parameters(recurse=False))
+        if isinstance(layer, QuantizedLinear):
+            weight = layer.dequantized(model.dtype)
+            values = {"weight": nn.Parameter(weight, requires_grad=False), "bias": layer.bias}
+        for leaf, value in values.items():
+            setattr(plain.get_submodule(name), leaf, value)
+    return plain.eval()
+
+
 def make_contenders(model: LanguageModel, steps: int) -> list[Contender]:
-    """The plain loop, then every mode with cut and with full heads."""
+    """The plain loop, then every mode with cut and with full heads.
+
+    The plain loop knows no quantization: it computes with the values of quantized matrices.
+    """
+    whole = dequantized(model)
 
     def plain() -> PlainGeneration:
-        return PlainGeneration(model, *random_prompt(model), "both", steps)
+        return PlainGeneration(whole, *random_prompt(model), "both", steps)
 
     def ours(mode: Mode, head_rows: str) -> Contender:
         make = lambda: library_loop(decoders[head_rows], mode, steps)  # noqa: E731
@@ -126,7 +148,7 @@ def make_contenders(model: LanguageModel, steps: int) -> list[Contender]:
         head_rows: library_decoder(each, steps) for head_rows, each in library_models(model).items()
     }
     return [
-        Contender("plain loop", BOTH, "full", model, plain),
+        Contender("plain loop", BOTH, "full", whole, plain),
         *(ours(mode, head_rows) for head_rows in decoders for mode in MODES),
     ]
 

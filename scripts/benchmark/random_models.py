@@ -16,6 +16,7 @@ from kimia_infer.detokenizer.dit import DiT
 from kimia_infer.detokenizer.stream import Detokenizer
 from kimia_infer.detokenizer.vocoder import Vocoder
 from kimia_infer.language_model.model import LanguageModel
+from kimia_infer.language_model.quantization import quantize_model
 from kimia_infer.tokenizer.speech import SpeechCodes, SpeechTokenizer
 from kimia_infer.tokenizer.text import SpecialTokens
 from kimia_infer.tokenizer.whisper import WhisperFeatures
@@ -73,7 +74,9 @@ def random_language_model(sizes: Sizes, device: torch.device, dtype: torch.dtype
     return model
 
 
-def random_stages(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Stages:
+def random_stages(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype, quantization: str = "none"
+) -> Stages:
     """All that :class:`KimiAudio` is made of; the speech tokenizer in float32."""
     speech = random_module(lambda: SpeechTokenizer(sizes.speech_tokenizer), device, torch.float32)
     whisper = random_module(lambda: WhisperEncoder(sizes.whisper), device, dtype)
@@ -85,6 +88,6 @@ def random_stages(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Sta
         NumberTokenizer(sizes.language_model.base_tokens),
         SpeechCodes(speech, NO_FOLDER),
         WhisperFeatures(whisper, NO_FOLDER),
-        random_language_model(sizes, device, dtype),
+        quantize_model(random_language_model(sizes, device, dtype), quantization),
         detokenizer,
     )

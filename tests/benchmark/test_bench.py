@@ -205,6 +205,22 @@ def test_whole_requests(script: ModuleType, golden: Path, tmp_path: Path, capsys
     assert cold["from_files"]
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+def test_quantized(scheme: str, script: ModuleType, tmp_path: Path, capsys) -> None:
+    """The plain loop has the same values in float32, reads more, and chooses the same tokens."""
+    path = tmp_path / "q.json"
+    arguments = ["--random", "tiny", "--quantization", scheme, "--json", path]
+    assert run_main(script, *arguments) == 0
+    assert "quantization  " in capsys.readouterr().out
+    results = json.loads(path.read_text())
+    assert results["about"]["quantization"] == scheme
+    assert results["cold_start"]["first_request_metrics"]["quantization"] == scheme
+    plain, *_, ours, _ = results["decoding"]["modes"]
+    assert (ours["name"], ours["head_rows"]) == (BOTH.name, "full")
+    assert ours["bytes_per_step"] < plain["bytes_per_step"]
+    assert results["decoding"]["equal_steps"] == STEPS
+
+
 def test_language_model_alone(script: ModuleType, golden: Path, capsys) -> None:
     """A checkpoint without the other parts still gets its decode steps measured."""
     assert run_main(script, "--weights", golden / "llm") == 0

@@ -37,7 +37,7 @@ def test_a_data_set_becomes_a_table(tmp_path: Path, write: Write):
     manifest = write({"audio": "missing.wav", "text": "x", "language": "en"}, name="Mine")
     arguments = [
         manifest.name, "--recipe", "tut2017", "--data", "TUT", "--weights", MINI,
-        "--output", "out", "--device", "cpu", "--max-new-tokens", 5,
+        "--output", "out", "--device", "cpu", "--max-new-tokens", 5, "--quantization", "int8",
     ]  # fmt: skip
     done = command(*arguments, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
@@ -46,6 +46,7 @@ def test_a_data_set_becomes_a_table(tmp_path: Path, write: Write):
     assert "| **TUT2017** | Accuracy ↑ |" in done.stdout
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["settings"]["weights"] == str(MINI)
+    assert found["settings"]["quantization"] == found["model"]["quantization"] == "int8"
     again = command(*arguments, cwd=tmp_path)
     assert again.stdout == done.stdout
     assert "Loading weights" not in again.stderr

@@ -151,10 +151,12 @@ def test_recording_is_transcribed(server: Server, golden: Path, tmp_path: Path) 
     arguments += ["--max-new-tokens", 6]
     remote = run(INFER, "--url", server.url, *arguments, cwd=tmp_path)
     weights = str((golden / "e2e" / "checkpoint").resolve())
-    local = run(INFER, "--weights", weights, "--device", "cpu", *arguments, cwd=tmp_path)
+    arguments += ["--device", "cpu", "--quantization", "int8"]
+    local = run(INFER, "--weights", weights, *arguments, cwd=tmp_path)
     assert local.returncode == remote.returncode == 0, local.stderr + remote.stderr
     assert "no file was written: the answer is text" in remote.stderr
     assert "segments: 1" in local.stderr and "segments: 1" in remote.stderr
+    assert "quantization: int8" in local.stderr and "quantization: none" in remote.stderr
 
 
 def test_infer_tells_what_the_server_refuses(server: Server, golden: Path, tmp_path: Path) -> None:
@@ -181,6 +183,8 @@ def test_saved_answer_becomes_transcript_and_wav(document: dict, tmp_path: Path)
         ([], 2, "nothing to answer"),
         (["--text", "Hi", "--url", "http://x", "--weights", "w"], 2, "not allowed with"),
         (["--text", "Hi", "--url", "http://x", "--device", "cpu"], 2, "--device has no effect"),
+        (["--text", "Hi", "--url", "http://x", "--quantization", "int8"], 2, "--quantization has"),
+        (["--text", "Hi", "--quantization", "int2"], 2, "invalid choice"),
         (["--answer", "saved.json", "--seed", "3"], 2, "--seed has no effect"),
         (["--text", "Hi", "--stream"], 2, "--stream needs --url"),
         (["--text", "Hi", "--url", "http://x", "--play"], 2, "--play has no effect without"),

@@ -12,7 +12,7 @@ from kimia_infer.service.settings import Settings, SettingsError, read_settings
 
 
 def test_unset_and_empty_mean_the_default() -> None:
-    names = ("DEVICE", "DTYPE", "HEAD_ROWS", "ATTENTION", "TIMEOUT", "ADAPTER")
+    names = ("DEVICE", "DTYPE", "HEAD_ROWS", "ATTENTION", "TIMEOUT", "ADAPTER", "QUANTIZATION")
     assert read_settings({}) == read_settings({f"KIMI_AUDIO_{n}": "" for n in names}) == Settings()
 
 
@@ -24,8 +24,9 @@ def test_values_are_taken(tmp_path: Path) -> None:
         "KIMI_AUDIO_ATTENTION": "sdpa",
         "KIMI_AUDIO_TIMEOUT": "1.5",
         "KIMI_AUDIO_ADAPTER": str(tmp_path),
+        "KIMI_AUDIO_QUANTIZATION": "int4",
     }
-    expected = Settings("cpu", "bfloat16", "full", "sdpa", 1.5, str(tmp_path))
+    expected = Settings("cpu", "bfloat16", "full", "sdpa", 1.5, str(tmp_path), "int4")
     assert read_settings(variables) == expected
 
 
@@ -43,6 +44,7 @@ def test_values_are_taken(tmp_path: Path) -> None:
         ("KIMI_AUDIO_TIMEOUT", "inf", ["seconds"]),
         ("KIMI_AUDIO_TIMEOUT", "nan", ["seconds"]),
         ("KIMI_AUDIO_ADAPTER", "owner/name", ["not a directory"]),
+        ("KIMI_AUDIO_QUANTIZATION", "int2", ["none", "fp8", "int8", "int4"]),
     ],
 )
 def test_other_values_are_refused_with_the_choices(name: str, value: str, choices: list) -> None:
