@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -59,11 +60,20 @@ def load_parts(
     jobs.sort(key=lambda job: -job.nbytes)  # the longest first, so that all end together
     stopped, counting, own = threading.Event(), threading.Lock(), threading.local()
 
-    def count(values: int) -> None:
+    @contextmanager
+    def stopping() -> Iterator[None]:
+        """A failure within ends the work of all; after one, nothing begins."""
         if stopped.is_set():
             raise _Stopped
-        if report is not None:
-            with counting:
+        try:
+            yield
+        except BaseException:
+            stopped.set()
+            raise
+
+    def count(values: int) -> None:
+        with counting, stopping():
+            if report is not None:
                 report(values)
 
     def prepare() -> None:
@@ -71,12 +81,14 @@ def load_parts(
 
     def run(job: _Job) -> None:
         for slot in job.slots:
-            job.part.place(slot, job.parameters, own.reader, count)
+            with stopping():
+                job.part.place(slot, job.parameters, own.reader, count)
 
     with ThreadPoolExecutor(readers, "weights", initializer=prepare) as pool:
         try:
             for future in as_completed([pool.submit(run, job) for job in jobs]):
-                future.result()
+                if not isinstance(future.exception(), _Stopped):  # the failure comes, too
+                    future.result()
         except BaseException:
             stopped.set()
             pool.shutdown(cancel_futures=True)

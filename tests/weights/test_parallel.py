@@ -96,7 +96,7 @@ def test_the_first_error_stops_the_others(tmp_path: Path, small: None) -> None:
 
     with pytest.raises(CheckpointError, match=rf"{path}: tensor rows\.\d+ is damaged"):
         load_parts([(part, torch.float32)], CPU, checksum=checksum, readers=2)
-    assert len(checked) < 100
+    assert len(checked) <= 2  # one per reader
     assert threading.active_count() == started
 
 
@@ -134,7 +134,7 @@ def test_an_interruption_ends_all_readers(
 
     with pytest.raises(error):
         load_parts([(rows_part(tmp_path, 400), torch.float32)], CPU, report, readers=3)
-    assert len(reports) < 50
+    assert len(reports) == 5
     assert threading.active_count() == started
 
 
