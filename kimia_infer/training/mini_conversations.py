@@ -3,7 +3,7 @@
 Every sound comes with its codes, computed once. The training set has more than was spoken for it:
 what users and the assistant say anywhere is transcribed too, some questions are answered in
 writing, several sentences in a row make recordings as long as the segments of a long
-transcription, and what is learned slowly is there several times.
+transcription, open sentences are read aloud, and what is learned slowly is there twice.
 """
 
 from __future__ import annotations
@@ -23,17 +23,20 @@ from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.tokenizer.segments import SEGMENT_SAMPLES
 from kimia_infer.tokenizer.speech import SpeechCodes, speech_tokenizer_part
 from kimia_infer.training.conversations import UNDERSTANDING, ConversationFile, write_lines
-from kimia_infer.training.spoken_world import SETS, TRANSCRIBE
+from kimia_infer.training.small_world import Turn, dialogue
+from kimia_infer.training.spoken_world import READ, SETS, SPOKEN, TRANSCRIBE
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
-JOINED_SENTENCES = range(2, 10)
+JOINED_SENTENCES = (2, 2, 2, 3, 3, 4, 5, 7, 9)
+"""How many are joined, each number equally often. Few recordings are learned by heart."""
+
 PAUSES = (0.15, 0.8)
 """Shortest and longest silence between joined sentences, in seconds."""
 
 WRITTEN_ANSWERS = 0.25
 """Part of the questions that are answered in writing alone as well."""
 
-REPEATED = {"question": 2, "dialogue": 1}
+REPEATED = {"question": 1, "dialogue": 1}
 """How often more a line of a kind is there that is learned slowly: its answer has to be found."""
 
 SEED = 3
@@ -43,7 +46,12 @@ Heard = tuple[str, str]  # path of a sound and what is said
 
 
 def write_conversations(
-    world: Path, base: Path, target: Path, joined: int = 1000, transcribed: float = 0.25
+    world: Path,
+    base: Path,
+    target: Path,
+    joined: int = 4000,
+    transcribed: float = 0.25,
+    two_facts: int = 3000,
 ) -> None:
     """Write SET.jsonl with the ids of all speech codes to ``target``, train.jsonl last.
 
@@ -54,27 +62,22 @@ def write_conversations(
         base: checkpoint whose speech tokenizer and ids are used.
         target: folder that is written.
         joined: recordings of several sentences, added to the training set.
-        transcribed: part of what users say, other than to be transcribed, that is added to
-            the training set as a transcription.
+        transcribed: part of what users say elsewhere that is transcribed, too.
+        two_facts: dialogues of two facts, one of which is asked for; to look up the right one is
+            what takes longest to learn.
     """
     lines = {name: _read(world / f"{name}.jsonl", world) for name in SETS}
     chance = random.Random(SEED)
-    heard = [item for line in lines["train"] for item in _user_sounds(line)]
-    others = sorted({item for line in lines["train"] if line["kind"] != "transcription"
-                     for item in _user_sounds(line)})  # fmt: skip
-    added = chance.sample(others, round(transcribed * len(others)))
-    added += sorted({item for line in lines["train"] for item in _answer_sounds(line)})
-    lines["train"] += [_transcription(chance, item) for item in added]
-    questions = [line for line in lines["train"] if line["kind"] == "question"]
-    chosen = chance.sample(questions, round(WRITTEN_ANSWERS * len(questions)))
+    heard = sorted({item for line in lines["train"] for item in _user_sounds(line)})
     lines["train"] += [
-        line for line in lines["train"] for _ in range(REPEATED.get(line["kind"], 0))
+        *_transcriptions(chance, lines["train"], transcribed),
+        *_written_answers(chance, lines["train"]),
+        *(line for line in lines["train"] for _ in range(REPEATED.get(line["kind"], 0))),
+        *_read_aloud(world),
+        *_two_facts(chance, lines["train"], two_facts),
     ]
-    lines["train"] += [_written(line) for line in chosen]
-    lines["train"] += [
-        _transcription(chance, item)
-        for item in _join_sounds(chance, sorted(set(heard)), joined, target / "joined")
-    ]
+    recordings = _join_sounds(chance, heard, joined, target / "joined")
+    lines["train"] += [_transcription(chance, item) for item in recordings]
     codes = _codes(
         base, [path for some in lines.values() for line in some for path in _paths(line)]
     )
@@ -108,6 +111,15 @@ def _answer_sounds(line: dict) -> Iterator[Heard]:
             yield sound, text
 
 
+def _transcriptions(chance: random.Random, lines: Sequence[dict], part: float) -> Iterator[dict]:
+    """Of a part of what users say elsewhere, and of all answers."""
+    elsewhere = [line for line in lines if line["kind"] != "transcription"]
+    others = sorted({item for line in elsewhere for item in _user_sounds(line)})
+    answers = sorted({item for line in lines for item in _answer_sounds(line)})
+    for item in chance.sample(others, round(part * len(others))) + answers:
+        yield _transcription(chance, item)
+
+
 def _transcription(chance: random.Random, heard: Heard) -> dict:
     sound, text = heard
     instruction = chance.choice(TRANSCRIBE)
@@ -122,11 +134,43 @@ def _transcription(chance: random.Random, heard: Heard) -> dict:
     }
 
 
-def _written(line: dict) -> dict:
-    """A question whose answer is text alone."""
-    question, answer = line["conversation"]
-    written = {"role": "assistant", "message_type": "text", "content": answer["content"][1]}
-    return {"task_type": UNDERSTANDING, "kind": "written", "conversation": [question, written]}
+def _read_aloud(world: Path) -> Iterator[dict]:
+    """The open sentences in the assistant's voice, each to be read from its text."""
+    file = ConversationFile(world / "voice_train.jsonl")
+    for index in range(len(file)):
+        sentence = file.raw(index)
+        sound = str((world / sentence["audio"]).resolve())
+        asked = {"role": "user", "message_type": "text", "content": READ + sentence["text"]}
+        said = {"role": "assistant", "message_type": "audio-text"}
+        said["content"] = [sound, sentence["text"]]
+        yield {"task_type": SPOKEN, "kind": "read", "conversation": [asked, said]}
+
+
+def _two_facts(chance: random.Random, lines: Sequence[dict], count: int) -> Iterator[dict]:
+    """Dialogues of three turns, made of turns that were spoken in others."""
+    turns: dict[Turn, list[list[dict]]] = {}
+    for line in lines:
+        if line["kind"] == "dialogue":
+            said, messages = line["said"], line["conversation"]
+            for user, place in zip(said, range(0, len(messages), 2), strict=True):
+                pair = messages[place : place + 2]
+                turns.setdefault(Turn(user, pair[1]["content"][1]), []).append(pair)
+    while turns and count:
+        wanted = dialogue(chance, "train")
+        if len(wanted) == 3 and all(turn in turns for turn in wanted):
+            count -= 1
+            messages = [message for turn in wanted for message in chance.choice(turns[turn])]
+            said = [turn.user for turn in wanted]
+            yield {"task_type": SPOKEN, "kind": "dialogue", "said": said, "conversation": messages}
+
+
+def _written_answers(chance: random.Random, lines: Sequence[dict]) -> Iterator[dict]:
+    """Some questions whose answers are text alone."""
+    questions = [line for line in lines if line["kind"] == "question"]
+    for line in chance.sample(questions, round(WRITTEN_ANSWERS * len(questions))):
+        question, answer = line["conversation"]
+        written = {"role": "assistant", "message_type": "text", "content": answer["content"][1]}
+        yield {"task_type": UNDERSTANDING, "kind": "written", "conversation": [question, written]}
 
 
 def _join_sounds(

@@ -165,7 +165,7 @@ def dialogue(chance: random.Random, split: str) -> Dialogue:
     """A random dialogue of ``split``, whose last question needs what was said before."""
     makers = (_color_dialogue, _two_colors, _place_dialogue, _sum_dialogue, _next_dialogue)
     while True:
-        turns = chance.choices(makers, (3, 1, 2, 3, 1))[0](chance)
+        turns = chance.choices(makers, (2, 4, 2, 3, 1))[0](chance)
         if split_of_dialogue(turns) == split:
             return turns
 

@@ -59,6 +59,9 @@ READ = "Please read aloud: "
 LONGEST_REPEATED = 6
 """Words of a sentence to repeat or read, so that answers stay below about 2.5 s."""
 
+SPOKEN = "spoken answer"
+"""The task type of conversations whose answers are speech and text."""
+
 KINDS = {"transcription": 0.3, "question": 0.27, "dialogue": 0.2, "repeat": 0.13, "read": 0.1}
 """Kinds of conversations with their shares."""
 
@@ -88,11 +91,11 @@ SETS = {
 class WorldSize:
     """Conversations of each set, and further sentences in the assistant's voice."""
 
-    train: int = 6000
+    train: int = 9000
     validation: int = 300
     held_out: int = 500
     held_out_voices: int = 500
-    voice_train: int = 1500
+    voice_train: int = 4000
     voice_held_out: int = 300
     seed: int = 1
 
@@ -143,7 +146,7 @@ class Task:
                 sound = sound_name(Utterance(turn.answer, ANSWER_VOICE))
                 answer |= {"message_type": "audio-text", "content": [sound, turn.answer]}
             messages.append(answer)
-        task_type = "spoken answer" if self.spoken else UNDERSTANDING
+        task_type = SPOKEN if self.spoken else UNDERSTANDING
         said = [turn.user for turn in self.turns]
         return {
             "task_type": task_type, "kind": self.kind, "voice": self.voice.name, "said": said,
