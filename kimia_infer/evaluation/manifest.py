@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from kimia_infer.evaluation.items import (
 )
 from kimia_infer.evaluation.normalization import WITHOUT_SPACES
 from kimia_infer.training.conversations import DataError, parse_conversation
-from kimia_infer.training.manifests import AUDIO_FIELDS, TEXT_FIELDS
+from kimia_infer.training.manifests import AUDIO_FIELDS, TEXT_FIELDS, read_rows
 
 ID_FIELDS = ("id", "index")
 LANGUAGE_FIELDS = ("language", "lang")
@@ -68,9 +65,17 @@ def read_manifest(path: Path, defaults: Defaults) -> Manifest:
     items: list[Item] = []
     faults: list[str] = []
     seen = set()
-    for line, row in _rows(path):
+    try:
+        rows = list(read_rows(path))
+    except DataError as error:
+        raise EvaluationError(str(error)) from error
+    for line, row in rows:
         where = f"{path}:{line}"
         try:
+            if isinstance(row, DataError):
+                raise row
+            if path.suffix.lower() != ".jsonl":  # an empty cell says nothing
+                row = {name: value for name, value in row.items() if value}
             item = _item(row, line, path.stem, defaults)
             if item.key in seen:
                 raise DataError(f"id: {item.id!r} is that of an earlier line")
@@ -84,37 +89,7 @@ def read_manifest(path: Path, defaults: Defaults) -> Manifest:
     return Manifest(path.stem, items, faults)
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """The rows of a manifest with their line numbers; an error stands for what is not JSON."""
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".tsv", ".jsonl"):
-        raise EvaluationError(f"{path}: expected a file .jsonl, .csv or .tsv")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if kind == ".jsonl":
-                yield from ((n, _json(line)) for n, line in enumerate(file, 1) if line.strip())
-                return
-            csv.field_size_limit(sys.maxsize)
-            tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
-            reader = csv.DictReader(file, **tabs)
-            for row in reader:
-                yield reader.line_num, {name: value for name, value in row.items() if value}
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path}: cannot be read ({error})") from error
-
-
-def _json(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except ValueError as error:
-        return DataError(f"not valid JSON ({error})")
-
-
-def _item(row: Any, line: int, name: str, defaults: Defaults) -> Item:
-    if isinstance(row, DataError):
-        raise row
-    if not isinstance(row, dict):
-        raise DataError("not a JSON object")
+def _item(row: dict, line: int, name: str, defaults: Defaults) -> Item:
     build = _conversation if "conversation" in row else _single
     messages, reference, question = build(row, defaults)
     choices = _choices(row.get("choices"))

@@ -46,7 +46,11 @@ def convert_manifest(
         DataError: the manifest cannot be read, or it is unclear which fields to use.
     """
     faults: list[str] = []
-    rows = list(_rows(source))
+    rows = []
+    for line, row in read_rows(source):
+        if isinstance(row, DataError):
+            raise DataError(f"{source}:{line}: {row}") from row
+        rows.append((line, row))
     if not rows:
         raise DataError(f"{source}: no rows")
     names = rows[0][1]
@@ -89,15 +93,19 @@ def _conversation(question: str, audio: str, text: str) -> dict:
     }
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict]]:
-    """The rows of a manifest with their line numbers."""
+def read_rows(path: Path) -> Iterator[tuple[int, dict | DataError]]:
+    """The rows of a CSV, TSV or JSONL file with their line numbers.
+
+    A line that is not a JSON object is a DataError that says why. Raises one if the file cannot
+    be read.
+    """
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv", ".jsonl"):
         raise DataError(f"{path}: expected a file .csv, .tsv or .jsonl")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             if kind == ".jsonl":
-                yield from _json_rows(path, file)
+                yield from ((n, _json_row(line)) for n, line in enumerate(file, 1) if line.strip())
                 return
             csv.field_size_limit(sys.maxsize)
             tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
@@ -108,17 +116,12 @@ def _rows(path: Path) -> Iterator[tuple[int, dict]]:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
 
-def _json_rows(path: Path, file) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(file, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}:{number}: not valid JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected an object")
-        yield number, row
+def _json_row(line: str) -> dict | DataError:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        return DataError(f"not valid JSON ({error})")
+    return row if isinstance(row, dict) else DataError("expected a JSON object")
 
 
 def _choose(source: Path, row: dict, wanted: str | None, usual: tuple[str, ...], what: str) -> str:

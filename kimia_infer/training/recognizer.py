@@ -1,11 +1,8 @@
-"""What teaches the speech tokenizer: recognition of text and phones from its codes."""
+"""Layers that teach an encoder of speech: they recognize text and phones from its output."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,62 +12,6 @@ from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE
 
 BLANK = 0
 MELS_PER_FRAME = 2  # the second convolution of the encoder
-
-
-@dataclass(frozen=True)
-class Units:
-    """The characters, words and phones of all texts, in order.
-
-    Character or word i has the id i + 1, after the blank; phone i has the id i.
-    """
-
-    characters: tuple[str, ...]
-    words: tuple[str, ...]
-    phones: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, texts: Iterable[str], phones: Iterable[str] = ()) -> Units:
-        texts = [normal(text) for text in texts]
-        return cls(
-            tuple(sorted({character for text in texts for character in text})),
-            tuple(sorted({word for text in texts for word in text.split()})),
-            tuple(sorted(set(phones))),
-        )
-
-    @cached_property
-    def _ids(self) -> tuple[dict[str, int], dict[str, int]]:
-        return tuple({u: i for i, u in enumerate(us, 1)} for us in (self.characters, self.words))
-
-    def character_ids(self, text: str) -> Tensor:
-        return torch.tensor([self._ids[0][character] for character in normal(text)])
-
-    def phone_ids(self, numbers: Tensor) -> Tensor:
-        """Of phones by :func:`phone_number`, int64 of any shape."""
-        order = sorted(range(len(self.phones)), key=lambda i: phone_number(self.phones[i]))
-        known = torch.tensor([phone_number(self.phones[i]) for i in order], device=numbers.device)
-        places = torch.searchsorted(known, numbers)
-        return torch.tensor(order, device=numbers.device)[places]
-
-    def word_ids(self, text: str) -> Tensor:
-        return torch.tensor([self._ids[1][word] for word in normal(text).split()])
-
-
-def phone_number(name: str) -> int:
-    """A number that stands for a phone in tensors. ValueError for names of more than 7 bytes."""
-    data = name.encode()
-    if len(data) > 7:
-        raise ValueError(f"the name {name!r} of a phone has more than 7 bytes")
-    return int.from_bytes(data)
-
-
-def normal(text: str) -> str:
-    """Lower case, single spaces."""
-    return " ".join(text.lower().split())
-
-
-def frames_needed(ids: Sequence[object]) -> int:
-    """The frames that CTC needs: one for each, and a blank between equal neighbors."""
-    return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
 class ConvolutionBlock(nn.Module):

@@ -7,7 +7,6 @@ book unchanged (straight through), which itself follows the encoder as running m
 from __future__ import annotations
 
 import math
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,9 +23,9 @@ from kimia_infer.tokenizer.speech import (
     SpeechTokenizerConfig,
     speech_tokenizer_part,
 )
-from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, LOG_MEL, POSITIONS, feature_extractor
+from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, POSITIONS, feature_extractor
 from kimia_infer.training.code_book import RunningCodeBook
-from kimia_infer.training.codec_data import Example, Examples, Sound, SoundSamples, read_samples
+from kimia_infer.training.codec_data import Example, Examples, Sound, SoundSamples
 from kimia_infer.training.codec_run import (
     CodecNetwork,
     load_trainable,
@@ -36,13 +35,15 @@ from kimia_infer.training.codec_run import (
 )
 from kimia_infer.training.codec_settings import TokenizerSettings
 from kimia_infer.training.conversations import DataError
-from kimia_infer.training.recognizer import (
-    Recognizer,
+from kimia_infer.training.recognizer import Recognizer, ctc
+from kimia_infer.training.spoken_text import (
+    SILENCE,
     Units,
-    ctc,
-    frames_needed,
-    normal,
+    check_speakable,
+    code_points,
     phone_number,
+    read_spoken,
+    texts_of,
 )
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.checkpoint import read_json
@@ -50,9 +51,6 @@ from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
 MELS = 128  # published configuration
 FRAME_RATE = 50  # of the encoder, per second
-SILENCE = "_"
-"""The phone before the first; espeak-ng's name of a pause."""
-
 MEL_PER_CODE = 8  # spectrogram frames: two per frame of the encoder, pooled by four
 
 
@@ -71,11 +69,9 @@ def train_tokenizer(settings: TokenizerSettings, resume: bool = False) -> Outcom
     units: list[Units] = []
 
     def read_data() -> tuple[SoundSamples, SoundSamples | None]:
-        both = read_samples(settings, reader.read, reader.seconds, needs_text=True)
-        sounds = [s for samples in both if samples is not None for s in samples.sounds]
-        phones = {name for s in sounds for name, _ in s.phones or ()}
-        units.append(Units.of((s.text for s in sounds), phones | {SILENCE}))
-        return both
+        samples, found = read_spoken(settings, reader.read)
+        units.append(found)
+        return samples
 
     def build(samples: SoundSamples, written: Path | None, device: torch.device):
         folder = written / SPEECH_TOKENIZER_FOLDER if written else initial
@@ -98,9 +94,6 @@ class SpokenTextReader:
         self.settings = settings
         self.extractor = feature_extractor(folder, mels)
 
-    def seconds(self, example: Example) -> float:
-        return example["mel"].shape[1] / (SAMPLE_RATE / LOG_MEL["hop_length"])
-
     def read(self, sound: Sound) -> Example:
         """``mel`` fp32 [mels, frames], ``count`` of its codes, ``text`` as code points.
 
@@ -116,26 +109,18 @@ class SpokenTextReader:
             return_tensors="pt",
         )
         count = segment_codes(len(wave))
-        self._check(normal(sound.text), count)
+        settings = self.settings
+        learned = bool(settings.character_weight), bool(settings.word_weight)
+        check_speakable(sound.text, count, *learned)
         example = {
             "mel": features.input_features[0],
             "mask": features.attention_mask[0],
             "count": torch.tensor(count),
-            "text": torch.tensor([ord(character) for character in sound.text]),
+            "text": code_points(sound.text),
         }
-        if self.settings.phone_weight:
+        if settings.phone_weight:
             example["phones"] = frame_phones(sound, FRAMES_PER_CODE * count)
         return example
-
-    def _check(self, text: str, count: int) -> None:
-        """Whether the sound is long enough for its text."""
-        for weight, units, room, name in (
-            (self.settings.character_weight, text, FRAMES_PER_CODE * count, "characters"),
-            (self.settings.word_weight, text.split(), count, "words"),
-        ):
-            if weight and frames_needed(units) > room:
-                seconds = count * CODE_SAMPLES / SAMPLE_RATE
-                raise DataError(f"text: {len(units)} {name} cannot be spoken in {seconds:.2f} s")
 
 
 def frame_phones(sound: Sound, frames: int) -> Tensor:
@@ -192,10 +177,6 @@ class TokenizerNetwork(CodecNetwork):
         self.code_book = RunningCodeBook(
             tokenizer.codebook, settings.code_decay, settings.dead_below
         )
-        described = "".join(units.characters) + "\n" + "\n".join(units.words)
-        if settings.phone_weight:
-            described += "\n\n" + "\n".join(units.phones)
-        self._units_mark = torch.tensor([zlib.crc32(described.encode())])
 
     def forward(self, batch: Examples) -> TokenizerLosses:
         mel, mask, counts = _padded(batch)
@@ -221,7 +202,7 @@ class TokenizerNetwork(CodecNetwork):
     def _losses(
         self, batch: Examples, frames: Tensor, counts: Tensor, mel: Tensor, commitment: Tensor
     ) -> TokenizerLosses:
-        texts = ["".join(map(chr, item["text"].tolist())) for item in batch.items]
+        texts = texts_of(batch)
         settings, none = self.settings, torch.zeros(len(mel), device=mel.device)
         characters, words, phones, rebuilt = none, none, none, none
         if settings.character_weight:
@@ -259,7 +240,7 @@ class TokenizerNetwork(CodecNetwork):
         }
 
     def same_run(self) -> dict[str, Tensor]:
-        return {"units": self._units_mark}
+        return {"units": self.units.mark}
 
     def after_step(self) -> None:
         self.code_book.update()

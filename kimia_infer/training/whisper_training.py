@@ -9,9 +9,9 @@ sounds share a segment, and for most of the steps segments are shorter, at rando
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,13 +25,12 @@ from kimia_infer.audio.load import SAMPLE_RATE, load_audio
 from kimia_infer.tokenizer.segments import CODE_SAMPLES, SEGMENT_SAMPLES, segment_codes
 from kimia_infer.tokenizer.whisper import (
     FRAMES_PER_CODE,
-    LOG_MEL,
     POSITIONS,
     encoder_config,
     feature_extractor,
     whisper_part,
 )
-from kimia_infer.training.codec_data import Example, Examples, Sound, SoundSamples, read_samples
+from kimia_infer.training.codec_data import Example, Examples, Sound, SoundSamples
 from kimia_infer.training.codec_run import (
     CodecNetwork,
     load_trainable,
@@ -41,9 +40,15 @@ from kimia_infer.training.codec_run import (
 )
 from kimia_infer.training.codec_settings import CodecSettings
 from kimia_infer.training.config import ConfigError, option
-from kimia_infer.training.conversations import DataError
-from kimia_infer.training.recognizer import ConvolutionBlock, Units, ctc, frames_needed, normal
+from kimia_infer.training.recognizer import ConvolutionBlock, ctc
 from kimia_infer.training.servable import WHISPER_PREFIX
+from kimia_infer.training.spoken_text import (
+    Units,
+    check_speakable,
+    code_points,
+    read_spoken,
+    texts_of,
+)
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.checkpoint import read_json
 from kimia_infer.weights.layout import WHISPER_FOLDER
@@ -96,14 +101,10 @@ def train_whisper(settings: WhisperSettings, resume: bool = False) -> Outcome:
     extractor = feature_extractor(initial or Path(), config.num_mel_bins)
     units: list[Units] = []
 
-    def read(sound: Sound) -> Example:
-        return read_sound(sound, extractor)
-
     def read_data() -> tuple[SoundSamples, SoundSamples | None]:
-        both = read_samples(settings, read, _seconds, needs_text=True)
-        texts = [s.text for samples in both if samples is not None for s in samples.sounds]
-        units.append(Units.of(texts))
-        return both
+        samples, found = read_spoken(settings, partial(read_sound, extractor=extractor))
+        units.append(found)
+        return samples
 
     def build(samples: SoundSamples, written: Path | None, device: torch.device):
         folder = written / WHISPER_FOLDER if written else initial
@@ -119,11 +120,8 @@ def train_whisper(settings: WhisperSettings, resume: bool = False) -> Outcome:
 def read_sound(sound: Sound, extractor) -> Example:
     """``mel`` fp32 [mels, 8 * codes] as in a segment of 30 s, ``text`` as code points."""
     wave = load_audio(sound.path, max_seconds=SEGMENT_SAMPLES / SAMPLE_RATE)
-    count, text = segment_codes(len(wave)), normal(sound.text)
-    for units, room in ((text, FRAMES_PER_CODE * count), (text.split(), count)):
-        if frames_needed(units) > room:
-            seconds = len(wave) / SAMPLE_RATE
-            raise DataError(f"text: {sound.text[:40]!r} cannot be spoken in {seconds:.2f} s")
+    count = segment_codes(len(wave))
+    check_speakable(sound.text, count)
     # Silence behind the end, as a segment has it; more of it changes none of these frames.
     samples = min((count + 1) * CODE_SAMPLES, SEGMENT_SAMPLES)
     found = extractor(
@@ -131,11 +129,7 @@ def read_sound(sound: Sound, extractor) -> Example:
         return_tensors="pt",
     )  # fmt: skip
     mel = found.input_features[0, :, : MEL_PER_CODE * count].clone()
-    return {"mel": mel, "text": torch.tensor([ord(character) for character in sound.text])}
-
-
-def _seconds(example: Example) -> float:
-    return example["mel"].shape[1] / (SAMPLE_RATE / LOG_MEL["hop_length"])
+    return {"mel": mel, "text": code_points(sound.text)}
 
 
 class WhisperLosses(NamedTuple):
@@ -172,8 +166,6 @@ class WhisperNetwork(CodecNetwork):
         self.upper_norm = nn.LayerNorm(width)
         self.characters = nn.Linear(width, len(units.characters) + 1)
         self.words = nn.Linear(width, len(units.words) + 1)
-        described = "".join(units.characters) + "\n" + "\n".join(units.words)
-        self._units_mark = torch.tensor([zlib.crc32(described.encode())])
 
     def forward(self, batch: Examples) -> WhisperLosses:
         mels = [item["mel"] for item in batch.items]
@@ -198,7 +190,7 @@ class WhisperNetwork(CodecNetwork):
         for block in self.upper:
             x = block(x) * valid
         x = self.upper_norm(x)
-        texts = ["".join(map(chr, item["text"].tolist())) for item in batch.items]
+        texts = texts_of(batch)
         characters = [self.units.character_ids(text) for text in texts]
         words = [self.units.word_ids(text) for text in texts]
         scores = self.words(x.unflatten(1, (-1, FRAMES_PER_CODE)).mean(2))
@@ -214,7 +206,7 @@ class WhisperNetwork(CodecNetwork):
         return {}
 
     def same_run(self) -> dict[str, Tensor]:
-        return {"units": self._units_mark}
+        return {"units": self.units.mark}
 
     def after_step(self) -> None:
         pass

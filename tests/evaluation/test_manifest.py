@@ -104,7 +104,7 @@ def test_defaults_are_for_rows_that_do_not_say(write: Write):
 
 
 BAD = {
-    "not a JSON object": "words",
+    "expected a JSON object": "words",
     "audio: missing": {"text": "x"},
     "audio: expected text, found ['a']": {"audio": ["a"], "text": "x"},
     "reference: missing or empty": {"audio": "a.wav", "text": "  "},

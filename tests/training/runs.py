@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import wave
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,23 @@ def write_data(folder: Path, lines: int = 5) -> Path:
             }
             file.write(json.dumps(values) + "\n")
     return path
+
+
+SPOKEN_TEXTS = ("no", "yes it is", "oh", "a dog", "it is", "no no")
+
+
+def write_spoken(folder: Path, texts: Sequence[str]) -> Path:
+    """A list of sounds of growing length with these texts."""
+    sounds = write_sounds(folder, len(texts), 0.6, 0.1)
+    lines = ({"audio": str(path), "text": text} for path, text in zip(sounds, texts, strict=True))
+    path = folder / "data.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def write_sounds(folder: Path, count: int, seconds: float, growth: float) -> list[Path]:
+    """Sounds ``0.wav`` and so on, each longer than the one before."""
+    return [write_sound(folder / f"{i}.wav", seconds + growth * i, i) for i in range(count)]
 
 
 def settings(data: Path, output: Path, *assignments: str) -> FinetuneSettings:

@@ -32,7 +32,7 @@ from kimia_infer.training.flow_matching import Chunk, FlowMatcher, chunk_layout,
 from kimia_infer.training.logs import PLOT
 from kimia_infer.training.plan import MicroBatch
 from kimia_infer.training.runs import FINAL
-from tests.training.runs import MINI, interrupt, losses, write_sound
+from tests.training.runs import MINI, interrupt, losses, write_sound, write_sounds
 
 CPU = torch.device("cpu")
 STREAM = StreamConfig(chunk_codes=5, look_ahead_codes=2, cache_frames=20, ode_points=4)
@@ -54,8 +54,7 @@ def random_dit() -> DiT:
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sounds")
-    for index in range(6):
-        write_sound(folder / f"{index}.wav", 0.5 + 0.2 * index, index)
+    write_sounds(folder, 6, 0.5, 0.2)
     return folder
 
 

@@ -18,7 +18,7 @@ from kimia_infer.training.codec_data import Examples, find_sounds
 from kimia_infer.training.codec_settings import TokenizerSettings
 from kimia_infer.training.config import ConfigError, read_settings
 from kimia_infer.training.conversations import DataError
-from kimia_infer.training.recognizer import Recognizer, Units, ctc, frames_needed
+from kimia_infer.training.recognizer import Recognizer, ctc
 from kimia_infer.training.runs import FINAL
 from kimia_infer.training.speech_tokenizer_training import (
     SpokenTextReader,
@@ -27,23 +27,16 @@ from kimia_infer.training.speech_tokenizer_training import (
     new_tokenizer,
     train_tokenizer,
 )
+from kimia_infer.training.spoken_text import Units, frames_needed
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
-from tests.training.runs import interrupt, losses, write_sound
+from tests.training.runs import SPOKEN_TEXTS, interrupt, losses, write_spoken
 
-TEXTS = ("no", "yes it is", "oh", "a dog", "it is", "no no")
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("spoken")
-    lines = [
-        {"audio": str(write_sound(folder / f"{i}.wav", 0.6 + 0.1 * i, i)), "text": text}
-        for i, text in enumerate(TEXTS)
-    ]
-    path = folder / "data.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    return write_spoken(tmp_path_factory.mktemp("spoken"), SPOKEN_TEXTS)
 
 
 def settings(data: Path, output: Path, *assignments: str) -> TokenizerSettings:
@@ -65,7 +58,7 @@ def network_of(run: TokenizerSettings) -> TokenizerNetwork:
     torch.manual_seed(0)
     values = new_config(run)
     config = SpeechTokenizerConfig.from_json(values, Path("size"))
-    return TokenizerNetwork(new_tokenizer(config), values, run, Units.of(TEXTS))
+    return TokenizerNetwork(new_tokenizer(config), values, run, Units.of(SPOKEN_TEXTS))
 
 
 def book_of(codes: int, width: int, dead_below: float = 0.05) -> RunningCodeBook:

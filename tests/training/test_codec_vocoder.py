@@ -34,7 +34,7 @@ from kimia_infer.training.vocoder_training import (
     waves,
 )
 from kimia_infer.weights.errors import CheckpointError
-from tests.training.runs import interrupt, losses, write_sound
+from tests.training.runs import interrupt, losses, write_sound, write_sounds
 
 CPU = torch.device("cpu")
 
@@ -42,8 +42,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("sounds")
-    for index in range(5):
-        write_sound(folder / f"{index}.wav", 0.4 + 0.1 * index, index)
+    write_sounds(folder, 5, 0.4, 0.1)
     return folder
 
 

@@ -79,7 +79,7 @@ def test_bad_rows_are_left_out(folder: Path):
         ("m.txt", "one.wav hello", "expected a file .csv, .tsv or .jsonl"),
         ("m.csv", "path,text\n", "no rows"),
         ("m.jsonl", "{\n", "m.jsonl:1: not valid JSON"),
-        ("m.jsonl", "[1]\n", "m.jsonl:1: expected an object"),
+        ("m.jsonl", "[1]\n", "m.jsonl:1: expected a JSON object"),
     ],
 )
 def test_manifests_that_cannot_be_read(folder: Path, name: str, text: str, message: str):

@@ -23,8 +23,8 @@ from kimia_infer.tokenizer.whisper import (
 from kimia_infer.training.codec_data import Examples, Sound
 from kimia_infer.training.config import ConfigError, read_settings
 from kimia_infer.training.conversations import DataError
-from kimia_infer.training.recognizer import Units
 from kimia_infer.training.runs import FINAL
+from kimia_infer.training.spoken_text import Units
 from kimia_infer.training.whisper_training import (
     SEGMENT_CODES,
     Place,
@@ -40,23 +40,15 @@ from kimia_infer.training.whisper_training import (
 )
 from kimia_infer.weights.layout import WHISPER_FOLDER
 from tests.conftest import GOLDEN
-from tests.training.runs import interrupt, losses, write_sound
+from tests.training.runs import SPOKEN_TEXTS, interrupt, losses, write_spoken
 
-TEXTS = ("no", "yes it is", "oh", "a dog", "it is", "no no")
 EXTRACTOR = feature_extractor(Path(), 128)
 SHORT = [GOLDEN / "audio" / name for name in ("a1p3.wav", "a5.wav", "a_1281.wav")]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("spoken")
-    lines = [
-        {"audio": str(write_sound(folder / f"{i}.wav", 0.6 + 0.1 * i, i)), "text": text}
-        for i, text in enumerate(TEXTS)
-    ]
-    path = folder / "data.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+    return write_spoken(tmp_path_factory.mktemp("spoken"), SPOKEN_TEXTS)
 
 
 def settings(data: Path, output: Path, *assignments: str) -> WhisperSettings:
@@ -132,8 +124,8 @@ def test_losses_do_not_depend_on_the_other_sounds(data: Path, tmp_path: Path):
     for layer in base.layers:
         torch.nn.init.zeros_(layer.self_attn.out_proj.weight)
     torch.nn.init.zeros_(base.embed_positions.weight)
-    network = WhisperNetwork(base, new_config(run), run, Units.of(TEXTS)).eval()
-    sounds = [Sound("a", data.parent / f"{i}.wav", text) for i, text in enumerate(TEXTS)]
+    network = WhisperNetwork(base, new_config(run), run, Units.of(SPOKEN_TEXTS)).eval()
+    sounds = [Sound("a", data.parent / f"{i}.wav", text) for i, text in enumerate(SPOKEN_TEXTS)]
     items = tuple(read_sound(sound, EXTRACTOR) for sound in sounds)
     loudest = max(item["mel"].max() for item in items)
     for item in items:  # so that none is cut off by a louder one
@@ -179,5 +171,7 @@ def test_what_cannot_be(data: Path, tmp_path: Path):
         settings(data, tmp_path, "size.heads=5")
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"audio": str(data.parent / "0.wav"), "text": "a b " * 30}) + "\n")
-    with pytest.raises(DataError, match=r"data\.jsonl:1: text: 'a b .* cannot be spoken in 0\.60"):
+    with pytest.raises(
+        DataError, match=r"data\.jsonl:1: text: 119 characters cannot be spoken in 0\.64 s"
+    ):
         train_whisper(settings(path, tmp_path / "run"))
