@@ -49,7 +49,7 @@ BLOCK_VALUES = 2**20  # quantized at once, in float32
 
 def _row_scale(weight: Tensor, largest: float) -> Tensor:
     scale = (weight.abs().amax(1, keepdim=True) / largest).to(SCALE_DTYPE)
-    return scale.where(scale > 0, 1)
+    return scale.where(scale != 0, 1)  # a weight that is not finite makes a scale that is not
 
 
 def _to_int8(weight: Tensor) -> tuple[Tensor, Tensor]:

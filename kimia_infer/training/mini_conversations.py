@@ -9,6 +9,7 @@ transcription, open sentences are read aloud, and what is learned slowly is ther
 from __future__ import annotations
 
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ REPEATED = {"question": 1, "dialogue": 1}
 """How often more a line of a kind is there that is learned slowly: its answer has to be found."""
 
 SEED = 3
+DRAWS = 200
+"""Dialogues that are drawn for each one that is wanted; not all of them have been spoken."""
 
 CodesOf = Callable[[Path], list[int]]
 Heard = tuple[str, str]  # path of a sound and what is said
@@ -147,7 +150,7 @@ def _read_aloud(world: Path) -> Iterator[dict]:
 
 
 def _two_facts(chance: random.Random, lines: Sequence[dict], count: int) -> Iterator[dict]:
-    """Dialogues of three turns, made of turns that were spoken in others."""
+    """At most ``count`` dialogues of three turns, made of turns that were spoken in others."""
     turns: dict[Turn, list[list[dict]]] = {}
     for line in lines:
         if line["kind"] == "dialogue":
@@ -155,13 +158,12 @@ def _two_facts(chance: random.Random, lines: Sequence[dict], count: int) -> Iter
             for user, place in zip(said, range(0, len(messages), 2), strict=True):
                 pair = messages[place : place + 2]
                 turns.setdefault(Turn(user, pair[1]["content"][1]), []).append(pair)
-    while turns and count:
-        wanted = dialogue(chance, "train")
-        if len(wanted) == 3 and all(turn in turns for turn in wanted):
-            count -= 1
-            messages = [message for turn in wanted for message in chance.choice(turns[turn])]
-            said = [turn.user for turn in wanted]
-            yield {"task_type": SPOKEN, "kind": "dialogue", "said": said, "conversation": messages}
+    drawn = (dialogue(chance, "train") for _ in range(DRAWS * count))
+    known = (d for d in drawn if len(d) == 3 and all(turn in turns for turn in d))
+    for wanted in itertools.islice(known, count):
+        messages = [message for turn in wanted for message in chance.choice(turns[turn])]
+        said = [turn.user for turn in wanted]
+        yield {"task_type": SPOKEN, "kind": "dialogue", "said": said, "conversation": messages}
 
 
 def _written_answers(chance: random.Random, lines: Sequence[dict]) -> Iterator[dict]:

@@ -7,15 +7,11 @@ model ask for (their slots), the configuration files carry the published field n
 
 from __future__ import annotations
 
-import base64
 import json
 import math
-import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +27,7 @@ from kimia_infer.language_model.model import language_model_slots
 from kimia_infer.tokenizer.speech import SpeechTokenizerConfig, speech_tokenizer_slots
 from kimia_infer.tokenizer.text import SpecialTokens, special_names
 from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, LOG_MEL, encoder_config, whisper_slots
+from kimia_infer.training.byte_pairs import ranks_of
 from kimia_infer.weights.checkpoint import Slot, manifest
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
@@ -182,44 +179,8 @@ def _uniform(name: str, shape: tuple[int, ...], seed: int, deviation: float) -> 
     return torch.from_numpy(values.reshape(shape))
 
 
-def train_merges(text: str, count: int) -> list[bytes]:
-    """The tokens that ``count`` merges of the most frequent neighbors in ``text`` make."""
-    pieces = Counter(re.findall(r" ?[A-Za-z]+| ?[^\sA-Za-z]+", text))
-    words = {tuple(bytes([b]) for b in piece.encode()): n for piece, n in pieces.items()}
-    merged: list[bytes] = []
-    while len(merged) < count:
-        pairs: Counter[tuple[bytes, bytes]] = Counter()
-        for word, times in words.items():
-            for pair in pairwise(word):
-                pairs[pair] += times
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
-        words = {_merge(word, best): times for word, times in words.items()}
-        if best[0] + best[1] not in merged:
-            merged.append(best[0] + best[1])
-    return merged
-
-
-def _merge(word: tuple[bytes, ...], pair: tuple[bytes, bytes]) -> tuple[bytes, ...]:
-    result: list[bytes] = []
-    for token in word:
-        if result and (result[-1], token) == pair:
-            result[-1] += token
-        else:
-            result.append(token)
-    return tuple(result)
-
-
-def byte_order() -> list[bytes]:
-    """The 256 bytes in the order of their published ranks: printable ones first, from "!"."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [bytes([byte]) for byte in printable + others]
-
-
 def _write_text_tokenizer(writer: _Writer, sizes: Sizes, corpus: str) -> None:
-    tokens = byte_order() + train_merges(corpus, sizes.merges)
-    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
-    writer.text("tiktoken.model", "".join(lines))
+    writer.text("tiktoken.model", ranks_of(corpus, sizes.merges))
     names = special_names()
     roles = {"bos_token": "[BOS]", "eos_token": "[EOS]"}
     roles |= {"pad_token": names[-1], "unk_token": names[-2]}

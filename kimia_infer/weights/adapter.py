@@ -78,6 +78,10 @@ class Adapter:
         for name in _UNKNOWN:
             if config.get(name):
                 raise CheckpointError(f"{path}: {name} is not supported")
+        try:
+            re.compile(targets)
+        except re.error as error:
+            raise CheckpointError(f"{path}: target_modules is no pattern ({error})") from error
         if type(rank) is not int or rank < 1 or not isinstance(alpha, int | float):
             raise CheckpointError(f"{path}: r and lora_alpha must be numbers")
         factors = _read_factors(directory / WEIGHTS_NAME, rank)

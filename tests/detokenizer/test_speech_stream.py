@@ -148,12 +148,7 @@ SHORTEST = min(RUNS, key=lambda run: len(RUNS[run]["codes"]))
 # Tracing a vocoder takes long.
 @pytest.mark.parametrize(("run", "lengths"), [*((run, 0) for run in RUNS), (SHORTEST, 1)])
 def test_recorded_run_with_recorded_graphs(
-    run: str,
-    lengths: int,
-    dit: DiT,
-    vocoder: Vocoder,
-    recorded: Recorded,
-    monkeypatch: pytest.MonkeyPatch,
+    run: str, lengths: int, dit: DiT, vocoder: Vocoder, recorded: Recorded, monkeypatch
 ) -> None:
     """Evaluations in fixed shapes, recorded once per bucket, across two streams in turn."""
     monkeypatch.setattr(stream_module, "VOCODED_LENGTHS", lengths)

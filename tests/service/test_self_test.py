@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.language_model.quantization import SCHEMES
 from kimia_infer.service import probe
 from kimia_infer.service.self_test import SelfTestError, self_test
 from tests.service.conftest import ROOT, serve_bare
@@ -81,6 +82,20 @@ def test_one_weight_that_is_not_finite(case: str, tmp_path: Path) -> None:
     save_file(tensors, path)
     with pytest.raises(SelfTestError, match=f"^self-test: {message}.* download or prepare"):
         self_test(load(checkpoint))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_quantized_weights(scheme: str, tmp_path: Path) -> None:
+    """A weight that is not finite is seen after it was quantized, too."""
+    quantized = KimiAudio(str(MINI), device="cpu", quantization=scheme)
+    self_test(quantized)
+    checkpoint = Path(shutil.copytree(MINI, tmp_path / "checkpoint"))
+    path = checkpoint / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
+    save_file(tensors, path)
+    with pytest.raises(SelfTestError, match=r"language model: .* layers\.1\.feed_forward\.down"):
+        self_test(KimiAudio(str(checkpoint), device="cpu", quantization=scheme))
 
 
 def test_infinite_weights(model: KimiAudio) -> None:

@@ -21,7 +21,8 @@ from kimia_infer.language_model.model import language_model_part
 from kimia_infer.tokenizer.speech import speech_tokenizer_part
 from kimia_infer.tokenizer.text import TextTokenizer
 from kimia_infer.tokenizer.whisper import whisper_part
-from kimia_infer.training.miniature import CORPUS, SEED, Sizes, train_merges, write_miniature
+from kimia_infer.training.byte_pairs import train_merges
+from kimia_infer.training.miniature import CORPUS, SEED, Sizes, write_miniature
 from kimia_infer.weights.checkpoint import Part, manifest
 from kimia_infer.weights.layout import missing_files
 

@@ -111,6 +111,7 @@ def test_what_is_not_an_adapter(directory: Path, tmp_path: Path):
     for change, message in (
         ({"peft_type": "IA3"}, "not an adapter that scripts/finetune made"),
         ({"target_modules": ["qkv"]}, "not an adapter that scripts/finetune made"),
+        ({"target_modules": "layers.("}, "target_modules is no pattern"),
         ({"use_dora": True}, "use_dora is not supported"),
         ({"rank_pattern": {"qkv": 4}}, "rank_pattern is not supported"),
         ({"r": 0}, "r and lora_alpha must be numbers"),
