@@ -25,6 +25,7 @@ from kimia_infer.tokenizer.text import TextTokenizer
 from kimia_infer.tokenizer.whisper import WhisperFeatures
 from kimia_infer.weights.adapter import Adapter
 from kimia_infer.weights.errors import CheckpointError
+from kimia_infer.weights.layout import WHISPER_FOLDER
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
 from kimia_infer.weights.parallel import load_parts
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
@@ -95,7 +96,7 @@ def load_stages(
     return Stages(
         text_tokenizer,
         SpeechCodes(speech, directory / SPEECH_TOKENIZER_FOLDER),
-        WhisperFeatures(encoder, directory / "whisper-large-v3"),
+        WhisperFeatures(encoder, directory / WHISPER_FOLDER),
         language_model,
         Detokenizer(*speaking) if speaking else None,
         directory / "vocoder" if speaking else None,

@@ -29,6 +29,7 @@ from kimia_infer.tokenizer.text import SpecialTokens, special_names
 from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, LOG_MEL, encoder_config, whisper_slots
 from kimia_infer.training.byte_pairs import ranks_of
 from kimia_infer.weights.checkpoint import Slot, manifest
+from kimia_infer.weights.layout import WHISPER_FOLDER
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
 CORPUS = """
@@ -284,7 +285,7 @@ def _preprocessor_values() -> dict:
 
 
 def _write_whisper(writer: _Writer, sizes: Sizes) -> None:
-    folder = "whisper-large-v3"
+    folder = WHISPER_FOLDER
     values = _encoder_values(sizes.whisper_width, sizes.whisper_layers, sizes.whisper_heads)
     values |= {"architectures": ["WhisperForConditionalGeneration"], "torch_dtype": "float16"}
     writer.json(f"{folder}/config.json", values)

@@ -62,10 +62,8 @@ class StepPlan:
 
     def _indices(self, epoch: int, place: int) -> tuple[int, ...]:
         """The samples of the step at ``place`` of an epoch."""
-        order, size = (
-            _order(self.samples, self.seed + epoch if self.shuffle else None),
-            self.step_size,
-        )
+        order = _order(self.samples, self.seed + epoch if self.shuffle else None)
+        size = self.step_size
         if self.lengths is None:
             return order[place * size : (place + 1) * size]
         pool, place = divmod(place, POOL_STEPS)
