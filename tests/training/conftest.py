@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.training.miniature import write_miniature
+from kimia_infer.training.miniature.untrained import write_miniature
 
 
 @pytest.fixture(scope="session")

@@ -12,10 +12,10 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.wav import write_wav
 from kimia_infer.service.interface import read_interface
 from kimia_infer.training.conversations import ConversationFile
-from kimia_infer.training.espeak import RATE, Utterance, Voice, speak_all
 from kimia_infer.training.export import export
 from kimia_infer.training.extraction import extract_codes
 from kimia_infer.training.finetune import finetune
+from kimia_infer.training.miniature.espeak import RATE, Utterance, Voice, speak_all
 from kimia_infer.training.runs import FINAL
 from predict import Predictor
 from tests.training import runs

@@ -1,0 +1,1 @@
+"""Training of the codec: speech tokenizer, detokenizer and vocoder."""

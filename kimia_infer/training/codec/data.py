@@ -1,0 +1,199 @@
+"""Sounds to learn the codec from: found, checked before training, read while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from kimia_infer.audio.load import AudioError
+from kimia_infer.training.checking import hold_out, usable
+from kimia_infer.training.codec.settings import CodecSettings
+from kimia_infer.training.conversations import ConversationFile, DataError
+from kimia_infer.training.plan import MicroBatch
+
+SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
+
+Example = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Sound:
+    """One sound file; ``where`` names its place in the data for reports."""
+
+    where: str
+    path: Path
+    text: str | None = None
+    codes: tuple[int, ...] | None = None
+    phones: tuple[tuple[str, float], ...] | None = None
+
+
+def find_sounds(data: Path, audio_root: Path, needs_text: bool = False) -> list[Sound]:
+    """The sounds of a directory (in the order of their paths), of a list, or of JSONL.
+
+    A line of JSONL is ``{"audio": path, "text": ..., "codes": [...], "phones": [[name, second],
+    ...]}``; what is not needed may be missing, further fields are not read. ``phones`` says when
+    each begins.
+
+    Raises:
+        DataError: there are none, or a line cannot be read; the message names it.
+    """
+    if data.is_dir():
+        paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES)
+        sounds = [Sound(str(path), path) for path in paths]
+    elif data.suffix == ".jsonl":
+        file = ConversationFile(data)
+        sounds = [
+            _sound(file.raw(i), file.where(i), audio_root, needs_text) for i in range(len(file))
+        ]
+    else:
+        sounds = _listed(data, audio_root)
+    if not sounds:
+        raise DataError(f"{data}: no sounds ({', '.join(SUFFIXES)})")
+    if needs_text and sounds[0].text is None:
+        raise DataError(f"{data}: texts are needed; give JSONL with audio and text")
+    return sounds
+
+
+def _listed(data: Path, audio_root: Path) -> list[Sound]:
+    try:
+        lines = data.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{data}: cannot be read as a list of paths ({error})") from error
+    return [
+        Sound(f"{data}:{number}", audio_root / line.strip())
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+
+
+def _sound(values: object, where: str, audio_root: Path, needs_text: bool) -> Sound:
+    if not isinstance(values, dict):
+        raise DataError(f"{where}: expected an object with audio")
+    audio, text, codes = (values.get(name) for name in ("audio", "text", "codes"))
+    if not isinstance(audio, str) or not audio:
+        raise DataError(f"{where}: audio: expected a path, found {audio!r}")
+    if text is not None and (not isinstance(text, str) or not text.strip()):
+        raise DataError(f"{where}: text: expected some text, found {text!r}")
+    if needs_text and text is None:
+        raise DataError(f"{where}: text: missing")
+    listed = isinstance(codes, list) and codes and all(type(c) is int and c >= 0 for c in codes)
+    if codes is not None and not listed:
+        raise DataError(f"{where}: codes: expected a list of codes, found {str(codes)[:40]}")
+    codes = None if codes is None else tuple(codes)
+    return Sound(where, audio_root / audio, text, codes, _phones(values.get("phones"), where))
+
+
+def _phones(values: object, where: str) -> tuple[tuple[str, float], ...] | None:
+    if values is None:
+        return None
+    try:
+        phones = tuple((name, float(second)) for name, second in values)
+    except (TypeError, ValueError):
+        phones = ()
+    names = all(isinstance(name, str) and name for name, _ in phones)
+    rising = all(a[1] <= b[1] for a, b in pairwise(phones))
+    if not (phones and names and rising):
+        raise DataError(
+            f"{where}: phones: expected pairs of a name and a second, which does not fall; "
+            f"found {str(values)[:40]}"
+        )
+    return phones
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A batch: tensors by name for every sound, of their own lengths.
+
+    ``weights`` [batch] is what the loss of each counts, ``names`` says where they come from.
+    """
+
+    items: tuple[Example, ...]
+    weights: Tensor
+    names: list[str]
+
+    def to(self, device: torch.device) -> Examples:
+        items = tuple({name: t.to(device) for name, t in item.items()} for item in self.items)
+        return replace(self, items=items)
+
+
+@dataclass
+class SoundSamples(Dataset):
+    """Sounds that are examples when asked for; the first ones stay in memory.
+
+    Args:
+        sounds: what is read.
+        read: makes the example of a sound. Raises DataError or AudioError.
+        seconds: of the sound of an example, for the limit of the cache.
+        cache_hours: of sound that is kept.
+    """
+
+    sounds: Sequence[Sound]
+    read: Callable[[Sound], Example]
+    seconds: Callable[[Example], float]
+    cache_hours: float
+    _kept: dict[Sound, Example] = field(default_factory=dict)
+    _room: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    def example(self, index: int) -> Example:
+        """The example of sound ``index``. Raises DataError, naming the sound."""
+        sound = self.sounds[index]
+        if sound in self._kept:
+            return self._kept[sound]
+        try:
+            example = self.read(sound)
+        except (DataError, AudioError) as error:
+            raise DataError(f"{sound.where}: {error}") from error
+        room = self.cache_hours * 3600 if self._room is None else self._room
+        self._room = room - self.seconds(example)
+        if self._room >= 0:
+            self._kept[sound] = example
+        else:
+            self._room = room
+        return example
+
+    def __getitem__(self, part: MicroBatch) -> Examples | DataError:
+        """Errors are returned, since a reading process would hide them in a long report."""
+        try:
+            items = tuple(self.example(index) for index in part.indices)
+        except DataError as error:
+            return DataError(str(error))
+        names = [self.sounds[index].where for index in part.indices]
+        return Examples(items, torch.tensor(part.weights), names)
+
+
+def read_samples(
+    settings: CodecSettings,
+    read: Callable[[Sound], Example],
+    seconds: Callable[[Example], float],
+    needs_text: bool = False,
+) -> tuple[SoundSamples, SoundSamples | None]:
+    """Training and evaluation data, every sound of which was read once.
+
+    Evaluation has the first ``eval_ratio`` of the sounds, at least one; or ``eval_data``.
+
+    Raises:
+        DataError: sounds cannot be used and are not to be skipped, or too few can.
+    """
+
+    def read_all(data: str) -> SoundSamples:
+        sounds = find_sounds(Path(data), Path(settings.audio_root), needs_text)
+        samples = SoundSamples(sounds, read, seconds, settings.cache_hours)
+        skip = settings.bad_lines == "skip"
+        good, _ = usable(range(len(sounds)), samples.example, data, "sound", skip)
+        return replace(samples, sounds=[sounds[index] for index in good])
+
+    samples = read_all(settings.data)
+    if settings.eval_data is not None:
+        return samples, read_all(settings.eval_data)
+    rest, first = hold_out(samples.sounds, settings.eval_ratio, settings.data, "sound")
+    held_out = replace(samples, sounds=first) if first else None
+    return replace(samples, sounds=rest), held_out

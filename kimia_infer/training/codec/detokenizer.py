@@ -1,0 +1,237 @@
+"""Training of the detokenizer's velocity network on sounds and their speech codes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from kimia_infer.audio.load import SAMPLE_RATE, load_audio
+from kimia_infer.detokenizer.dit import DiT, DiTConfig, dit_part
+from kimia_infer.detokenizer.flow import StreamConfig
+from kimia_infer.detokenizer.mel import MelConfig, log_mel
+from kimia_infer.tokenizer.speech import SpeechCodes, SpeechTokenizerConfig, speech_tokenizer_part
+from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
+from kimia_infer.training.codec.flow_matching import (
+    FlowLosses,
+    FlowMatcher,
+    chunk_layout,
+    draw_chunks,
+)
+from kimia_infer.training.codec.run import (
+    CodecNetwork,
+    WeightAverage,
+    load_trainable,
+    mixed_precision,
+    run,
+    write_part,
+)
+from kimia_infer.training.codec.settings import DetokenizerSettings
+from kimia_infer.training.conversations import DataError
+from kimia_infer.training.trainer import Outcome
+from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+
+FOLDER, PREFIX = "audio_detokenizer", "speech_model."
+VOCODER_FOLDER = "vocoder"
+
+
+def train_detokenizer(settings: DetokenizerSettings, resume: bool = False) -> Outcome:
+    """Run or continue a training; ``output/final/audio_detokenizer`` is what it gives.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, TrainingError: what is wrong with the settings,
+            the data, the model or the run.
+    """
+    model = Path(settings.model)
+    reader = SoundReader(model)
+
+    def build(
+        samples: SoundSamples, written: Path | None, device: torch.device
+    ) -> DetokenizerNetwork:
+        folder = written / FOLDER if written else settings.initial and Path(settings.initial)
+        if folder:
+            dit = load_trainable(dit_part(folder), device)
+            config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        else:
+            config = new_config(settings, samples, reader)
+            dit = new_dit(DiTConfig.from_dict(config)).to(device)
+        _check_sizes(dit.config, reader, str(folder or "size"))
+        return DetokenizerNetwork(dit, config, settings)
+
+    read = partial(read_samples, settings, reader.read, reader.seconds)
+    return run(settings, resume, read, build)
+
+
+class SoundReader:
+    """Sounds to normalizable mel frames and codes, with the tokenizer of a checkpoint.
+
+    Args:
+        model: directory with ``glm-4-voice-tokenizer`` and ``vocoder/config.json``.
+    """
+
+    def __init__(self, model: Path):
+        self.folder = model / SPEECH_TOKENIZER_FOLDER
+        path = self.folder / "config.json"
+        self.codes = SpeechTokenizerConfig.from_json(read_json(path), path).codebook_size
+        self.mel = MelConfig.from_directory(model / VOCODER_FOLDER)
+        self._encode: SpeechCodes | None = None
+
+    @property
+    def code_samples(self) -> int:
+        return StreamConfig().frames_per_code * self.mel.hop_size
+
+    def seconds(self, example: Example) -> float:
+        return len(example["codes"]) * self.code_samples / self.mel.sample_rate
+
+    def read(self, sound: Sound) -> Example:
+        """``mel`` fp32 [4 * codes, mel_bins] and ``codes`` int64 [codes] of a sound."""
+        wave = torch.from_numpy(load_audio(sound.path, sample_rate=self.mel.sample_rate))
+        codes = self._codes(sound)
+        count = min(len(codes), len(wave) // self.code_samples)
+        if count == 0:
+            raise DataError(
+                f"{sound.path}: {len(wave)} samples, at least {self.code_samples} are needed"
+            )
+        if abs(len(codes) - len(wave) / self.code_samples) > 2:
+            raise DataError(
+                f"codes: {len(codes)}, but the sound is as long as "
+                f"{len(wave) / self.code_samples:.1f} codes"
+            )
+        frames = log_mel(wave, self.mel)[: count * StreamConfig().frames_per_code]
+        return {"mel": frames, "codes": codes[:count]}
+
+    def _codes(self, sound: Sound) -> Tensor:
+        if sound.codes is not None:
+            if max(sound.codes) >= self.codes:
+                raise DataError(f"codes: {max(sound.codes)} is not below {self.codes}")
+            return torch.tensor(sound.codes)
+        if self._encode is None:
+            part = speech_tokenizer_part(self.folder)
+            module = part.load(torch.device("cpu"), torch.float32)
+            self._encode = SpeechCodes(module, self.folder)
+        return self._encode.encode(load_audio(sound.path, sample_rate=SAMPLE_RATE))
+
+
+class DetokenizerNetwork(CodecNetwork):
+    """Random crops of sounds to losses; evaluated and written is the average of the weights."""
+
+    def __init__(self, dit: DiT, config: dict, settings: DetokenizerSettings):
+        super().__init__()
+        self.matcher = FlowMatcher(dit)
+        self.config, self.settings = config, settings
+        per_second = 50 / self.matcher.stream.frames_per_code
+        self.shortest = math.ceil(settings.min_chunk * per_second)
+        self.longest = max(self.shortest, int(settings.max_chunk * per_second))
+        self.average = WeightAverage(dit, settings.average)
+
+    def forward(self, batch: Examples) -> FlowLosses:
+        generator, settings = self.chance(batch), self.settings
+        mel, codes, lengths = self._crops(batch, generator)
+        chunks = draw_chunks(
+            codes.shape[1], self.shortest, self.longest, settings.look_ahead_codes, generator
+        )
+        layout = chunk_layout(chunks, self.matcher.past_codes)
+        dropped = torch.rand(len(mel), generator=generator) < settings.condition_dropout
+        dropped = dropped.to(mel.device) & self.training
+        with mixed_precision(settings, mel.device), self.average.used(not self.training):
+            return FlowLosses(self.matcher.loss(mel, codes, lengths, layout, dropped, generator))
+
+    def _crops(
+        self, batch: Examples, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalized mel, codes and lengths of a random piece of every sound, padded."""
+        repeat, config = self.matcher.stream.frames_per_code, self.matcher.dit.config
+        mels, pieces = [], []
+        for item in batch.items:
+            length = min(len(item["codes"]), self.settings.crop_codes)
+            last = len(item["codes"]) - length
+            start = int(torch.randint(0, last + 1, (), generator=generator))
+            pieces.append(item["codes"][start : start + length])
+            mels.append(item["mel"][start * repeat : (start + length) * repeat])
+        mel = (pad_sequence(mels, batch_first=True) - config.mel_mean) / config.mel_std
+        lengths = torch.tensor([len(piece) for piece in pieces], device=mel.device)
+        return mel, pad_sequence(pieces, batch_first=True), lengths
+
+    def blocks(self) -> Iterator[nn.Module]:
+        yield from self.matcher.dit.blocks
+
+    def kept(self) -> dict[str, Tensor]:
+        return self.average.kept()
+
+    def after_step(self) -> None:
+        self.average.update()
+
+    def write(self, folder: Path) -> None:
+        tensors = {PREFIX + name: value for name, value in self.average.values.items()}
+        write_part(folder / FOLDER, "config.yaml", self.config, tensors)
+
+
+def new_config(settings: DetokenizerSettings, samples: SoundSamples, reader: SoundReader) -> dict:
+    """The published structure of ``config.yaml``, with the statistics of the training data."""
+    size = settings.size
+    mean, std = mel_statistics(samples)
+    dit = {
+        "condition_type": "discrete_codes",
+        "depth": size.depth,
+        "ffn_act_layer": "gleu_tanh",
+        "ffn_gated_glu": False,
+        "ffn_type": "vanilla_mlp",
+        "hidden_size": size.width,
+        "input_size": reader.mel.mel_bins,
+        "max_seq_len": StreamConfig().position_limit,
+        "mlp_ratio": size.mlp_ratio,
+        "num_heads": size.heads,
+        "position_embedding_type": "skip",
+        "rope_params": {
+            "max_position_embeddings": StreamConfig().position_limit,
+            "rope_base": 10000.0,
+            "rope_interpolation_factor": 1.0,
+        },
+        "semantic_vocab_size": reader.codes,
+        "use_rope": True,
+        "chunk_params": {
+            "hz": 50,
+            "max_chunk": settings.max_chunk,
+            "min_chunk": settings.min_chunk,
+        },
+    }
+    return {"mel_mean": mean, "mel_std": std, "normalize_mel": True, "model": {"dit": dit}}
+
+
+def mel_statistics(samples: SoundSamples) -> tuple[float, float]:
+    """Mean and standard deviation of all mel values, summed in float64."""
+    count, total, squares = 0, 0.0, 0.0
+    for index in range(len(samples)):
+        mel = samples.example(index)["mel"].double()
+        count += mel.numel()
+        total += mel.sum().item()
+        squares += mel.square().sum().item()
+    mean = total / count
+    return mean, max(math.sqrt(max(squares / count - mean**2, 0.0)), 1e-3)
+
+
+def new_dit(config: DiTConfig) -> DiT:
+    """Untrained: every block begins as the identity, and every velocity as zero."""
+    dit = DiT(config)
+    nn.init.normal_(dit.semantic_token_embedding.weight, std=0.02)
+    zero = [block.adaLN_modulation[1] for block in dit.blocks]
+    for layer in [*zero, dit.final_layer.adaLN_modulation[1], dit.final_layer.linear]:
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return dit
+
+
+def _check_sizes(config: DiTConfig, reader: SoundReader, where: str) -> None:
+    found, wanted = (config.codes, config.mel_bins), (reader.codes, reader.mel.mel_bins)
+    if found != wanted:
+        raise DataError(
+            f"{where}: made for {found[0]} codes and {found[1]} mel bins, model has "
+            f"{wanted[0]} and {wanted[1]}"
+        )

@@ -1,0 +1,200 @@
+"""A training run of one part of the codec: settings to a finished folder."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kimia_infer.training.checkpoints import MODEL, STATE, TrainingError, live, write_tensors
+from kimia_infer.training.codec.data import Examples, SoundSamples
+from kimia_infer.training.codec.settings import CodecSettings
+from kimia_infer.training.network import recompute_activations
+from kimia_infer.training.parallel import start
+from kimia_infer.training.runs import checkpoint_to_resume, finish, note_settings
+from kimia_infer.training.trainer import Outcome, Trainer
+from kimia_infer.weights.checkpoint import Part
+
+KEPT = "kept.safetensors"
+"""In a checkpoint's state: tensors that training changes but the optimizer does not."""
+
+
+class CodecNetwork(nn.Module, ABC):
+    """A part of the codec with what trains it: batches of examples to losses.
+
+    ``progress`` is the part of the steps done, for what changes during a run. Chance comes from
+    :meth:`chance` alone.
+    """
+
+    progress = 0.0
+
+    @abstractmethod
+    def forward(self, batch: Examples) -> NamedTuple:
+        """Losses of every example, float32 [batch] each, with their sum as ``total``."""
+
+    @abstractmethod
+    def blocks(self) -> Iterator[nn.Module]:
+        """The layers whose activations can be computed again."""
+
+    @abstractmethod
+    def kept(self) -> dict[str, Tensor]:
+        """What :meth:`after_step` changes, for checkpoints; filled in place to go on from one."""
+
+    def same_run(self) -> dict[str, Tensor]:
+        """What has to be the same to go on from a checkpoint."""
+        return {}
+
+    @abstractmethod
+    def after_step(self) -> None:
+        """Called after every step of the optimizer."""
+
+    @abstractmethod
+    def write(self, folder: Path) -> None:
+        """Write what is served below ``folder``, in the published layout."""
+
+    def chance(self, batch: Examples) -> torch.Generator | None:
+        """Where random numbers, on the CPU, come from; evaluation has the same ones each time."""
+        if self.training:
+            return None  # the default generator, which the trainer seeds for every pass
+        return torch.Generator().manual_seed(zlib.crc32(batch.names[0].encode()))
+
+
+class WeightAverage:
+    """A running mean of the parameters of ``module``, which settles faster than they do."""
+
+    def __init__(self, module: nn.Module, decay: float):
+        self._parameters = dict(module.named_parameters())
+        self.decay = decay
+        self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self.updates = torch.zeros(1)
+
+    def kept(self) -> dict[str, Tensor]:
+        return {
+            "updates": self.updates,
+            **{f"average.{name}": value for name, value in self.values.items()},
+        }
+
+    @contextmanager
+    def used(self, instead: bool) -> Iterator[None]:
+        """With ``instead``, the module has the mean of its parameters meanwhile."""
+        if not instead:
+            yield
+            return
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self._parameters.items():
+            parameter.data, self.values[name] = self.values[name], parameter.data
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move towards the parameters; faster at first, so that first values are forgotten."""
+        self.updates += 1
+        count = self.updates.item()
+        decay = min(self.decay, (1 + count) / (10 + count))
+        torch._foreach_lerp_(
+            list(self.values.values()), list(self._parameters.values()), 1.0 - decay
+        )
+
+
+def run(
+    settings: CodecSettings,
+    resume: bool,
+    read_data: Callable[[], tuple[SoundSamples, SoundSamples | None]],
+    build: Callable[[SoundSamples, Path | None, torch.device], CodecNetwork],
+) -> Outcome:
+    """Run or, with ``resume``, continue a training; ``output/final`` is what it gives.
+
+    ``build`` makes the network from the training data, the folder that was written last, if there
+    is one, and the device where what is averaged has to be. Raises what ``finetune`` does.
+    """
+    state = start(settings.device)
+    if state.num_processes > 1:
+        raise TrainingError("the codec is trained by one process; start it without a launcher")
+    checkpoint = checkpoint_to_resume(settings, resume)
+    samples, held_out = read_data()
+    torch.manual_seed(settings.seed)
+    network = build(samples, checkpoint and checkpoint / MODEL, state.device)
+    network = network.to(state.device)
+    if settings.gradient_checkpointing:
+        recompute_activations(network)
+    note_settings(settings)
+    trainer = Trainer(settings, state, network, samples, held_out, partial(_write, network))
+    if checkpoint is not None:
+        _restore(network, checkpoint)
+        trainer.resume(checkpoint)
+
+    def stepped(*_: object) -> None:
+        network.progress = (trainer.step + 1) / trainer.steps
+        network.after_step()
+
+    network.progress = trainer.step / trainer.steps
+    hook = trainer.optimizer.register_step_post_hook(stepped)
+    try:
+        outcome = trainer.run()
+    finally:
+        hook.remove()
+    if outcome.complete:
+        finish(outcome.checkpoint, Path(settings.output))
+    return outcome
+
+
+def _write(network: CodecNetwork, folder: Path) -> None:
+    network.write(folder)
+    tensors = network.kept() | network.same_run()
+    kept = [live(name, tensor) for name, tensor in tensors.items()]
+    write_tensors(folder.parent / STATE / KEPT, kept, writes=True)
+
+
+def _restore(network: CodecNetwork, checkpoint: Path) -> None:
+    path = checkpoint / STATE / KEPT
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{path}: damaged ({error}); delete {checkpoint}") from error
+    for name, tensor in network.same_run().items():
+        if name not in stored or not torch.equal(stored[name], tensor):
+            raise TrainingError(f"{checkpoint}: trained with other {name}; use the same data")
+    for name, tensor in network.kept().items():
+        if name not in stored or stored[name].shape != tensor.shape:
+            raise TrainingError(f"{path}: does not fit this run ({name}); use the same data")
+        tensor.copy_(stored[name])
+
+
+def mixed_precision(settings: CodecSettings, device: torch.device) -> AbstractContextManager:
+    """Autocast of forward passes, where the settings or an accelerator ask for bfloat16."""
+    precision = settings.precision or ("fp32" if device.type == "cpu" else "bf16")
+    return torch.autocast(device.type, torch.bfloat16, precision == "bf16")
+
+
+def load_trainable(part: Part, device: torch.device) -> nn.Module:
+    """The module of ``part`` in float32, to be trained further."""
+    module = part.load(device, torch.float32)
+    return module.requires_grad_(True).train()
+
+
+def write_part(folder: Path, config_name: str, config: dict, tensors: dict[str, Tensor]) -> None:
+    """Write the configuration, YAML or JSON by its name, and ``model.safetensors``, float32."""
+    folder.mkdir(parents=True)
+    if config_name.endswith(".yaml"):
+        text = yaml.safe_dump(config, sort_keys=False)
+    else:
+        text = json.dumps(config, indent=1) + "\n"
+    (folder / config_name).write_text(text, encoding="utf-8")
+    stored = [live(name, tensor) for name, tensor in tensors.items()]
+    write_tensors(folder / "model.safetensors", stored, writes=True)

@@ -1,0 +1,299 @@
+"""Training of the speech tokenizer: codes from which the text can be recognized.
+
+The encoder learns with a recognizer above its codes, which is not kept. Gradients pass the code
+book unchanged (straight through), which itself follows the encoder as running means.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from kimia_infer.audio.load import SAMPLE_RATE, load_audio
+from kimia_infer.tokenizer.segments import CODE_SAMPLES, segment_codes
+from kimia_infer.tokenizer.speech import (
+    SpeechTokenizer,
+    SpeechTokenizerConfig,
+    speech_tokenizer_part,
+)
+from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, POSITIONS, feature_extractor
+from kimia_infer.training.codec.code_book import RunningCodeBook
+from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples
+from kimia_infer.training.codec.recognizer import Recognizer, ctc
+from kimia_infer.training.codec.run import (
+    CodecNetwork,
+    load_trainable,
+    mixed_precision,
+    run,
+    write_part,
+)
+from kimia_infer.training.codec.settings import TokenizerSettings
+from kimia_infer.training.codec.spoken_text import (
+    SILENCE,
+    Units,
+    check_speakable,
+    code_points,
+    phone_number,
+    read_spoken,
+    texts_of,
+)
+from kimia_infer.training.conversations import DataError
+from kimia_infer.training.trainer import Outcome
+from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+
+MELS = 128  # published configuration
+FRAME_RATE = 50  # of the encoder, per second
+MEL_PER_CODE = 8  # spectrogram frames: two per frame of the encoder, pooled by four
+
+
+def train_tokenizer(settings: TokenizerSettings, resume: bool = False) -> Outcome:
+    """Run or continue a training; ``output/final/glm-4-voice-tokenizer`` is what it gives.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, TrainingError: what is wrong with the settings,
+            the data or the run.
+    """
+    initial = settings.initial and Path(settings.initial)
+    source = initial / "config.json" if initial else Path("size")
+    values = read_json(source) if initial else new_config(settings)
+    config = SpeechTokenizerConfig.from_json(values, source)
+    reader = SpokenTextReader(settings, initial or Path(), config.encoder.num_mel_bins)
+    units: list[Units] = []
+
+    def read_data() -> tuple[SoundSamples, SoundSamples | None]:
+        samples, found = read_spoken(settings, reader.read)
+        units.append(found)
+        return samples
+
+    def build(samples: SoundSamples, written: Path | None, device: torch.device):
+        folder = written / SPEECH_TOKENIZER_FOLDER if written else initial
+        if folder:
+            tokenizer = load_trainable(speech_tokenizer_part(folder), device)
+        else:
+            tokenizer = new_tokenizer(config).to(device)
+        network = TokenizerNetwork(tokenizer, values, settings, units[0])
+        if initial:
+            network.code_book.keep_table()
+        return network
+
+    return run(settings, resume, read_data, build)
+
+
+class SpokenTextReader:
+    """Sounds with their texts to spectrograms and characters."""
+
+    def __init__(self, settings: TokenizerSettings, folder: Path, mels: int):
+        self.settings = settings
+        self.extractor = feature_extractor(folder, mels)
+
+    def read(self, sound: Sound) -> Example:
+        """``mel`` fp32 [mels, frames], ``count`` of its codes, ``text`` as code points.
+
+        Where phones are learned, also ``phones`` int64 [4 * count] by :func:`phone_number`.
+        """
+        wave = load_audio(sound.path, max_seconds=self.settings.max_seconds)
+        features = self.extractor(
+            [wave],
+            sampling_rate=SAMPLE_RATE,
+            padding="longest",
+            pad_to_multiple_of=CODE_SAMPLES,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        count = segment_codes(len(wave))
+        settings = self.settings
+        learned = bool(settings.character_weight), bool(settings.word_weight)
+        check_speakable(sound.text, count, *learned)
+        example = {
+            "mel": features.input_features[0],
+            "mask": features.attention_mask[0],
+            "count": torch.tensor(count),
+            "text": code_points(sound.text),
+        }
+        if settings.phone_weight:
+            example["phones"] = frame_phones(sound, FRAMES_PER_CODE * count)
+        return example
+
+
+def frame_phones(sound: Sound, frames: int) -> Tensor:
+    """The phone in the middle of every frame of 20 ms, int64 [frames] by :func:`phone_number`.
+
+    Raises:
+        DataError: ``sound`` does not say its phones, or they cannot be told apart.
+    """
+    if sound.phones is None:
+        raise DataError("phones: missing; give pairs of a name and a second, or phone_weight=0")
+    names, seconds = zip(("", -math.inf), *sound.phones, strict=True)
+    middles = (torch.arange(frames) + 0.5) / FRAME_RATE
+    places = torch.searchsorted(torch.tensor(seconds), middles, right=True) - 1
+    try:
+        numbers = torch.tensor([phone_number(name or SILENCE) for name in names])
+    except ValueError as error:
+        raise DataError(f"phones: {error}") from error
+    return numbers[places]
+
+
+class TokenizerLosses(NamedTuple):
+    """Of every sound, float32 [batch], already weighted; zeros where a weight is 0."""
+
+    characters: Tensor
+    words: Tensor
+    phones: Tensor
+    mel: Tensor
+    commitment: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.characters + self.words + self.phones + self.mel + self.commitment
+
+
+class TokenizerNetwork(CodecNetwork):
+    """Sounds to losses, through the codes once ``quantize_from`` is reached."""
+
+    def __init__(
+        self, tokenizer: SpeechTokenizer, values: dict, settings: TokenizerSettings, units: Units
+    ):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.values, self.settings, self.units = values, settings, units
+        encoder = tokenizer.config.encoder
+        self.recognizer = Recognizer(
+            encoder.d_model,
+            settings.upper_layers,
+            len(units.characters) + 1 if settings.character_weight else 0,
+            len(units.words) + 1 if settings.word_weight else 0,
+            encoder.num_mel_bins if settings.mel_weight else 0,
+            len(units.phones) if settings.phone_weight else 0,
+        )
+        tokenizer.codebook.requires_grad_(False)
+        self.code_book = RunningCodeBook(
+            tokenizer.codebook, settings.code_decay, settings.dead_below
+        )
+
+    def forward(self, batch: Examples) -> TokenizerLosses:
+        mel, mask, counts = _padded(batch)
+        with mixed_precision(self.settings, mel.device):
+            vectors = self.tokenizer(mel, mask)
+            vectors, commitment = self._quantized(vectors, counts)
+            frames = self.recognizer(vectors, counts)
+            return self._losses(batch, frames, counts, mel, commitment)
+
+    def _quantized(self, vectors: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors, or the codes in their places, and the weighted distance [batch]."""
+        codes = self.tokenizer.quantize(vectors.detach().float())
+        valid = torch.arange(vectors.shape[1], device=vectors.device) < counts[:, None]
+        if self.training:
+            self.code_book.collect(vectors[valid], codes[valid])
+            if self.progress < self.settings.quantize_from:
+                return vectors, torch.zeros(len(vectors), device=vectors.device)
+        nearest = self.tokenizer.codebook(codes)
+        distance = (vectors.float() - nearest).square().mean(2) * valid
+        commitment = self.settings.commitment * distance.sum(1) / counts
+        return vectors + (nearest - vectors).detach(), commitment
+
+    def _losses(
+        self, batch: Examples, frames: Tensor, counts: Tensor, mel: Tensor, commitment: Tensor
+    ) -> TokenizerLosses:
+        texts = texts_of(batch)
+        settings, none = self.settings, torch.zeros(len(mel), device=mel.device)
+        characters, words, phones, rebuilt = none, none, none, none
+        if settings.character_weight:
+            scores = self.recognizer.characters(frames)
+            wanted = [self.units.character_ids(text) for text in texts]
+            characters = settings.character_weight * ctc(scores, FRAMES_PER_CODE * counts, wanted)
+        if settings.word_weight:
+            wanted = [self.units.word_ids(text) for text in texts]
+            scores = self.recognizer.word_scores(frames)
+            words = settings.word_weight * ctc(scores, counts, wanted)
+        if settings.phone_weight:
+            phones = settings.phone_weight * self._phone_loss(batch, frames)
+        if settings.mel_weight:
+            valid = torch.arange(mel.shape[2], device=mel.device) < MEL_PER_CODE * counts[:, None]
+            errors = (self.recognizer.spectrogram(frames).float() - mel).abs().mean(1) * valid
+            rebuilt = settings.mel_weight * errors.sum(1) / (MEL_PER_CODE * counts)
+        return TokenizerLosses(characters, words, phones, rebuilt, commitment)
+
+    def _phone_loss(self, batch: Examples, frames: Tensor) -> Tensor:
+        """Cross-entropy per frame, float32 [batch]."""
+        wanted = [self.units.phone_ids(item["phones"]) for item in batch.items]
+        wanted = pad_sequence(wanted, batch_first=True, padding_value=-1)
+        scores = self.recognizer.phones(frames).float().mT
+        errors = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="none")
+        return errors.sum(1) / (wanted >= 0).sum(1)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        yield from self.tokenizer.layers
+
+    def kept(self) -> dict[str, Tensor]:
+        return {
+            "codebook": self.tokenizer.codebook.weight.data,
+            "ema_count": self.code_book.counts,
+            "ema_weight": self.code_book.sums,
+        }
+
+    def same_run(self) -> dict[str, Tensor]:
+        return {"units": self.units.mark}
+
+    def after_step(self) -> None:
+        self.code_book.update()
+
+    def write(self, folder: Path) -> None:
+        tensors = {name: p.detach() for name, p in self.tokenizer.named_parameters()}
+        tensors |= {"ema_count": self.code_book.counts, "ema_weight": self.code_book.sums}
+        write_part(folder / SPEECH_TOKENIZER_FOLDER, "config.json", self.values, tensors)
+
+
+def _padded(batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
+    """Spectrograms [batch, mels, frames], masks [batch, frames] and numbers of codes [batch]."""
+    mels = pad_sequence([item["mel"].T for item in batch.items], batch_first=True).mT
+    masks = pad_sequence([item["mask"] for item in batch.items], batch_first=True)
+    return mels, masks, torch.stack([item["count"] for item in batch.items])
+
+
+def new_config(settings: TokenizerSettings) -> dict:
+    """The published structure of ``config.json``."""
+    size = settings.size
+    return {
+        "activation_function": "gelu",
+        "architectures": ["WhisperVQEncoder"],
+        "d_model": size.width,
+        "encoder_attention_heads": size.heads,
+        "encoder_causal_attention": False,
+        "encoder_causal_convolution": True,
+        "encoder_ffn_dim": 4 * size.width,
+        "encoder_layers": size.layers,
+        "max_source_positions": POSITIONS,
+        "model_type": "whisper",
+        "num_mel_bins": MELS,
+        "pooling_kernel_size": FRAMES_PER_CODE,
+        "pooling_position": size.layers,
+        "pooling_type": "avg",
+        "quantize_causal_block_size": size.block_frames,
+        "quantize_causal_encoder": False,
+        "quantize_encoder_only": True,
+        "quantize_position": size.layers,
+        "quantize_vocab_size": size.codes,
+        "scale_embedding": False,
+        "torch_dtype": "float32",
+    }
+
+
+def new_tokenizer(config: SpeechTokenizerConfig) -> SpeechTokenizer:
+    """Untrained: positions begin as faint sinusoids, so that codes hardly depend on them."""
+    tokenizer = SpeechTokenizer(config)
+    count, width = tokenizer.embed_positions.weight.shape
+    half = torch.arange((width + 1) // 2)
+    frequencies = torch.exp(-math.log(10_000) * half / max(len(half) - 1, 1))
+    angles = torch.arange(count)[:, None] * frequencies
+    with torch.no_grad():
+        waves = torch.cat([angles.sin(), angles.cos()], 1)[:, :width]
+        tokenizer.embed_positions.weight.copy_(0.1 * waves)
+    return tokenizer

@@ -1,0 +1,125 @@
+"""Sounds with their texts, from which encoders of speech learn: units, and how they are read."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from kimia_infer.audio.load import SAMPLE_RATE
+from kimia_infer.tokenizer.segments import CODE_SAMPLES
+from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, LOG_MEL
+from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
+from kimia_infer.training.codec.settings import CodecSettings
+from kimia_infer.training.conversations import DataError
+
+SILENCE = "_"
+"""The phone before the first; espeak-ng's name of a pause."""
+
+
+@dataclass(frozen=True)
+class Units:
+    """The characters, words and phones of all texts, in order.
+
+    Character or word i has the id i + 1, after the blank; phone i has the id i.
+    """
+
+    characters: tuple[str, ...]
+    words: tuple[str, ...]
+    phones: tuple[str, ...] = ()
+
+    @cached_property
+    def mark(self) -> Tensor:
+        """Int64 [1], by which a run knows its units."""
+        described = json.dumps([self.characters, self.words, self.phones])
+        return torch.tensor([zlib.crc32(described.encode())])
+
+    @classmethod
+    def of(cls, texts: Iterable[str], phones: Iterable[str] = ()) -> Units:
+        texts = [normal(text) for text in texts]
+        return cls(
+            tuple(sorted({character for text in texts for character in text})),
+            tuple(sorted({word for text in texts for word in text.split()})),
+            tuple(sorted(set(phones))),
+        )
+
+    @cached_property
+    def _ids(self) -> tuple[dict[str, int], dict[str, int]]:
+        return tuple({u: i for i, u in enumerate(us, 1)} for us in (self.characters, self.words))
+
+    def character_ids(self, text: str) -> Tensor:
+        return torch.tensor([self._ids[0][character] for character in normal(text)])
+
+    def phone_ids(self, numbers: Tensor) -> Tensor:
+        """Of phones by :func:`phone_number`, int64 of any shape."""
+        order = sorted(range(len(self.phones)), key=lambda i: phone_number(self.phones[i]))
+        known = torch.tensor([phone_number(self.phones[i]) for i in order], device=numbers.device)
+        places = torch.searchsorted(known, numbers)
+        return torch.tensor(order, device=numbers.device)[places]
+
+    def word_ids(self, text: str) -> Tensor:
+        return torch.tensor([self._ids[1][word] for word in normal(text).split()])
+
+
+def phone_number(name: str) -> int:
+    """A number that stands for a phone in tensors. ValueError for names of more than 7 bytes."""
+    data = name.encode()
+    if len(data) > 7:
+        raise ValueError(f"the name {name!r} of a phone has more than 7 bytes")
+    return int.from_bytes(data)
+
+
+def normal(text: str) -> str:
+    """Lower case, single spaces."""
+    return " ".join(text.lower().split())
+
+
+def frames_needed(ids: Sequence[object]) -> int:
+    """The frames that CTC needs: one for each, and a blank between equal neighbors."""
+    return len(ids) + sum(a == b for a, b in pairwise(ids))
+
+
+def read_spoken(
+    settings: CodecSettings, read: Callable[[Sound], Example]
+) -> tuple[tuple[SoundSamples, SoundSamples | None], Units]:
+    """Training and evaluation data whose examples have a ``mel``, and the units of both.
+
+    Raises:
+        DataError: as :func:`read_samples`; sounds have no texts.
+    """
+    both = read_samples(settings, read, _seconds, needs_text=True)
+    sounds = [s for samples in both if samples is not None for s in samples.sounds]
+    phones = {name for s in sounds for name, _ in s.phones or ()}
+    return both, Units.of((s.text for s in sounds), phones | {SILENCE})
+
+
+def _seconds(example: Example) -> float:
+    return example["mel"].shape[1] / (SAMPLE_RATE / LOG_MEL["hop_length"])
+
+
+def code_points(text: str) -> Tensor:
+    """``text`` as int64 [characters], as examples have it."""
+    return torch.tensor([ord(character) for character in text])
+
+
+def texts_of(batch: Examples) -> list[str]:
+    """The texts of examples that have them as ``text``."""
+    return ["".join(map(chr, item["text"].tolist())) for item in batch.items]
+
+
+def check_speakable(text: str, codes: int, characters: bool = True, words: bool = True) -> None:
+    """Raise DataError if a sound of ``codes`` is too short for the units that are learned."""
+    text = normal(text)
+    for learned, units, room, name in (
+        (characters, text, FRAMES_PER_CODE * codes, "characters"),
+        (words, text.split(), codes, "words"),
+    ):
+        if learned and frames_needed(units) > room:
+            seconds = codes * CODE_SAMPLES / SAMPLE_RATE
+            raise DataError(f"text: {len(units)} {name} cannot be spoken in {seconds:.2f} s")

@@ -1,0 +1,225 @@
+"""Training of the vocoder on sounds alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kimia_infer.audio.load import load_audio
+from kimia_infer.detokenizer.activation import SnakeBeta
+from kimia_infer.detokenizer.mel import MelConfig, log_mel
+from kimia_infer.detokenizer.vocoder import Vocoder, VocoderConfig, vocoder_part
+from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
+from kimia_infer.training.codec.discriminators import (
+    Discriminators,
+    discriminator_loss,
+    generator_losses,
+)
+from kimia_infer.training.codec.run import (
+    CodecNetwork,
+    WeightAverage,
+    load_trainable,
+    mixed_precision,
+    run,
+    write_part,
+)
+from kimia_infer.training.codec.settings import VocoderSettings
+from kimia_infer.training.codec.spectral_loss import RESOLUTIONS, log_mels, stft_loss
+from kimia_infer.training.codec.trainable_activation import use_activations
+from kimia_infer.training.config import ConfigError
+from kimia_infer.training.conversations import DataError
+from kimia_infer.training.trainer import Outcome
+from kimia_infer.weights.checkpoint import read_json
+
+FOLDER = "vocoder"
+N_FFT = 1024  # published configuration
+SAMPLE_RATE = 24_000  # published configuration
+FEATURE_WEIGHT = 2.0  # of the discriminators' features against their scores, as in HiFi-GAN
+
+
+def train_vocoder(settings: VocoderSettings, resume: bool = False) -> Outcome:
+    """Run or continue a training; ``output/final/vocoder`` is what it gives.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, TrainingError: what is wrong with the settings,
+            the data or the run.
+    """
+    initial = settings.initial and Path(settings.initial)
+    source = initial / "config.json" if initial else "size"
+    config = read_json(source) if initial else new_config(settings)
+    VocoderConfig.from_dict(config, str(source))
+    mel = MelConfig.from_dict(config, str(source))
+    if settings.crop_frames * mel.hop_size <= max(RESOLUTIONS) // 2:  # reflected by the losses
+        raise ConfigError(f"crop_frames: {settings.crop_frames} is less than half a window")
+
+    reader = WaveReader(mel, settings.crop_frames)
+
+    def build(samples: SoundSamples, written: Path | None, device: torch.device) -> VocoderNetwork:
+        folder = written / FOLDER if written else initial
+        if folder:
+            vocoder = load_trainable(vocoder_part(folder), device)
+        else:
+            vocoder = new_vocoder(VocoderConfig.from_dict(config)).to(device)
+        return VocoderNetwork(vocoder, config, settings)
+
+    return run(
+        settings, resume, partial(read_samples, settings, reader.read, reader.seconds), build
+    )
+
+
+@dataclass(frozen=True)
+class WaveReader:
+    """Sounds of at least ``crop_frames`` to waves and their spectrograms."""
+
+    mel: MelConfig
+    crop_frames: int
+
+    def seconds(self, example: Example) -> float:
+        return len(example["wave"]) / self.mel.sample_rate
+
+    def read(self, sound: Sound) -> Example:
+        """``mel`` fp32 [frames, mel_bins] and ``wave`` fp32 [frames * hop] of a sound."""
+        wave = torch.from_numpy(load_audio(sound.path, sample_rate=self.mel.sample_rate))
+        needed = self.crop_frames * self.mel.hop_size
+        if len(wave) < needed:
+            raise DataError(f"{sound.path}: {len(wave)} samples, at least {needed} are needed")
+        frames = log_mel(wave, self.mel)
+        return {"mel": frames, "wave": wave[: len(frames) * self.mel.hop_size]}
+
+
+class VocoderLosses(NamedTuple):
+    """Of every crop, float32 [batch], already weighted; zeros without discriminators."""
+
+    stft: Tensor
+    mel: Tensor
+    adversarial: Tensor
+    features: Tensor
+    discriminator: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.stft + self.mel + self.adversarial + self.features + self.discriminator
+
+
+class VocoderNetwork(CodecNetwork):
+    """Random crops of sounds to losses; evaluated and written is the average of the weights.
+
+    Generator and discriminators take their steps together, from one pass over both.
+    """
+
+    def __init__(self, vocoder: Vocoder, config: dict, settings: VocoderSettings):
+        super().__init__()
+        self.vocoder = vocoder
+        self.config, self.settings = config, settings
+        self.mel = MelConfig.from_dict(config)
+        self.judges = Discriminators() if settings.adversarial else None
+        self.average = WeightAverage(vocoder, settings.average)
+
+    def forward(self, batch: Examples) -> VocoderLosses:
+        mel, real = self._crops(batch, self.chance(batch))
+        served = self.progress >= self.settings.anti_aliased_from or not self.training
+        use_activations(self.vocoder, served)
+        with mixed_precision(self.settings, mel.device), self.average.used(not self.training):
+            fake = waves(self.vocoder, mel).float()
+            none = torch.zeros(len(fake), device=fake.device)
+            adversarial, features, discriminator = none, none, none
+            if self.judges is not None:
+                weight = self.settings.adversarial
+                adversarial, features = generator_losses(self.judges, fake, real)
+                adversarial, features = weight * adversarial, weight * FEATURE_WEIGHT * features
+                discriminator = discriminator_loss(self.judges, fake, real)
+        distance = (log_mels(fake, self.mel) - log_mels(real, self.mel)).abs().mean((1, 2))
+        return VocoderLosses(
+            stft_loss(fake, real),
+            self.settings.mel_weight * distance,
+            adversarial,
+            features,
+            discriminator,
+        )
+
+    def _crops(self, batch: Examples, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Mel [batch, frames, mel_bins] and wave [batch, samples] of a piece of every sound."""
+        hop, size = self.mel.hop_size, self.settings.crop_frames
+        mels, pieces = [], []
+        for item in batch.items:
+            last = len(item["mel"]) - size
+            start = int(torch.randint(0, last + 1, (), generator=generator))
+            mels.append(item["mel"][start : start + size])
+            pieces.append(item["wave"][start * hop : (start + size) * hop])
+        return torch.stack(mels), torch.stack(pieces)
+
+    def blocks(self) -> Iterator[nn.Module]:
+        yield from self.vocoder.resblocks
+
+    def kept(self) -> dict[str, Tensor]:
+        return self.average.kept()
+
+    def after_step(self) -> None:
+        self.average.update()
+
+    def write(self, folder: Path) -> None:
+        tensors = {}
+        for name, value in self.average.values.items():
+            if name.endswith(".weight"):
+                # The published form, weight norm: length and direction.
+                norm = torch.linalg.vector_norm(value, dim=(1, 2), keepdim=True)
+                tensors |= {f"{name}_g": norm, f"{name}_v": value}
+            else:
+                tensors[name] = value
+        write_part(folder / FOLDER, "config.json", self.config, tensors)
+
+
+def waves(vocoder: Vocoder, mel: Tensor) -> Tensor:
+    """What ``vocoder`` gives for several mels [batch, frames, mel_bins]: [batch, samples].
+
+    Not clamped, as a clamped sample has no gradient.
+    """
+    x = vocoder.conv_pre(mel.mT)
+    branches = len(vocoder.config.resblock_kernel_sizes)
+    for stage, up in enumerate(vocoder.ups):
+        x = up(x)
+        blocks = vocoder.resblocks[stage * branches : (stage + 1) * branches]
+        x = sum(block(x) for block in blocks) / branches
+    return vocoder.conv_post(vocoder.activation_post(x))[:, 0]
+
+
+def new_config(settings: VocoderSettings) -> dict:
+    """The published structure of ``config.json``."""
+    size = settings.size
+    return {
+        "activation": "snakebeta",
+        "fmax": size.fmax,
+        "fmin": size.fmin,
+        "hop_size": math.prod(size.rates),
+        "n_fft": N_FFT,
+        "num_freq": N_FFT + 1,
+        "num_mels": size.mel_bins,
+        "resblock": "1",
+        "resblock_dilation_sizes": [list(size.dilations)] * len(size.block_kernels),
+        "resblock_kernel_sizes": list(size.block_kernels),
+        "sampling_rate": SAMPLE_RATE,
+        "snake_logscale": True,
+        "upsample_initial_channel": size.channels,
+        "upsample_kernel_sizes": list(size.kernels),
+        "upsample_rates": list(size.rates),
+        "use_bias_at_final": False,
+        "use_tanh_at_final": False,
+        "win_size": N_FFT,
+    }
+
+
+def new_vocoder(config: VocoderConfig) -> Vocoder:
+    """Untrained: activations begin with frequency and amplitude 1."""
+    vocoder = Vocoder(config)
+    for module in vocoder.modules():
+        if isinstance(module, SnakeBeta):
+            nn.init.zeros_(module.alpha)
+            nn.init.zeros_(module.beta)
+    return vocoder

@@ -1,0 +1,268 @@
+"""What the miniature understands and says, measured on conversations that it never saw.
+
+Answers are greedy. What was said is judged by a recognizer that knows nothing of the model; the
+ablations take away what a right pipeline needs, which has to show.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import soxr
+import torch
+from tqdm import tqdm
+
+from kimia_infer.api.engine import HeadRows
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.loading import load_stages
+from kimia_infer.api.messages import parse_messages
+from kimia_infer.api.request import Options, parse_options
+from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
+from kimia_infer.audio.load import SAMPLE_RATE, load_audio
+from kimia_infer.audio.wav import write_wav
+from kimia_infer.language_model.decode import DecodeInput, Generation
+from kimia_infer.randomness import SeededRandomness
+from kimia_infer.training.conversations import UNDERSTANDING, ConversationFile
+from kimia_infer.training.miniature.judge import Judge
+
+Hear = Callable[[tuple[int, ...]], str]
+"""Speech codes to the words that are understood."""
+
+KINDS = ("transcription", "question", "dialogue", "repeat", "read")
+HELD_OUT_SETS = ("held_out", "held_out_voices")
+
+ABLATIONS = ("none", "features", "codes", "delay", "request")
+
+LONG_SECONDS, PAUSE = 600, 0.5
+
+MOST_STEPS = 400
+"""Of one answer; the longest takes a fourth of this."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A conversation up to its last answer, which is what counts."""
+
+    kind: str
+    chats: list[dict]
+    text: str
+    spoken: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text and speech codes (from 0) of one answer, and whether it came to an end."""
+
+    text: str
+    codes: tuple[int, ...]
+    ended: bool
+
+
+def read_cases(path: Path, world: Path, kinds: Sequence[str], limit: int) -> list[Case]:
+    """At most ``limit`` cases of each of ``kinds`` from a set of the world."""
+    file = ConversationFile(path)
+    counts = dict.fromkeys(kinds, 0)
+    cases = []
+    for index in range(len(file)):
+        line = file.raw(index)
+        kind = line["kind"]
+        if counts.get(kind, limit) >= limit:
+            continue
+        counts[kind] += 1
+        chats = [_placed(message, world) for message in line["conversation"]]
+        answer = chats.pop()["content"]
+        text = answer if isinstance(answer, str) else answer[1]
+        cases.append(Case(kind, chats, text, line["task_type"] != UNDERSTANDING))
+    return cases
+
+
+def _placed(message: dict, world: Path) -> dict:
+    kind, content = message["message_type"], message["content"]
+    if kind == "audio":
+        content = str(world / content)
+    elif kind == "audio-text":
+        content = [str(world / content[0]), content[1]]
+    return {"role": message["role"], "message_type": kind, "content": content}
+
+
+def load_model(
+    directory: Path, head_rows: HeadRows = "track", audio_delay: int | None = None
+) -> KimiAudio:
+    """The checkpoint on the CPU; ``audio_delay`` replaces the one that it was trained with."""
+    stages = load_stages(directory, True, torch.device("cpu"), torch.float32)
+    if audio_delay is not None:
+        model = stages.language_model
+        model.config = replace(model.config, audio_delay=audio_delay)
+    return KimiAudio.from_stages(stages, head_rows=head_rows)
+
+
+@torch.inference_mode()
+def answer(model: KimiAudio, case: Case, ablation: str = "none") -> Answer:
+    """The greedy answer to ``case``, of which ``ablation`` takes something away.
+
+    "features" zeroes the Whisper features of all sounds, "codes" shuffles the speech codes that
+    these go with, "request" asks with the token of the other kind of answer.
+    """
+    options = _options(case.spoken)
+    generation = Generation(
+        model.decoder,
+        _prompt(model, case, ablation),
+        options.output_type,
+        MOST_STEPS,
+        options.sampling,
+        SeededRandomness(0),
+    )
+    for _ in generation.run():
+        pass
+    offset = model.kimia_token_offset
+    codes = tuple(token - offset for token in generation.audio_ids if token >= offset)
+    return Answer(model.detokenize_text(generation.text_ids), codes, generation.ended)
+
+
+def _prompt(model: KimiAudio, case: Case, ablation: str) -> DecodeInput:
+    asks_speech = case.spoken != (ablation == "request")
+    messages = parse_messages(case.chats)
+    prompt, features = model.encode_chat(messages, _options(asks_speech))
+    heard = torch.tensor([prompt.is_continuous])
+    audio_ids = torch.tensor([prompt.audio_ids])
+    if ablation == "codes":
+        order = torch.randperm(int(heard.sum()), generator=torch.Generator().manual_seed(0))
+        audio_ids[heard] = audio_ids[heard][order]
+    if ablation == "features" and features is not None:
+        features = torch.zeros_like(features)
+    return DecodeInput(audio_ids, torch.tensor([prompt.text_ids]), heard, features)
+
+
+def _options(speech: bool) -> Options:
+    return parse_options(output_type="both" if speech else "text")
+
+
+def transcribed(cases: Sequence[Case], answers: Sequence[Answer]) -> float:
+    """Word error rate."""
+    return jiwer.wer([case.text for case in cases], [answer.text for answer in answers])
+
+
+def right(cases: Sequence[Case], answers: Sequence[Answer]) -> float:
+    """Part of the answers whose text is exactly what was expected."""
+    pairs = zip(cases, answers, strict=True)
+    return sum(case.text == answer.text for case, answer in pairs) / len(cases)
+
+
+def agreement(answers: Sequence[Answer], hear: Hear) -> float:
+    """Part of the answers in which ``hear`` understands exactly the words of the text."""
+    return sum(answer.text == hear(answer.codes) for answer in answers) / len(answers)
+
+
+def spoken_right(cases: Sequence[Case], answers: Sequence[Answer], hear: Hear) -> float:
+    """Part of the answers in which ``hear`` understands exactly what was expected."""
+    pairs = zip(cases, answers, strict=True)
+    return sum(case.text == hear(answer.codes) for case, answer in pairs) / len(cases)
+
+
+def hearing(model: KimiAudio) -> Hear:
+    """The judge's understanding of what the model makes of codes."""
+    judge = Judge()
+
+    @cache
+    def hear(codes: tuple[int, ...]) -> str:
+        if not codes:
+            return ""
+        wave = model.detokenize_audio(torch.tensor([codes]), seed=0)
+        return judge.hear(soxr.resample(wave.reshape(-1).numpy(), SPEECH_RATE, SAMPLE_RATE))
+
+    return hear
+
+
+def measure(directory: Path, world: Path, limit: int = 200) -> dict:
+    """The figures of a miniature, as parts of 1; at most ``limit`` cases of each kind.
+
+    ``world`` is the folder of the spoken small world. Ablations are those of the pipeline; what
+    they cost is seen beside the figures without any.
+    """
+    model = load_model(directory)
+    hear = hearing(model)
+    figures: dict = {"sets": {}, "ablations": {}}
+    for name in HELD_OUT_SETS:
+        figures["sets"][name] = _measure_set(model, world, name, limit, hear)
+    for ablation in ABLATIONS:
+        changed = load_model(directory, audio_delay=0) if ablation == "delay" else model
+        figures["ablations"][ablation] = _measure_ablation(changed, world, limit, ablation, hear)
+    figures["long_recording"] = _measure_long(model, world)
+    figures["same_tokens_with_full_heads"] = _same_tokens(directory, model, world, limit // 4)
+    return figures
+
+
+def _measure_set(model: KimiAudio, world: Path, name: str, limit: int, hear: Hear) -> dict:
+    cases, answers = _answers(model, world, name, KINDS, limit, "none")
+    values: dict = {}
+    for kind in KINDS:
+        chosen = [i for i, case in enumerate(cases) if case.kind == kind]
+        asked, given = [cases[i] for i in chosen], [answers[i] for i in chosen]
+        values[kind] = {"count": len(chosen), "word_errors": transcribed(asked, given)}
+        values[kind]["right"] = right(asked, given)
+        if asked[0].spoken:
+            values[kind]["agreement"] = agreement(given, hear)
+            values[kind]["spoken_right"] = spoken_right(asked, given, hear)
+    said = [answer for case, answer in zip(cases, answers, strict=True) if case.spoken]
+    values["agreement"] = agreement(said, hear)
+    return values
+
+
+def _measure_ablation(
+    model: KimiAudio, world: Path, limit: int, ablation: str, hear: Hear
+) -> dict[str, float]:
+    values = {}
+    kinds = ("transcription", "question")
+    cases, answers = _answers(model, world, "held_out", kinds, limit, ablation)
+    written = [i for i, case in enumerate(cases) if not case.spoken]
+    asked = [i for i, case in enumerate(cases) if case.spoken]
+    values["word_errors"] = transcribed([cases[i] for i in written], [answers[i] for i in written])
+    asked_cases, given = [cases[i] for i in asked], [answers[i] for i in asked]
+    values["right"] = right(asked_cases, given)
+    values["spoken_right"] = spoken_right(asked_cases, given, hear)
+    return values
+
+
+def _measure_long(model: KimiAudio, world: Path) -> dict[str, float]:
+    """Word errors of one recording of many sentences, and of these alone."""
+    cases = read_cases(world / "held_out.jsonl", world, ("transcription",), 1000)
+    pause = np.zeros(round(PAUSE * SAMPLE_RATE), np.float32)
+    sounds, chosen, length = [], [], 0
+    for case in itertools.cycle(cases):
+        wave = load_audio(case.chats[-1]["content"])
+        length += len(wave) + len(pause)
+        if length > LONG_SECONDS * SAMPLE_RATE:
+            break
+        sounds += [wave, pause]
+        chosen.append(case)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "long.wav"
+        write_wav(path, np.concatenate(sounds), SAMPLE_RATE)
+        text = model.transcribe(str(path)).text
+    return {
+        "seconds": length / SAMPLE_RATE,
+        "word_errors": jiwer.wer(" ".join(case.text for case in chosen), text),
+        "alone": transcribed(chosen, [answer(model, case) for case in chosen]),
+    }
+
+
+def _same_tokens(directory: Path, model: KimiAudio, world: Path, limit: int) -> bool:
+    """Whether full heads give the same answers."""
+    full = load_model(directory, "full")
+    cases = read_cases(world / "held_out.jsonl", world, KINDS, limit)
+    return all(answer(full, case) == answer(model, case) for case in cases)
+
+
+def _answers(
+    model: KimiAudio, world: Path, name: str, kinds: Sequence[str], limit: int, ablation: str
+) -> tuple[list[Case], list[Answer]]:
+    cases = read_cases(world / f"{name}.jsonl", world, kinds, limit)
+    title = f"{name}, ablation: {ablation}"
+    return cases, [answer(model, case, ablation) for case in tqdm(cases, title, unit=" answers")]

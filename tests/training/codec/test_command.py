@@ -1,0 +1,156 @@
+"""What all parts of the codec share: the command, workers, precision, averages, the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from kimia_infer.detokenizer.dit import dit_part
+from kimia_infer.training.checkpoints import all_checkpoints
+from kimia_infer.training.codec.data import SoundSamples, find_sounds
+from kimia_infer.training.codec.detokenizer import (
+    DetokenizerNetwork,
+    SoundReader,
+    train_detokenizer,
+)
+from kimia_infer.training.codec.run import WeightAverage
+from kimia_infer.training.codec.settings import PARTS, DetokenizerSettings
+from kimia_infer.training.config import describe, read_settings
+from kimia_infer.training.conversations import DataError
+from kimia_infer.training.plan import MicroBatch
+from kimia_infer.training.runs import FINAL
+from kimia_infer.training.trainer import Outcome
+from tests.training.runs import MINI, losses, write_sound
+
+COMMAND = MINI.parents[1] / "scripts" / "train_codec"
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sounds")
+    for index in range(4):
+        write_sound(folder / f"{index}.wav", 0.5 + 0.2 * index, index)
+    return folder
+
+
+def assignments(sounds: Path, output: Path, *more: str) -> list[str]:
+    return [
+        f"data={sounds}", f"model={MINI}", f"output={output}", "device=cpu", "size.width=16",
+        "size.depth=1", "size.heads=2", "batch_size=2", "crop_codes=10", "max_steps=4",
+        "learning_rate=1e-2", *more,
+    ]  # fmt: skip
+
+
+def run(sounds: Path, output: Path, *more: str) -> Outcome:
+    return train_detokenizer(
+        read_settings(DetokenizerSettings, None, assignments(sounds, output, *more))
+    )
+
+
+def test_the_command_runs(sounds: Path, tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    path.write_text("save_every: 2\n")
+    known = [str(path), *assignments(sounds, tmp_path / "run")]
+    done = subprocess.run(
+        [sys.executable, COMMAND, "detokenizer", *known],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'run' / FINAL}: 4 steps, loss " in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert len(all_checkpoints(tmp_path / "run")) == 2
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_command_names_what_is_wrong(part: str, tmp_path: Path):
+    wrong = [f"data={tmp_path}", f"output={tmp_path / 'run'}", f"model={MINI}", "epoch=3"]
+    if part != "detokenizer":
+        wrong.remove(f"model={MINI}")
+    done = subprocess.run([sys.executable, COMMAND, part, *wrong], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "train_codec: epoch: unknown setting; did you mean epochs?\n"
+    assert not (tmp_path / "run").exists()
+    text = "\n".join(describe(PARTS[part]))
+    assert "output [required]" in text
+    assert "size." in text
+
+
+def test_workers_and_the_cache_change_nothing(sounds: Path, tmp_path: Path):
+    expected = losses(run(sounds, tmp_path / "plain"))
+    assert losses(run(sounds, tmp_path / "workers", "workers=1", "cache_hours=0")) == expected
+    checked = losses(run(sounds, tmp_path / "less", "gradient_checkpointing=true"))
+    assert checked == pytest.approx(expected, rel=1e-5)
+    assert losses(run(sounds, tmp_path / "seed", "seed=1")) != expected
+
+
+def test_half_precision_is_near(sounds: Path, tmp_path: Path):
+    expected = losses(run(sounds, tmp_path / "plain"))
+    found = losses(run(sounds, tmp_path / "half", "precision=bf16"))
+    assert found != expected
+    assert found == pytest.approx(expected, rel=0.03)
+
+
+def test_the_evaluation_is_that_of_what_is_written(sounds: Path, tmp_path: Path):
+    outcome = run(sounds, tmp_path, f"eval_data={sounds}", "batch_size=1", "eval_every=2")
+    part = dit_part(tmp_path / FINAL / "audio_detokenizer")
+    settings = read_settings(DetokenizerSettings, None, assignments(sounds, tmp_path))
+    network = DetokenizerNetwork(part.load(torch.device("cpu"), torch.float32), {}, settings).eval()
+    reader = SoundReader(MINI)
+    samples = SoundSamples(find_sounds(sounds, tmp_path), reader.read, reader.seconds, 0.0)
+    with torch.no_grad():
+        found = [network(samples[MicroBatch((i,), (1.0,))]).total.item() for i in range(4)]
+    first, last = losses(outcome, "eval_loss")
+    assert last == pytest.approx(sum(found) / 4, rel=1e-5)
+    assert first != pytest.approx(last, rel=1e-5)
+
+
+def test_an_average_settles_and_stands_in():
+    layer = nn.Linear(1, 1)
+    average = WeightAverage(layer, 0.9)
+    for value in [5.0] * 50 + [1.0, 3.0] * 100:
+        nn.init.constant_(layer.weight, value)
+        average.update()
+    assert average.values["weight"].item() == pytest.approx(2.0, abs=0.15)
+    with average.used(True):
+        assert layer.weight.item() == pytest.approx(2.0, abs=0.15)
+    assert layer.weight.item() == 3.0
+    with average.used(False):
+        assert layer.weight.item() == 3.0
+
+
+def test_what_fits_stays_in_memory(sounds: Path, tmp_path: Path):
+    reads: list[str] = []
+
+    def read(sound):
+        reads.append(sound.path.name)
+        return {"wave": torch.zeros(1)}
+
+    found = find_sounds(sounds, tmp_path)
+    samples = SoundSamples(found, read, lambda _: 1800.0, 1.0)
+    for _ in range(2):
+        samples[MicroBatch(tuple(range(4)), (0.25,) * 4)]
+    assert [path.path.name for path in found] == ["0.wav", "1.wav", "2.wav", "3.wav"]
+    assert reads == ["0.wav", "1.wav", "2.wav", "3.wav", "2.wav", "3.wav"]
+
+
+def test_a_sound_that_vanishes_stops_the_run(sounds: Path, tmp_path: Path):
+    data = tmp_path / "data.jsonl"
+    gone = write_sound(tmp_path / "gone.wav", 0.5, 9)
+    paths = [*(str(s) for s in sorted(sounds.glob("*.wav"))), str(gone)]
+    data.write_text("".join(json.dumps({"audio": p}) + "\n" for p in paths))
+    reader = SoundReader(MINI)
+    samples = SoundSamples(find_sounds(data, tmp_path), reader.read, reader.seconds, 0.0)
+    gone.unlink()
+    found = samples[MicroBatch((0, 4), (0.5, 0.5))]
+    assert isinstance(found, DataError)
+    assert str(found).startswith(f"{data}:5: ")

@@ -1,0 +1,224 @@
+"""Training of the vocoder: what is trained is what is served, it learns, goes on, is served."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kimia_infer.detokenizer.activation import AntiAliasedSnake
+from kimia_infer.detokenizer.mel import MelConfig, log_mel
+from kimia_infer.detokenizer.vocoder import Vocoder, VocoderConfig, vocoder_part
+from kimia_infer.training.checkpoints import TrainingError
+from kimia_infer.training.codec.data import Examples, find_sounds
+from kimia_infer.training.codec.discriminators import (
+    Discriminators,
+    discriminator_loss,
+    generator_losses,
+)
+from kimia_infer.training.codec.settings import VocoderSettings
+from kimia_infer.training.codec.spectral_loss import log_mels, stft_loss
+from kimia_infer.training.codec.trainable_activation import use_activations
+from kimia_infer.training.codec.vocoder import (
+    VocoderNetwork,
+    WaveReader,
+    new_config,
+    new_vocoder,
+    train_vocoder,
+    waves,
+)
+from kimia_infer.training.config import ConfigError, read_settings
+from kimia_infer.training.conversations import DataError
+from kimia_infer.training.runs import FINAL
+from kimia_infer.weights.errors import CheckpointError
+from tests.training.runs import interrupt, losses, write_sound, write_sounds
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sounds")
+    write_sounds(folder, 5, 0.4, 0.1)
+    return folder
+
+
+def settings(sounds: Path, output: Path, *assignments: str) -> VocoderSettings:
+    known = [
+        f"data={sounds}", f"output={output}", "device=cpu", "size.channels=32", "batch_size=2",
+        "crop_frames=8", "size.dilations=[1, 3]", *assignments,
+    ]  # fmt: skip
+    return read_settings(VocoderSettings, None, known)
+
+
+def config_of(run: VocoderSettings) -> VocoderConfig:
+    return VocoderConfig.from_dict(new_config(run))
+
+
+@pytest.fixture
+def vocoder(sounds: Path, tmp_path: Path) -> Vocoder:
+    torch.manual_seed(0)
+    built = new_vocoder(config_of(settings(sounds, tmp_path)))
+    with torch.no_grad():
+        for module in built.modules():
+            if isinstance(module, AntiAliasedSnake):
+                module.act.alpha.normal_(std=0.3)
+                module.act.beta.normal_(std=0.3)
+    return built
+
+
+@pytest.mark.parametrize("samples", [1, 2, 9])
+def test_gradients_of_the_served_activation(samples: int):
+    """Those of the filters written by hand are those of their operations one by one."""
+    served, trained = AntiAliasedSnake(3), AntiAliasedSnake(3)
+    for module in (served, trained):
+        torch.nn.init.constant_(module.act.alpha, 0.2)
+        torch.nn.init.constant_(module.act.beta, -0.3)
+    use_activations(trained, anti_aliased=True)
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 3, samples), torch.randn(2, 3, samples)
+    found = []
+    for module in (served, trained):
+        leaf = x.clone().requires_grad_()
+        y = module(leaf)
+        (y * weight).sum().backward()
+        found.append((y.detach(), leaf.grad, module.act.alpha.grad, module.act.beta.grad))
+    for expected, value in zip(*found, strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_batch_gives_what_is_served(vocoder: Vocoder):
+    mel = torch.randn(3, 10, 80) - 4
+    expected = torch.stack([vocoder(part) for part in mel])
+    use_activations(vocoder, anti_aliased=True)
+    torch.testing.assert_close(waves(vocoder, mel).clamp(-1, 1), expected, rtol=0, atol=1e-6)
+    use_activations(vocoder, anti_aliased=False)
+    assert (waves(vocoder, mel).clamp(-1, 1) - expected).abs().max() > 1e-4
+
+
+def test_the_mel_of_the_loss_is_that_of_the_vocoder(sounds: Path, tmp_path: Path):
+    config = MelConfig.from_dict(new_config(settings(sounds, tmp_path)))
+    wave = torch.randn(2, 9_600) / 10
+    expected = torch.stack([log_mel(part, config).T for part in wave])
+    torch.testing.assert_close(log_mels(wave, config), expected, rtol=0, atol=1e-5)
+
+
+def test_the_spectral_loss():
+    time = torch.arange(6_000) / 24_000
+    tone, other, silent = (
+        torch.sin(2 * torch.pi * 440 * time)[None] / 3,
+        torch.sin(2 * torch.pi * 1_000 * time)[None] / 3,
+        torch.zeros(1, 6_000),
+    )
+    assert stft_loss(tone, tone).item() == 0
+    near, far = stft_loss(0.9 * tone, tone).item(), stft_loss(other, tone).item()
+    assert 0 < near < 0.3 < far
+    assert stft_loss(-tone, tone).item() < 1e-3  # phase is not heard
+    rounding = torch.rand(1, 6_000) / 32_768
+    assert stft_loss(rounding, silent).item() < 0.1  # equally silent
+    assert stft_loss(tone, silent).item() < 100
+
+
+def batch_of(sounds: Path, tmp_path: Path, count: int = 3) -> Examples:
+    mel = MelConfig.from_dict(new_config(settings(sounds, tmp_path)))
+    items = tuple(WaveReader(mel, 8).read(s) for s in find_sounds(sounds, tmp_path)[:count])
+    return Examples(items, torch.full((count,), 1 / count), ["a"] * count)
+
+
+@pytest.mark.parametrize("adversarial", ["null", "0.5"])
+@pytest.mark.parametrize("progress", [0.0, 1.0])
+def test_gradients_reach_everything(
+    sounds: Path, tmp_path: Path, vocoder: Vocoder, adversarial: str, progress: float
+):
+    run = settings(sounds, tmp_path, f"adversarial={adversarial}")
+    network = VocoderNetwork(vocoder, new_config(run), run).train()
+    network.progress = progress
+    network(batch_of(sounds, tmp_path)).total.sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+    assert any("judges" in name for name, _ in network.named_parameters()) == (
+        run.adversarial == 0.5
+    )
+
+
+def test_each_side_learns_from_its_own_loss():
+    torch.manual_seed(0)
+    judges, real = Discriminators(), torch.randn(2, 4_000)
+    fake = torch.randn(2, 4_000, requires_grad=True)
+    recognized, distance = generator_losses(judges, fake, real)
+    (recognized + distance).sum().backward()
+    assert fake.grad.abs().max() > 0
+    assert all(parameter.grad is None for parameter in judges.parameters())
+    fake.grad = None
+    discriminator_loss(judges, fake, real).sum().backward()
+    assert fake.grad is None
+    assert all(parameter.grad.abs().max() > 0 for parameter in judges.parameters())
+
+
+def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
+    outcome = train_vocoder(settings(sounds, tmp_path, "max_steps=30", "eval_every=15"))
+    found = losses(outcome)
+    assert sum(found[-5:]) < 0.6 * sum(found[:5])
+    assert len(losses(outcome, "eval_mel_loss")) == 2
+    folder = tmp_path / FINAL / "vocoder"
+    stored = load_file(folder / "model.safetensors")
+    assert {"conv_pre.weight_g", "conv_pre.weight_v", "conv_post.weight_g"} <= stored.keys()
+    vocoder = vocoder_part(folder).load(CPU, torch.float32)
+    batch = batch_of(sounds, tmp_path, 1)
+    mel, wave = batch.items[0]["mel"], batch.items[0]["wave"]
+    with torch.no_grad():
+        spoken = vocoder(mel)
+    assert spoken.shape == wave.shape
+    untrained = new_vocoder(vocoder.config).requires_grad_(False)
+    assert stft_loss(spoken[None], wave[None]) < 0.7 * stft_loss(untrained(mel)[None], wave[None])
+    further = settings(sounds, tmp_path / "more", f"initial={folder}", "max_steps=1",
+                       "learning_rate=0", "size.channels=64")  # fmt: skip
+    train_vocoder(further)
+    again = vocoder_part(tmp_path / "more" / FINAL / "vocoder").load(CPU, torch.float32)
+    for (name, expected), parameter in zip(
+        vocoder.named_parameters(), again.parameters(), strict=True
+    ):
+        torch.testing.assert_close(parameter, expected, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("adversarial", ["null", "1.0"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    sounds: Path, tmp_path: Path, monkeypatch, adversarial: str
+):
+    # Activations change after step 2, where the run is interrupted.
+    options = ["max_steps=4", "save_every=2", f"adversarial={adversarial}", "anti_aliased_from=0.5"]
+    whole = train_vocoder(settings(sounds, tmp_path / "whole", *options))
+    parts = settings(sounds, tmp_path / "parts", *options)
+    interrupt(monkeypatch, lambda: train_vocoder(parts), step=3)
+    resumed = train_vocoder(parts, resume=True)
+    for name in ("loss", "eval_loss", "discriminator_loss"):
+        assert losses(resumed, name) == losses(whole, name)
+    expected, found = (
+        load_file(tmp_path / run / FINAL / "vocoder" / "model.safetensors")
+        for run in ("whole", "parts")
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    with pytest.raises(TrainingError, match=r"^adversarial: 0.3, but"):
+        train_vocoder(settings(sounds, tmp_path / "parts", *options, "adversarial=0.3"), True)
+
+
+def test_bad_data_and_settings_stop_before_training(sounds: Path, tmp_path: Path):
+    data = tmp_path / "data.jsonl"
+    short = write_sound(tmp_path / "short.wav", 0.1, 0)
+    lines = [{"audio": str(sounds / "0.wav")}, {"audio": str(short)}]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=r"data.jsonl:2: .*2400 samples, at least 3840"):
+        train_vocoder(settings(data, tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="size: upsample_rates and upsample_kernel_sizes"):
+        train_vocoder(settings(sounds, tmp_path / "run", "size.rates=[8, 5, 12]"))
+    with pytest.raises(ConfigError, match="crop_frames: 10 is less than half a window"):
+        train_vocoder(
+            settings(sounds, tmp_path / "run", "crop_frames=10", "size.rates=[8, 5]",
+                     "size.kernels=[16, 9]")
+        )  # fmt: skip
+    assert not (tmp_path / "run").exists()
