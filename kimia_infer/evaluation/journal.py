@@ -18,8 +18,9 @@ FILE_NAME = "results.jsonl"
 class Result:
     """What became of an item: an answer, or an error that says why there is none.
 
-    ``seconds`` is what loading its sounds and answering took, ``wall_seconds`` the time since
-    the result before it, in which the next sounds were loaded, too.
+    ``seconds`` is what loading its sounds and answering took, from its turn to its end, in which
+    up to ``batch_size`` items were answered together; ``wall_seconds`` is the time since the
+    result before it, whichever item that was, in which the next sounds were loaded, too.
     """
 
     key: Key
@@ -30,6 +31,7 @@ class Result:
     audio_seconds: float = 0.0
     stop_reason: str | None = None
     notes: tuple[str, ...] = ()
+    batch_size: int = 1
 
 
 class Journal:

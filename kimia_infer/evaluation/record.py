@@ -67,6 +67,7 @@ class Record:
             "attention": model.decoder.backend.name,
             "head_rows": model.head_rows,
             "quantization": model.quantization,
+            "kv_cache": model.decoder.kv_cache,
         }
         if "model" not in self.values:
             self._write(self.values | {"model": facts})

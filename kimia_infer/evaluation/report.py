@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -106,7 +107,11 @@ def _summaries(
 
 
 def _speed(results: Sequence[Result]) -> dict[str, Any] | None:
-    """How fast the answers came; None without any."""
+    """How fast the answers came; None without any.
+
+    The factor is that of an item, from its turn to its answer; where items are answered together
+    these times overlap, and what is done a second is by the clock on the wall.
+    """
     answered = [result for result in results if result.answer is not None]
     if not answered:
         return None
@@ -118,6 +123,8 @@ def _speed(results: Sequence[Result]) -> dict[str, Any] | None:
         "real_time_factor": sum(latencies) / audio if audio else None,
         "wall_seconds": wall,
         "items_per_second": len(results) / wall,
+        "audio_seconds_per_second": audio / wall,
+        "items_by_batch_size": dict(sorted(Counter(r.batch_size for r in results).items())),
         "latency_seconds": {f"p{p}": percentile(latencies, p) for p in PERCENTILES}
         | {"max": max(latencies)},
     }
@@ -153,13 +160,21 @@ def _speed_lines(speed: dict[str, Any] | None) -> list[str]:
         return []
     factor, latency = speed["real_time_factor"], speed["latency_seconds"]
     times = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in latency.items())
+    sizes = speed["items_by_batch_size"]
+    together = ", ".join(
+        ("one at a time" if size == 1 else f"up to {size} at a time")
+        + (f" ({items} items)" if len(sizes) > 1 else "")
+        for size, items in sizes.items()
+    )
     return [
         "## Speed",
         "",
-        f"- real-time factor: {'–' if factor is None else f'{factor:.4f}'} "
-        f"({speed['processing_seconds']:.1f} s for {speed['audio_seconds']:.1f} s of sound)",
-        f"- items per second: {speed['items_per_second']:.3f} (one at a time)",
-        f"- latency: {times}",
+        f"- throughput by the clock: {speed['items_per_second']:.3f} items and "
+        f"{speed['audio_seconds_per_second']:.2f} s of sound per second; answered {together}",
+        f"- real-time factor of an item: {'–' if factor is None else f'{factor:.4f}'} "
+        f"({speed['processing_seconds']:.1f} s from turn to answer, all items, for "
+        f"{speed['audio_seconds']:.1f} s of sound)",
+        f"- latency of an item: {times}",
         "",
     ]
 

@@ -35,15 +35,19 @@ def evaluate(
     output: Path,
     load_model: Callable[[Settings], KimiAudio],
     retry_errors: bool = False,
+    batch_size: int = 1,
 ) -> Outcome:
     """Answer all items of ``manifests`` and write the report into ``output``.
 
     Results are appended to ``results.jsonl`` as they come; called again, the run goes on after
     the last one. An item that cannot be answered is recorded with the reason, and asked again
     only if ``retry_errors``. The model is loaded only if something is left to answer.
+    ``batch_size`` items are answered together; a run may go on with another number, which its
+    results tell.
 
     Raises:
-        EvaluationError: ``output`` belongs to a run with other settings or items.
+        EvaluationError: ``output`` belongs to a run with other settings or items, or there is no
+            memory for so many items at a time.
         RequestError: a setting of the sampling is not allowed.
     """
     options = parse_options(**settings.sampling)
@@ -57,8 +61,9 @@ def evaluate(
         left = [item for item in items if item.key not in journal.results]
         if left:
             model = load_model(settings)
+            model.check(options)
             record.note_model(model)
-            _answer_left(left, journal, model, options)
+            _answer_left(left, journal, model, options, batch_size)
         results = [journal.results[item.key] for item in items]
         faults = [fault for manifest in manifests for fault in manifest.faults]
         report = write_report(output, items, results, faults, record.values)
@@ -67,14 +72,14 @@ def evaluate(
 
 
 def _answer_left(
-    left: Sequence[Item], journal: Journal, model: KimiAudio, options: Options
+    left: Sequence[Item], journal: Journal, model: KimiAudio, options: Options, batch_size: int
 ) -> None:
     """Add the results of the items that are left to the journal, with a progress bar."""
     done = len(journal.results)
     errors = sum(result.error is not None for result in journal.results.values())
     with (
         tqdm(total=done + len(left), initial=done, desc="Evaluating", unit=" items") as bar,
-        contextlib.closing(answer_items(left, model, options)) as results,
+        contextlib.closing(answer_items(left, model, options, batch_size)) as results,
     ):
         for result in results:
             journal.add(result)

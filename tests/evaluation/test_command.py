@@ -59,6 +59,7 @@ def test_a_data_set_becomes_a_table(tmp_path: Path, write: Write):
         (["m.jsonl", "--output", "o"], "--weights is missing"),
         (["--recipe", "mmau", "--output", "o", "--weights", "w"], "needs its own --data"),
         (["m.jsonl", "--output", "o", "--weights", "w"], "m.jsonl: cannot be read"),
+        (["m", "--output", "o", "--weights", "w", "--batch-size", "0"], "--batch-size must be at"),
     ],
 )
 def test_usage(tmp_path: Path, arguments: list[str], message: str):

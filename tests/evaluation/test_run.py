@@ -211,11 +211,13 @@ def test_finished_run_needs_no_model(tmp_path: Path, manifest: Manifest, run: Ev
     assert report(tmp_path, "out") == before
 
 
-def test_killed_run_goes_on(tmp_path: Path, model: KimiAudio, write: Write):
+@pytest.mark.parametrize("size", [1, 4])
+def test_killed_run_goes_on(tmp_path: Path, model: KimiAudio, write: Write, size: int):
     write_sound(tmp_path / "a.wav", 0.5, 0)
     path = write(*({"audio": "a.wav", "text": f"number {n}"} for n in range(24)))
     command = [sys.executable, str(SCRIPT), str(path), "--language=en", f"--weights={MINI}"]
     command += ["--device=cpu", "--max-new-tokens=6", f"--output={tmp_path / 'cut'}"]
+    command += [f"--batch-size={size}"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     results = tmp_path / "cut" / "results.jsonl"

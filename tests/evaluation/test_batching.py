@@ -1,0 +1,316 @@
+"""Items answered together: the answers of one at a time, and each item's troubles its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from kimia_infer.api import limits
+from kimia_infer.api.encoding import ChatEncoder
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.request import Options, parse_options
+from kimia_infer.errors import RequestError
+from kimia_infer.evaluation import batching
+from kimia_infer.evaluation.answering import answer_items
+from kimia_infer.evaluation.batching import Answer, Together
+from kimia_infer.evaluation.items import EvaluationError, Item
+from kimia_infer.evaluation.manifest import Defaults, read_manifest
+from kimia_infer.evaluation.sounds import load_ahead
+from kimia_infer.graphs import graphs_for
+from kimia_infer.language_model import batch as batch_module
+from kimia_infer.language_model import state
+from kimia_infer.language_model.batch import Batch
+from kimia_infer.language_model.decode import Generation
+from kimia_infer.language_model.sampler import sample
+from tests.api.test_end_to_end import CASES, SET, chat_of, options_of, randomness_of, tensors
+from tests.evaluation.conftest import Write
+from tests.evaluation.test_run import (
+    SAMPLING,
+    SETTINGS,
+    Evaluate,
+    answers,
+    lines_of,
+    manifest,
+    report,
+    run,
+    same,
+)
+from tests.traced import TracedGraphs
+from tests.training.runs import write_sound
+
+__all__ = ["manifest", "run", "tensors"]  # fixtures
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
+TEXT_CASES = [case for case in CASES.values() if case["arguments"]["output_type"] == "text"]
+
+
+@pytest.fixture(scope="module")
+def recorded_model() -> KimiAudio:
+    return KimiAudio(str(SET / "checkpoint"), False, device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def items(tmp_path: Path, write: Write) -> list[Item]:
+    """Seven sounds of different lengths, to which the miniature says different things."""
+    for number in range(7):
+        write_sound(tmp_path / f"{number}.wav", 0.3 + 0.4 * (number * 3 % 7), number)
+    path = write(*({"audio": f"{number}.wav", "text": "x"} for number in range(7)))
+    return read_manifest(path, Defaults(tmp_path, language="en")).items
+
+
+def answered(
+    model: KimiAudio, items: list[Item], options: Options, size: int, make_graphs=graphs_for
+) -> list[Answer]:
+    """What several at a time bring, in the order of the items."""
+    together = Together(model, options, size, make_graphs)
+    found = {a.item.key: a for a in together.answers(load_ahead(items, 600.0))}
+    assert not together._batch.running
+    return [found[item.key] for item in items]
+
+
+@pytest.mark.parametrize(("make_graphs", "interval"), [(graphs_for, 1), (TracedGraphs, 8)])
+def test_recorded_greedy_answers(
+    recorded_model: KimiAudio, monkeypatch: pytest.MonkeyPatch, make_graphs, interval: int
+):
+    cases = [case for case in TEXT_CASES if options_of(case) == options_of(TEXT_CASES[0])]
+    assert len(cases) == 5
+    items = [Item("e2e", "", case["name"], "none", chat_of(case), "") for case in cases]
+    monkeypatch.setattr(recorded_model, "check_interval", interval)
+    found = answered(recorded_model, items, options_of(cases[0]), 3, make_graphs)
+    for case, answer in zip(cases, found, strict=True):
+        assert answer.outcome.text_ids == case["text_ids"]
+        assert answer.outcome.text == case["text"]
+        assert answer.outcome.metrics["decode_steps"] == case["steps"]
+
+
+@pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
+def test_recorded_answers_with_other_sampling(
+    recorded_model: KimiAudio, tensors: dict[str, torch.Tensor], make_graphs
+):
+    """Penalties and recorded draws: each case twice in a batch with a chat of another length."""
+    cases = [case for case in TEXT_CASES if options_of(case) != options_of(TEXT_CASES[0])]
+    assert sum("draws" in case for case in cases) == 2
+    for case in cases:
+        options = options_of(case)
+        batch = Batch(recorded_model.decoder, 3, options.sampling.text, 4, make_graphs)
+
+        def begin(chat: dict, options: Options = options, case: dict = case) -> Generation:
+            messages = batching.parse_messages(chat_of(chat))
+            encoded = recorded_model.encode_chat(messages, options)
+            return recorded_model.generation(*encoded, options, randomness_of(case, tensors))
+
+        generations = [begin(chat) for chat in (case, TEXT_CASES[0], case)]
+        for generation in generations:
+            batch.begin(generation)
+        while not (generations[0].ended or generations[0].launched == generations[0].max_steps):
+            batch.advance()
+        assert generations[0].text_ids == generations[2].text_ids == case["text_ids"]
+        assert generations[0].steps == case["steps"]
+
+
+@pytest.mark.parametrize("size", [2, 3, 12])
+def test_batch_size_changes_no_answer(tmp_path: Path, run: Evaluate, size: int):
+    assert run("one").answered == 8
+    assert run("several", batch_size=size).answered == 8
+    same(tmp_path, "one", "several")
+
+
+def test_sampled_answers_are_the_same(model: KimiAudio, items: list[Item]):
+    options = parse_options(
+        text_temperature=1.2, text_top_k=0, text_repetition_penalty=1.2, max_new_tokens=12, seed=5
+    )
+    one = {r.key: (r.answer, r.stop_reason) for r in answer_items(items, model, options, 1)}
+    several = {r.key: (r.answer, r.stop_reason) for r in answer_items(items, model, options, 3)}
+    assert one == several
+    assert len(set(one.values())) > 1
+
+
+@pytest.mark.parametrize(("stop", "then"), [(0, 3), (1, 2), (4, 1)])
+def test_interrupted_run_goes_on_with_any_size(
+    tmp_path: Path, run: Evaluate, monkeypatch: pytest.MonkeyPatch, stop: int, then: int
+):
+    run("whole")
+    with monkeypatch.context() as patch:
+        begun = itertools.count()
+        original = Batch.advance
+
+        def advance(batch: Batch):
+            if lines_of(tmp_path / "cut" / "results.jsonl") >= stop and next(begun) > 1:
+                raise KeyboardInterrupt
+            return original(batch)
+
+        patch.setattr(Batch, "advance", advance)
+        with pytest.raises(KeyboardInterrupt):
+            run("cut", batch_size=3)
+    done = lines_of(tmp_path / "cut" / "results.jsonl")
+    assert stop <= done < 9
+    run("cut", batch_size=then)
+    assert lines_of(tmp_path / "cut" / "results.jsonl") == 9
+    same(tmp_path, "whole", "cut")
+    sizes = report(tmp_path, "cut")["speed"]["items_by_batch_size"]
+    assert sum(sizes.values()) == 9
+    assert sizes.get("3", 0) >= done
+
+
+def test_an_item_out_of_time_concerns_only_itself(
+    model: KimiAudio, items: list[Item], monkeypatch: pytest.MonkeyPatch
+):
+    """Every step takes a second; the longer answers are refused, the shorter ones given."""
+    options = parse_options(max_new_tokens=60, seed=0)
+    expected = [model.complete(item.messages, options) for item in items]
+    steps = sorted(completion.metrics["decode_steps"] for completion in expected)
+    allowed = steps[len(steps) // 2] - 1
+    assert steps[0] <= allowed
+    clock = [100.0]
+    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    original = Batch.advance
+
+    def advance(batch: Batch):
+        clock[0] += 1
+        return original(batch)
+
+    monkeypatch.setattr(Batch, "advance", advance)
+    limited = dataclasses.replace(options, timeout_seconds=float(allowed))
+    for completion, answer in zip(expected, answered(model, items, limited, 3), strict=True):
+        if completion.metrics["decode_steps"] <= allowed + 1:
+            assert answer.outcome.text == completion.text
+        else:
+            assert isinstance(answer.outcome, RequestError)
+            assert "timeout_seconds" in str(answer.outcome)
+
+
+def test_repetition_is_cut(model: KimiAudio, items: list[Item], monkeypatch: pytest.MonkeyPatch):
+    """Texts that begin as they would, and then alternate between two of their ids for ever."""
+
+    def looping(logits, history, step, uniform, sampling, first_id=0):
+        usual = sample(logits, history, step, uniform, sampling, first_id)
+        return torch.where(step < 4, usual, history[2 + step % 2])
+
+    monkeypatch.setattr(state, "sample", looping)
+    monkeypatch.setattr(batch_module, "sample", looping)
+    options = parse_options(
+        max_new_tokens=400, text_temperature=1.0, text_top_k=0, seed=1, stop_repetition=True
+    )
+    expected = [model.complete(item.messages, options) for item in items]
+    assert {c.metrics["stop_reason"] for c in expected} >= {"repetition"}
+    for completion, answer in zip(expected, answered(model, items, options, 3), strict=True):
+        given = answer.outcome
+        assert (given.text, given.text_ids, given.notes) == (
+            completion.text, completion.text_ids, completion.notes,
+        )  # fmt: skip
+        assert given.metrics["stop_reason"] == completion.metrics["stop_reason"]
+        assert given.metrics["decode_steps"] == completion.metrics["decode_steps"] < 400
+
+
+def test_memory_that_an_item_lacks_concerns_only_itself(
+    tmp_path: Path, run: Evaluate, monkeypatch: pytest.MonkeyPatch
+):
+    run("whole")
+    encode, calls = ChatEncoder.encode, itertools.count()
+
+    def fail_once(encoder: ChatEncoder, *arguments):
+        if next(calls) == 2:
+            raise OUT_OF_MEMORY
+        return encode(encoder, *arguments)
+
+    monkeypatch.setattr(ChatEncoder, "encode", fail_once)
+    outcome = run("out", batch_size=3)
+    assert (outcome.answered, outcome.errors) == (7, 2)
+    third = answers(tmp_path, "out")[2]
+    assert "out of memory while answering" in third["error"]
+    assert run("out", batch_size=3, retry_errors=True).errors == 1  # the missing sound
+    same(tmp_path, "whole", "out")
+
+
+def test_memory_that_a_step_lacks_concerns_what_is_being_answered(
+    tmp_path: Path, run: Evaluate, monkeypatch: pytest.MonkeyPatch
+):
+    run("whole")
+    advance, calls = Batch.advance, itertools.count()
+
+    def fail_once(batch: Batch):
+        if next(calls) == 3:
+            raise OUT_OF_MEMORY
+        return advance(batch)
+
+    monkeypatch.setattr(Batch, "advance", fail_once)
+    assert run("out", batch_size=3).errors == 1 + 3
+    for row in answers(tmp_path, "out")[:3]:
+        assert "while 3 items were answered together: out of memory" in row["error"]
+        assert "--batch-size" in row["error"]
+    assert run("out", batch_size=2, retry_errors=True).errors == 1
+    same(tmp_path, "whole", "out")
+
+
+def test_a_batch_without_memory_is_refused_before_anything_is_answered(
+    tmp_path: Path, run: Evaluate, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*arguments: object) -> None:
+        raise OUT_OF_MEMORY
+
+    monkeypatch.setattr(batching, "Batch", fail)
+    with pytest.raises(EvaluationError, match=r"no memory for 5 answers at a time .*--batch-size"):
+        run("out", batch_size=5)
+    assert lines_of(tmp_path / "out" / "results.jsonl") == 0
+    assert run("out").answered == 8
+
+
+def test_other_failures_end_the_run(run: Evaluate, monkeypatch: pytest.MonkeyPatch):
+    def fail(batch: Batch) -> None:
+        raise RuntimeError("the device is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Batch, "advance", fail)
+        with pytest.raises(RuntimeError, match="the device is gone"):
+            run("out", batch_size=3)
+    assert run("out", batch_size=3).answered == 8
+
+
+def test_seconds_are_from_an_items_turn_to_its_end(
+    model: KimiAudio, items: list[Item], monkeypatch: pytest.MonkeyPatch
+):
+    """Every step takes a second, nothing else any: waiting for a turn does not count."""
+    seconds = [0.0]
+    monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    original = Batch.advance
+
+    def advance(batch: Batch):
+        seconds[0] += 1
+        return original(batch)
+
+    monkeypatch.setattr(Batch, "advance", advance)
+    monkeypatch.setattr(batch_module, "sample", lambda logits, *rest: logits[:1].long() * 0 + 66)
+    options = parse_options(max_new_tokens=6)
+    loaded = ((i, dataclasses.replace(s, seconds=0.5)) for i, s in load_ahead(items[:3], 600.0))
+    found = list(Together(model, options, 2).answers(loaded))
+    assert [answer.item.key for answer in found] == [item.key for item in items[:3]]
+    assert [answer.seconds for answer in found] == [6.5, 6.5, 6.5]
+    assert seconds == [12.0]
+
+
+def test_report_tells_how_many_at_a_time(tmp_path: Path, run: Evaluate):
+    assert "answered one at a time" in run("one").report.read_text()
+    text = run("three", batch_size=3).report.read_text()
+    assert "answered up to 3 at a time\n" in text
+    speed = report(tmp_path, "three")["speed"]
+    assert speed["items_by_batch_size"] == {"3": 9}
+    assert speed["audio_seconds_per_second"] * speed["wall_seconds"] == pytest.approx(
+        speed["audio_seconds"]
+    )
+    assert speed["items_per_second"] * speed["wall_seconds"] == pytest.approx(9)
+    (tmp_path / "missing.wav").write_bytes((tmp_path / "short.wav").read_bytes())
+    mixed = run("three", retry_errors=True).report.read_text()
+    assert "answered one at a time (1 items), up to 3 at a time (8 items)" in mixed
+
+
+def test_sampling_beyond_the_vocabulary_is_refused(tmp_path: Path, run: Evaluate):
+    wrong = {"text_temperature": 1.0, "text_top_k": 10**6}
+    with pytest.raises(RequestError, match="text_top_k"):
+        run("out", dataclasses.replace(SETTINGS, sampling=SAMPLING | wrong))
+    assert lines_of(tmp_path / "out" / "results.jsonl") == 0
+    assert run("out").answered == 8
