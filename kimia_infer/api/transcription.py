@@ -6,19 +6,28 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from kimia_infer.api.events import Completion, Event, Metrics, Stopwatch, TextDelta
 from kimia_infer.audio.level import SILENCE_DBFS, is_silent, loudest_dbfs
 from kimia_infer.audio.load import SAMPLE_RATE
-from kimia_infer.audio.split import split_at_quiet
+from kimia_infer.audio.split import LAST_SECONDS, LONGEST_SECONDS, SEARCH_SECONDS, split_at_quiet
+from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.errors import CheckpointError
 
 INSTRUCTION = "Please transcribe the following audio:"
 """The published example's request for a transcript."""
 
 MAX_SECONDS = 7200.0
 """Longest recording by default. Its wave is held as a whole: 230 MB for an hour."""
+
+SEGMENT_FIELD = "segment_seconds"
+"""In ``generation_config.json``: the longest segment of a model that knows short recordings only.
+
+A field of this implementation; the published checkpoint has none and hears 30 s.
+"""
 
 OnProgress = Callable[[float, float], None]
 Answer = Callable[[np.ndarray, Callable[[], None]], Iterator[Event]]
@@ -67,10 +76,28 @@ class Transcript:
 TranscriptEvent = TextDelta | TranscriptSegment | Transcript
 
 
+def longest_segment(directory: Path) -> float:
+    """Seconds of the longest segment that the model of a checkpoint directory understands.
+
+    Raises CheckpointError if ``segment_seconds`` is no number from 2 to 30.
+    """
+    path = directory / "generation_config.json"
+    values = read_json(path) if path.exists() else {}
+    seconds = values.get(SEGMENT_FIELD, LONGEST_SECONDS)
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 2 * LAST_SECONDS <= seconds <= LONGEST_SECONDS:
+        raise CheckpointError(f"{path}: {SEGMENT_FIELD} must be from 2 to 30, found {seconds!r}")
+    return float(seconds)
+
+
 def transcribe_wave(
-    wave: np.ndarray, answer: Answer, clock: Stopwatch, on_progress: OnProgress | None = None
+    wave: np.ndarray,
+    answer: Answer,
+    clock: Stopwatch,
+    on_progress: OnProgress | None = None,
+    longest: float = LONGEST_SECONDS,
 ) -> Iterator[TranscriptEvent]:
-    """Transcribe a 16 kHz wave [samples], one segment at a time.
+    """Transcribe a 16 kHz wave [samples], one segment of at most ``longest`` seconds at a time.
 
     ``answer(segment, on_step)`` answers for one segment and calls ``on_step()`` as it goes.
     ``on_progress`` is then called with seconds transcribed and seconds in all, and may raise.
@@ -81,7 +108,8 @@ def transcribe_wave(
     notes: list[str] = []
     joined = _JoinedText()
     metrics = clock.metrics | {"input_audio_seconds": total}
-    for begin, end in split_at_quiet(wave):
+    search = min(SEARCH_SECONDS, longest)
+    for begin, end in split_at_quiet(wave, longest=longest, search=search):
         start, stop = begin / SAMPLE_RATE, end / SAMPLE_RATE
 
         def report(seconds: float = start) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import shutil
 import weakref
 from pathlib import Path
 
@@ -23,6 +26,7 @@ from kimia_infer.api.transcription import (
 )
 from kimia_infer.audio.load import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.errors import RequestError, RequestTimeout
+from kimia_infer.weights.errors import CheckpointError
 from tests.api.sounds import noise, recording, wav_bytes
 from tests.scripted import script
 
@@ -50,6 +54,34 @@ def check_cover(segments: list[TranscriptSegment], seconds: float) -> None:
     assert segments[-1].end == pytest.approx(seconds)
     assert all(a.end == b.start for a, b in itertools.pairwise(segments))
     assert all(0 < segment.end - segment.start <= 30 for segment in segments)
+
+
+def copy_with(golden: Path, target: Path, **fields: object) -> Path:
+    """The recorded checkpoint, by links, with more fields in its generation_config.json."""
+    shutil.copytree(golden / "e2e" / "checkpoint", target, copy_function=os.symlink)
+    path = target / "generation_config.json"
+    values = json.loads(path.read_text()) if path.exists() else {}
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(values | fields))
+    return target
+
+
+def test_a_checkpoint_may_want_shorter_segments(golden: Path, tmp_path: Path):
+    model = KimiAudio(
+        str(copy_with(golden, tmp_path / "short", segment_seconds=4)),
+        load_detokenizer=False,
+        device="cpu",
+    )
+    segments = model.transcribe(wav_bytes(recording(golden, 15)), max_new_tokens=2).segments
+    assert len(segments) >= 4
+    assert all(segment.end - segment.start <= 4 for segment in segments)
+
+
+@pytest.mark.parametrize("seconds", [1, 31, "8", True, None])
+def test_segments_of_another_length_are_refused(golden: Path, tmp_path: Path, seconds: object):
+    directory = copy_with(golden, tmp_path / "odd", segment_seconds=seconds)
+    with pytest.raises(CheckpointError, match=r"generation_config.json: segment_seconds"):
+        KimiAudio(str(directory), load_detokenizer=False, device="cpu")
 
 
 def test_segments_cover_the_recording(sound: bytes, transcript: Transcript) -> None:

@@ -2,14 +2,13 @@
 
 Every sound comes with its codes, computed once. The training set has more than was spoken for it:
 what users and the assistant say anywhere is transcribed too, some questions are answered in
-writing, several sentences in a row make recordings as long as the segments of a long
-transcription, open sentences are read aloud, and what is learned slowly is there twice.
+writing, several sentences in a row make recordings like the segments of a long transcription, open
+sentences are read aloud, and what is learned slowly is there twice.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,13 +24,12 @@ from kimia_infer.tokenizer.segments import SEGMENT_SAMPLES
 from kimia_infer.tokenizer.speech import SpeechCodes, speech_tokenizer_part
 from kimia_infer.training.conversations import UNDERSTANDING, ConversationFile, write_lines
 from kimia_infer.training.miniature.spoken_world import READ, SETS, SPOKEN, TRANSCRIBE
-from kimia_infer.training.miniature.world import Turn, dialogue
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
-JOINED_SENTENCES = (2, 2, 2, 3, 3, 4, 5, 7, 9)
+JOINED_SENTENCES = (2, 2, 3, 3, 4)
 """How many are joined, each number equally often. Few recordings are learned by heart."""
 
-PAUSES = (0.15, 0.8)
+PAUSES = (0.0, 0.5)
 """Shortest and longest silence between joined sentences, in seconds."""
 
 WRITTEN_ANSWERS = 0.25
@@ -41,9 +39,6 @@ REPEATED = {"question": 1, "dialogue": 1}
 """How often more a line of a kind is there that is learned slowly: its answer has to be found."""
 
 SEED = 3
-DRAWS = 200
-"""Dialogues that are drawn for each one that is wanted; not all of them have been spoken."""
-
 CodesOf = Callable[[Path], list[int]]
 Heard = tuple[str, str]  # path of a sound and what is said
 
@@ -54,7 +49,6 @@ def write_conversations(
     target: Path,
     joined: int = 4000,
     transcribed: float = 0.25,
-    two_facts: int = 3000,
 ) -> None:
     """Write SET.jsonl with the ids of all speech codes to ``target``, train.jsonl last.
 
@@ -66,8 +60,6 @@ def write_conversations(
         target: folder that is written.
         joined: recordings of several sentences, added to the training set.
         transcribed: part of what users say elsewhere that is transcribed, too.
-        two_facts: dialogues of two facts, one of which is asked for; to look up the right one is
-            what takes longest to learn.
     """
     lines = {name: _read(world / f"{name}.jsonl", world) for name in SETS}
     chance = random.Random(SEED)
@@ -77,7 +69,6 @@ def write_conversations(
         *_written_answers(chance, lines["train"]),
         *(line for line in lines["train"] for _ in range(REPEATED.get(line["kind"], 0))),
         *_read_aloud(world),
-        *_two_facts(chance, lines["train"], two_facts),
     ]
     recordings = _join_sounds(chance, heard, joined, target / "joined")
     lines["train"] += [_transcription(chance, item) for item in recordings]
@@ -147,23 +138,6 @@ def _read_aloud(world: Path) -> Iterator[dict]:
         said = {"role": "assistant", "message_type": "audio-text"}
         said["content"] = [sound, sentence["text"]]
         yield {"task_type": SPOKEN, "kind": "read", "conversation": [asked, said]}
-
-
-def _two_facts(chance: random.Random, lines: Sequence[dict], count: int) -> Iterator[dict]:
-    """At most ``count`` dialogues of three turns, made of turns that were spoken in others."""
-    turns: dict[Turn, list[list[dict]]] = {}
-    for line in lines:
-        if line["kind"] == "dialogue":
-            said, messages = line["said"], line["conversation"]
-            for user, place in zip(said, range(0, len(messages), 2), strict=True):
-                pair = messages[place : place + 2]
-                turns.setdefault(Turn(user, pair[1]["content"][1]), []).append(pair)
-    drawn = (dialogue(chance, "train") for _ in range(DRAWS * count))
-    known = (d for d in drawn if len(d) == 3 and all(turn in turns for turn in d))
-    for wanted in itertools.islice(known, count):
-        messages = [message for turn in wanted for message in chance.choice(turns[turn])]
-        said = [turn.user for turn in wanted]
-        yield {"task_type": SPOKEN, "kind": "dialogue", "said": said, "conversation": messages}
 
 
 def _written_answers(chance: random.Random, lines: Sequence[dict]) -> Iterator[dict]:

@@ -92,15 +92,30 @@ def _placed(message: dict, world: Path) -> dict:
     return {"role": message["role"], "message_type": kind, "content": content}
 
 
+@dataclass(frozen=True)
+class Serving:
+    """How the language model is held and computed with; None as it is stored."""
+
+    quantization: str | None = None
+    kv_cache: str | None = None
+
+
+AS_STORED = Serving()
+
+
 def load_model(
-    directory: Path, head_rows: HeadRows = "track", audio_delay: int | None = None
+    directory: Path,
+    head_rows: HeadRows = "track",
+    audio_delay: int | None = None,
+    serving: Serving = AS_STORED,
 ) -> KimiAudio:
     """The checkpoint on the CPU; ``audio_delay`` replaces the one that it was trained with."""
-    stages = load_stages(directory, True, torch.device("cpu"), torch.float32)
+    cpu, scheme = torch.device("cpu"), serving.quantization
+    stages = load_stages(directory, True, cpu, torch.float32, quantization=scheme)
     if audio_delay is not None:
         model = stages.language_model
         model.config = replace(model.config, audio_delay=audio_delay)
-    return KimiAudio.from_stages(stages, head_rows=head_rows)
+    return KimiAudio.from_stages(stages, head_rows=head_rows, kv_cache=serving.kv_cache)
 
 
 @torch.inference_mode()
@@ -180,22 +195,26 @@ def hearing(model: KimiAudio) -> Hear:
     return hear
 
 
-def measure(directory: Path, world: Path, limit: int = 200) -> dict:
+def measure(directory: Path, world: Path, limit: int = 200, serving: Serving = AS_STORED) -> dict:
     """The figures of a miniature, as parts of 1; at most ``limit`` cases of each kind.
 
     ``world`` is the folder of the spoken small world. Ablations are those of the pipeline; what
     they cost is seen beside the figures without any.
     """
-    model = load_model(directory)
+    model = load_model(directory, serving=serving)
     hear = hearing(model)
     figures: dict = {"sets": {}, "ablations": {}}
     for name in HELD_OUT_SETS:
         figures["sets"][name] = _measure_set(model, world, name, limit, hear)
     for ablation in ABLATIONS:
-        changed = load_model(directory, audio_delay=0) if ablation == "delay" else model
+        changed = model
+        if ablation == "delay":
+            changed = load_model(directory, audio_delay=0, serving=serving)
         figures["ablations"][ablation] = _measure_ablation(changed, world, limit, ablation, hear)
-    figures["long_recording"] = _measure_long(model, world)
-    figures["same_tokens_with_full_heads"] = _same_tokens(directory, model, world, limit // 4)
+    figures["long_recording"] = measure_long(model, world, LONG_SECONDS)
+    figures["same_tokens_with_full_heads"] = _same_tokens(
+        load_model(directory, "full", serving=serving), model, world, limit // 4
+    )
     return figures
 
 
@@ -230,15 +249,15 @@ def _measure_ablation(
     return values
 
 
-def _measure_long(model: KimiAudio, world: Path) -> dict[str, float]:
-    """Word errors of one recording of many sentences, and of these alone."""
+def measure_long(model: KimiAudio, world: Path, seconds: float) -> dict[str, float]:
+    """Word errors of one recording of many held-out sentences, and of these alone."""
     cases = read_cases(world / "held_out.jsonl", world, ("transcription",), 1000)
     pause = np.zeros(round(PAUSE * SAMPLE_RATE), np.float32)
     sounds, chosen, length = [], [], 0
     for case in itertools.cycle(cases):
         wave = load_audio(case.chats[-1]["content"])
         length += len(wave) + len(pause)
-        if length > LONG_SECONDS * SAMPLE_RATE:
+        if length > seconds * SAMPLE_RATE:
             break
         sounds += [wave, pause]
         chosen.append(case)
@@ -253,9 +272,8 @@ def _measure_long(model: KimiAudio, world: Path) -> dict[str, float]:
     }
 
 
-def _same_tokens(directory: Path, model: KimiAudio, world: Path, limit: int) -> bool:
+def _same_tokens(full: KimiAudio, model: KimiAudio, world: Path, limit: int) -> bool:
     """Whether full heads give the same answers."""
-    full = load_model(directory, "full")
     cases = read_cases(world / "held_out.jsonl", world, KINDS, limit)
     return all(answer(full, case) == answer(model, case) for case in cases)
 

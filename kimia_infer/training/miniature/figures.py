@@ -18,7 +18,15 @@ from kimia_infer.training.codec.data import Sound, find_sounds
 from kimia_infer.training.conversations import ConversationFile
 from kimia_infer.training.miniature.codec_scores import Codec, score_codec
 from kimia_infer.training.miniature.espeak import Utterance
-from kimia_infer.training.miniature.evaluation import Case, answer, load_model, measure, read_cases
+from kimia_infer.training.miniature.evaluation import (
+    AS_STORED,
+    Case,
+    Serving,
+    answer,
+    load_model,
+    measure,
+    read_cases,
+)
 from kimia_infer.training.miniature.judge import Heard, Judge, chance_recall, recall
 from kimia_infer.training.miniature.spoken_world import (
     ANSWER_RATE,
@@ -35,14 +43,17 @@ SHOWN = ("question", "dialogue", "repeat")
 TIMED = 20
 
 
-def write_figures(checkpoint: Path, world: Path, output: Path, limit: int) -> dict:
+def write_figures(
+    checkpoint: Path, world: Path, output: Path, limit: int, serving: Serving = AS_STORED
+) -> dict:
     """Measure ``checkpoint`` and write ``figures.json`` and ``spectrograms.png`` to ``output``.
 
     Args:
         world: folder of a spoken world, of which only the held-out sets are used.
         limit: cases of each kind and sentences that are spoken, at most.
     """
-    model, codec, judge = load_model(checkpoint), Codec(checkpoint), Judge()
+    model = load_model(checkpoint, serving=serving)
+    codec, judge = Codec(checkpoint), Judge()
     sounds = find_sounds(world / "voice_held_out.jsonl", world, needs_text=True)[:limit]
     figures = {
         "codec": _understood(score_codec(codec, sounds, judge)),
@@ -51,7 +62,9 @@ def write_figures(checkpoint: Path, world: Path, output: Path, limit: int) -> di
         "real_time_factor": _real_time_factor(model, world),
         "threads": torch.get_num_threads(),
         "bytes": sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()),
-        **measure(checkpoint, world, limit),
+        "quantization": model.quantization,
+        "kv_cache": model.decoder.kv_cache,
+        **measure(checkpoint, world, limit, serving),
     }
     output.mkdir(parents=True, exist_ok=True)
     draw(model, world, output / PICTURE)

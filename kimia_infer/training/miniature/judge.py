@@ -1,7 +1,7 @@
 """A judge of speech that knows nothing of the model: pocketsphinx with the small world's grammar.
 
-It hears original and generated sound with the same faint noise, since digital silence disturbs
-it, and counts the content words understood. Words that a template gives away do not count.
+It hears original and generated sound at one level with the same faint noise, since digital silence
+disturbs it, and counts the content words understood. Words that a template gives away do not count.
 """
 
 from __future__ import annotations
@@ -25,11 +25,17 @@ from kimia_infer.training.miniature.world import (
     questions,
 )
 
-NOISE = 3e-3
+LEVEL = 0.1
+"""Root mean square that every sound is brought to, full scale 1."""
+
+NOISE = 1e-3
 """Standard deviation of the noise, full scale 1."""
 
-MARGIN = 0.2
+MARGIN = 0.15
 """Seconds of noise before and after every sound."""
+
+LISTENS = 5
+"""How often a sound is heard, each time with other noise; what is understood most often counts."""
 
 SEARCH = {"wip": 0.2, "pip": 1.0}
 """Penalties of words and phones, with which answers of one word are understood best."""
@@ -156,9 +162,14 @@ class Judge:
 
         As people do, the judge hears better if it knows what it is about to hear.
         """
-        margin = round(MARGIN * SAMPLE_RATE)
-        noisy = np.pad(np.asarray(wave, np.float64), margin)
-        noisy += np.random.default_rng(0).normal(0.0, NOISE, len(noisy))
+        samples = np.asarray(wave, np.float64)
+        level = np.sqrt(np.mean(samples**2)) if samples.size else 0.0
+        padded = np.pad(samples * (LEVEL / level if level else 1.0), round(MARGIN * SAMPLE_RATE))
+        found = Counter(self._listen(padded, said, seed) for seed in range(LISTENS))
+        return found.most_common(1)[0][0]
+
+    def _listen(self, samples: np.ndarray, said: Said, seed: int) -> str:
+        noisy = samples + np.random.default_rng(seed).normal(0.0, NOISE, len(samples))
         pcm = np.clip(np.rint(noisy * 32_768), -32_768, 32_767).astype("<i2")
         self._decoder.activate_search(said)
         self._decoder.start_utt()

@@ -7,6 +7,7 @@ the trained language model, and the whole miniature.
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kimia_infer.api.transcription import SEGMENT_FIELD
 from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.language_model.model import language_model_slots
 from kimia_infer.training.checkpoints import all_checkpoints
@@ -41,6 +43,9 @@ SIZE = {
     "heads": 6,
     "kv_heads": 2,
 }
+SEGMENT_SECONDS = 8
+"""Of what is transcribed at a time: about the longest of the joined sentences in training."""
+
 EMBEDDING_SCALE = 0.3
 """Deviation of untrained embeddings and gain of the adapted features that are added to them."""
 
@@ -76,6 +81,9 @@ def write_base(target: Path, speech_tokenizer: Path, whisper: Path, seed: int = 
     _replace_folder(speech_tokenizer, target / SPEECH_TOKENIZER_FOLDER)
     _replace_folder(whisper, target / WHISPER_FOLDER)
     _cast(target / WHISPER_FOLDER / "model.safetensors", torch.float16)
+    generation = target / "generation_config.json"
+    values = read_json(generation) | {SEGMENT_FIELD: SEGMENT_SECONDS}
+    generation.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     config = LanguageModelConfig.from_directory(target)
     _write_tensors(
         target / "model.safetensors", untrained_language_model(config, seed), torch.bfloat16
@@ -129,12 +137,12 @@ def train_language_model(
         "precision": "bf16",
         "workers": 0,
         "batch_size": 24,
-        "max_steps": 8000,
+        "max_steps": 7000,
         "learning_rate": 2e-3,
         "warmup_ratio": 0.03,
         "weight_decay": 0.05,
-        "feature_dropout": 0.03,
-        "code_dropout": 0.03,
+        "feature_dropout": 0.01,
+        "code_dropout": 0.01,
         "eval_every": 500,
         "save_every": 250,
         "keep_checkpoints": 1,

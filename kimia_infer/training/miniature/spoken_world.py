@@ -56,6 +56,9 @@ TRANSCRIBE = (INSTRUCTION, "Please transcribe the spoken content into written te
 
 REPEAT = "Please repeat what you hear."
 READ = "Please read aloud: "
+SILENCES = 0.3, 0.4
+"""Longest silence before and after what a user says, in seconds: nobody speaks at once."""
+
 LONGEST_REPEATED = 6
 """Words of a sentence to repeat or read, so that answers stay below about 2.5 s."""
 
@@ -242,11 +245,24 @@ def _write_sounds(
     spoken: Iterable[Speech] = speak_all(utterances, processes)
     spoken = tqdm(spoken, total=len(utterances), desc="Speaking", unit=" sounds", disable=None)
     for utterance, speech in zip(utterances, spoken, strict=True):
-        name = sound_name(utterance)
-        rate = ANSWER_RATE if name.startswith("answer") else SAMPLE_RATE
-        write_wav(folder / name, resampled(speech.wave, rate), rate)
-        phones[utterance] = [(phone, round(start / RATE, 4)) for phone, start in speech.phones]
+        before, after = silences(utterance)
+        rate = ANSWER_RATE if utterance.voice == ANSWER_VOICE else SAMPLE_RATE
+        around = round(before * rate), round(after * rate)
+        write_wav(
+            folder / sound_name(utterance), np.pad(resampled(speech.wave, rate), around), rate
+        )
+        phones[utterance] = [
+            (phone, round(before + start / RATE, 4)) for phone, start in speech.phones
+        ]
     return phones
+
+
+def silences(utterance: Utterance) -> tuple[float, float]:
+    """Seconds of silence before and after a sound; the assistant's have none."""
+    if utterance.voice == ANSWER_VOICE:
+        return 0.0, 0.0
+    chance, (before, after) = random.Random(repr(utterance)), SILENCES
+    return chance.uniform(0.0, before), chance.uniform(0.0, after)
 
 
 def resampled(wave: np.ndarray, rate: int) -> np.ndarray:

@@ -163,9 +163,9 @@ def question(chance: random.Random, split: str) -> Turn:
 
 def dialogue(chance: random.Random, split: str) -> Dialogue:
     """A random dialogue of ``split``, whose last question needs what was said before."""
-    makers = (_color_dialogue, _two_colors, _place_dialogue, _sum_dialogue, _next_dialogue)
+    makers = (_color_dialogue, _late_color, _place_dialogue, _sum_dialogue, _next_dialogue)
     while True:
-        turns = chance.choices(makers, (2, 4, 2, 3, 1))[0](chance)
+        turns = chance.choices(makers, (3, 3, 2, 3, 1))[0](chance)
         if split_of_dialogue(turns) == split:
             return turns
 
@@ -179,11 +179,10 @@ def _color_dialogue(chance: random.Random) -> Dialogue:
     return _color_fact(item, color), Turn(chance.choice(MY_COLOR).format(item), color)
 
 
-def _two_colors(chance: random.Random) -> Dialogue:
-    items, colors = chance.sample(OBJECTS, 2), chance.sample(COLORS, 2)
-    facts = [_color_fact(*fact) for fact in zip(items, colors, strict=True)]
-    asked = chance.randrange(2)
-    return *facts, Turn(chance.choice(MY_COLOR).format(items[asked]), colors[asked])
+def _late_color(chance: random.Random) -> Dialogue:
+    """Something else is asked between the fact and the question about it."""
+    fact, asked = _color_dialogue(chance)
+    return fact, chance.choice(questions("train")["sum"]), asked
 
 
 def _place_dialogue(chance: random.Random) -> Dialogue:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.tokenizer.speech import SpeechCodes, speech_tokenizer_part
 from kimia_infer.tokenizer.text import TextTokenizer
 from kimia_infer.training.conversations import ConversationFile
-from kimia_infer.training.miniature.conversations import _two_facts, write_conversations
+from kimia_infer.training.miniature.conversations import write_conversations
 from kimia_infer.training.miniature.evaluation import (
     Answer,
     Case,
@@ -34,7 +32,7 @@ from kimia_infer.training.miniature.evaluation import (
 )
 from kimia_infer.training.miniature.language_model import assemble, write_base
 from kimia_infer.training.miniature.spoken_world import READ, REPEAT, SETS, SPOKEN, TRANSCRIBE
-from kimia_infer.training.miniature.world import COLORS, MY_COLOR, OBJECTS, vocabulary
+from kimia_infer.training.miniature.world import vocabulary
 from kimia_infer.weights.layout import WHISPER_FOLDER
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 from tests.training.runs import MINI, write_sound
@@ -101,7 +99,7 @@ def test_the_base_is_whole(base: Path):
 
 
 def test_what_is_learned(base: Path, world: Path, tmp_path: Path):
-    write_conversations(world, base, tmp_path, joined=4, transcribed=1.0, two_facts=0)
+    write_conversations(world, base, tmp_path, joined=4, transcribed=1.0)
     offset = LanguageModelConfig.from_directory(base).token_offset
     folder = base / SPEECH_TOKENIZER_FOLDER
     part = speech_tokenizer_part(folder).load(torch.device("cpu"), torch.float32)
@@ -148,43 +146,9 @@ def test_what_is_learned(base: Path, world: Path, tmp_path: Path):
             place += len(one)
         assert not wave[place:].any()
     before = {path: path.stat().st_mtime_ns for path in joined}
-    write_conversations(world, base, tmp_path, joined=4, transcribed=1.0, two_facts=0)
+    write_conversations(world, base, tmp_path, joined=4, transcribed=1.0)
     assert {path: path.stat().st_mtime_ns for path in joined} == before
     assert read(tmp_path / "train.jsonl") == lines
-
-
-def test_facts_are_recombined():
-    def turn(user: str, answer: str, sound: int) -> list[dict]:
-        return [
-            {"role": "user", "message_type": "audio", "content": f"{sound}.wav"},
-            {"role": "assistant", "message_type": "audio-text", "content": ["a.wav", answer]},
-        ]
-
-    lines = []
-    for number, (item, color) in enumerate(product(OBJECTS, COLORS)):
-        for form in MY_COLOR:
-            told, asked = f"my {item} is {color}", form.format(item)
-            messages = turn(told, f"okay {color} {item}", number) + turn(
-                asked, color, 1000 + number
-            )
-            said = [told, asked]
-            lines.append({"kind": "dialogue", "said": said, "conversation": messages})
-    spoken = {}
-    for line in lines:
-        for user, place in zip(line["said"], (0, 2), strict=True):
-            sound, answer = (m["content"] for m in line["conversation"][place : place + 2])
-            spoken.setdefault(sound, set()).add((user, answer[1]))
-    found = list(_two_facts(random.Random(0), lines, 50))
-    assert len(found) == 50
-    for line in found:
-        messages = line["conversation"]
-        asked = line["said"][2].split()[-1]
-        (color,) = (said.split()[3] for said in line["said"][:2] if said.split()[1] == asked)
-        assert messages[5]["content"][1] == color
-        for user, place in zip(line["said"], (0, 2, 4), strict=True):
-            sound, answer = (m["content"] for m in messages[place : place + 2])
-            assert (user, answer[1]) in spoken[sound]
-    assert len({tuple(line["said"]) for line in found}) > 30
 
 
 def test_some_questions_are_answered_in_writing(base: Path, world: Path, tmp_path: Path):
@@ -192,7 +156,7 @@ def test_some_questions_are_answered_in_writing(base: Path, world: Path, tmp_pat
     shutil.copytree(world, copy)
     question = (copy / "train.jsonl").read_text().splitlines()[0]
     (copy / "train.jsonl").write_text("\n".join([question] * 8) + "\n")
-    write_conversations(copy, base, tmp_path, joined=0, transcribed=0.0, two_facts=0)
+    write_conversations(copy, base, tmp_path, joined=0, transcribed=0.0)
     written = [line for line in read(tmp_path / "train.jsonl") if line["kind"] == "written"]
     assert len(written) == 2
     assert written[0]["task_type"] == "understanding"

@@ -34,6 +34,7 @@ from kimia_infer.training.miniature.spoken_world import (
     WorldSize,
     draw_tasks,
     resampled,
+    silences,
     write_world,
 )
 
@@ -78,6 +79,11 @@ def test_sounds_have_texts_and_phones(world: Path):
             seconds = len(load_audio(sound.path, sample_rate=SAMPLE_RATE)) / SAMPLE_RATE
             assert sound.phones[-1][1] <= seconds + 0.001
             assert len(sound.phones) >= 2 * len(sound.text.split())
+    for sound in find_sounds(world / "speech_held_out.jsonl", world, needs_text=True):
+        wave, rate = load_audio(sound.path, sample_rate=SAMPLE_RATE), SAMPLE_RATE
+        begun = round(sound.phones[0][1] * rate)
+        # Up to the first phone there is next to nothing, and of users' sounds often much of it.
+        assert np.abs(wave[: max(0, begun - rate // 50)]).max(initial=0.0) < 0.02
     voices = {line["voice"] for line in lines(world / "voice_train.jsonl")}
     assert voices == {ANSWER_VOICE.name}
 
@@ -93,6 +99,14 @@ def test_sets_share_neither_voices_nor_texts():
         assert not texts[name] & texts["train"]
         kinds = Counter((task.kind, task.turns) for task in drawn[name])
         assert max(kinds.values()) == 1
+
+
+def test_users_do_not_speak_at_once():
+    spoken = [Utterance("red", voice) for voice in (Voice("en", 150, p) for p in range(30, 71))]
+    before, after = zip(*map(silences, spoken), strict=True)
+    assert min(before) < 0.05 and 0.25 < max(before) <= 0.3
+    assert min(after) < 0.05 and 0.35 < max(after) <= 0.4
+    assert silences(Utterance("red", ANSWER_VOICE)) == (0.0, 0.0)
 
 
 def test_sounds_do_not_depend_on_the_number_of_processes(monkeypatch):

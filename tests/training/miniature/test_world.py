@@ -82,8 +82,9 @@ def test_dialogues_say_what_was_said():
         *before, last = dialogue(chance, "train")
         words = last.user.split()
         if "color" in words:
-            said = dict((t.user.split()[1], t.user.split()[3]) for t in before)
-            assert last.answer == said[words[-1]]
+            _, item, _, color = before[0].user.split()
+            assert words[-1] == item and last.answer == color
+            assert all(turn.answer == solve(turn.user) for turn in before[1:])
         elif "where" in words:
             assert before[0].user.split()[0] in words
             assert last.answer.split()[-1] == before[0].user.split()[-1]
