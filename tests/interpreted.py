@@ -48,11 +48,12 @@ def _prepare() -> None:
 def mend_interpreter() -> None:
     """Make Triton's interpreter compute what compiled kernels do.
 
-    It cuts numbers off to bf16, where they round to the nearest value, ties to even, and
+    It cuts numbers off to bf16 and e4m3, where they round to the nearest value, ties to even, and
     multiplies matrices of bf16 as if their bits were integers. That of Triton 3.6 also fails to
     count loops with the NumPy of requirements.txt.
     """
     import numpy as np
+    import torch
     import triton.language as tl
     from triton.runtime import interpreter
 
@@ -62,6 +63,9 @@ def mend_interpreter() -> None:
     patch_tensor = interpreter._patch_lang_tensor
 
     def convert_float(values, source, target, rounding):
+        if (source, target) == (tl.float32, tl.float8e4nv):
+            wide = torch.from_numpy(np.ascontiguousarray(values))
+            return wide.to(torch.float8_e4m3fn).view(torch.uint8).numpy()
         if (source, target) != (tl.float32, tl.bfloat16):
             return convert(values, source, target, rounding)
         bits = np.ascontiguousarray(values).view(np.uint32)

@@ -37,7 +37,13 @@ CHECK_INTERVAL = 8
 class Engine:
     """Stages set up to answer, and the way of a request through them."""
 
-    def __init__(self, stages: Stages, head_rows: HeadRows, attention: str | None):
+    def __init__(
+        self,
+        stages: Stages,
+        head_rows: HeadRows,
+        attention: str | None,
+        kv_cache: str | None = None,
+    ):
         model = stages.language_model
         self.device, self.dtype, self.head_rows = model.device, model.dtype, head_rows
         self.adapter, self.quantization = stages.adapter, model.quantization
@@ -45,6 +51,7 @@ class Engine:
         self.background = self.device.type != "cpu"
         self.check_interval = CHECK_INTERVAL if self.background else 1
         self.text_tokenizer = stages.text_tokenizer
+        self.segment_seconds = stages.segment_seconds
         self.speech_codes = stages.speech_codes
         self.whisper_features = stages.whisper_features
         self.language_model = model.with_cut_heads() if head_rows == "track" else model
@@ -64,14 +71,17 @@ class Engine:
             special.text_blank, special.text_eos, (special.msg_end, special.media_end)
         )
         capacity = max(BUDGETS.values())
-        self.decoder = Decoder(self.language_model, control, capacity, attention)
+        self.decoder = Decoder(
+            self.language_model, control, capacity, attention, kv_cache=kv_cache or "none"
+        )
         self.decoder.warm_up(parse_options().sampling, self.detokenizer is not None)
         if self.detokenizer is not None:
             warm_up(self.detokenizer)
         log.info(
-            "Kimi-Audio on %s, %s, quantization: %s, attention: %s, head rows: %s, adapter: %s",
-            self.device, self.dtype, self.quantization, self.decoder.backend.name, head_rows,
-            self.adapter or "none",
+            "Kimi-Audio on %s, %s, quantization: %s, key/value cache: %s, attention: %s, "
+            "head rows: %s, adapter: %s",
+            self.device, self.dtype, self.quantization, self.decoder.kv_cache,
+            self.decoder.backend.name, head_rows, self.adapter or "none",
         )  # fmt: skip
 
     def _use_onednn(self) -> None:
@@ -144,7 +154,7 @@ class Engine:
         request.deadline.check()
         response = Response(
             request,
-            self._generation(prompt, features, request.options, request.randomness),
+            self.generation(prompt, features, request.options, request.randomness),
             TextStream(self.text_tokenizer),
             self._pipeline(request),
             self.kimia_token_offset,
@@ -184,9 +194,10 @@ class Engine:
         waves = self.encoder.load(messages, options, clock)
         return self.encoder.encode(messages, waves, options, clock)
 
-    def _generation(
+    def generation(
         self, prompt: Prompt, features: Tensor | None, options: Options, randomness: Randomness
     ) -> Generation:
+        """What generates the answer to an encoded chat."""
         return Generation(
             self.decoder,
             DecodeInput(

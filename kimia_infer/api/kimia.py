@@ -16,6 +16,7 @@ from kimia_infer.api.events import Completion, Event, Stopwatch
 from kimia_infer.api.limits import Deadline, surviving_out_of_memory
 from kimia_infer.api.loading import Stages, default_device, load_stages, parse_dtype
 from kimia_infer.api.messages import AudioSource, Message, parse_messages
+from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.request import UNLIMITED, Options, parse_options
 from kimia_infer.api.response import OnStep, Request
 from kimia_infer.api.transcription import (
@@ -29,6 +30,7 @@ from kimia_infer.api.transcription import (
 from kimia_infer.audio.load import SAMPLE_RATE as INPUT_RATE
 from kimia_infer.audio.load import load_audio
 from kimia_infer.errors import RequestError
+from kimia_infer.language_model.cache import check_kv_cache
 from kimia_infer.language_model.quantization import check_quantization
 from kimia_infer.language_model.repetition import RepetitionGuard
 from kimia_infer.randomness import Randomness, SeededRandomness
@@ -51,9 +53,12 @@ class KimiAudio(Engine):
     ``scripts/finetune`` made for these weights, to which it is added. ``quantization`` (``"none"``,
     ``"fp8"``, ``"int8"``, ``"int4"``) says how the matrices of the language model's layers are held
     in memory; weights that were quantized when they were prepared need no argument.
+    ``kv_cache="fp8"`` keeps keys and values of attention in 8 bits instead of ``dtype``.
+    ``offload="encoders"`` keeps both encoders in host memory between the sounds they read.
 
-    Raises RequestError for a backend or a quantization that cannot be used here; CheckpointError
-    or WeightsError before anything is served if a file is missing or does not fit.
+    Raises RequestError for a backend, a quantization or a cache that cannot be used here, and for
+    a model that does not fit in the memory of the device; CheckpointError or WeightsError before
+    anything is served if a file is missing or does not fit.
     """
 
     def __init__(
@@ -67,25 +72,38 @@ class KimiAudio(Engine):
         attention: str | None = None,
         adapter: str | os.PathLike[str] | None = None,
         quantization: str | None = None,
+        kv_cache: str | None = None,
+        offload: str | None = None,
     ):
         place = torch.device(device) if device is not None else default_device()
         dtype = parse_dtype(dtype, place)
         check_head_rows(head_rows)
         if quantization is not None:
             check_quantization(quantization, place)
+        if kv_cache is not None:
+            check_kv_cache(kv_cache, place)
+        if offload is not None:
+            check_offload(offload, place)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
         change = Path(adapter) if adapter is not None else None
-        stages = load_stages(directory, load_detokenizer, place, dtype, change, quantization)
-        super().__init__(stages, head_rows, attention)
+        stages = load_stages(
+            directory, load_detokenizer, place, dtype, change, quantization, kv_cache, offload
+        )
+        super().__init__(stages, head_rows, attention, kv_cache)
 
     @classmethod
     def from_stages(
-        cls, stages: Stages, *, head_rows: HeadRows = "full", attention: str | None = None
+        cls,
+        stages: Stages,
+        *,
+        head_rows: HeadRows = "full",
+        attention: str | None = None,
+        kv_cache: str | None = None,
     ) -> KimiAudio:
         """A model of stages that are already in memory, on their device and in their dtype."""
         check_head_rows(head_rows)
         model = cls.__new__(cls)
-        Engine.__init__(model, stages, head_rows, attention)
+        Engine.__init__(model, stages, head_rows, attention, kv_cache)
         return model
 
     def generate(
@@ -251,7 +269,7 @@ class KimiAudio(Engine):
                 )
             )
 
-        yield from transcribe_wave(wave, answer, clock, on_progress)
+        yield from transcribe_wave(wave, answer, clock, on_progress, self.segment_seconds)
 
     def detokenize_text(self, text_tokens: Sequence[int]) -> str:
         """Decode text ids up to a text end token; ids of the audio track are left out."""

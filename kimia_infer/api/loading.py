@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from kimia_infer.checkpoint.parts import checkpoint_parts
+from kimia_infer.api.memory import MemoryPlan, free_memory, weight_bytes
+from kimia_infer.api.offloading import offloaded
+from kimia_infer.api.transcription import longest_segment
+from kimia_infer.audio.split import LONGEST_SECONDS
+from kimia_infer.checkpoint.parts import StoredPart, checkpoint_parts
 from kimia_infer.detokenizer.dit import DiTConfig
 from kimia_infer.detokenizer.stream import Detokenizer
 from kimia_infer.errors import RequestError
@@ -37,6 +42,7 @@ class Stages:
 
     ``vocoder_folder`` has the ``config.json`` that reference voices are read by, None without.
     ``adapter`` is the directory of the adapter that is part of the weights, None without.
+    Recordings are transcribed in segments of at most ``segment_seconds``.
     """
 
     text_tokenizer: TextTokenizer
@@ -46,6 +52,7 @@ class Stages:
     detokenizer: Detokenizer | None
     vocoder_folder: Path | None = None
     adapter: Path | None = None
+    segment_seconds: float = LONGEST_SECONDS
 
 
 def load_stages(
@@ -55,6 +62,8 @@ def load_stages(
     dtype: torch.dtype,
     adapter: Path | None = None,
     quantization: str | None = None,
+    kv_cache: str | None = None,
+    offload: str | None = None,
 ) -> Stages:
     """Load a checkpoint directory to ``device`` with a progress bar.
 
@@ -62,10 +71,13 @@ def load_stages(
     verified by its manifest: files that changed size, configurations and headers before any
     weight is read, every tensor while it is read. ``adapter`` is the directory of an adapter that
     is added to the weights. ``quantization`` is one of ``SCHEMES``, None as they are stored.
+    ``kv_cache``, one of ``KV_CACHES``, is what requests will have; None for "none". With
+    ``offload="encoders"`` speech tokenizer and Whisper encoder stay in host memory, from which
+    they come to the device for each sound.
 
     Raises:
         CheckpointError: the first thing that does not fit.
-        RequestError: the quantization cannot be used here.
+        RequestError: the quantization cannot be used here, or the device has too little memory.
     """
     scheme = choose_scheme(directory, quantization, adapter)
     check_quantization(scheme, device)
@@ -73,11 +85,16 @@ def load_stages(
     slim = read_manifest(directory / MANIFEST_NAME)
     if slim is not None:
         slim.check(directory, detokenizer)
+    segment_seconds = longest_segment(directory)
     text_tokenizer = TextTokenizer(directory)
     check_vocabulary(text_tokenizer, LanguageModelConfig.from_directory(directory), directory)
     parts = checkpoint_parts(directory, detokenizer, quantized=True)
     if detokenizer:
         check_codes(LanguageModelConfig.from_directory(directory), directory)
+    free = free_memory(device)
+    if free is not None:
+        plan = memory_plan(directory, parts, dtype, kv_cache or "none", offload is not None)
+        plan.check(scheme, detokenizer, device, free)
     if change is not None:
         _, whisper, model, *_ = (entry.part for entry in parts)
         adapted = change.adapted({"language_model": model, "whisper": whisper})
@@ -87,21 +104,44 @@ def load_stages(
         parts[2] = replace(parts[2], part=quantized_part(parts[2].part, scheme))
     total = sum(entry.part.elements for entry in parts)
     with tqdm(total=total, desc="Loading weights", unit=" values", unit_scale=True) as bar:
-        speech, encoder, language_model, *speaking = load_parts(
-            [(entry.part, entry.served(dtype)) for entry in parts],
-            device,
-            bar.update,
-            partial(slim.checksum, directory) if slim is not None else None,
+        checksum = partial(slim.checksum, directory) if slim is not None else None
+        served = [(entry.part, entry.served(dtype)) for entry in parts]
+        groups = [(served, device)]
+        if offload is not None:
+            groups = [(served[:2], torch.device("cpu")), (served[2:], device)]
+        speech, encoder, language_model, *speaking = (
+            module
+            for group, place in groups
+            for module in load_parts(group, place, bar.update, checksum)
         )
+    codes = SpeechCodes(speech, directory / SPEECH_TOKENIZER_FOLDER)
+    features = WhisperFeatures(encoder, directory / WHISPER_FOLDER)
+    if offload is not None:
+        codes, features = offloaded(codes, features, device)
     return Stages(
         text_tokenizer,
-        SpeechCodes(speech, directory / SPEECH_TOKENIZER_FOLDER),
-        WhisperFeatures(encoder, directory / WHISPER_FOLDER),
+        codes,
+        features,
         language_model,
         Detokenizer(*speaking) if speaking else None,
         directory / "vocoder" if speaking else None,
         adapter,
+        segment_seconds,
     )
+
+
+def memory_plan(
+    directory: Path,
+    parts: Sequence[StoredPart],
+    dtype: torch.dtype,
+    kv_cache: str,
+    offload: bool,
+) -> MemoryPlan:
+    """What the :func:`checkpoint_parts` of a directory will take in memory."""
+    with torch.device("meta"):
+        sizes = [weight_bytes(entry.part.build(), entry.served(dtype)) for entry in parts]
+    config = LanguageModelConfig.from_directory(directory)
+    return MemoryPlan(config, dtype, kv_cache, tuple(sizes[:2]), sum(sizes[3:]), offload)
 
 
 def choose_scheme(directory: Path, asked: str | None, adapter: Path | None) -> str:

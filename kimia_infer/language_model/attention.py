@@ -2,7 +2,8 @@
 
 Every backend has two forms: of a sequence whose place the host knows, and of a single token
 whose place stands in a device tensor, with fixed shapes, so that it can be recorded in a graph.
-All read grouped keys and values as they are stored.
+All read grouped keys and values as they are stored, Triton's kernel those in e4m3 as well; for
+the others these are widened first.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Backend:
     ``token(qkv, cache, layer, position, extent)``: qkv [1, 1, rows] of the joined projection at
     ``position`` int64 [1]; stores its key and value and returns [1, 1, heads * head_dim]. All
     positions up to its own are below ``extent``. With ``any_extent`` that limit costs nothing.
+    That of ``"sdpa"`` also takes a cache with slots, and a token of each: 1 is their number then.
     Scale 1/sqrt(head_dim).
     """
 
@@ -57,10 +59,8 @@ class CachedAttention:
             query, keys, values = split_heads(qkv, kv_heads, head_dim)
             end = start + qkv.shape[1]
             cos, sin = cache.cos[start:end], cache.sin[start:end]
-            cache.keys[layer, :, start:end] = rotate(keys[0], cos, sin)
-            cache.values[layer, :, start:end] = values[0]
-            filled = cache.keys[layer, None, :, :end], cache.values[layer, None, :, :end]
-            mixed = self.backend.sequence(rotate(query, cos, sin), *filled)
+            cache.store(layer, slice(start, end), rotate(keys[0], cos, sin), values[0])
+            mixed = self.backend.sequence(rotate(query, cos, sin), *cache.read(layer, end))
             return mixed.transpose(1, 2).flatten(2)
 
         return attend
@@ -71,16 +71,21 @@ class CachedAttention:
 
 
 def choose_backend(
-    device: torch.device, dtype: torch.dtype, head_dim: int, name: str | None = None
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+    name: str | None = None,
+    held: torch.dtype | None = None,
 ) -> Backend:
     """The backend called ``name``, or the best one for tensors of this kind.
 
+    ``held`` is the dtype that the cache keeps keys and values in, None for ``dtype``.
     Raises RequestError, saying what is lacking, for a name that is unknown or cannot be used.
     """
     if name is not None and name not in BACKENDS:
         raise RequestError(f"attention: expected one of {', '.join(BACKENDS)}, found {name!r}")
     for candidate in BACKENDS if name is None else [name]:
-        lacking = _LACKING[candidate](device, dtype, head_dim)
+        lacking = _LACKING[candidate](device, dtype, head_dim, held)
         if lacking is None:
             return BACKENDS[candidate]
     raise RequestError(f"attention: {name!r} cannot be used here, {lacking}; leave it to choose")
@@ -112,16 +117,13 @@ def _sdpa_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def _sdpa_token(
     qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, extent: int
 ) -> Tensor:
-    query = _store(qkv, cache, layer, position)
-    seen = torch.arange(extent, device=qkv.device) <= position
-    # The query heads that share a key head stand where a sequence would: [1, kv, group, dim].
+    # The query heads that share a key head stand where a sequence would: [slots, kv, group, dim].
+    query = _store(qkv, cache, layer, position).squeeze(2).unflatten(1, (cache.keys.shape[1], -1))
+    seen = torch.arange(extent, device=qkv.device) <= position[:, None, None, None]
     mixed = F.scaled_dot_product_attention(
-        query.view(1, cache.keys.shape[1], -1, query.shape[-1]),
-        cache.keys[layer, None, :, :extent],
-        cache.values[layer, None, :, :extent],
-        attn_mask=seen.expand(1, 1, query.shape[1] // cache.keys.shape[1], extent),
+        query, *cache.read(layer, extent), attn_mask=seen.expand(-1, 1, query.shape[2], -1)
     )
-    return mixed.reshape(1, 1, -1)
+    return mixed.flatten(1)[:, None]
 
 
 def _flash_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -162,23 +164,29 @@ def _triton_token(
 
 
 def _store(qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor) -> Tensor:
-    """Put key and value of one token in their place; its rotated query [1, heads, 1, dim]."""
+    """Put key and value of a token in their place; its rotated query [slots, heads, 1, dim]."""
     query, keys, values = split_heads(qkv, cache.keys.shape[1], cache.keys.shape[-1])
-    cos, sin = cache.cos[position], cache.sin[position]
-    cache.keys[layer].index_copy_(1, position, rotate(keys[0], cos, sin))
-    cache.values[layer].index_copy_(1, position, values[0])
+    cos, sin = cache.cos[position, None, None], cache.sin[position, None, None]
+    keys, values = rotate(keys, cos, sin).squeeze(2), values.squeeze(2)
+    cache.store(layer, cache.places(position), keys.transpose(0, 1), values.transpose(0, 1))
     return rotate(query, cos, sin)
 
 
-def _lacks_flash(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def _lacks_flash(
+    device: torch.device, dtype: torch.dtype, head_dim: int, held: torch.dtype | None
+) -> str | None:
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in bfloat16 on CUDA devices, not in {dtype} on {device}"
     if importlib.util.find_spec("flash_attn") is None:
         return "the package flash-attn is not installed"
+    if held is not None:
+        return f"it reads keys and values in {dtype}, not in {held}"
     return None
 
 
-def _lacks_triton(device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+def _lacks_triton(
+    device: torch.device, dtype: torch.dtype, head_dim: int, held: torch.dtype | None
+) -> str | None:
     if head_dim < 16 or head_dim & (head_dim - 1):
         return f"its kernel needs a head size of 16, 32, 64 or 128, not {head_dim}"
     return triton_support.missing(device)
@@ -190,8 +198,8 @@ BACKENDS = {
     "flash-attn": Backend("flash-attn", _flash_sequence, _flash_token, any_extent=True),
     "sdpa": Backend("sdpa", _sdpa_sequence, _sdpa_token, any_extent=False),
 }
-_LACKING: dict[str, Callable[[torch.device, torch.dtype, int], str | None]] = {
+_LACKING: dict[str, Callable[[torch.device, torch.dtype, int, torch.dtype | None], str | None]] = {
     "triton": _lacks_triton,
     "flash-attn": _lacks_flash,
-    "sdpa": lambda device, dtype, head_dim: None,
+    "sdpa": lambda device, dtype, head_dim, held: None,
 }

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from kimia_infer.graphs import Graphs, graphs_for
 from kimia_infer.language_model.attention import choose_backend
+from kimia_infer.language_model.cache import KV_CACHES, check_kv_cache
 from kimia_infer.language_model.model import LanguageModel
 from kimia_infer.language_model.sampler import Sampling
 from kimia_infer.language_model.state import (
@@ -38,6 +39,7 @@ class Decoder:
 
     A request and its answer fit in ``capacity`` positions. ``attention`` names a backend instead
     of the best one; RequestError if it cannot be used. ``make_graphs`` is how work is launched.
+    ``kv_cache`` is one of ``KV_CACHES``.
     """
 
     def __init__(
@@ -47,10 +49,13 @@ class Decoder:
         capacity: int,
         attention: str | None = None,
         make_graphs: Callable[[torch.device], Graphs] = graphs_for,
+        kv_cache: str = "none",
     ):
         config, dtype = model.config, model.dtype
         self.model, self.control, self.capacity = model, control, capacity
-        self.backend = choose_backend(model.device, dtype, config.head_dim, attention)
+        check_kv_cache(kv_cache, model.device)
+        self.kv_cache, self._held = kv_cache, KV_CACHES[kv_cache]
+        self.backend = choose_backend(model.device, dtype, config.head_dim, attention, self._held)
         self._make_graphs = make_graphs
         self._free: list[DecodeState] = []
 
@@ -61,7 +66,9 @@ class Decoder:
             state = self._free.pop()
         except IndexError:
             graphs = self._make_graphs(self.model.device)
-            state = DecodeState(self.model, self.control, self.capacity, self.backend, graphs)
+            state = DecodeState(
+                self.model, self.control, self.capacity, self.backend, graphs, self._held
+            )
         usable = True
         try:
             yield state

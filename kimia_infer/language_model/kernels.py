@@ -116,9 +116,10 @@ def rotate_append_attend(
     """Attention [1, 1, heads * head_dim] of one token, whose key and value it also stores.
 
     qkv [1, 1, (heads + 2 * kv_heads) * head_dim] is the joined projection of the token at
-    ``position`` int64 [1]. keys and values [kv_heads, capacity, head_dim] are one layer of the
-    cache; only positions below the token's are read. cos and sin [capacity, head_dim] are the
-    rotary tables. Raises ValueError where head_dim is not a power of two of at least 16.
+    ``position`` int64 [1]. keys and values [kv_heads, capacity, head_dim], of the same dtype or
+    e4m3, are one layer of the cache; only positions below the token's are read. cos and sin
+    [capacity, head_dim] are the rotary tables. Raises ValueError where head_dim is not a power of
+    two of at least 16.
     """
     head_dim = keys.shape[-1]
     if head_dim < MIN_TILE or head_dim & (head_dim - 1):
@@ -176,6 +177,14 @@ def _rotated(x, offsets, dim, inside, cos, sin, DIM: tl.constexpr):
 
 
 @triton.jit
+def _held(x, dtype: tl.constexpr):
+    """x as the cache holds it; what is too large for e4m3 becomes its largest number."""
+    if dtype == tl.float8e4nv:
+        x = tl.clamp(x.to(tl.float32), -448.0, 448.0)
+    return x.to(dtype)
+
+
+@triton.jit
 def _attend_block(
     query,
     keys,
@@ -197,6 +206,7 @@ def _attend_block(
     place = place.to(tl.int64)[:, None]
     key = tl.load(keys + place * key_row + dim[None, :], mask=seen[:, None], other=0.0)
     value = tl.load(values + place * value_row + dim[None, :], mask=seen[:, None], other=0.0)
+    key, value = key.to(query.dtype), value.to(query.dtype)
     scores = tl.dot(query, tl.trans(key), input_precision="ieee") * SCALE
     scores = tl.where(seen[None, :], scores, float("-inf"))
     higher = tl.maximum(maximum, tl.max(scores, axis=1))
@@ -251,6 +261,7 @@ def _attend_split(
         # The token itself, from its projection: its place in the cache is only written.
         key = _rotated(qkv, (KV_HEADS * GROUP + kv_head) * DIM, dim, dim < DIM, cosine, sine, DIM)
         value = tl.load(qkv + (KV_HEADS * (GROUP + 1) + kv_head) * DIM + dim)
+        key, value = _held(key, keys.dtype.element_ty), _held(value, values.dtype.element_ty)
         tl.store(keys + at * key_row + dim, key)
         tl.store(values + at * value_row + dim, value)
         maximum = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], axis=1) * SCALE

@@ -10,7 +10,7 @@ as they are. Scales are bfloat16, rounded before they are used, so that nothing 
   so 4.5 bits a value.
 
 The attention's matrices, an eighth of the weights, are int8 in all three: there the coarser ones
-do most of their harm.
+do most of their harm. In fp8 the first layers are, too, since all others build on their error.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ GROUP = 32
 FP8 = torch.float8_e4m3fn
 FP8_CAPABILITY = (8, 9)
 """The first CUDA devices that compute with e4m3: Ada; then Hopper."""
+
+FIRST_LAYERS = 4
+"""Of the trunk, whose matrices are int8 in fp8."""
 
 FORMAT = 1
 """Of what checkpoints store; grows with every change of it."""
@@ -128,12 +131,19 @@ def check_quantization(scheme: str, device: torch.device) -> None:
             f"quantization: {scheme!r} needs Triton kernels, but {lacking}; use 'none'"
         )
     if scheme == "fp8":
-        capability = torch.get_device_module(device).get_device_capability(device)
-        if capability < FP8_CAPABILITY:
-            raise RequestError(
-                f"quantization: 'fp8' needs compute capability 8.9 (Ada, Hopper) and {device} has "
-                f"{'.'.join(map(str, capability))}; use 'int8' or 'int4'"
-            )
+        check_fp8("quantization", device, "'int8' or 'int4'")
+
+
+def check_fp8(argument: str, device: torch.device, others: str) -> None:
+    """Raise RequestError for ``argument``, naming ``others``, on a GPU that is too old for e4m3."""
+    if device.type == "cpu":
+        return
+    capability = torch.get_device_module(device).get_device_capability(device)
+    if capability < FP8_CAPABILITY:
+        raise RequestError(
+            f"{argument}: 'fp8' needs compute capability 8.9 (Ada, Hopper) and {device} has "
+            f"{'.'.join(map(str, capability))}; use {others}"
+        )
 
 
 def quantize(weight: Tensor, storage: Storage) -> dict[str, Tensor]:
@@ -168,13 +178,17 @@ class QuantizedLinear(nn.Module):
         return F.linear(x, self.dequantized(x.dtype), self.bias)
 
 
+_FIRST_LAYERS = tuple(f"layers.{index}." for index in range(FIRST_LAYERS))
+
+
 def storage_of(scheme: str, layer: str) -> Storage | None:
     """How the layer of that name is held; None where it stays as it is."""
     if scheme == "none" or not layer.startswith(("layers.", "mimo_layers.")):
         return None
     if ".feed_forward." not in layer and ".attention." not in layer:
         return None
-    return STORAGES["int8" if ".attention." in layer else scheme]
+    first = scheme == "fp8" and layer.startswith(_FIRST_LAYERS)
+    return STORAGES["int8" if first or ".attention." in layer else scheme]
 
 
 def quantized_layers(model: nn.Module, scheme: str) -> Iterator[tuple[str, nn.Linear, Storage]]:
@@ -243,8 +257,8 @@ def description(scheme: str) -> dict[str, Any] | None:
     """What the manifest of a checkpoint says of its quantization; None for "none"."""
     if scheme == "none":
         return None
-    group = {"group_size": GROUP} if scheme == "int4" else {}
-    return {"scheme": scheme, "format": FORMAT, **group}
+    details = {"int4": {"group_size": GROUP}, "fp8": {"first_layers_int8": FIRST_LAYERS}}
+    return {"scheme": scheme, "format": FORMAT, **details.get(scheme, {})}
 
 
 def stored_scheme(directory: Path) -> str:

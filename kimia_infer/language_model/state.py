@@ -48,6 +48,11 @@ class ControlTokens:
     audio_ends: tuple[int, ...]
 
 
+def extent_of(position: int, capacity: int) -> int:
+    """The extent that attention is recorded for where the last position is this one."""
+    return min(next((e for e in EXTENTS if e > position), capacity), capacity)
+
+
 class TrackState:
     """One track: ids of all steps, their draws, the last id, its successor's logits.
 
@@ -84,7 +89,10 @@ class TrackState:
 
 
 class DecodeState:
-    """What one request at a time needs on the device; made once, reused by later requests."""
+    """What one request at a time needs on the device; made once, reused by later requests.
+
+    ``held`` is the dtype of the cache where it is not that of the model.
+    """
 
     def __init__(
         self,
@@ -93,10 +101,11 @@ class DecodeState:
         capacity: int,
         backend: Backend,
         graphs: Graphs,
+        held: torch.dtype | None = None,
     ):
         device, blank = model.device, control.blank
         self.model, self.control, self.graphs = model, control, graphs
-        cache = KeyValueCache(model.config, capacity, device, model.dtype)
+        cache = KeyValueCache(model.config, capacity, device, model.dtype, held)
         if graphs.captures:
             # Attention over a whole extent multiplies what is not filled by 0.
             cache.keys.zero_()
@@ -142,7 +151,7 @@ class DecodeState:
         capacity = self.attention.cache.capacity
         if self.attention.backend.any_extent:
             return capacity
-        return min(next((e for e in EXTENTS if e > position), capacity), capacity)
+        return extent_of(position, capacity)
 
     def _embed_latest(self) -> Tensor:
         return self.model.embed(self.audio.latest, self.text.latest)

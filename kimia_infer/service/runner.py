@@ -42,6 +42,8 @@ class KimiRunner(BaseRunner):
             attention=settings.attention,
             adapter=settings.adapter,
             quantization=settings.quantization,
+            kv_cache=settings.kv_cache,
+            offload=settings.offload,
         )
         self.timeout = settings.timeout
         self.health = Health(self.model.device, self.timeout)

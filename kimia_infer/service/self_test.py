@@ -69,8 +69,9 @@ def _check_weights(stage: str, module: nn.Module) -> None:
 def _try_encoders(model: KimiAudio) -> None:
     with _trying("speech tokenizer"):
         module = model.speech_codes.module
-        mel = torch.zeros(1, module.config.encoder.num_mel_bins, FRAMES, device=model.device)
-        vectors = module(mel, torch.ones(1, FRAMES, device=model.device))
+        place = module.conv1.weight.device  # that of the host where encoders are offloaded
+        mel = torch.zeros(1, module.config.encoder.num_mel_bins, FRAMES, device=place)
+        vectors = module(mel, torch.ones(1, FRAMES, device=place))
         _check("speech tokenizer", vectors, model)
     with _trying("Whisper encoder"):
         _check("Whisper encoder", model.whisper_features.encode(_sound()), model)

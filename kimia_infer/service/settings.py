@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from kimia_infer.api.offloading import OFFLOADS
 from kimia_infer.language_model.attention import BACKENDS
+from kimia_infer.language_model.cache import KV_CACHES
 from kimia_infer.language_model.quantization import SCHEMES
 
 DTYPES = ("float32", "bfloat16")
@@ -34,6 +36,8 @@ class Settings:
     timeout: float | None = None
     adapter: str | None = None
     quantization: str | None = None
+    kv_cache: str | None = None
+    offload: str | None = None
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -50,6 +54,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         timeout=_seconds(environment, "KIMI_AUDIO_TIMEOUT"),
         adapter=_directory(environment, "KIMI_AUDIO_ADAPTER"),
         quantization=_choice(environment, "KIMI_AUDIO_QUANTIZATION", SCHEMES),
+        kv_cache=_choice(environment, "KIMI_AUDIO_KV_CACHE", tuple(KV_CACHES)),
+        offload=_choice(environment, "KIMI_AUDIO_OFFLOAD", OFFLOADS),
     )
 
 

@@ -99,8 +99,9 @@ def library_models(model: LanguageModel) -> dict[str, LanguageModel]:
     return models
 
 
-def library_decoder(model: LanguageModel, steps: int) -> Decoder:
-    return Decoder(model, random_prompt(model)[1], PROMPT_LENGTH + steps)
+def library_decoder(model: LanguageModel, steps: int, kv_cache: str = "none") -> Decoder:
+    control = random_prompt(model)[1]
+    return Decoder(model, control, PROMPT_LENGTH + steps, kv_cache=kv_cache)
 
 
 def library_loop(decoder: Decoder, mode: Mode, steps: int) -> Generation:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from scripts.benchmark.variant_report import draw_variants, variants_table
+
 GIGA = 1e9
 # Metrics of a request that are neither a stage nor its sum.
 LENGTHS = ("input_audio_seconds", "output_audio_seconds", "least_lead_seconds")
@@ -24,6 +26,7 @@ def table(results: dict, name: str) -> str:
         "requests": _requests,
         "cold_start": _cold_start,
         "memory": _memory,
+        "variants": variants_table,
     }
     return "\n".join(makers[name](results))
 
@@ -179,16 +182,17 @@ def _amounts(memory: dict) -> str:
 
 
 def draw(results: dict, path: Path) -> None:
-    """Stages of the requests as stacked bars; achieved bytes per second below the bandwidth."""
+    """Stages of requests as stacked bars; achieved bytes per second below the bandwidth."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = [name for name in ("requests", "decoding") if name in results]
+    makers = {"requests": _draw_requests, "decoding": _draw_decoding, "variants": draw_variants}
+    panels = [name for name in makers if name in results]
     figure, axes = pyplot.subplots(1, len(panels), figsize=(7 * len(panels), 5), squeeze=False)
     for name, axis in zip(panels, axes[0], strict=True):
-        {"requests": _draw_requests, "decoding": _draw_decoding}[name](results, axis)
+        makers[name](results, axis)
     about = results["about"]
     figure.suptitle(f"{about['model']}: {about['device']}, {about['dtype']}")
     figure.tight_layout()

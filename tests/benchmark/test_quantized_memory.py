@@ -12,6 +12,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from kimia_infer.api.memory import RESERVE, MemoryPlan
 from kimia_infer.api.request import BUDGETS
 from kimia_infer.detokenizer.dit import DiT
 from kimia_infer.detokenizer.vocoder import Vocoder
@@ -68,9 +69,9 @@ def loaded(scheme: str, speech: bool) -> Iterator[Loaded]:
 
 
 def peak(scheme: str, speech: bool) -> int:
-    """With everything loaded, while the longest prompt is read."""
+    """With everything loaded, while the longest prompt is read, which is one for text."""
     tracks: Tracks = BOTH if speech else TEXT
-    length = BUDGETS["both" if speech else "text"]
+    length = max(BUDGETS.values())
     with loaded(scheme, speech) as model, _Peak({}) as counted, torch.inference_mode():
         counted.see(model.parameters())
         weights = counted.now
@@ -90,8 +91,14 @@ def peak(scheme: str, speech: bool) -> int:
     [("int8", True, 22), ("fp8", True, 22), ("int4", False, 15), ("int4", True, 19)],
 )
 def test_peak(scheme: str, speech: bool, limit: int) -> None:
+    """Also: loading is refused by a sum that is neither less nor much more than what is counted."""
     found = peak(scheme, speech)
     assert found + REST <= limit * GB
+    with loaded(scheme, speech) as model:
+        rest = [sum(p.nbytes for p in module.parameters()) for module in model.rest]
+    encoders, speaking = tuple(rest[:2]), sum(rest[2:])
+    plan = MemoryPlan(PUBLISHED.language_model, torch.bfloat16, "none", encoders, speaking)
+    assert found <= plan.needed(scheme, speech) - RESERVE <= 1.03 * found
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

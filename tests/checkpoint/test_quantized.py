@@ -99,8 +99,8 @@ def test_quantizing_at_load_and_in_memory_agree(scheme: str) -> None:
 def test_files_hold_what_memory_does(scheme: str, prepared) -> None:
     target = prepared(scheme)
     manifest = json.loads((target / "manifest.json").read_text())
-    group = {"group_size": 32} if scheme == "int4" else {}
-    assert manifest["quantization"] == {"scheme": scheme, "format": 1, **group}
+    details = {"int4": {"group_size": 32}, "fp8": {"first_layers_int8": 4}}.get(scheme, {})
+    assert manifest["quantization"] == {"scheme": scheme, "format": 1, **details}
     stored = {
         n: t for path in target.glob("model*.safetensors") for n, t in load_file(path).items()
     }
@@ -144,7 +144,14 @@ def test_rows_that_are_not_whole_groups_are_refused(golden: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "found", [{"scheme": "int8", "format": 2}, {"scheme": "int3", "format": 1}, "int8", {}]
+    "found",
+    [
+        {"scheme": "int8", "format": 2},
+        {"scheme": "int3", "format": 1},
+        {"scheme": "fp8", "format": 1},
+        "int8",
+        {},
+    ],
 )
 def test_other_formats_are_refused(found: object, tmp_path: Path, prepared) -> None:
     for path in prepared("int8").iterdir():

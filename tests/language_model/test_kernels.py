@@ -16,6 +16,8 @@ pytestmark = needs_triton
 
 DTYPES = [torch.float32, torch.bfloat16]
 NAN = float("nan")
+FP8 = torch.float8_e4m3fn
+LARGEST = -torch.finfo(FP8).max, torch.finfo(FP8).max
 
 
 def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -72,7 +74,14 @@ class Decoding:
     """One token and a cache that holds NaN wherever nothing has to be read."""
 
     def __init__(
-        self, kv_heads: int, group: int, head_dim: int, position: int, room: int, dtype: torch.dtype
+        self,
+        kv_heads: int,
+        group: int,
+        head_dim: int,
+        position: int,
+        room: int,
+        dtype: torch.dtype,
+        held: torch.dtype | None = None,
     ):
         self.kv_heads, self.group, self.position = kv_heads, group, position
         capacity = position + 1 + room
@@ -82,6 +91,8 @@ class Decoding:
         self.values = torch.full((capacity, kv_heads, head_dim), NAN, dtype=dtype).transpose(0, 1)
         self.keys[:, :position] = random(kv_heads, position, head_dim, dtype=dtype, seed=2)
         self.values[:, :position] = random(kv_heads, position, head_dim, dtype=dtype, seed=3)
+        self.held = held or dtype
+        self.keys, self.values = self.keys.to(self.held), self.values.to(self.held)
         angles = random(head_dim // 2, dtype=torch.float32, seed=4).repeat(2)
         self.cos, self.sin = torch.full((2, capacity, head_dim), NAN, dtype=dtype)
         self.cos[position], self.sin[position] = angles.cos(), angles.sin()
@@ -97,7 +108,8 @@ class Decoding:
         at = self.position
         query, key, value = split_heads(self.qkv, self.kv_heads, self.keys.shape[-1])
         query, key = (rotate(x, self.cos[at], self.sin[at]) for x in (query, key))
-        keys, values = (x[None, :, :at] for x in (self.keys, self.values))
+        keys, values = (x[None, :, :at].to(query.dtype) for x in (self.keys, self.values))
+        key, value = (x.clamp(*LARGEST).to(self.held).to(x.dtype) for x in (key, value))
         return query, torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
 
 
@@ -106,19 +118,23 @@ def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return mixed.transpose(1, 2).flatten(2)
 
 
-def check_attention(splits: int, dtype: torch.dtype, *sizes: int) -> None:
+def check_attention(
+    splits: int, dtype: torch.dtype, *sizes: int, held: torch.dtype | None = None
+) -> None:
     from kimia_infer.language_model import kernels
 
     kernels.SPLITS = splits
-    decoding = Decoding(*sizes, dtype)
+    decoding = Decoding(*sizes, dtype, held)
+    if held is not None:  # beyond what it can hold
+        decoding.qkv[0, 0, -1], decoding.qkv[0, 0, -2] = 1000.0, -1000.0
     expected = decoding.by_torch()
-    keys, values = decoding.keys.clone(), decoding.values.clone()
+    keys, values = decoding.keys.float(), decoding.values.float()
     keys[:, decoding.position], values[:, decoding.position] = (x[0, :, -1] for x in expected[1:])
     actual = decoding.by_kernel()
     # Stored as it is without the kernel, and nothing else is touched.
     exactly = {"atol": 0, "rtol": 0, "equal_nan": True}
-    torch.testing.assert_close(decoding.keys, keys, **exactly)
-    torch.testing.assert_close(decoding.values, values, **exactly)
+    torch.testing.assert_close(decoding.keys.float(), keys, **exactly)
+    torch.testing.assert_close(decoding.values.float(), values, **exactly)
     # In bf16 weights and result are rounded.
     error = 1e-5 if dtype is torch.float32 else torch.finfo(dtype).eps
     bound = error * expected[2].abs().max().item()
@@ -142,6 +158,19 @@ def test_attention_of_any_shape(
 def test_attention_around_boundaries(position: int, room: int, dtype: torch.dtype) -> None:
     """Blocks are of 32 or 64 positions and two splits take one or several of them."""
     interpreted(check_attention, 2, dtype, 1, 2, 16, position, room)
+
+
+def check_narrow(splits: int, dtype: torch.dtype, *sizes: int) -> None:
+    check_attention(splits, dtype, *sizes, held=FP8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("position", [0, 1, 63, 64, 300])
+@pytest.mark.parametrize(("kv_heads", "group", "head_dim"), [(2, 2, 16), (1, 7, 128)])
+def test_attention_with_a_cache_in_8_bits(
+    kv_heads: int, group: int, head_dim: int, position: int, dtype: torch.dtype
+) -> None:
+    interpreted(check_narrow, 4, dtype, kv_heads, group, head_dim, position, 5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -201,6 +230,32 @@ def decode_at_full_size(dtype: torch.dtype) -> None:
     rotate_append_attend(
         qkv, keys, values, angles, angles, torch.empty(1, dtype=torch.int64), 28, 4
     )
+
+
+def attend_in_8_bits(dtype: torch.dtype) -> None:
+    from kimia_infer.language_model.kernels import rotate_append_attend
+
+    keys, values = torch.empty(2, 4, 7500, 128, dtype=FP8)
+    angles = torch.empty(7500, 128, dtype=dtype)
+    qkv = torch.empty(1, 1, 36 * 128, dtype=dtype)
+    rotate_append_attend(
+        qkv, keys, values, angles, angles, torch.empty(1, dtype=torch.int64), 28, 4
+    )
+
+
+@pytest.mark.parametrize("capability", [89, 90])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cache_in_8_bits_is_compiled(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, capability: int
+) -> None:
+    """For the devices that have e4m3."""
+    launches = recorded_launches(monkeypatch, lambda: attend_in_8_bits(dtype))
+    for launch in launches:
+        kernel = compiled(launch, capability)
+        assert "tf32" not in kernel.asm["ptx"]
+        assert kernel.metadata.shared <= 99 * 1024
+        if launch[0].__name__ == "_attend_split":
+            assert "e4m3x2" in kernel.asm["ptx"]
 
 
 def decode_at_smallest_size(dtype: torch.dtype) -> None:

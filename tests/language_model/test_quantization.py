@@ -44,9 +44,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MINI, QUESTION = ROOT / "weights" / "mini", ROOT / "scripts" / "question.wav"
 QUANTIZED = [scheme for scheme in SCHEMES if scheme != "none"]
 SAMPLING = Sampling(audio=TrackSampling(0.9, 5, 1.0, 64), text=TrackSampling(0.8, 5, 1.1, 16))
-# Mean cosine of logits to those without quantization, of both tracks. Three bits of mantissa are
-# not enough for the third 9 where nothing was learned.
-NEAREST = {"int8": 0.999, "fp8": 0.995, "int4": 0.95}
+# Mean cosine of logits to those without quantization, of both tracks.
+NEAREST = {"int8": 0.999, "fp8": 0.999, "int4": 0.95}
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -150,11 +149,13 @@ def middle() -> tuple[LanguageModel, DecodeInput]:
 
 
 @torch.inference_mode()
-def logits(model: LanguageModel, prompt: DecodeInput) -> tuple[Tensor, Tensor]:
-    """Of both heads at every position."""
+def logits(
+    model: LanguageModel, prompt: DecodeInput, held: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of both heads at every position; ``held`` is the dtype of the cache."""
     x = model.embed(prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features)
     backend = choose_backend(CPU, model.dtype, model.config.head_dim)
-    cache = KeyValueCache(model.config, x.shape[1], CPU, model.dtype)
+    cache = KeyValueCache(model.config, x.shape[1], CPU, model.dtype, held)
     hidden = model(x, CachedAttention(backend, cache).at(0))
     return model.text_head(hidden.text[0]), model.audio_head(hidden.audio[0])
 
@@ -178,7 +179,8 @@ def test_the_layers_and_nothing_else_are_quantized(scheme: str, model: LanguageM
     matrices = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "layers." in n}
     assert layers.keys() == matrices and len(layers) == 4 * model.config.total_layers
     for name, layer in layers.items():
-        storage = "int8" if ".attention." in name else scheme
+        first = name.startswith(tuple(f"layers.{index}." for index in range(4)))
+        storage = "int8" if ".attention." in name or (scheme == "fp8" and first) else scheme
         original = model.get_submodule(name)
         assert torch.equal(layer.dequantized(torch.float32), held(storage, original.weight))
         assert (layer.bias is None) == (original.bias is None)
@@ -188,6 +190,17 @@ def test_the_layers_and_nothing_else_are_quantized(scheme: str, model: LanguageM
     for name, value in model.named_parameters():
         if name.removesuffix(".weight") not in layers:
             assert torch.equal(kept[name], value)
+
+
+def test_fp8_is_coarse_whatever_its_scale() -> None:
+    """Why its first layers are int8: a fourth of the smallest step of int8's is not in reach."""
+    weight, errors = random(64, 512), []
+    for factor in (1.0, 0.7, 0.5, 0.35):
+        scale = weight.abs().amax(1, keepdim=True) / 448 * factor
+        values = (weight / scale).clamp(-448, 448).to(torch.float8_e4m3fn).float() * scale
+        errors.append(((values - weight).norm() / weight.norm()).item())
+    assert min(errors) > 0.025
+    assert (held("int8", weight) - weight).norm() / weight.norm() < 0.009
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,123 @@
+"""Whether a model fits in the memory of its device, counted before anything is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from kimia_infer.api.request import BUDGETS
+from kimia_infer.errors import RequestError
+from kimia_infer.language_model.cache import KV_CACHES
+from kimia_infer.language_model.config import LanguageModelConfig
+from kimia_infer.language_model.model import LanguageModel
+from kimia_infer.language_model.quantization import SCHEMES, check_quantization, stored_build
+
+GB = 10**9
+RESERVE = 1 * GB
+"""For recorded graphs, workspaces of libraries and what the allocator cannot reuse."""
+
+STREAMS = 6
+"""Tensors [positions, hidden_size] that are alive in a feed-forward: the stream and what is added
+to it, at the fork and below, its norm and the result."""
+
+SHARED = ("cpu", "mps")
+"""Devices whose memory is that of the host, which only the host can account for."""
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What is to be loaded; ``encoders`` and ``detokenizer`` are bytes of weights.
+
+    With ``offload`` one encoder at a time is on the device, and none while a prompt is read.
+    """
+
+    config: LanguageModelConfig
+    dtype: torch.dtype
+    kv_cache: str
+    encoders: tuple[int, ...]
+    detokenizer: int
+    offload: bool = False
+
+    def needed(self, scheme: str, speech: bool) -> int:
+        """Bytes while the longest prompt is read, RESERVE included."""
+        weights = weight_bytes(language_model(self.config, scheme), self.dtype)
+        spoken = self.detokenizer if speech else 0
+        encoders, work = sum(self.encoders), self._work(scheme)
+        if self.offload:
+            encoders, work = 0, max(work, *self.encoders)
+        return weights + encoders + spoken + self._cache() + work + RESERVE
+
+    def _cache(self) -> int:
+        config, held = self.config, KV_CACHES[self.kv_cache] or self.dtype
+        values = 2 * config.total_layers * config.kv_heads * config.head_dim
+        return max(BUDGETS.values()) * values * held.itemsize
+
+    def _work(self, scheme: str) -> int:
+        """The largest feed-forward: gate and up joined, their product, and what it takes."""
+        config, positions = self.config, max(BUDGETS.values())
+        row = 4 * config.intermediate_size + STREAMS * config.hidden_size
+        matrix = 0
+        if scheme != "none":  # gate and up in the working dtype; int4 is unpacked to bytes first
+            values = 2 * config.intermediate_size * config.hidden_size
+            matrix = values * (self.dtype.itemsize + (scheme == "int4"))
+        return positions * row * self.dtype.itemsize + matrix
+
+    def check(self, scheme: str, speech: bool, device: torch.device, free: int) -> None:
+        """Raise RequestError, naming what would fit, unless ``free`` bytes are enough."""
+        needed = self.needed(scheme, speech)
+        if needed <= free:
+            return
+        others = " or ".join(self._alternatives(speech, device, free))
+        raise RequestError(
+            f"memory: {self._described(scheme, speech)} needs {needed / GB:.1f} GB, and {device} "
+            f"has {free / GB:.1f} GB free; {f'use {others}' if others else 'nothing smaller fits'}"
+        )
+
+    def _alternatives(self, speech: bool, device: torch.device, free: int) -> list[str]:
+        """What fits with speech as asked for, else what does without; offloading comes second."""
+        schemes = [scheme for scheme in SCHEMES if _runs(scheme, device)]
+        for spoken in (True, False) if speech else (False,):
+            for plan in (self, replace(self, offload=True)):
+                fitting = [
+                    f"{plan._described(scheme, spoken)} ({needed / GB:.1f} GB)"
+                    for scheme in schemes
+                    if (needed := plan.needed(scheme, spoken)) <= free
+                ]
+                if fitting:
+                    return fitting
+        return []
+
+    def _described(self, scheme: str, speech: bool) -> str:
+        kinds = "text and speech" if speech else "text alone (load_detokenizer=False)"
+        offloaded = " and offload 'encoders'" if self.offload else ""
+        return f"quantization {scheme!r}{offloaded} with {kinds}"
+
+
+def language_model(config: LanguageModelConfig, scheme: str) -> LanguageModel:
+    """The model as ``scheme`` holds it, without values."""
+    with torch.device("meta"):
+        return stored_build(lambda: LanguageModel(config), scheme)()
+
+
+def weight_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int:
+    """Of the parameters of ``module`` served in ``dtype``, which replaces float32 only."""
+    return sum(
+        p.numel() * (dtype if p.dtype is torch.float32 else p.dtype).itemsize
+        for p in module.parameters()
+    )
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that ``device`` has left; None where it shares the memory of the host."""
+    if device.type in SHARED:
+        return None
+    return torch.accelerator.get_memory_info(device)[0]
+
+
+def _runs(scheme: str, device: torch.device) -> bool:
+    try:
+        check_quantization(scheme, device)
+    except RequestError:
+        return False
+    return True

@@ -1,0 +1,80 @@
+"""Encoders that lie in host memory and come to the device for the sounds of a request only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kimia_infer.errors import RequestError
+from kimia_infer.tokenizer.speech import SpeechCodes
+from kimia_infer.tokenizer.whisper import WhisperFeatures
+
+OFFLOADS = ("encoders",)
+
+
+@contextmanager
+def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within, the parameters of ``module`` are copies on ``device``; they are not to be changed."""
+    held = [
+        (owner, name, parameter)
+        for owner in module.modules()
+        for name, parameter in owner.named_parameters(recurse=False)
+    ]
+    try:
+        for owner, name, parameter in held:
+            copied = parameter.data.to(device, non_blocking=True)
+            setattr(owner, name, nn.Parameter(copied, requires_grad=False))
+        yield
+    finally:
+        for owner, name, parameter in held:
+            setattr(owner, name, parameter)
+
+
+class VisitingSpeechCodes(SpeechCodes):
+    """:class:`SpeechCodes` of a module in host memory, computed on ``device``.
+
+    Nothing is recorded: a recording would hold the addresses of parameters that are gone.
+    """
+
+    def __init__(self, codes: SpeechCodes, device: torch.device):
+        vars(self).update(vars(codes))
+        self._device = device
+
+    def encode(self, wave: np.ndarray | Tensor) -> Tensor:
+        with visiting(self.module, self._device):
+            return super().encode(wave)
+
+
+class VisitingWhisperFeatures(WhisperFeatures):
+    """:class:`WhisperFeatures` of an encoder in host memory, computed on ``device``."""
+
+    def __init__(self, features: WhisperFeatures, device: torch.device):
+        vars(self).update(vars(features))
+        self._device = device
+
+    def encode(self, wave: np.ndarray | Tensor) -> Tensor:
+        with visiting(self.encoder, self._device):
+            return super().encode(wave)
+
+
+def offloaded(
+    codes: SpeechCodes, features: WhisperFeatures, device: torch.device
+) -> tuple[VisitingSpeechCodes, VisitingWhisperFeatures]:
+    """Both encoders, whose modules are in host memory, at work on ``device``."""
+    if device.type != "cpu":
+        for module in (codes.module, features.encoder):
+            for parameter in module.parameters():  # page-locked, from which copies are fastest
+                parameter.data = parameter.data.pin_memory()
+    return VisitingSpeechCodes(codes, device), VisitingWhisperFeatures(features, device)
+
+
+def check_offload(value: str, device: torch.device) -> None:
+    """Raise RequestError unless ``value`` names what can be kept off ``device``."""
+    if value not in OFFLOADS:
+        raise RequestError(f"offload: expected {' or '.join(OFFLOADS)}, found {value!r}")
+    if device.type == "cpu":
+        raise RequestError("offload: the weights are in host memory on the CPU; leave it out")

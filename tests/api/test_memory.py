@@ -1,0 +1,173 @@
+"""What a model needs in memory, and that one which does not fit is refused before it is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from kimia_infer import triton_support
+from kimia_infer.api import loading
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.memory import GB, RESERVE, MemoryPlan, free_memory, weight_bytes
+from kimia_infer.detokenizer.dit import DiT
+from kimia_infer.detokenizer.vocoder import Vocoder
+from kimia_infer.errors import RequestError
+from kimia_infer.language_model.quantization import SCHEMES
+from kimia_infer.tokenizer.speech import SpeechTokenizer
+from scripts.benchmark.sizes import PUBLISHED
+
+ROOT = Path(__file__).resolve().parents[2]
+MINI = ROOT / "weights" / "mini"
+CPU, HALF = torch.device("cpu"), torch.bfloat16
+CONTEXT = 0.4 * GB
+"""Of a CUDA device, before anything is loaded."""
+
+CARDS = {16: 15.6, 24: 23.6, 48: 47.4, 80: 79.2, 141: 139.8}
+"""GiB that the driver shows, by the GB on the box."""
+
+
+@pytest.fixture(scope="module")
+def published() -> MemoryPlan:
+    with torch.device("meta"):
+        encoders = (
+            weight_bytes(SpeechTokenizer(PUBLISHED.speech_tokenizer), torch.float32),
+            weight_bytes(WhisperEncoder(PUBLISHED.whisper), HALF),
+        )
+        detokenizer = sum(
+            weight_bytes(module, HALF)
+            for module in (DiT(PUBLISHED.dit), Vocoder(PUBLISHED.vocoder))
+        )
+    return MemoryPlan(PUBLISHED.language_model, HALF, "none", encoders, detokenizer)
+
+
+def room(card: int) -> int:
+    return round(CARDS[card] * 2**30 - CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("card", "scheme", "speech", "offload", "fits"),
+    [
+        (16, "int4", True, False, False),
+        (16, "int4", True, True, True),
+        (16, "int4", False, False, True),
+        (16, "int8", False, False, False),
+        (16, "int8", True, True, False),
+        (24, "none", True, False, False),
+        (24, "int8", True, False, True),
+        (24, "fp8", True, False, True),
+        (48, "none", True, False, True),
+        (80, "none", True, False, True),
+        (141, "none", True, False, True),
+    ],
+)
+def test_what_fits_where(
+    card: int, scheme: str, speech: bool, offload: bool, fits: bool, published: MemoryPlan
+) -> None:
+    needed = replace(published, offload=offload).needed(scheme, speech)
+    assert (needed <= room(card)) == fits
+
+
+def test_the_limits_that_are_promised(published: MemoryPlan) -> None:
+    assert published.needed("int8", True) <= 22 * GB
+    assert published.needed("int4", False) <= 15 * GB
+
+
+def test_what_is_counted(published: MemoryPlan) -> None:
+    config = PUBLISHED.language_model
+    cache = 2 * 34 * 4 * 128 * 7500
+    narrow = replace(published, kv_cache="fp8")
+    assert published.needed("none", True) - narrow.needed("none", True) == cache
+    spoken = published.needed("int8", True) - published.needed("int8", False)
+    assert spoken == published.detokenizer > 3.5 * GB
+    # Attention stays in 8 bits: the feed-forward matrices lose 3.5 bits a value and the scales
+    # of rows; gate and up are unpacked to bytes on their way.
+    values = 34 * 3 * config.hidden_size * config.intermediate_size
+    scales = 34 * 2 * (2 * config.intermediate_size + config.hidden_size)
+    matrix = 2 * config.hidden_size * config.intermediate_size
+    saved = published.needed("int8", True) - published.needed("int4", True)
+    assert saved == values - values * 9 // 16 + scales - matrix
+    offloaded = replace(published, offload=True)
+    assert published.needed("int4", True) - offloaded.needed("int4", True) == sum(
+        published.encoders
+    )
+    tiny = replace(published, config=replace(config, intermediate_size=32), offload=True)
+    least = max(tiny.encoders) + RESERVE + 2 * cache
+    assert tiny.needed("int8", False) > least
+
+
+@pytest.mark.parametrize(
+    ("card", "scheme", "speech", "message"),
+    [
+        (24, "none", True, r"'none' with text and speech needs 28\.\d GB, and cuda:0 has 24\.9 GB "
+         r"free; use quantization 'fp8' .* or quantization 'int8' with text and speech "
+         r"\(21\.\d GB\) or quantization 'int4' with text and speech \(18\.\d GB\)$"),
+        (16, "int8", True, r"use quantization 'int4' and offload 'encoders' with text and speech "
+         r"\(15\.\d GB\)$"),
+        (16, "int8", False, r"use quantization 'int4' with text alone \(load_detokenizer=False\) "
+         r"\(14\.\d GB\)$"),
+    ],
+)  # fmt: skip
+def test_refusals_name_what_fits(
+    card: int, scheme: str, speech: bool, message: str, published: MemoryPlan, monkeypatch
+) -> None:
+    class Ada:
+        def get_device_capability(self, device: torch.device) -> tuple[int, int]:
+            return 8, 9
+
+    monkeypatch.setattr(triton_support, "missing", lambda device: None)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Ada())
+    with pytest.raises(RequestError, match=message):
+        published.check(scheme, speech, torch.device("cuda:0"), room(card))
+
+
+def test_what_the_device_cannot_compute_is_not_offered(published: MemoryPlan, monkeypatch) -> None:
+    gpu = torch.device("cuda:0")
+    monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
+    with pytest.raises(RequestError, match=r"use quantization 'none' with text alone"):
+        published.check("none", True, gpu, 26 * GB)
+    with pytest.raises(RequestError, match="nothing smaller fits"):
+        published.check("none", True, gpu, 10 * GB)
+    published.check("none", True, gpu, 30 * GB)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_refused_before_anything_is_loaded(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*arguments) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(loading, "free_memory", lambda device: RESERVE)
+    monkeypatch.setattr(loading, "load_parts", load)
+    with pytest.raises(
+        RequestError, match=rf"memory: quantization '{scheme}' with text and speech"
+    ):
+        KimiAudio(str(MINI), device="cpu", quantization=scheme)
+    with pytest.raises(RequestError, match=r"with text alone .* nothing smaller fits"):
+        KimiAudio(str(MINI), False, device="cpu", quantization=scheme)
+
+
+def test_a_checkpoint_is_counted_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(loading, "free_memory", lambda device: 2 * RESERVE)
+    plan = loading.memory_plan
+    monkeypatch.setattr(loading, "memory_plan", lambda *given: seen.append(plan(*given)) or seen[0])
+    stages = loading.load_stages(MINI, True, CPU, HALF, quantization="int8", kv_cache="fp8")
+
+    def held(*modules: torch.nn.Module) -> int:
+        return sum(p.nbytes for module in modules for p in module.parameters())
+
+    (found,) = seen
+    assert found.kv_cache == "fp8" and not found.offload
+    encoders = stages.speech_codes.module, stages.whisper_features.encoder
+    assert found.encoders == tuple(held(module) for module in encoders)
+    assert found.detokenizer == held(stages.detokenizer.dit, stages.detokenizer.vocoder)
+    rest = replace(found, detokenizer=0, encoders=()).needed("int8", False)
+    empty = rest - found._cache() - found._work("int8") - RESERVE
+    assert empty == held(stages.language_model)
+
+
+def test_the_memory_of_the_host_is_left_to_it() -> None:
+    assert free_memory(CPU) is free_memory(torch.device("mps")) is None
