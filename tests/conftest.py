@@ -9,6 +9,8 @@ import hypothesis
 import pytest
 import torch
 
+from kimia_infer.training.miniature.untrained import write_miniature
+
 GOLDEN = Path(os.environ.get("KIMI_AUDIO_GOLDEN", Path(__file__).parent / "golden"))
 
 
@@ -43,3 +45,11 @@ def golden() -> Path:
 def _one_thread() -> None:
     """The recorded models are tiny: more threads only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of an untrained miniature: everything works, and nothing is known."""
+    directory = tmp_path_factory.mktemp("untrained")
+    write_miniature(directory)
+    return directory

@@ -18,16 +18,15 @@ from kimia_infer.training.finetune import finetune
 from kimia_infer.training.runs import FINAL
 from kimia_infer.weights.layout import missing_files
 from tests.training import runs
-from tests.training.runs import MINI
 
 FOLDER, PREFIX = "whisper-large-v3", "whisper_model.speech_encoder."
 
 
 @pytest.fixture
-def exported(tmp_path: Path) -> Path:
+def exported(tmp_path: Path, untrained: Path) -> Path:
     """A checkpoint whose folder has the tuned encoder: one head, as its size says."""
     target = tmp_path / "exported"
-    shutil.copytree(MINI, target)
+    shutil.copytree(untrained, target)
     path = target / FOLDER / "config.json"
     config = json.loads(path.read_text()) | {"encoder_attention_heads": 1}
     path.write_text(json.dumps(config))
@@ -39,7 +38,7 @@ def exported(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(params=["none", "another"])
-def tuned(request, exported: Path, tmp_path: Path) -> Path:
+def tuned(request, exported: Path, tmp_path: Path, untrained: Path) -> Path:
     """The same encoder in the file of the language model; its folder is missing or another."""
     target = tmp_path / "tuned"
     shutil.copytree(exported, target)
@@ -50,7 +49,7 @@ def tuned(request, exported: Path, tmp_path: Path) -> Path:
     if request.param == "none":
         shutil.rmtree(target / FOLDER)
     else:
-        shutil.copy(MINI / FOLDER / "model.safetensors", target / FOLDER / "model.safetensors")
+        shutil.copy(untrained / FOLDER / "model.safetensors", target / FOLDER / "model.safetensors")
     return target
 
 
@@ -61,10 +60,10 @@ def answer(path: Path, sound: Path) -> tuple[list[int], list[int]]:
     return last.text_ids, last.audio_ids
 
 
-def test_it_is_served_and_prepared(exported: Path, tuned: Path, tmp_path: Path):
+def test_it_is_served_and_prepared(exported: Path, tuned: Path, tmp_path: Path, untrained: Path):
     sound = runs.write_sound(tmp_path / "sound.wav", 1.0, 3)
     expected = answer(exported, sound)
-    assert expected != answer(MINI, sound)
+    assert expected != answer(untrained, sound)
     assert missing_files(tuned) == []
     assert answer(tuned, sound) == expected
     prepare_weights(tuned, tmp_path / "slim", dtype="source")
@@ -91,8 +90,8 @@ def test_a_run_begins_with_it_and_keeps_it(tuned: Path, tmp_path: Path):
         assert torch.equal(stored[f"model.encoder.{name}"].float(), expected)
 
 
-def test_a_folder_is_missed_where_there_is_no_other_encoder(tmp_path: Path):
+def test_a_folder_is_missed_where_there_is_no_other_encoder(tmp_path: Path, untrained: Path):
     target = tmp_path / "plain"
-    shutil.copytree(MINI, target)
+    shutil.copytree(untrained, target)
     shutil.rmtree(target / FOLDER)
     assert missing_files(target) == [f"{FOLDER}/config.json", f"{FOLDER}/model.safetensors"]

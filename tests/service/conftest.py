@@ -160,7 +160,13 @@ def running(command: list[str], log: Path, **options: Any) -> Iterator[subproces
     """A process in a session of its own, all of which is killed at the end."""
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, **options
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # Shells have what they run in the background ignore interrupts.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            **options,
         )
         try:
             yield process

@@ -24,19 +24,20 @@ from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from kimia_infer.weights.errors import CheckpointError, WeightsError
 from tests.service.conftest import data_uri, serve
 from tests.training import runs
-from tests.training.runs import MINI
 
-EXPORT, INFER = (MINI.parents[1] / "scripts" / name for name in ("export", "infer"))
+ROOT = Path(__file__).resolve().parents[2]
+EXPORT, INFER = (ROOT / "scripts" / name for name in ("export", "infer"))
 WHISPER = "whisper-large-v3"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
+def run(tmp_path_factory, untrained: Path) -> Path:
     """A run of two steps that adapts everything that can be, and leaves its mark."""
     folder = tmp_path_factory.mktemp("run")
     data = runs.write_data(tmp_path_factory.mktemp("data"))
     settings = runs.settings(
-        data, folder, "method=lora", "parts=[trunk, mimo, adaptor, heads, whisper]",
+        data, folder, f"model={untrained}", "method=lora",
+        "parts=[trunk, mimo, adaptor, heads, whisper]",
         "max_steps=2", "save_every=1", "learning_rate=5e-2",
     )  # fmt: skip
     finetune(settings)
@@ -70,13 +71,19 @@ def answer(model: KimiAudio, sound: Path, output_type: str) -> Completion:
      ("both", "full", "float32")],
 )  # fmt: skip
 def test_merged_and_added_at_load_answer_the_same(
-    run: Path, merged: Path, tmp_path: Path, output_type: str, head_rows: str, dtype: str
+    run: Path,
+    merged: Path,
+    tmp_path: Path,
+    output_type: str,
+    head_rows: str,
+    dtype: str,
+    untrained: Path,
 ):
     options = {"device": "cpu", "dtype": dtype, "head_rows": head_rows}
     sound = runs.write_sound(tmp_path / "question.wav", 1.0, 7)
     expected, found, base = (
         answer(KimiAudio(str(path), adapter=adapter, **options), sound, output_type)
-        for path, adapter in ((MINI, run / FINAL), (merged, None), (MINI, None))
+        for path, adapter in ((untrained, run / FINAL), (merged, None), (untrained, None))
     )
     assert found.text_ids == expected.text_ids
     assert found.audio_ids == expected.audio_ids
@@ -85,8 +92,10 @@ def test_merged_and_added_at_load_answer_the_same(
     assert "adapter" not in found.metrics
 
 
-def test_a_slim_checkpoint_takes_an_adapter(run: Path, merged: Path, tmp_path: Path, capsys):
-    prepare_weights(MINI, tmp_path / "slim")
+def test_a_slim_checkpoint_takes_an_adapter(
+    run: Path, merged: Path, tmp_path: Path, capsys, untrained: Path
+):
+    prepare_weights(untrained, tmp_path / "slim")
     options = {"device": "cpu", "dtype": "bfloat16", "head_rows": "track"}
     sound = runs.write_sound(tmp_path / "question.wav", 1.0, 7)
     export(run, tmp_path / "merged", merge=True, base=str(tmp_path / "slim"))
@@ -97,8 +106,10 @@ def test_a_slim_checkpoint_takes_an_adapter(run: Path, merged: Path, tmp_path: P
         assert (found.text_ids, found.audio_ids) == (expected.text_ids, expected.audio_ids)
 
 
-def test_a_merged_checkpoint_is_the_base_but_for_what_was_adapted(run: Path, merged: Path):
-    before, after = (load_file(folder / "model.safetensors") for folder in (MINI, merged))
+def test_a_merged_checkpoint_is_the_base_but_for_what_was_adapted(
+    run: Path, merged: Path, untrained: Path
+):
+    before, after = (load_file(folder / "model.safetensors") for folder in (untrained, merged))
     assert {n: (t.shape, t.dtype) for n, t in before.items()} == {
         n: (t.shape, t.dtype) for n, t in after.items()
     }
@@ -113,18 +124,18 @@ def test_a_merged_checkpoint_is_the_base_but_for_what_was_adapted(run: Path, mer
         a, b = adapter.factors["language_model.mimo_layers.1.attention.qkv"]
         expected = before[name].float() + adapter.scale * (b @ a)[rows]
         torch.testing.assert_close(after[name], expected.to(torch.bfloat16))
-    old, new = (load_file(folder / WHISPER / "model.safetensors") for folder in (MINI, merged))
+    old, new = (load_file(folder / WHISPER / "model.safetensors") for folder in (untrained, merged))
     assert new.keys() <= old.keys()
     assert not torch.equal(
         old["model.encoder.layers.0.fc1.weight"], new["model.encoder.layers.0.fc1.weight"]
     )
     vocoder = "vocoder/model.safetensors"
-    assert (merged / vocoder).samefile(MINI / vocoder)
-    files = {p.relative_to(MINI) for p in MINI.rglob("*") if p.is_file()}
+    assert (merged / vocoder).samefile(untrained / vocoder)
+    files = {p.relative_to(untrained) for p in untrained.rglob("*") if p.is_file()}
     assert {p.relative_to(merged) for p in merged.rglob("*") if p.is_file()} == files
 
 
-def test_the_command_writes_adapters_and_checkpoints(run: Path, tmp_path: Path):
+def test_the_command_writes_adapters_and_checkpoints(run: Path, tmp_path: Path, untrained: Path):
     def call(*arguments: object) -> subprocess.CompletedProcess:
         command = [sys.executable, EXPORT, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True)
@@ -132,7 +143,7 @@ def test_the_command_writes_adapters_and_checkpoints(run: Path, tmp_path: Path):
     output = tmp_path / "adapter"
     done = call(run, output)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"scripts/serve --weights {MINI} --adapter {output}\n"
+    assert done.stdout == f"scripts/serve --weights {untrained} --adapter {output}\n"
     assert {path.name for path in output.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME}
     early = call(run / "checkpoints" / "step-00000001", output, "--merge", "--force")
     assert early.returncode == 0, early.stderr
@@ -153,27 +164,27 @@ def test_a_full_run_is_exported_as_it_is(merged: Path, tmp_path: Path):
         export(merged, tmp_path / "more", merge=True)
 
 
-def test_a_part_of_the_codec_takes_the_place_of_the_old_one(tmp_path: Path):
+def test_a_part_of_the_codec_takes_the_place_of_the_old_one(tmp_path: Path, untrained: Path):
     new = tmp_path / "run" / FINAL / "vocoder"
-    shutil.copytree(MINI / "vocoder", new)
+    shutil.copytree(untrained / "vocoder", new)
     tensors = {n: t * 1.5 for n, t in load_file(new / "model.safetensors").items()}
     save_file(tensors, new / "model.safetensors")
     with pytest.raises(ExportError, match="a part of a model; name the whole one with --base"):
         export(tmp_path / "run", tmp_path / "voice")
-    export(tmp_path / "run", tmp_path / "voice", base=str(MINI))
+    export(tmp_path / "run", tmp_path / "voice", base=str(untrained))
     weights = Path("vocoder/model.safetensors")
     assert (tmp_path / "voice" / weights).samefile(new / weights.name)
-    for path in MINI.rglob("*.safetensors"):
-        name = path.relative_to(MINI)
+    for path in untrained.rglob("*.safetensors"):
+        name = path.relative_to(untrained)
         assert (tmp_path / "voice" / name).samefile(path) == (name != weights)
     name = min(tensors)
     save_file({n: t for n, t in tensors.items() if n != name}, new / "model.safetensors")
     with pytest.raises(CheckpointError, match=rf"tensor {name} is missing"):
-        export(tmp_path / "run", tmp_path / "broken", base=str(MINI))
+        export(tmp_path / "run", tmp_path / "broken", base=str(untrained))
     assert not (tmp_path / "broken").exists()
 
 
-def test_what_cannot_be_exported(run: Path, tmp_path: Path, monkeypatch):
+def test_what_cannot_be_exported(run: Path, tmp_path: Path, monkeypatch, untrained: Path):
     for source, output, message in (
         (tmp_path, tmp_path / "x", "not a run, a checkpoint of one, a model or an adapter"),
         (run, run / FINAL / "x", "name a directory elsewhere"),
@@ -184,7 +195,7 @@ def test_what_cannot_be_exported(run: Path, tmp_path: Path, monkeypatch):
     (tmp_path / "mine").mkdir()
     with pytest.raises(ExportError, match="holds neither a model nor an adapter"):
         export(run, tmp_path / "mine", force=True)
-    for output, options in ((MINI / "x", {"merge": True}), (MINI, {"force": True})):
+    for output, options in ((untrained / "x", {"merge": True}), (untrained, {"force": True})):
         with pytest.raises(ExportError, match="lies in the model"):
             export(run, output, **options)
     with pytest.raises(WeightsError, match="nowhere"):
@@ -205,7 +216,9 @@ def test_an_unfinished_run_names_its_checkpoints(tmp_path: Path):
         find_result(tmp_path)
 
 
-def test_an_adapter_that_does_not_fit_is_refused_before_loading(run: Path, tmp_path: Path):
+def test_an_adapter_that_does_not_fit_is_refused_before_loading(
+    run: Path, tmp_path: Path, untrained: Path
+):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     for name in (CONFIG_NAME, WEIGHTS_NAME):
@@ -217,23 +230,23 @@ def test_an_adapter_that_does_not_fit_is_refused_before_loading(run: Path, tmp_p
     save_file(renamed, adapter / WEIGHTS_NAME)
     assert name not in renamed
     with pytest.raises(CheckpointError, match=r"mimo_layers.1\S+ is missing; it was trained on"):
-        KimiAudio(str(MINI), device="cpu", adapter=adapter)
+        KimiAudio(str(untrained), device="cpu", adapter=adapter)
     with pytest.raises(CheckpointError, match=r"mimo_layers.1\S+ is missing"):
         export(adapter, tmp_path / "x", merge=True)
     config = json.loads((adapter / CONFIG_NAME).read_text())
-    assert config["base_model_name_or_path"] == str(MINI)
+    assert config["base_model_name_or_path"] == str(untrained)
 
 
-def test_a_server_adds_the_adapter(run: Path, golden: Path, tmp_path: Path):
+def test_a_server_adds_the_adapter(run: Path, golden: Path, tmp_path: Path, untrained: Path):
     sound = runs.write_sound(tmp_path / "question.wav", 1.0, 7)
     adapter = os.path.relpath(run / FINAL)  # the server runs in another directory
-    known = ("--weights", str(MINI), "--adapter", adapter)
+    known = ("--weights", str(untrained), "--adapter", adapter)
     inputs = {"audio": data_uri(sound.read_bytes()), "output_type": "text", "max_new_tokens": 12}
     with serve(golden, tmp_path, *known) as server:
         found = server.succeed(**inputs)
         assert found["metrics"]["adapter"] == f"{run.name}/{FINAL}"
         assert f"adapter: {run / FINAL}" in (tmp_path / "log").read_text()
-    model = KimiAudio(str(MINI), device="cpu", adapter=run / FINAL, load_detokenizer=False)
+    model = KimiAudio(str(untrained), device="cpu", adapter=run / FINAL, load_detokenizer=False)
     chats = [{"role": "user", "message_type": "audio", "content": str(sound)}]
     assert found["output"]["text"] == model.generate(chats, max_new_tokens=12)[1]
     done = subprocess.run(
@@ -246,8 +259,8 @@ def test_a_server_adds_the_adapter(run: Path, golden: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("script", ["serve", "infer"])
-def test_an_adapter_that_is_not_there(script: str, tmp_path: Path):
-    arguments = ["--weights", MINI, "--adapter", tmp_path / "nowhere"]
+def test_an_adapter_that_is_not_there(script: str, tmp_path: Path, untrained: Path):
+    arguments = ["--weights", untrained, "--adapter", tmp_path / "nowhere"]
     if script == "infer":
         arguments += ["--text", "Hello", "--output", tmp_path / "x.wav"]
     done = subprocess.run(

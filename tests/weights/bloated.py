@@ -10,12 +10,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+CARD = ("README.md", "figures.json", "spectrograms.png")
+"""What describes the miniature and is no part of it."""
+
 SHARDS = ("model-1-of-2.safetensors", "model-2-of-2.safetensors", "model-36-of-36.safetensors")
 
 
 def write_bloated(miniature: Path, directory: Path) -> Path:
     """``miniature`` with the same weights, sharded and pickled, and with what training left."""
-    shutil.copytree(miniature, directory)
+    shutil.copytree(miniature, directory, ignore=shutil.ignore_patterns(*CARD))
     _shard(directory)
     _widen(directory / "whisper-large-v3", "model.decoder.layers.0.fc1.weight")
     _widen(directory / "glm-4-voice-tokenizer", "ema_weight", "embed_positions2.weight")

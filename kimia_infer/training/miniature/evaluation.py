@@ -237,9 +237,11 @@ def _measure_set(model: KimiAudio, world: Path, name: str, limit: int, hear: Hea
 def _measure_ablation(
     model: KimiAudio, world: Path, limit: int, ablation: str, hear: Hear
 ) -> dict[str, float]:
+    """In voices that are held out, which are understood only by all that there is."""
     values = {}
     kinds = ("transcription", "question")
-    cases, answers = _answers(model, world, "held_out", kinds, limit, ablation)
+    cases, answers = _answers(model, world, "held_out_voices", kinds, limit, ablation)
+    values["all_right"] = right(cases, answers)
     written = [i for i, case in enumerate(cases) if not case.spoken]
     asked = [i for i, case in enumerate(cases) if case.spoken]
     values["word_errors"] = transcribed([cases[i] for i in written], [answers[i] for i in written])

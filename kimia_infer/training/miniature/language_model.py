@@ -43,8 +43,8 @@ SIZE = {
     "heads": 6,
     "kv_heads": 2,
 }
-SEGMENT_SECONDS = 8
-"""Of what is transcribed at a time: about the longest of the joined sentences in training."""
+SEGMENT_SECONDS = 3
+"""Of what is transcribed at a time: a sentence. It has learned little of several in a row."""
 
 EMBEDDING_SCALE = 0.3
 """Deviation of untrained embeddings and gain of the adapted features that are added to them."""
@@ -78,8 +78,8 @@ def write_base(target: Path, speech_tokenizer: Path, whisper: Path, seed: int = 
     width = read_json(whisper / "config.json")["d_model"]
     sizes = Sizes(merges=MERGES, codes=codes, whisper_width=width, **SIZE)
     write_miniature(target, seed, sizes, corpus())
-    _replace_folder(speech_tokenizer, target / SPEECH_TOKENIZER_FOLDER)
-    _replace_folder(whisper, target / WHISPER_FOLDER)
+    _put(speech_tokenizer, target / SPEECH_TOKENIZER_FOLDER)
+    _put(whisper, target / WHISPER_FOLDER)
     _cast(target / WHISPER_FOLDER / "model.safetensors", torch.float16)
     generation = target / "generation_config.json"
     values = read_json(generation) | {SEGMENT_FIELD: SEGMENT_SECONDS}
@@ -160,7 +160,7 @@ def assemble(language_model: Path, detokenizer: Path, vocoder: Path, target: Pat
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(language_model, part)
     for source, name in ((detokenizer, "audio_detokenizer"), (vocoder, "vocoder")):
-        _replace_folder(source, part / name)
+        _put(source, part / name)
         _cast(part / name / "model.safetensors", torch.float16)
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
@@ -171,9 +171,9 @@ def _begun(output: Path) -> bool:
     return bool(all_checkpoints(output))
 
 
-def _replace_folder(source: Path, target: Path) -> None:
-    shutil.rmtree(target)
-    shutil.copytree(source, target)
+def _put(source: Path, target: Path) -> None:
+    """The files of a trained part in place of untrained ones; what it has no file for is kept."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
 
 
 def _cast(path: Path, dtype: torch.dtype) -> None:

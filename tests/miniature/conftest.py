@@ -1,0 +1,48 @@
+"""The trained miniature, and held-out speech of its small world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.training.miniature.evaluation import Case, load_model, read_cases
+from kimia_infer.training.miniature.judge import Judge
+from kimia_infer.training.miniature.spoken_world import WorldSize, write_world
+
+MINI = Path(__file__).resolve().parents[2] / "weights" / "mini"
+SEED = 20
+"""Of conversations that were not drawn in training; their texts are held out, too."""
+
+
+@pytest.fixture(scope="session")
+def spoken_world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
+    """A small world with held-out texts, in known and in held-out voices."""
+    folder = tmp_path_factory.mktemp("world")
+    count = 600 if long else 120
+    sizes = dict.fromkeys(("train", "validation", "voice_train", "voice_held_out"), 1)
+    size = WorldSize(**sizes, held_out=count, held_out_voices=count, seed=SEED)
+    write_world(folder, size, processes=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained() -> KimiAudio:
+    return load_model(MINI)
+
+
+@pytest.fixture(scope="session")
+def judge() -> Judge:
+    return Judge()
+
+
+@pytest.fixture(scope="session")
+def cases(spoken_world: Path):
+    """Held-out conversations of a kind, in the voices of training or, held out, in others."""
+
+    def read(kind: str, set_name: str = "held_out") -> list[Case]:
+        path = spoken_world / f"{set_name}.jsonl"
+        return read_cases(path, spoken_world, (kind,), limit=1000)
+
+    return read

@@ -1,0 +1,95 @@
+"""The shipped miniature says and understands the right words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import soxr
+import torch
+
+from kimia_infer.api.events import AudioChunk, Completion, TextDelta
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
+from kimia_infer.audio.load import SAMPLE_RATE
+from kimia_infer.training.miniature.evaluation import (
+    Case,
+    answer,
+    hearing,
+    load_model,
+    right,
+    spoken_right,
+    transcribed,
+)
+from kimia_infer.training.miniature.judge import Heard, Judge, recall
+from tests.miniature.conftest import MINI
+
+Cases = Callable[..., list[Case]]
+
+
+def understood(judge: Judge, wave: torch.Tensor) -> str:
+    return judge.hear(soxr.resample(wave.reshape(-1).numpy(), SPEECH_RATE, SAMPLE_RATE))
+
+
+def answers(model: KimiAudio, cases: Sequence[Case], ablation: str = "none") -> list:
+    return [answer(model, case, ablation) for case in cases]
+
+
+@pytest.mark.parametrize(("voices", "most"), [("held_out", 0.05), ("held_out_voices", 0.10)])
+def test_transcription(trained: KimiAudio, cases: Cases, voices: str, most: float):
+    heard = cases("transcription", voices)
+    assert len(heard) >= 30
+    assert transcribed(heard, answers(trained, heard)) <= most
+
+
+def test_spoken_questions_are_answered_in_both_tracks(trained: KimiAudio, cases: Cases):
+    asked = cases("question")
+    given = answers(trained, asked)
+    assert right(asked, given) >= 0.9
+    assert spoken_right(asked, given, hearing(trained)) >= 0.85
+
+
+def test_dialogues_use_their_history(trained: KimiAudio, cases: Cases):
+    asked = cases("dialogue")
+    assert right(asked, answers(trained, asked)) >= 0.8
+    forgetful = [Case(c.kind, c.chats[-1:], c.text, c.spoken) for c in asked]
+    assert right(forgetful, answers(trained, forgetful)) <= 0.5
+
+
+def test_read_aloud_is_understood(trained: KimiAudio, cases: Cases, judge: Judge):
+    heard = []
+    for case in cases("read"):
+        wave, _ = trained.generate(case.chats, output_type="both", seed=0)
+        heard.append(Heard(case.text, understood(judge, wave)))
+    assert recall(heard) >= 0.8
+
+
+def test_streamed_speech_says_the_same(trained: KimiAudio, cases: Cases, judge: Judge):
+    case = cases("question")[0]
+    events = list(trained.stream(case.chats, output_type="both", preset="low_latency", seed=0))
+    pieces = [event.wav for event in events if isinstance(event, AudioChunk)]
+    text = "".join(event.text for event in events if isinstance(event, TextDelta))
+    assert isinstance(events[-1], Completion)
+    assert text == events[-1].text == case.text
+    assert understood(judge, torch.cat(pieces)) == case.text
+
+
+@pytest.mark.parametrize("ablation", ["features", "codes", "delay"])
+def test_what_the_pipeline_needs(trained: KimiAudio, cases: Cases, ablation: str):
+    """Without it, answers are lost: Whisper's features and speech codes when voices that it does
+    not know are heard, the delay of the audio track when it speaks."""
+    if ablation == "delay":
+        asked, hear = cases("question"), hearing(trained)
+        whole = spoken_right(asked, answers(trained, asked), hear)
+        changed = load_model(MINI, audio_delay=0)
+        assert spoken_right(asked, answers(changed, asked), hear) <= whole - 0.05
+    else:
+        asked = cases("transcription", "held_out_voices") + cases("question", "held_out_voices")
+        whole = right(asked, answers(trained, asked))
+        assert right(asked, answers(trained, asked, ablation)) <= whole - 0.05
+
+
+def test_full_heads_give_the_same_tokens(trained: KimiAudio, cases: Cases):
+    full = load_model(MINI, "full")
+    chosen = [case for kind in ("transcription", "question", "read") for case in cases(kind)[:8]]
+    assert answers(full, chosen) == answers(trained, chosen)
