@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from kimia_infer.api.memory import MemoryPlan, free_memory, weight_bytes
@@ -34,6 +35,7 @@ from kimia_infer.weights.layout import WHISPER_FOLDER
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
 from kimia_infer.weights.parallel import load_parts
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.weights.tensors import StoredTensor
 
 
 @dataclass
@@ -96,24 +98,11 @@ def load_stages(
         plan = memory_plan(directory, parts, dtype, kv_cache or "none", offload is not None)
         plan.check(scheme, detokenizer, device, free)
     if change is not None:
-        _, whisper, model, *_ = (entry.part for entry in parts)
-        adapted = change.adapted({"language_model": model, "whisper": whisper})
-        parts[1] = replace(parts[1], part=adapted["whisper"])
-        parts[2] = replace(parts[2], part=adapted["language_model"])
+        _adapt(parts, change)
     if scheme != stored_scheme(directory):
         parts[2] = replace(parts[2], part=quantized_part(parts[2].part, scheme))
-    total = sum(entry.part.elements for entry in parts)
-    with tqdm(total=total, desc="Loading weights", unit=" values", unit_scale=True) as bar:
-        checksum = partial(slim.checksum, directory) if slim is not None else None
-        served = [(entry.part, entry.served(dtype)) for entry in parts]
-        groups = [(served, device)]
-        if offload is not None:
-            groups = [(served[:2], torch.device("cpu")), (served[2:], device)]
-        speech, encoder, language_model, *speaking = (
-            module
-            for group, place in groups
-            for module in load_parts(group, place, bar.update, checksum)
-        )
+    checksum = partial(slim.checksum, directory) if slim is not None else None
+    speech, encoder, language_model, *speaking = _load(parts, device, dtype, checksum, offload)
     codes = SpeechCodes(speech, directory / SPEECH_TOKENIZER_FOLDER)
     features = WhisperFeatures(encoder, directory / WHISPER_FOLDER)
     if offload is not None:
@@ -128,6 +117,35 @@ def load_stages(
         adapter,
         segment_seconds,
     )
+
+
+def _adapt(parts: list[StoredPart], change: Adapter) -> None:
+    """Let the Whisper encoder and the language model be read with the adapter added to them."""
+    _, whisper, model, *_ = (entry.part for entry in parts)
+    adapted = change.adapted({"language_model": model, "whisper": whisper})
+    parts[1] = replace(parts[1], part=adapted["whisper"])
+    parts[2] = replace(parts[2], part=adapted["language_model"])
+
+
+def _load(
+    parts: Sequence[StoredPart],
+    device: torch.device,
+    dtype: torch.dtype,
+    checksum: Callable[[StoredTensor], int] | None,
+    offload: str | None,
+) -> list[nn.Module]:
+    """The modules of all parts, both encoders in host memory if they are offloaded."""
+    served = [(entry.part, entry.served(dtype)) for entry in parts]
+    groups = [(served, device)]
+    if offload is not None:
+        groups = [(served[:2], torch.device("cpu")), (served[2:], device)]
+    total = sum(entry.part.elements for entry in parts)
+    with tqdm(total=total, desc="Loading weights", unit=" values", unit_scale=True) as bar:
+        return [
+            module
+            for group, place in groups
+            for module in load_parts(group, place, bar.update, checksum)
+        ]
 
 
 def memory_plan(

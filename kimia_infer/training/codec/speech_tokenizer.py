@@ -25,13 +25,12 @@ from kimia_infer.tokenizer.speech import (
 )
 from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, POSITIONS, feature_extractor
 from kimia_infer.training.codec.code_book import RunningCodeBook
-from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples
+from kimia_infer.training.codec.data import Example, Examples, Sound
 from kimia_infer.training.codec.recognizer import Recognizer, ctc
 from kimia_infer.training.codec.run import (
     CodecNetwork,
     load_trainable,
     mixed_precision,
-    run,
     write_part,
 )
 from kimia_infer.training.codec.settings import TokenizerSettings
@@ -41,7 +40,7 @@ from kimia_infer.training.codec.spoken_text import (
     check_speakable,
     code_points,
     phone_number,
-    read_spoken,
+    run_spoken,
     texts_of,
 )
 from kimia_infer.training.conversations import DataError
@@ -66,25 +65,19 @@ def train_tokenizer(settings: TokenizerSettings, resume: bool = False) -> Outcom
     values = read_json(source) if initial else new_config(settings)
     config = SpeechTokenizerConfig.from_json(values, source)
     reader = SpokenTextReader(settings, initial or Path(), config.encoder.num_mel_bins)
-    units: list[Units] = []
 
-    def read_data() -> tuple[SoundSamples, SoundSamples | None]:
-        samples, found = read_spoken(settings, reader.read)
-        units.append(found)
-        return samples
-
-    def build(samples: SoundSamples, written: Path | None, device: torch.device):
+    def build(written: Path | None, device: torch.device, units: Units) -> TokenizerNetwork:
         folder = written / SPEECH_TOKENIZER_FOLDER if written else initial
         if folder:
             tokenizer = load_trainable(speech_tokenizer_part(folder), device)
         else:
             tokenizer = new_tokenizer(config).to(device)
-        network = TokenizerNetwork(tokenizer, values, settings, units[0])
+        network = TokenizerNetwork(tokenizer, values, settings, units)
         if initial:
             network.code_book.keep_table()
         return network
 
-    return run(settings, resume, read_data, build)
+    return run_spoken(settings, resume, reader.read, build)
 
 
 class SpokenTextReader:

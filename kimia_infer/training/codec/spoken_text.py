@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,8 +17,10 @@ from kimia_infer.audio.load import SAMPLE_RATE
 from kimia_infer.tokenizer.segments import CODE_SAMPLES
 from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, LOG_MEL
 from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
+from kimia_infer.training.codec.run import CodecNetwork, run
 from kimia_infer.training.codec.settings import CodecSettings
 from kimia_infer.training.conversations import DataError
+from kimia_infer.training.trainer import Outcome
 
 SILENCE = "_"
 """The phone before the first; espeak-ng's name of a pause."""
@@ -85,14 +88,36 @@ def frames_needed(ids: Sequence[object]) -> int:
     return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
-def read_spoken(
-    settings: CodecSettings, read: Callable[[Sound], Example]
-) -> tuple[tuple[SoundSamples, SoundSamples | None], Units]:
-    """Training and evaluation data whose examples have a ``mel``, and the units of both.
+def run_spoken(
+    settings: CodecSettings,
+    resume: bool,
+    read: Callable[[Sound], Example],
+    build: Callable[[Path | None, torch.device, Units], CodecNetwork],
+) -> Outcome:
+    """:func:`run` on sounds with texts, whose examples have a ``mel``.
+
+    ``build`` makes the network from the folder that was written last, if there is one, on a device,
+    for the units of all texts.
 
     Raises:
         DataError: as :func:`read_samples`; sounds have no texts.
     """
+    found: list[Units] = []
+
+    def read_data() -> tuple[SoundSamples, SoundSamples | None]:
+        samples, units = _read_spoken(settings, read)
+        found.append(units)
+        return samples
+
+    return run(
+        settings, resume, read_data, lambda _, written, device: build(written, device, found[0])
+    )
+
+
+def _read_spoken(
+    settings: CodecSettings, read: Callable[[Sound], Example]
+) -> tuple[tuple[SoundSamples, SoundSamples | None], Units]:
+    """Training and evaluation data, and the units of both."""
     both = read_samples(settings, read, _seconds, needs_text=True)
     sounds = [s for samples in both if samples is not None for s in samples.sounds]
     phones = {name for s in sounds for name, _ in s.phones or ()}

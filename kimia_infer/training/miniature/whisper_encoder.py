@@ -30,13 +30,12 @@ from kimia_infer.tokenizer.whisper import (
     feature_extractor,
     whisper_part,
 )
-from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples
+from kimia_infer.training.codec.data import Example, Examples, Sound
 from kimia_infer.training.codec.recognizer import ConvolutionBlock, ctc
 from kimia_infer.training.codec.run import (
     CodecNetwork,
     load_trainable,
     mixed_precision,
-    run,
     write_part,
 )
 from kimia_infer.training.codec.settings import CodecSettings
@@ -44,7 +43,7 @@ from kimia_infer.training.codec.spoken_text import (
     Units,
     check_speakable,
     code_points,
-    read_spoken,
+    run_spoken,
     texts_of,
 )
 from kimia_infer.training.config import ConfigError, option
@@ -99,22 +98,16 @@ def train_whisper(settings: WhisperSettings, resume: bool = False) -> Outcome:
     values = read_json(source) if initial else new_config(settings)
     config = encoder_config(values, source)
     extractor = feature_extractor(initial or Path(), config.num_mel_bins)
-    units: list[Units] = []
 
-    def read_data() -> tuple[SoundSamples, SoundSamples | None]:
-        samples, found = read_spoken(settings, partial(read_sound, extractor=extractor))
-        units.append(found)
-        return samples
-
-    def build(samples: SoundSamples, written: Path | None, device: torch.device):
+    def build(written: Path | None, device: torch.device, units: Units) -> WhisperNetwork:
         folder = written / WHISPER_FOLDER if written else initial
         if folder:
             encoder = load_trainable(whisper_part(folder), device)
         else:
             encoder = new_encoder(WhisperEncoder(config)).to(device)
-        return WhisperNetwork(encoder, values, settings, units[0])
+        return WhisperNetwork(encoder, values, settings, units)
 
-    return run(settings, resume, read_data, build)
+    return run_spoken(settings, resume, partial(read_sound, extractor=extractor), build)
 
 
 def read_sound(sound: Sound, extractor) -> Example:
