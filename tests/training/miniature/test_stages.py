@@ -34,8 +34,8 @@ def test_stages_can_be_made_in_their_order(tmp_path: Path):
 def test_independent_stages_can_run_together(tmp_path: Path):
     assert ready(tmp_path) == ["world"]
     (tmp_path / "world").mkdir()
-    assert ready(tmp_path) == ["tokenizer", "vocoder", "whisper"]
-    assert ready(tmp_path, running=["tokenizer"]) == ["vocoder", "whisper"]
+    assert ready(tmp_path) == ["tokenizer", "whisper", "vocoder"]
+    assert ready(tmp_path, running=["tokenizer"]) == ["whisper", "vocoder"]
     (tmp_path / STAGES["tokenizer"].result).mkdir(parents=True)
     assert ready(tmp_path, running=["vocoder", "whisper"]) == ["encoder"]
 
