@@ -23,9 +23,12 @@ class ConvolutionBlock(nn.Module):
         self.conv = nn.Conv1d(width, width, kernel, padding=kernel // 2)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [batch, time, width] -> the same shape."""
-        return x + self.out(F.gelu(self.conv(self.norm(x).mT).mT))
+    def forward(self, x: Tensor, valid: Tensor) -> Tensor:
+        """x [batch, time, width] -> the same shape.
+
+        Where ``valid`` [batch, time, 1] is not, neighbors see zeros, as behind the end of a sound.
+        """
+        return x + self.out(F.gelu(self.conv((self.norm(x) * valid).mT).mT))
 
 
 class Recognizer(nn.Module):
@@ -59,7 +62,7 @@ class Recognizer(nn.Module):
         valid = (places < counts[:, None]).repeat_interleave(FRAMES_PER_CODE, 1)[:, :, None]
         x = self.spread(x).unflatten(2, (FRAMES_PER_CODE, -1)).flatten(1, 2) * valid
         for block in self.blocks:
-            x = block(x) * valid  # the neighbors of padding see zeros, whatever the batch
+            x = block(x, valid)
         return self.last_norm(x)
 
     def word_scores(self, frames: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kimia_infer.audio.load import load_audio
@@ -34,7 +35,6 @@ from kimia_infer.training.codec.settings import VocoderSettings
 from kimia_infer.training.codec.spectral_loss import RESOLUTIONS, log_mels, stft_loss
 from kimia_infer.training.codec.trainable_activation import use_activations
 from kimia_infer.training.config import ConfigError
-from kimia_infer.training.conversations import DataError
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.checkpoint import read_json
 
@@ -76,7 +76,7 @@ def train_vocoder(settings: VocoderSettings, resume: bool = False) -> Outcome:
 
 @dataclass(frozen=True)
 class WaveReader:
-    """Sounds of at least ``crop_frames`` to waves and their spectrograms."""
+    """Sounds to waves and their spectrograms, shorter ones with silence up to a crop."""
 
     mel: MelConfig
     crop_frames: int
@@ -87,9 +87,8 @@ class WaveReader:
     def read(self, sound: Sound) -> Example:
         """``mel`` fp32 [frames, mel_bins] and ``wave`` fp32 [frames * hop] of a sound."""
         wave = torch.from_numpy(load_audio(sound.path, sample_rate=self.mel.sample_rate))
-        needed = self.crop_frames * self.mel.hop_size
-        if len(wave) < needed:
-            raise DataError(f"{sound.path}: {len(wave)} samples, at least {needed} are needed")
+        missing = self.crop_frames * self.mel.hop_size - len(wave)
+        wave = F.pad(wave, (0, max(0, missing)))
         frames = log_mel(wave, self.mel)
         return {"mel": frames, "wave": wave[: len(frames) * self.mel.hop_size]}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.tokenizer.segments import SEGMENT_SAMPLES
 from kimia_infer.tokenizer.speech import SpeechCodes, speech_tokenizer_part
 from kimia_infer.training.conversations import UNDERSTANDING, ConversationFile, write_lines
-from kimia_infer.training.miniature.spoken_world import READ, SETS, SPOKEN, TRANSCRIBE
+from kimia_infer.training.miniature.spoken_world import READ, SPOKEN, TRANSCRIBE
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
 JOINED_SENTENCES = (2, 2, 3, 3, 4)
@@ -39,7 +39,6 @@ REPEATED = {"question": 1, "dialogue": 1}
 """How often more a line of a kind is there that is learned slowly: its answer has to be found."""
 
 SEED = 3
-CodesOf = Callable[[Path], list[int]]
 Heard = tuple[str, str]  # path of a sound and what is said
 
 
@@ -50,7 +49,7 @@ def write_conversations(
     joined: int = 4000,
     transcribed: float = 0.25,
 ) -> None:
-    """Write SET.jsonl with the ids of all speech codes to ``target``, train.jsonl last.
+    """Write validation.jsonl and train.jsonl with the ids of all speech codes to ``target``.
 
     Paths in them are absolute, so ``target`` has to be where the lists stay.
 
@@ -61,7 +60,7 @@ def write_conversations(
         joined: recordings of several sentences, added to the training set.
         transcribed: part of what users say elsewhere that is transcribed, too.
     """
-    lines = {name: _read(world / f"{name}.jsonl", world) for name in SETS}
+    lines = {name: _read(world / f"{name}.jsonl", world) for name in ("validation", "train")}
     chance = random.Random(SEED)
     heard = sorted({item for line in lines["train"] for item in _user_sounds(line)})
     lines["train"] += [
@@ -75,7 +74,7 @@ def write_conversations(
     codes = _codes(
         base, [path for some in lines.values() for line in some for path in _paths(line)]
     )
-    for name, some in reversed(lines.items()):
+    for name, some in lines.items():  # the training set last: that it is there says all is
         write_lines(target / f"{name}.jsonl", [_with_codes(line, codes) for line in some])
 
 

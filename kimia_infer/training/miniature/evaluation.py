@@ -29,7 +29,7 @@ from kimia_infer.audio.load import SAMPLE_RATE, load_audio
 from kimia_infer.audio.wav import write_wav
 from kimia_infer.language_model.decode import DecodeInput, Generation
 from kimia_infer.randomness import SeededRandomness
-from kimia_infer.training.conversations import UNDERSTANDING, ConversationFile
+from kimia_infer.training.conversations import UNDERSTANDING, ConversationFile, DataError
 from kimia_infer.training.miniature.judge import Judge
 
 Hear = Callable[[tuple[int, ...]], str]
@@ -38,7 +38,10 @@ Hear = Callable[[tuple[int, ...]], str]
 KINDS = ("transcription", "question", "dialogue", "repeat", "read")
 HELD_OUT_SETS = ("held_out", "held_out_voices")
 
-ABLATIONS = ("none", "features", "codes", "delay", "request")
+ASKED = ("transcription", "question")
+"""Kinds of which ablations are measured."""
+
+ABLATIONS = ("features", "codes", "delay", "request")
 
 LONG_SECONDS, PAUSE = 600, 0.5
 
@@ -63,6 +66,9 @@ class Answer:
     text: str
     codes: tuple[int, ...]
     ended: bool
+
+
+Answered = tuple[list[Case], list[Answer]]
 
 
 def read_cases(path: Path, world: Path, kinds: Sequence[str], limit: int) -> list[Case]:
@@ -205,50 +211,52 @@ def measure(directory: Path, world: Path, limit: int = 200, serving: Serving = A
     hear = hearing(model)
     figures: dict = {"sets": {}, "ablations": {}}
     for name in HELD_OUT_SETS:
-        figures["sets"][name] = _measure_set(model, world, name, limit, hear)
+        answered = _answers(model, world, name, KINDS, limit, "none")
+        figures["sets"][name] = _scores(answered, hear)
+    # In voices that are held out, which are understood only by all that there is.
+    figures["ablations"]["none"] = _understood(answered, hear)
     for ablation in ABLATIONS:
         changed = model
         if ablation == "delay":
             changed = load_model(directory, audio_delay=0, serving=serving)
-        figures["ablations"][ablation] = _measure_ablation(changed, world, limit, ablation, hear)
+        answered = _answers(changed, world, HELD_OUT_SETS[-1], ASKED, limit, ablation)
+        figures["ablations"][ablation] = _understood(answered, hear)
     figures["long_recording"] = measure_long(model, world, LONG_SECONDS)
     figures["same_tokens_with_full_heads"] = _same_tokens(
-        load_model(directory, "full", serving=serving), model, world, limit // 4
+        load_model(directory, "full", serving=serving), model, world, max(1, limit // 4)
     )
     return figures
 
 
-def _measure_set(model: KimiAudio, world: Path, name: str, limit: int, hear: Hear) -> dict:
-    cases, answers = _answers(model, world, name, KINDS, limit, "none")
+def _scores(answered: Answered, hear: Hear) -> dict:
+    """Of each kind, and of all that is spoken together."""
     values: dict = {}
     for kind in KINDS:
-        chosen = [i for i, case in enumerate(cases) if case.kind == kind]
-        asked, given = [cases[i] for i in chosen], [answers[i] for i in chosen]
-        values[kind] = {"count": len(chosen), "word_errors": transcribed(asked, given)}
-        values[kind]["right"] = right(asked, given)
-        if asked[0].spoken:
-            values[kind]["agreement"] = agreement(given, hear)
-            values[kind]["spoken_right"] = spoken_right(asked, given, hear)
-    said = [answer for case, answer in zip(cases, answers, strict=True) if case.spoken]
-    values["agreement"] = agreement(said, hear)
+        cases, answers = _of(answered, lambda case, kind=kind: case.kind == kind)
+        values[kind] = {"count": len(cases), "word_errors": transcribed(cases, answers)}
+        values[kind]["right"] = right(cases, answers)
+        if cases[0].spoken:
+            values[kind]["agreement"] = agreement(answers, hear)
+            values[kind]["spoken_right"] = spoken_right(cases, answers, hear)
+    _, answers = _of(answered, lambda case: case.spoken)
+    values["agreement"] = agreement(answers, hear)
     return values
 
 
-def _measure_ablation(
-    model: KimiAudio, world: Path, limit: int, ablation: str, hear: Hear
-) -> dict[str, float]:
-    """In voices that are held out, which are understood only by all that there is."""
-    values = {}
-    kinds = ("transcription", "question")
-    cases, answers = _answers(model, world, "held_out_voices", kinds, limit, ablation)
-    values["all_right"] = right(cases, answers)
-    written = [i for i, case in enumerate(cases) if not case.spoken]
-    asked = [i for i, case in enumerate(cases) if case.spoken]
-    values["word_errors"] = transcribed([cases[i] for i in written], [answers[i] for i in written])
-    asked_cases, given = [cases[i] for i in asked], [answers[i] for i in asked]
-    values["right"] = right(asked_cases, given)
-    values["spoken_right"] = spoken_right(asked_cases, given, hear)
-    return values
+def _understood(answered: Answered, hear: Hear) -> dict[str, float]:
+    """Of sentences to transcribe and of questions."""
+    asked = _of(answered, lambda case: case.kind == "question")
+    return {
+        "all_right": right(*_of(answered, lambda case: case.kind in ASKED)),
+        "word_errors": transcribed(*_of(answered, lambda case: case.kind == "transcription")),
+        "right": right(*asked),
+        "spoken_right": spoken_right(*asked, hear),
+    }
+
+
+def _of(answered: Answered, chosen: Callable[[Case], bool]) -> Answered:
+    pairs = [pair for pair in zip(*answered, strict=True) if chosen(pair[0])]
+    return [case for case, _ in pairs], [answer for _, answer in pairs]
 
 
 def measure_long(model: KimiAudio, world: Path, seconds: float) -> dict[str, float]:
@@ -282,7 +290,10 @@ def _same_tokens(full: KimiAudio, model: KimiAudio, world: Path, limit: int) -> 
 
 def _answers(
     model: KimiAudio, world: Path, name: str, kinds: Sequence[str], limit: int, ablation: str
-) -> tuple[list[Case], list[Answer]]:
-    cases = read_cases(world / f"{name}.jsonl", world, kinds, limit)
+) -> Answered:
+    path = world / f"{name}.jsonl"
+    cases = read_cases(path, world, kinds, limit)
+    if missing := set(kinds) - {case.kind for case in cases}:
+        raise DataError(f"{path}: no {', '.join(sorted(missing))}")
     title = f"{name}, ablation: {ablation}"
     return cases, [answer(model, case, ablation) for case in tqdm(cases, title, unit=" answers")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +61,7 @@ def write_figures(
         "chance": chance_recall(sound.text for sound in sounds),
         "real_time_factor": _real_time_factor(model, world),
         "threads": torch.get_num_threads(),
-        "bytes": sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file()),
+        "bytes": sum(path.stat().st_size for path in _served(checkpoint)),
         "quantization": model.quantization,
         "kv_cache": model.decoder.kv_cache,
         **measure(checkpoint, world, limit, serving),
@@ -72,6 +72,12 @@ def write_figures(
     part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     os.replace(part, output / FIGURES)
     return figures
+
+
+def _served(checkpoint: Path) -> Iterator[Path]:
+    """Files of a checkpoint without what describes it."""
+    beside = {"README.md", FIGURES, PICTURE}
+    return (path for path in checkpoint.rglob("*") if path.is_file() and path.name not in beside)
 
 
 def _understood(heard: dict[str, list[Heard]]) -> dict[str, dict[str, float]]:

@@ -6,7 +6,8 @@ Below the folder of a world lie
     answer/*.wav        24 kHz, 16 bit: what the assistant says, in one voice
     SET.jsonl           conversations for fine-tuning; SET is one of SETS
     speech_SET.jsonl    every sound of a set, once: audio, text, phones
-    voice_SPLIT.jsonl   sentences and answers in the assistant's voice: audio, text, phones
+    voice_train.jsonl   sentences and answers in the assistant's voice: audio, text, phones
+    voice_held_out.jsonl  sentences alone
 
 Audio paths are relative to the folder. ``phones`` are pairs of a phoneme's name and the second
 at which it begins. The ``kind`` of a conversation is one of KINDS.
@@ -219,8 +220,9 @@ def write_world(folder: Path, size: WorldSize, processes: int) -> None:
     }
     for split in ("train", "held_out"):
         texts = draw_sentences(split, getattr(size, f"voice_{split}"), size.seed)
-        answers = [u for u in heard[f"speech_{split}"] if u.voice == ANSWER_VOICE]
-        heard[f"voice_{split}"] = [Utterance(text, ANSWER_VOICE) for text in texts] + answers
+        heard[f"voice_{split}"] = [Utterance(text, ANSWER_VOICE) for text in texts]
+    answers = [u for u in heard["speech_train"] if u.voice == ANSWER_VOICE]
+    heard["voice_train"] += answers
     for kind in ("user", "answer"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     everything = dict.fromkeys(u for utterances in heard.values() for u in utterances)

@@ -181,7 +181,7 @@ class WhisperNetwork(CodecNetwork):
         frames = torch.arange(x.shape[1], device=x.device)
         valid = (frames < FRAMES_PER_CODE * counts[:, None])[:, :, None]
         for block in self.upper:
-            x = block(x) * valid
+            x = block(x, valid)
         x = self.upper_norm(x)
         texts = texts_of(batch)
         characters = [self.units.character_ids(text) for text in texts]

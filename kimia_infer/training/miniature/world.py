@@ -67,6 +67,9 @@ COUNTS = ("count {}", "please count {}")
 MY_COLOR = ("what color is my {}", "which color is my {}", "tell me the color of my {}")
 WHERE = ("where is {}", "tell me where {} is")
 
+MINE = "my "
+"""How facts begin that only dialogues have."""
+
 SPLITS = ("train", "validation", "held_out")
 LONGEST_COUNT = 4
 
@@ -89,8 +92,10 @@ def split_of(text: str) -> str:
 
 
 def split_of_dialogue(turns: Dialogue) -> str:
-    """The split of a question, or of a dialogue as a whole."""
-    return split_of(" | ".join(turn.user for turn in turns))
+    """The split of a dialogue as a whole, or of how it opens if that is said alone as well."""
+    opening = turns[0].user
+    alone = not opening.startswith(MINE)
+    return split_of(opening if alone else " | ".join(turn.user for turn in turns))
 
 
 def sentence(chance: random.Random, split: str) -> str:
@@ -171,7 +176,7 @@ def dialogue(chance: random.Random, split: str) -> Dialogue:
 
 
 def _color_fact(item: str, color: str) -> Turn:
-    return Turn(f"my {item} is {color}", f"okay {color} {item}")
+    return Turn(f"{MINE}{item} is {color}", f"okay {color} {item}")
 
 
 def _color_dialogue(chance: random.Random) -> Dialogue:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from kimia_infer.audio.load import load_audio
 from kimia_infer.detokenizer.activation import AntiAliasedSnake
 from kimia_infer.detokenizer.mel import MelConfig, log_mel
 from kimia_infer.detokenizer.vocoder import Vocoder, VocoderConfig, vocoder_part
 from kimia_infer.training.checkpoints import TrainingError
-from kimia_infer.training.codec.data import Examples, find_sounds
+from kimia_infer.training.codec.data import Examples, Sound, find_sounds
 from kimia_infer.training.codec.discriminators import (
     Discriminators,
     discriminator_loss,
@@ -207,12 +209,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         train_vocoder(settings(sounds, tmp_path / "parts", *options, "adversarial=0.3"), True)
 
 
+def test_a_short_sound_is_followed_by_silence(sounds: Path, tmp_path: Path):
+    """A word of one syllable has to be learned, too."""
+    path = write_sound(tmp_path / "short.wav", 0.1, 0)
+    config = MelConfig.from_dict(new_config(settings(sounds, tmp_path)))
+    example = WaveReader(config, 16).read(Sound("short", path))
+    wave = load_audio(path, sample_rate=24_000)
+    assert len(example["mel"]) == 16 and len(example["wave"]) == 16 * config.hop_size
+    assert np.array_equal(example["wave"][: len(wave)], wave)
+    assert not example["wave"][len(wave) :].any()
+
+
 def test_bad_data_and_settings_stop_before_training(sounds: Path, tmp_path: Path):
     data = tmp_path / "data.jsonl"
-    short = write_sound(tmp_path / "short.wav", 0.1, 0)
-    lines = [{"audio": str(sounds / "0.wav")}, {"audio": str(short)}]
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(b"no sound")
+    lines = [{"audio": str(sounds / "0.wav")}, {"audio": str(broken)}]
     data.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(DataError, match=r"data.jsonl:2: .*2400 samples, at least 3840"):
+    with pytest.raises(DataError, match=r"data.jsonl:2: .*broken.wav"):
         train_vocoder(settings(data, tmp_path / "run"))
     with pytest.raises(CheckpointError, match="size: upsample_rates and upsample_kernel_sizes"):
         train_vocoder(settings(sounds, tmp_path / "run", "size.rates=[8, 5, 12]"))

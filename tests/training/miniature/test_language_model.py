@@ -105,7 +105,8 @@ def test_what_is_learned(base: Path, world: Path, tmp_path: Path):
     part = speech_tokenizer_part(folder).load(torch.device("cpu"), torch.float32)
     codes = SpeechCodes(part, folder)
     lines = read(tmp_path / "train.jsonl")
-    assert read(tmp_path / "held_out.jsonl") == lines[:3]
+    assert read(tmp_path / "validation.jsonl") == lines[:3]
+    assert not (tmp_path / "held_out.jsonl").exists()
     sounds = {}
     for line in lines:
         for message in line["conversation"]:

@@ -125,6 +125,8 @@ def test_losses_do_not_depend_on_the_other_sounds(data: Path, tmp_path: Path):
         torch.nn.init.zeros_(layer.self_attn.out_proj.weight)
     torch.nn.init.zeros_(base.embed_positions.weight)
     network = WhisperNetwork(base, new_config(run), run, Units.of(SPOKEN_TEXTS)).eval()
+    for block in network.upper:
+        torch.nn.init.normal_(block.norm.bias)
     sounds = [Sound("a", data.parent / f"{i}.wav", text) for i, text in enumerate(SPOKEN_TEXTS)]
     items = tuple(read_sound(sound, EXTRACTOR) for sound in sounds)
     loudest = max(item["mel"].max() for item in items)

@@ -56,6 +56,11 @@ def test_splits_share_no_text():
         assert not texts["train"] & texts["held_out"]
         assert not texts["validation"] & texts["held_out"]
     assert all(split_of_dialogue(turns) == split for split in SPLITS for turns in talks[split])
+    alone = {split: drawn[split] | asked[split] for split in SPLITS}
+    for split in SPLITS:
+        said = {turn.user for turns in talks[split] for turn in turns}
+        for other in {"validation", "held_out"} - {split}:
+            assert not said & alone[other]
 
 
 def test_sentences_are_short_and_various():
@@ -97,7 +102,7 @@ def test_dialogues_say_what_was_said():
 
 def test_the_vocabulary_covers_what_is_said():
     words, chance = set(vocabulary()), random.Random(7)
-    assert 60 <= len(words) <= 110
+    assert len(words) == 84
     for split in SPLITS:
         for _ in range(500):
             texts = [sentence(chance, split)]
