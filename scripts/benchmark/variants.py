@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -28,8 +28,15 @@ ROOM = 1.2
 """Each further process is expected to need as much as the first one, times this."""
 
 
+MEMINFO = Path("/proc/meminfo")
+
+
 class VariantError(RuntimeError):
     """A process of a variant could not go on; the message is its own."""
+
+
+FAILURES = (RequestError, CheckpointError, WeightsError, VariantError)
+"""Of one variant; the others are measured nevertheless."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +106,8 @@ class Worker:
         return answer
 
     def close(self) -> None:
-        self._process.stdin.close()  # which ends it
+        with suppress(BrokenPipeError):  # it has died, and left a question unread
+            self._process.stdin.close()  # which ends it
         self._process.wait()
         self._process.stdout.close()
 
@@ -109,11 +117,12 @@ def measure_variants(
 ) -> dict:
     """Every variant on the same requests, in rounds of all of them; medians over ``runs``.
 
-    All processes stay while memory is enough for them, else each round loads them one after
-    another. Checkpoints are prepared in ``prepared``, or for the time of the measurement.
+    All processes stay while memory is known to be enough for them, else each round loads them
+    one after another. Checkpoints are prepared in ``prepared``, or for the time of the
+    measurement. A variant that fails, in whichever round, has no row: ``left_out`` says why.
 
     Raises:
-        VariantError: none of the variants can run.
+        VariantError: no variant could be measured.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="variants-")))
@@ -152,8 +161,9 @@ class _Fleet:
         self.complete: set[str] = set()
 
     def close(self) -> None:
-        for worker in self.workers.values():
-            worker.close()
+        with ExitStack() as closing:  # each, whatever becomes of the others
+            for worker in self.workers.values():
+                closing.callback(worker.close)
         self.workers.clear()
 
     @contextmanager
@@ -190,25 +200,32 @@ class _Fleet:
                 peak = worker.ask("warm_up")["peak_memory"]
                 if self.together is None:
                     free = free_memory(torch.device(self.setup.device))
-                    self.together = ROOM * peak * (left - 1) <= free
+                    known = None not in (peak, free)
+                    self.together = known and ROOM * peak * (left - 1) <= free
                 quality = None
                 if name == REFERENCE:
                     worker.ask("refer", path=reference)
                 elif REFERENCE in self.rows:
                     quality = worker.ask("compare", path=reference)
                 loaded = worker.loaded
-        except (RequestError, CheckpointError, WeightsError, VariantError) as error:
+        except FAILURES as error:
             self.left_out[name] = str(error)
             return
-        self.rows[name] = {"loaded": loaded, "quality": quality, "turns": []}
+        measured = loaded | {"peak_memory": peak, "quality": quality}
+        self.rows[name] = {"measured": measured, "turns": []}
 
     def take_turn(self, name: str) -> None:
         """One of every request, and decode steps of the language model alone."""
-        with self._worker(name) as worker:
-            if not self.together:
-                worker.ask("warm_up")
-            found = {request: worker.ask("answer", request=request) for request in REQUESTS}
-            decoded = worker.ask("decode")
+        try:
+            with self._worker(name) as worker:
+                if not self.together:
+                    worker.ask("warm_up")
+                found = {request: worker.ask("answer", request=request) for request in REQUESTS}
+                decoded = worker.ask("decode")
+        except FAILURES as error:
+            self.left_out[name] = str(error)
+            del self.rows[name]
+            return
         self.rows[name]["turns"].append({"requests": found, **decoded})
 
     def result(self, name: str) -> dict:
@@ -223,10 +240,8 @@ class _Fleet:
             "name": name,
             "requests": {request: _medians(found) for request, found in requests.items()},
             "steps_per_second": 1 / statistics.median(turn["step_seconds"] for turn in turns),
-            "peak_memory": max(turn["peak_memory"] for turn in turns),
             "disk_bytes": files,
-            **row["loaded"],
-            "quality": row["quality"],
+            **row["measured"],
         }
 
 
@@ -235,9 +250,11 @@ def _medians(found: Sequence[dict]) -> dict:
     return found[0] | {key: statistics.median(each[key] for each in found) for key in timed}
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are left on ``device``; of the host's, what Linux calls available."""
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are left on ``device``; of the host's, what Linux calls available, else None."""
     if device.type != "cpu":
         return torch.accelerator.get_memory_info(device)[0]
-    lines = Path("/proc/meminfo").read_text().splitlines()
+    if not MEMINFO.exists():
+        return None
+    lines = MEMINFO.read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from kimia_infer.errors import RequestError
-from scripts.benchmark import report, variants
+from kimia_infer.language_model.model import LanguageModel
+from scripts.benchmark import report, variant_worker, variants
 from scripts.benchmark.variants import Setup, VariantError, Worker, measure_variants, parse_variants
 from tests.benchmark.test_bench import COLUMNS, bench
 
@@ -31,6 +34,8 @@ class FakeWorker:
 
     log: list[tuple[str, str]]
     broken: dict[str, str]
+    failing: dict[tuple[str, str], str]
+    peak: int | None
 
     def __init__(self, setup: Setup, name: str, directory: Path | None):
         self.name = name
@@ -41,15 +46,17 @@ class FakeWorker:
 
     def ask(self, what: str, request: str | None = None, path: str | None = None) -> dict:
         self.log.append((self.name, request or what))
+        if (self.name, request or what) in self.failing:
+            raise VariantError(self.failing[self.name, request or what])
         if what == "compare":
             measured = {"leading": 0.5, "agreement": 0.9, "cosine": 0.99, "divergence": 1e-3}
             return {"text": measured, "audio": measured}
         number = self.log.count((self.name, request or what))
         return {
-            "warm_up": {"peak_memory": GIB},
+            "warm_up": {"peak_memory": self.peak},
             "refer": {},
             "answer": {"total_seconds": float(number**2), "decode_steps": 5, "speech_codes": 0},
-            "decode": {"step_seconds": 0.1 * number, "peak_memory": number * GIB},
+            "decode": {"step_seconds": 0.1 * number},
         }[what]
 
     def close(self) -> None:
@@ -58,7 +65,8 @@ class FakeWorker:
 
 @pytest.fixture
 def workers(monkeypatch: pytest.MonkeyPatch) -> type[FakeWorker]:
-    FakeWorker.log, FakeWorker.broken = [], {}
+    FakeWorker.log, FakeWorker.broken, FakeWorker.failing = [], {}, {}
+    FakeWorker.peak = GIB
     monkeypatch.setattr(variants, "Worker", FakeWorker)
     return FakeWorker
 
@@ -76,10 +84,10 @@ def test_rounds_are_interleaved(workers, monkeypatch: pytest.MonkeyPatch) -> Non
     assert set(workers.log[len(expected) :]) == closed and len(workers.log) == len(expected) + 3
     none, int8, _ = found["rows"]
     assert none["quality"] is None and int8["quality"]["text"]["cosine"] == 0.99
-    # Medians of 1, 4, 9 and of 0.1, 0.2, 0.3; the largest of 1, 2, 3.
+    # Medians of 1, 4, 9 and of 0.1, 0.2, 0.3.
     assert int8["requests"]["speech"]["total_seconds"] == 4
     assert int8["steps_per_second"] == pytest.approx(5)
-    assert int8["peak_memory"] == 3 * GIB
+    assert int8["peak_memory"] == GIB
     assert int8["disk_bytes"] is None
 
 
@@ -107,6 +115,44 @@ def test_a_variant_that_cannot_run_is_listed(workers, monkeypatch) -> None:
     assert not any(name == "int8" and what == "text" for name, what in workers.log)
 
 
+def test_a_variant_that_fails_later_is_left_out_by_name(workers, monkeypatch) -> None:
+    monkeypatch.setattr(variants, "free_memory", lambda device: 9 * GIB)
+    workers.failing["int8", "speech"] = "out of memory"
+    found = measure_variants(SETUP, ["none", "int8", "int4"], runs=2)
+    assert [row["name"] for row in found["rows"]] == ["none", "int4"]
+    assert found["left_out"] == {"int8": "out of memory"}
+    assert workers.log.count(("int8", "close")) == workers.log.count(("int8", "speech")) == 1
+    workers.failing |= {("none", "text"): "too slow", ("int4", "text"): "too old"}
+    with pytest.raises(VariantError, match="none: too slow; int8: out of memory; int4: too old"):
+        measure_variants(SETUP, ["none", "int8", "int4"], runs=2)
+
+
+@pytest.mark.parametrize(("peak", "free"), [(None, 9 * GIB), (GIB, None)])
+def test_memory_that_is_not_known_is_not_counted_on(workers, monkeypatch, peak, free) -> None:
+    monkeypatch.setattr(variants, "free_memory", lambda device: free)
+    workers.peak = peak
+    found = measure_variants(SETUP, ["none", "int8"], runs=1)
+    assert not found["together"] and found["rows"][0]["peak_memory"] == peak
+    assert "peak memory, GB" in report.table({"variants": found}, "variants")
+
+
+def test_only_what_answers_need_is_in_memory_when_peaks_begin(golden, monkeypatch) -> None:
+    found = []
+
+    def models(device: torch.device) -> None:
+        gc.collect()
+        alive = [m for m in gc.get_objects() if type(m) is LanguageModel]
+        found.extend(m.audio_head.weight.shape[0] for m in alive if m not in before)
+
+    gc.collect()
+    before = [m for m in gc.get_objects() if type(m) is LanguageModel]
+    monkeypatch.setattr(variant_worker, "forget_peak", models)
+    monkeypatch.setattr(variant_worker, "Parts", lambda device: None)
+    given = asdict(SETUP) | {"scheme": "none", "kv_cache": "none"}
+    variant = variant_worker.Variant(given)
+    assert found == [variant.model.language_model.audio_head.weight.shape[0]]
+
+
 def test_without_the_plain_model_there_is_nothing_to_relate_to(workers, monkeypatch) -> None:
     monkeypatch.setattr(variants, "free_memory", lambda device: 9 * GIB)
     workers.broken["none"] = "too large"
@@ -126,6 +172,15 @@ def test_with_none_of_them_it_fails(workers) -> None:
 def test_a_process_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(VariantError, match=r"tiktoken\.model: file missing"):
         Worker(SETUP, "none", tmp_path)
+
+
+def test_a_process_that_was_killed_is_an_error_and_can_be_closed() -> None:
+    worker = Worker(SETUP, "none", None)
+    worker._process.kill()
+    worker._process.wait()
+    with pytest.raises(VariantError, match="ended with status -9"):
+        worker.ask("warm_up")
+    worker.close()
 
 
 def test_the_tiny_checkpoint(golden: Path, tmp_path: Path) -> None:
@@ -175,3 +230,11 @@ def test_free_memory_of_the_host() -> None:
     lines = Path("/proc/meminfo").read_text().splitlines()
     total = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
     assert 0 < variants.free_memory(torch.device("cpu")) < total
+
+
+def test_what_only_linux_knows_is_not_known(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    monkeypatch.setattr(variants, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(variant_worker, "CLEAR_REFS", tmp_path / "clear_refs")
+    variant_worker.forget_peak(torch.device("cpu"))
+    assert variants.free_memory(torch.device("cpu")) is None
+    assert variant_worker.peak_memory(torch.device("cpu")) is None
