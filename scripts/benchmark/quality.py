@@ -43,13 +43,16 @@ def refer(model: KimiAudio, audio: Audio) -> Reference:
     return Reference(ids, _logits(model, prompt, ids), first, end)
 
 
-def compare(model: KimiAudio, audio: Audio, reference: Reference) -> dict[str, dict[str, float]]:
+def compare(
+    model: KimiAudio, audio: Audio, reference: Reference
+) -> dict[str, dict[str, float] | None]:
     """By track, as parts of 1 but for ``divergence``, which is in nats a token.
 
     ``leading`` is what of the reference's answer comes before the first other token of the
     model's own. The rest is seen while it is given the reference's tokens: ``agreement`` of the
     likeliest ones, the mean ``cosine`` of logits, and the mean ``divergence`` (Kullback-Leibler,
-    of the reference from it) of distributions.
+    of the reference from it) of distributions. A track that the reference's answer does not have
+    is None.
     """
     prompt = _prompt(model, audio)
     own, _ = _greedy(model, prompt)
@@ -59,15 +62,17 @@ def compare(model: KimiAudio, audio: Audio, reference: Reference) -> dict[str, d
 
 def _compare_track(
     track: str, own: Tensor, logits: Tensor, reference: Reference
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     steps = slice(reference.first[track], reference.end[track])
+    if steps.start >= steps.stop:
+        return None
     # Divergences of nearly equal distributions are below the rounding of float32.
     expected, found = reference.logits[track][steps].double(), logits[steps].double()
     ids = reference.ids[track][steps]
     known, log_found = F.log_softmax(expected, -1), F.log_softmax(found, -1)
     same = expected.argmax(-1) == found.argmax(-1)
     return {
-        "leading": _leading(own[steps], ids) / max(1, len(ids)),
+        "leading": _leading(own[steps], ids) / len(ids),
         "agreement": same.float().mean().item(),
         "cosine": F.cosine_similarity(expected, found, dim=-1).mean().item(),
         "divergence": F.kl_div(log_found, known, reduction="batchmean", log_target=True).item(),

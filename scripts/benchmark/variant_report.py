@@ -18,6 +18,7 @@ STAGES = (
 MOMENTS = ("first_text", "first_audio", "total")
 COUNTS = ("decode_steps", "speech_codes")
 LABEL, CELL = 26, 14
+ACROSS = 5  # columns of a table
 
 
 def variants_table(results: dict) -> list[str]:
@@ -26,9 +27,12 @@ def variants_table(results: dict) -> list[str]:
     rows = found["rows"]
     how = "all loaded at once" if found["together"] else "loaded in turns, for lack of memory"
     lines = [f"Variants, {found['runs']} interleaved rounds, {how}: median seconds (of the total)"]
-    for request in rows[0]["requests"]:
-        lines += _request_lines(request, rows)
-    lines += ["", *_figure_lines(rows), "", *_quality_lines(rows)]
+    plain = next((row for row in rows if row["name"] == "none"), None)
+    for first in range(0, len(rows), ACROSS):
+        shown = rows[first : first + ACROSS]
+        for request in shown[0]["requests"]:
+            lines += _request_lines(request, shown)
+        lines += ["", *_figure_lines(shown, plain), "", *_quality_lines(shown)]
     lines += [f"Left out: {name}: {why}" for name, why in found["left_out"].items()]
     return lines
 
@@ -54,19 +58,19 @@ def _request_lines(request: str, rows: list[dict]) -> list[str]:
             values = [each.get(f"{moment}_seconds") for each in metrics]
             lines.append(_line(f"  {moment.replace('_', ' ')}", values, ".3f"))
     for count in COUNTS:
-        lines.append(_line(f"  {count.replace('_', ' ')}, number", [m[count] for m in metrics]
-                           , "d"))  # fmt: skip
+        values = [each[count] for each in metrics]
+        lines.append(_line(f"  {count.replace('_', ' ')}, number", values, "d"))
     return lines
 
 
-def _figure_lines(rows: list[dict]) -> list[str]:
+def _figure_lines(rows: list[dict], plain: dict | None) -> list[str]:
+    """``plain`` is the variant "none", if it could be measured."""
     lines = [_line("speed, none = 1", [row["name"] for row in rows])]
-    for request in rows[0]["requests"]:
-        totals = [row["requests"][request]["total_seconds"] for row in rows]
-        lines.append(_line(f"  {request} request", _relative(rows, [1 / t for t in totals]), ".2f"))
-    steps = [row["steps_per_second"] for row in rows]
-    lines.append(_line("  decode steps alone", _relative(rows, steps), ".2f"))
-    lines.append(_line("decode steps/s alone", steps, ".1f"))
+    base = None if plain is None else _speeds(plain)
+    for label in _speeds(rows[0]):
+        values = [base and _speeds(row)[label] / base[label] for row in rows]
+        lines.append(_line(f"  {label}", values, ".2f"))
+    lines.append(_line("decode steps/s alone", [row["steps_per_second"] for row in rows], ".1f"))
     for label, key in (
         ("prepared checkpoint, GB", "disk_bytes"),
         ("weights in memory, GB", "weights_bytes"),
@@ -77,13 +81,15 @@ def _figure_lines(rows: list[dict]) -> list[str]:
     return [*lines, _line("load and warm-up, s", [row["load_seconds"] for row in rows], ".2f")]
 
 
-def _relative(rows: list[dict], values: list[float]) -> list[float | None]:
-    """Against the variant called "none", if it could be measured."""
-    base = next((v for v, row in zip(values, rows, strict=True) if row["name"] == "none"), None)
-    return [None if base is None else value / base for value in values]
+def _speeds(row: dict) -> dict[str, float]:
+    """In one second, by what is counted."""
+    requests = row["requests"].items()
+    speeds = {f"{name} request": 1 / metrics["total_seconds"] for name, metrics in requests}
+    return speeds | {"decode steps alone": row["steps_per_second"]}
 
 
 def _quality_lines(rows: list[dict]) -> list[str]:
+    """Nothing for the plain variant, nor for a track that its answer did not have."""
     lines = [_line("against none", [row["name"] for row in rows])]
     for label, key, form in (
         ("equal greedy tokens", "leading", ".0%"),
@@ -92,7 +98,8 @@ def _quality_lines(rows: list[dict]) -> list[str]:
         ("divergence", "divergence", ".1e"),
     ):
         for track in TRACKS:
-            values = [row["quality"] and row["quality"][track][key] for row in rows]
+            found = [row["quality"] and row["quality"][track] for row in rows]
+            values = [measured and measured[key] for measured in found]
             lines.append(_line(f"  {label}, {track}", values, form))
     return lines
 

@@ -36,6 +36,15 @@ def test_figures_by_hand() -> None:
     assert values["cosine"] == 0.0
 
 
+def test_a_track_without_steps_has_no_figures() -> None:
+    """No text; and speech that would have begun after the end."""
+    ids, logits = torch.tensor([1, 0]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    both = {"text": ids, "audio": ids}, {"text": logits, "audio": logits}
+    reference = Reference(*both, {"text": 0, "audio": 6}, {"text": 0, "audio": 2})
+    for track in ("text", "audio"):
+        assert _compare_track(track, ids, logits, reference) is None
+
+
 @pytest.fixture(scope="module")
 def miniature() -> KimiAudio:
     return KimiAudio(str(MINI), device="cpu", dtype="float32", head_rows="track")

@@ -50,7 +50,7 @@ class FakeWorker:
             raise VariantError(self.failing[self.name, request or what])
         if what == "compare":
             measured = {"leading": 0.5, "agreement": 0.9, "cosine": 0.99, "divergence": 1e-3}
-            return {"text": measured, "audio": measured}
+            return {"text": measured, "audio": None}
         number = self.log.count((self.name, request or what))
         return {
             "warm_up": {"peak_memory": self.peak},
@@ -151,6 +151,21 @@ def test_only_what_answers_need_is_in_memory_when_peaks_begin(golden, monkeypatc
     given = asdict(SETUP) | {"scheme": "none", "kv_cache": "none"}
     variant = variant_worker.Variant(given)
     assert found == [variant.model.language_model.audio_head.weight.shape[0]]
+
+
+def test_many_variants_make_several_tables(workers, monkeypatch) -> None:
+    monkeypatch.setattr(variants, "free_memory", lambda device: 99 * GIB)
+    names = parse_variants("fp8,int8,int4,none+fp8-kv,fp8+fp8-kv")
+    found = measure_variants(SETUP, names, runs=1)
+    lines = report.table({"variants": found}, "variants").splitlines()
+    assert max(map(len, lines)) <= COLUMNS
+    heads = [line.split()[2:] for line in lines if line.startswith("against none")]
+    assert heads == [names[:5], names[5:]]
+    speeds = [line.split()[3:] for line in lines if line.startswith("  decode steps alone")]
+    assert speeds == [["1.00"] * 5, ["1.00"]]
+    for track, value in (("text", "50%"), ("audio", "-")):
+        shown = [line.split()[4:] for line in lines if f"tokens, {track}" in line]
+        assert shown == [["-", *[value] * 4], [value]]
 
 
 def test_without_the_plain_model_there_is_nothing_to_relate_to(workers, monkeypatch) -> None:
