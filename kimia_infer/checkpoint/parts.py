@@ -14,7 +14,7 @@ from kimia_infer.tokenizer.speech import speech_tokenizer_part
 from kimia_infer.tokenizer.whisper import whisper_part
 from kimia_infer.weights.checkpoint import Part
 from kimia_infer.weights.layout import TUNED_WHISPER, WHISPER_FOLDER
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.weights.published import DETOKENIZER_FOLDERS, SPEECH_TOKENIZER_FOLDER
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def checkpoint_parts(
         StoredPart("", "", model),
     ]
     if detokenizer:
-        dit, vocoder = "audio_detokenizer", "vocoder"
+        dit, vocoder = DETOKENIZER_FOLDERS
         parts.append(StoredPart(dit, "speech_model.", dit_part(directory / dit)))
         parts.append(StoredPart(vocoder, "", vocoder_part(directory / vocoder)))
     return parts

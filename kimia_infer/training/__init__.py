@@ -1,1 +1,1 @@
-"""Making checkpoints: training data, fine-tuning, and the untrained miniature."""
+"""Making checkpoints: training data, fine-tuning, and the miniature."""

@@ -28,12 +28,15 @@ from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from kimia_infer.weights.checkpoint import Part
 from kimia_infer.weights.layout import TUNED_WHISPER, WHISPER_FOLDER
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.weights.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
 from kimia_infer.weights.resolve import resolve_weights
 from kimia_infer.weights.tensors import Reader, TensorStore
 
-DIT = "audio_detokenizer"
-_FOLDERS = (SPEECH_TOKENIZER_FOLDER, "vocoder")
+_FOLDERS = (SPEECH_TOKENIZER_FOLDER, VOCODER_FOLDER)
 
 
 class ExportError(ValueError):
@@ -92,8 +95,11 @@ def export(
 def find_result(source: Path) -> Path:
     """The directory of the model or adapter that ``source`` stands for. Raises ExportError."""
     for path in (source, source / FINAL, source / MODEL):
-        files = (CONFIG_NAME, "config.json", *(f"{name}/config.json" for name in _FOLDERS))
-        if any((path / name).is_file() for name in files) or (path / DIT / "config.yaml").is_file():
+        files = (
+            CONFIG_NAME, "config.json", *(f"{name}/config.json" for name in _FOLDERS),
+            f"{DETOKENIZER_FOLDER}/config.yaml",
+        )  # fmt: skip
+        if any((path / name).is_file() for name in files):
             return path
     checkpoints = all_checkpoints(source)
     if checkpoints:
@@ -139,7 +145,7 @@ def _replace_parts(found: Path, part: Path, output: Path, base: str) -> None:
     directory = resolve_weights(base)
     _require_apart(output, directory)
     take_over(directory, part, rewritten=())
-    for name in (*_FOLDERS, DIT):
+    for name in (*_FOLDERS, DETOKENIZER_FOLDER):
         if (found / name).is_dir():
             shutil.rmtree(part / name)
             (part / name).mkdir()

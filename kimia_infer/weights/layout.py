@@ -9,7 +9,12 @@ from pathlib import Path
 
 from kimia_infer.weights.errors import WeightsError
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
-from kimia_infer.weights.published import DETOKENIZER_FOLDERS, SPEECH_TOKENIZER_FOLDER
+from kimia_infer.weights.published import (
+    DETOKENIZER_FOLDER,
+    DETOKENIZER_FOLDERS,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
 
 RECORD_NAME = "download.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -27,7 +32,7 @@ _REQUIRED = (
     f"{SPEECH_TOKENIZER_FOLDER}/config.json",
     f"{SPEECH_TOKENIZER_FOLDER}/model.safetensors",
 )
-_REQUIRED_FOR_SPEECH = ("audio_detokenizer/config.yaml", "vocoder/config.json")
+_REQUIRED_FOR_SPEECH = (f"{DETOKENIZER_FOLDER}/config.yaml", f"{VOCODER_FOLDER}/config.json")
 
 
 def missing_files(directory: Path, detokenizer: bool = True) -> list[str]:

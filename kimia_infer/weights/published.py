@@ -15,7 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SPEECH_TOKENIZER_FOLDER = "glm-4-voice-tokenizer"
-DETOKENIZER_FOLDERS = ("audio_detokenizer", "vocoder")
+DETOKENIZER_FOLDER, VOCODER_FOLDER = "audio_detokenizer", "vocoder"
+DETOKENIZER_FOLDERS = DETOKENIZER_FOLDER, VOCODER_FOLDER
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,17 @@ from kimia_infer.training.codec.run import (
     run,
     write_part,
 )
-from kimia_infer.training.codec.settings import DetokenizerSettings
+from kimia_infer.training.codec.settings import DetokenizerSettings, DiTSize
 from kimia_infer.training.conversations import DataError
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.checkpoint import read_json
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.weights.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
 
-FOLDER, PREFIX = "audio_detokenizer", "speech_model."
-VOCODER_FOLDER = "vocoder"
+PREFIX = "speech_model."
 
 
 def train_detokenizer(settings: DetokenizerSettings, resume: bool = False) -> Outcome:
@@ -55,7 +58,8 @@ def train_detokenizer(settings: DetokenizerSettings, resume: bool = False) -> Ou
     def build(
         samples: SoundSamples, written: Path | None, device: torch.device
     ) -> DetokenizerNetwork:
-        folder = written / FOLDER if written else settings.initial and Path(settings.initial)
+        initial = settings.initial and Path(settings.initial)
+        folder = written / DETOKENIZER_FOLDER if written else initial
         if folder:
             dit = load_trainable(dit_part(folder), device)
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
@@ -170,32 +174,13 @@ class DetokenizerNetwork(CodecNetwork):
 
     def write(self, folder: Path) -> None:
         tensors = {PREFIX + name: value for name, value in self.average.values.items()}
-        write_part(folder / FOLDER, "config.yaml", self.config, tensors)
+        write_part(folder / DETOKENIZER_FOLDER, "config.yaml", self.config, tensors)
 
 
 def new_config(settings: DetokenizerSettings, samples: SoundSamples, reader: SoundReader) -> dict:
     """The published structure of ``config.yaml``, with the statistics of the training data."""
-    size = settings.size
     mean, std = mel_statistics(samples)
-    dit = {
-        "condition_type": "discrete_codes",
-        "depth": size.depth,
-        "ffn_act_layer": "gleu_tanh",
-        "ffn_gated_glu": False,
-        "ffn_type": "vanilla_mlp",
-        "hidden_size": size.width,
-        "input_size": reader.mel.mel_bins,
-        "max_seq_len": StreamConfig().position_limit,
-        "mlp_ratio": size.mlp_ratio,
-        "num_heads": size.heads,
-        "position_embedding_type": "skip",
-        "rope_params": {
-            "max_position_embeddings": StreamConfig().position_limit,
-            "rope_base": 10000.0,
-            "rope_interpolation_factor": 1.0,
-        },
-        "semantic_vocab_size": reader.codes,
-        "use_rope": True,
+    dit = dit_values(settings.size, reader.codes, reader.mel.mel_bins) | {
         "chunk_params": {
             "hz": 50,
             "max_chunk": settings.max_chunk,
@@ -203,6 +188,31 @@ def new_config(settings: DetokenizerSettings, samples: SoundSamples, reader: Sou
         },
     }
     return {"mel_mean": mean, "mel_std": std, "normalize_mel": True, "model": {"dit": dit}}
+
+
+def dit_values(size: DiTSize, codes: int, mel_bins: int) -> dict:
+    """The published fields of the velocity network."""
+    positions = StreamConfig().position_limit
+    return {
+        "condition_type": "discrete_codes",
+        "depth": size.depth,
+        "ffn_act_layer": "gleu_tanh",
+        "ffn_gated_glu": False,
+        "ffn_type": "vanilla_mlp",
+        "hidden_size": size.width,
+        "input_size": mel_bins,
+        "max_seq_len": positions,
+        "mlp_ratio": size.mlp_ratio,
+        "num_heads": size.heads,
+        "position_embedding_type": "skip",
+        "rope_params": {
+            "max_position_embeddings": positions,
+            "rope_base": 10000.0,
+            "rope_interpolation_factor": 1.0,
+        },
+        "semantic_vocab_size": codes,
+        "use_rope": True,
+    }
 
 
 def mel_statistics(samples: SoundSamples) -> tuple[float, float]:

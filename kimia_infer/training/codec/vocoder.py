@@ -37,8 +37,8 @@ from kimia_infer.training.codec.trainable_activation import use_activations
 from kimia_infer.training.config import ConfigError
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.published import VOCODER_FOLDER
 
-FOLDER = "vocoder"
 N_FFT = 1024  # published configuration
 SAMPLE_RATE = 24_000  # published configuration
 FEATURE_WEIGHT = 2.0  # of the discriminators' features against their scores, as in HiFi-GAN
@@ -62,7 +62,7 @@ def train_vocoder(settings: VocoderSettings, resume: bool = False) -> Outcome:
     reader = WaveReader(mel, settings.crop_frames)
 
     def build(samples: SoundSamples, written: Path | None, device: torch.device) -> VocoderNetwork:
-        folder = written / FOLDER if written else initial
+        folder = written / VOCODER_FOLDER if written else initial
         if folder:
             vocoder = load_trainable(vocoder_part(folder), device)
         else:
@@ -172,7 +172,7 @@ class VocoderNetwork(CodecNetwork):
                 tensors |= {f"{name}_g": norm, f"{name}_v": value}
             else:
                 tensors[name] = value
-        write_part(folder / FOLDER, "config.json", self.config, tensors)
+        write_part(folder / VOCODER_FOLDER, "config.json", self.config, tensors)
 
 
 def waves(vocoder: Vocoder, mel: Tensor) -> Tensor:

@@ -21,9 +21,12 @@ from kimia_infer.detokenizer.vocoder import vocoder_part
 from kimia_infer.randomness import SeededRandomness
 from kimia_infer.tokenizer.speech import SpeechCodes, speech_tokenizer_part
 from kimia_infer.training.codec.data import Sound
-from kimia_infer.training.codec.detokenizer import FOLDER, VOCODER_FOLDER
 from kimia_infer.training.miniature.judge import Heard, Judge
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.weights.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
 
 SEED = 0
 CPU = torch.device("cpu")
@@ -42,7 +45,7 @@ class Codec:
         self.speech_codes = SpeechCodes(module, tokenizer)
         self.mel = MelConfig.from_directory(directory / VOCODER_FOLDER)
         self.vocoder = vocoder_part(directory / VOCODER_FOLDER).load(CPU, torch.float32)
-        dit = dit_part(directory / FOLDER).load(CPU, torch.float32)
+        dit = dit_part(directory / DETOKENIZER_FOLDER).load(CPU, torch.float32)
         self.detokenizer = Detokenizer(dit, self.vocoder)
 
     @torch.inference_mode()

@@ -54,11 +54,12 @@ def write_figures(
     """
     model = load_model(checkpoint, serving=serving)
     codec, judge = Codec(checkpoint), Judge()
-    sounds = find_sounds(world / "voice_held_out.jsonl", world, needs_text=True)[:limit]
+    sounds = find_sounds(world / "voice_held_out.jsonl", world, needs_text=True)
+    short = [sound for sound in sounds if len(sound.text.split()) <= LONGEST_REPEATED]
     figures = {
-        "codec": _understood(score_codec(codec, sounds, judge)),
-        "read_aloud": _read_aloud(model, codec, judge, sounds),
-        "chance": chance_recall(sound.text for sound in sounds),
+        "codec": _understood(score_codec(codec, sounds[:limit], judge)),
+        "read_aloud": _read_aloud(model, codec, judge, short[:limit]),
+        "chance": chance_recall(sound.text for sound in sounds[:limit]),
         "real_time_factor": _real_time_factor(model, world),
         "threads": torch.get_num_threads(),
         "bytes": sum(path.stat().st_size for path in _served(checkpoint)),
@@ -95,8 +96,7 @@ def _read_aloud(
 ) -> dict[str, dict[str, float]]:
     """What is understood when the model reads the texts of ``sounds``, against these."""
     heard: dict[str, list[Heard]] = {"original": [], "one-shot": [], "streamed": []}
-    short = [sound for sound in sounds if len(sound.text.split()) <= LONGEST_REPEATED]
-    for sound in tqdm(short, desc="Reading aloud", unit=" sentences", disable=None):
+    for sound in tqdm(sounds, desc="Reading aloud", unit=" sentences", disable=None):
         request = {"role": "user", "message_type": "text", "content": READ + sound.text}
         codes = answer(model, Case("read", [request], sound.text, True)).codes
         versions = {"original": load_audio(sound.path)}
@@ -110,8 +110,8 @@ def _read_aloud(
     return _understood(heard)
 
 
-def _real_time_factor(model: KimiAudio, world: Path) -> float:
-    """Seconds that spoken answers take, per second of speech."""
+def _real_time_factor(model: KimiAudio, world: Path) -> float | None:
+    """Seconds that spoken answers take, per second of speech; None if nothing is said."""
     cases = read_cases(world / "held_out.jsonl", world, ("question", "repeat"), TIMED)
     model.generate(cases[0].chats, output_type="both", seed=0)  # what is done once
     taken = spoken = 0.0
@@ -120,7 +120,7 @@ def _real_time_factor(model: KimiAudio, world: Path) -> float:
         wave, _ = model.generate(case.chats, output_type="both", seed=0)
         taken += time.perf_counter() - begun
         spoken += 0.0 if wave is None else wave.shape[-1] / ANSWER_RATE
-    return taken / spoken
+    return taken / spoken if spoken else None
 
 
 def draw(model: KimiAudio, world: Path, path: Path) -> None:
@@ -147,7 +147,7 @@ def draw(model: KimiAudio, world: Path, path: Path) -> None:
         }
         for axis, (title, samples) in zip(row, waves.items(), strict=True):
             noisy = samples + np.random.default_rng(0).normal(0.0, 1e-6, len(samples))
-            axis.specgram(noisy, NFFT=512, noverlap=384, Fs=ANSWER_RATE, vmin=-140)
+            axis.specgram(noisy, NFFT=512, noverlap=384, Fs=ANSWER_RATE, vmin=-140, vmax=-40)
             axis.set(title=title, ylim=(0, 8000), xlabel="seconds", ylabel="Hz")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 
@@ -60,17 +59,9 @@ class JudgeError(RuntimeError):
     """The judge cannot work; the message says what to install."""
 
 
-Said = Literal["anything", "sentence", "answer"]
-"""What is expected to be said: a sentence, as to repeat, or an answer to a question."""
-
-
-def grammar(said: Said) -> str:
+def grammar() -> str:
     """What can be said in the small world, in the Java Speech Grammar Format."""
-    templates = {
-        "sentence": SENTENCES,
-        "answer": _answers(),
-        "anything": SENTENCES + _answers(),
-    }[said]
+    templates = SENTENCES + _answers()
     rules = [f"<{name}> = {' | '.join(words)};" for name, words in OPEN_WORDS.items()]
     bodies = " | ".join(re.sub(r"{(\w+)}", r"<\1>", template) for template in templates)
     return "\n".join(["#JSGF V1.0;", "grammar world;", *rules, f"public <said> = {bodies};", ""])
@@ -154,24 +145,20 @@ class Judge:
         unknown = sorted(word for word in known if self._decoder.lookup_word(word) is None)
         if unknown:
             raise JudgeError(f"pocketsphinx does not know: {', '.join(unknown)}")
-        for said in get_args(Said):
-            self._decoder.add_jsgf_string(said, grammar(said))
+        self._decoder.add_jsgf_string("world", grammar())
+        self._decoder.activate_search("world")
 
-    def hear(self, wave: np.ndarray, said: Said = "anything") -> str:
-        """What is understood of float samples [samples] at 16 kHz; "" if nothing is.
-
-        As people do, the judge hears better if it knows what it is about to hear.
-        """
+    def hear(self, wave: np.ndarray) -> str:
+        """What is understood of float samples [samples] at 16 kHz; "" if nothing is."""
         samples = np.asarray(wave, np.float64)
         level = np.sqrt(np.mean(samples**2)) if samples.size else 0.0
         padded = np.pad(samples * (LEVEL / level if level else 1.0), round(MARGIN * SAMPLE_RATE))
-        found = Counter(self._listen(padded, said, seed) for seed in range(LISTENS))
+        found = Counter(self._listen(padded, seed) for seed in range(LISTENS))
         return found.most_common(1)[0][0]
 
-    def _listen(self, samples: np.ndarray, said: Said, seed: int) -> str:
+    def _listen(self, samples: np.ndarray, seed: int) -> str:
         noisy = samples + np.random.default_rng(seed).normal(0.0, NOISE, len(samples))
         pcm = np.clip(np.rint(noisy * 32_768), -32_768, 32_767).astype("<i2")
-        self._decoder.activate_search(said)
         self._decoder.start_utt()
         self._decoder.process_raw(pcm.tobytes(), full_utt=True)
         self._decoder.end_utt()

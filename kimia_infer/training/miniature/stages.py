@@ -7,18 +7,22 @@ its last checkpoint. Below the folder of a run lie
     vocoder/ tokenizer/ detokenizer/ whisper/ language_model/
                                    trainings: checkpoints, metrics, loss plot, ``final``
     encoder/                       the speech tokenizer as it is stored: in half precision
-    base/ conversations/ mini/     see language_model.py; mini is what is served
+    base/                          a checkpoint whose language model is untrained
+    conversations/                 what it is trained on, see conversations.py
+    mini/                          what is served
     figures/                       what was measured on mini, see figures.py
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 
@@ -29,8 +33,7 @@ from kimia_infer.training.checkpoints import (
     publish,
     write_tensors,
 )
-from kimia_infer.training.codec.detokenizer import FOLDER as DETOKENIZER_FOLDER
-from kimia_infer.training.codec.detokenizer import VOCODER_FOLDER, train_detokenizer
+from kimia_infer.training.codec.detokenizer import train_detokenizer
 from kimia_infer.training.codec.settings import (
     CodecSettings,
     DetokenizerSettings,
@@ -42,19 +45,21 @@ from kimia_infer.training.codec.settings import (
 )
 from kimia_infer.training.codec.speech_tokenizer import train_tokenizer
 from kimia_infer.training.codec.vocoder import new_config, train_vocoder
+from kimia_infer.training.config import FinetuneSettings
+from kimia_infer.training.finetune import finetune
+from kimia_infer.training.miniature.assembly import assemble, write_base
 from kimia_infer.training.miniature.conversations import write_conversations
 from kimia_infer.training.miniature.figures import write_figures
-from kimia_infer.training.miniature.language_model import (
-    assemble,
-    train_language_model,
-    train_whisper_encoder,
-    write_base,
-)
 from kimia_infer.training.miniature.spoken_world import WorldSize, write_world
+from kimia_infer.training.miniature.whisper_encoder import WhisperSettings, train_whisper
 from kimia_infer.training.runs import FINAL
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.layout import WHISPER_FOLDER
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.weights.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
 
 WORLD = WorldSize()
 MEASURED = 200
@@ -99,7 +104,35 @@ DETOKENIZER = {
     "save_every": 500,
     "seed": 1,
 }
-"""Settings of the codec's trainings; those of the language model are in its module."""
+WHISPER = {
+    "max_steps": 2500,
+    "batch_size": 16,
+    "learning_rate": 2e-3,
+    "precision": "bf16",
+    "cache_hours": 8.0,
+    "full_from": 0.85,
+    "eval_every": 500,
+    "save_every": 500,
+}
+LANGUAGE_MODEL = {
+    "parts": ("embedding", "trunk", "mimo", "adaptor", "heads"),
+    "spoken_answers": True,
+    "group_by_length": True,
+    "gradient_checkpointing": False,
+    "precision": "bf16",
+    "workers": 0,
+    "batch_size": 24,
+    "max_steps": 7000,
+    "learning_rate": 2e-3,
+    "warmup_ratio": 0.03,
+    "weight_decay": 0.05,
+    "feature_dropout": 0.01,
+    "code_dropout": 0.01,
+    "eval_every": 500,
+    "save_every": 250,
+    "keep_checkpoints": 1,
+}
+"""Settings of the trainings."""
 
 
 def make_world(run: Path) -> None:
@@ -115,9 +148,7 @@ def make_vocoder(run: Path) -> None:
 
 
 def make_tokenizer(run: Path) -> None:
-    world = run / "world"
-    held_out = {"eval_data": str(world / "speech_validation.jsonl")}
-    place = _place(run, "tokenizer", "speech") | held_out
+    place = _place(run, "tokenizer", "speech")
     _train(train_tokenizer, TokenizerSettings(**place, **TOKENIZER))
 
 
@@ -151,15 +182,20 @@ def make_detokenizer(run: Path) -> None:
 
 def _place(run: Path, name: str, sounds: str) -> dict[str, str]:
     world = run / "world"
-    return {
+    place = {
         "output": str(run / name),
         "data": str(world / f"{sounds}_train.jsonl"),
         "audio_root": str(world),
     }
+    if sounds == "speech":
+        place["eval_data"] = str(world / "speech_validation.jsonl")
+    return place
 
 
 def make_whisper(run: Path) -> None:
-    _finished(train_whisper_encoder(run / "world", run / "whisper"))
+    """From all sounds of users and the assistant."""
+    place = _place(run, "whisper", "speech")
+    _train(train_whisper, WhisperSettings(**place, **WHISPER))
 
 
 def make_base(run: Path) -> None:
@@ -176,8 +212,15 @@ def make_conversations(run: Path) -> None:
 
 
 def make_language_model(run: Path) -> None:
-    base, conversations = run / "base", run / "conversations"
-    _finished(train_language_model(base, conversations, run / "language_model"))
+    conversations = run / "conversations"
+    place = {
+        "model": str(run / "base"),
+        "data": str(conversations / "train.jsonl"),
+        "eval_data": str(conversations / "validation.jsonl"),
+        "output": str(run / "language_model"),
+        "feature_cache": str(conversations / "features"),
+    }
+    _train(finetune, FinetuneSettings(**place, **LANGUAGE_MODEL))
 
 
 def make_mini(run: Path) -> None:
@@ -241,7 +284,8 @@ def make(run: Path, name: str) -> None:
     """Make the result of a stage, unless it is there.
 
     Raises:
-        TrainingError: a stage that it needs is not done, or it was interrupted.
+        TrainingError: a stage that it needs is not done, another process makes it, or it was
+            interrupted.
     """
     if done(run, name):
         return
@@ -249,13 +293,17 @@ def make(run: Path, name: str) -> None:
     if missing:
         raise TrainingError(f"{name}: needs {', '.join(missing)} to be done first")
     run.mkdir(parents=True, exist_ok=True)
-    STAGES[name].make(run)
+    with (run / f".{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TrainingError(f"{name}: another process is making it in {run}") from None
+        STAGES[name].make(run)
 
 
-def _train(train: Callable[[CodecSettings, bool], Outcome], settings: CodecSettings) -> None:
-    _finished(train(settings, bool(all_checkpoints(Path(settings.output)))))
-
-
-def _finished(outcome: Outcome) -> None:
+def _train(
+    train: Callable[[Any, bool], Outcome], settings: CodecSettings | FinetuneSettings
+) -> None:
+    outcome = train(settings, bool(all_checkpoints(Path(settings.output))))
     if not outcome.complete:
         raise TrainingError(f"stopped at step {outcome.step}; the same command goes on from there")

@@ -27,10 +27,24 @@ from kimia_infer.language_model.model import language_model_slots
 from kimia_infer.tokenizer.speech import SpeechTokenizerConfig, speech_tokenizer_slots
 from kimia_infer.tokenizer.text import SpecialTokens, special_names
 from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, LOG_MEL, encoder_config, whisper_slots
+from kimia_infer.training.codec import detokenizer, speech_tokenizer, vocoder
+from kimia_infer.training.codec.settings import (
+    DiTSize,
+    EncoderSize,
+    GeneratorSize,
+    TokenizerSettings,
+    VocoderSettings,
+)
+from kimia_infer.training.miniature import whisper_encoder
 from kimia_infer.training.miniature.byte_pairs import ranks_of
+from kimia_infer.training.miniature.whisper_encoder import WhisperSettings, WhisperSize
 from kimia_infer.weights.checkpoint import Slot, manifest
 from kimia_infer.weights.layout import WHISPER_FOLDER
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.weights.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
 
 CORPUS = """
 Please write down what you hear. Please transcribe the spoken content into written text.
@@ -47,7 +61,10 @@ laughter, a dog barks, a bell rings, a car passes. I heard that you said: what t
 
 
 SEED = 7
-"""Seed of the miniature that ships; greedy answers of it tend to end within a few seconds."""
+"""Greedy answers of what is made from it tend to end within a few seconds."""
+
+NO_RUN = {"data": "", "output": ""}
+"""Of settings that only describe a part."""
 
 QUERY_GAIN = 6.0
 """Makes the untrained attention selective; with even attention greedy answers only repeat."""
@@ -203,10 +220,9 @@ def _write_text_tokenizer(writer: _Writer, sizes: Sizes, corpus: str) -> None:
     )
 
 
-def _write_language_model(writer: _Writer, sizes: Sizes) -> None:
-    special = SpecialTokens.after(sizes.base_tokens)
-    vocabulary = sizes.token_offset + sizes.codes
-    values = {
+def _language_model_values(sizes: Sizes, special: SpecialTokens) -> dict:
+    """The published fields of ``config.json``."""
+    return {
         "architectures": ["MoonshotKimiaForCausalLM"],
         "model_type": "qwen2",
         "bos_token_id": sizes.base_tokens,
@@ -237,8 +253,13 @@ def _write_language_model(writer: _Writer, sizes: Sizes) -> None:
         "torch_dtype": "bfloat16",
         "use_cache": True,
         "use_whisper_feature": True,
-        "vocab_size": vocabulary,
+        "vocab_size": sizes.token_offset + sizes.codes,
     }
+
+
+def _write_language_model(writer: _Writer, sizes: Sizes) -> None:
+    special = SpecialTokens.after(sizes.base_tokens)
+    values = _language_model_values(sizes, special)
     writer.json("config.json", values)
     writer.json(
         "generation_config.json",
@@ -249,7 +270,7 @@ def _write_language_model(writer: _Writer, sizes: Sizes) -> None:
         },
     )
     # Untrained heads would mostly choose ids that their track cannot use, and no words.
-    rows = {name: torch.full((vocabulary,), 0.25) for name in ("lm_head", "mimo_output")}
+    rows = {name: torch.full((values["vocab_size"],), 0.25) for name in ("lm_head", "mimo_output")}
     rows["lm_head"][256 : sizes.base_tokens] = 1.0
     rows["lm_head"][special.text_eos] = END_GAIN
     rows["mimo_output"][sizes.token_offset :] = 1.0
@@ -262,21 +283,6 @@ def _write_language_model(writer: _Writer, sizes: Sizes) -> None:
     )
 
 
-def _encoder_values(width: int, layers: int, heads: int) -> dict:
-    """Published fields of a Whisper encoder."""
-    return {
-        "activation_function": "gelu",
-        "d_model": width,
-        "encoder_attention_heads": heads,
-        "encoder_ffn_dim": 2 * width,
-        "encoder_layers": layers,
-        "max_source_positions": 1500,
-        "model_type": "whisper",
-        "num_mel_bins": 128,
-        "scale_embedding": False,
-    }
-
-
 def _preprocessor_values() -> dict:
     fields = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 128}
     lengths = {"n_samples": 480000, "nb_max_frames": 3000, "return_attention_mask": False}
@@ -286,8 +292,13 @@ def _preprocessor_values() -> dict:
 
 def _write_whisper(writer: _Writer, sizes: Sizes) -> None:
     folder = WHISPER_FOLDER
-    values = _encoder_values(sizes.whisper_width, sizes.whisper_layers, sizes.whisper_heads)
-    values |= {"architectures": ["WhisperForConditionalGeneration"], "torch_dtype": "float16"}
+    size = WhisperSize(
+        width=sizes.whisper_width,
+        layers=sizes.whisper_layers,
+        heads=sizes.whisper_heads,
+        feed_forward=2 * sizes.whisper_width,
+    )
+    values = whisper_encoder.new_config(WhisperSettings(**NO_RUN, size=size))
     writer.json(f"{folder}/config.json", values)
     writer.json(f"{folder}/preprocessor_config.json", _preprocessor_values())
     slots = whisper_slots(encoder_config(values, writer.directory / folder))
@@ -296,23 +307,15 @@ def _write_whisper(writer: _Writer, sizes: Sizes) -> None:
 
 def _write_speech_tokenizer(writer: _Writer, sizes: Sizes) -> None:
     folder = SPEECH_TOKENIZER_FOLDER
-    layers = sizes.speech_layers
+    size = EncoderSize(
+        width=sizes.speech_width,
+        layers=sizes.speech_layers,
+        heads=sizes.speech_heads,
+        codes=sizes.codes,
+    )
+    values = speech_tokenizer.new_config(TokenizerSettings(**NO_RUN, size=size))
     # As published, the configuration describes the encoder that the layers were taken from.
-    values = _encoder_values(sizes.speech_width, 2 * layers, sizes.speech_heads)
-    values |= {
-        "architectures": ["WhisperVQEncoder"],
-        "encoder_causal_attention": False,
-        "encoder_causal_convolution": True,
-        "pooling_kernel_size": FRAMES_PER_CODE,
-        "pooling_position": layers,
-        "pooling_type": "avg",
-        "quantize_causal_block_size": 200,
-        "quantize_causal_encoder": False,
-        "quantize_encoder_only": True,
-        "quantize_position": layers,
-        "quantize_vocab_size": sizes.codes,
-        "torch_dtype": "float32",
-    }
+    values["encoder_layers"] = 2 * sizes.speech_layers
     writer.json(f"{folder}/config.json", values)
     writer.json(f"{folder}/preprocessor_config.json", _preprocessor_values())
     config = SpeechTokenizerConfig.from_json(values, writer.directory / folder)
@@ -321,56 +324,24 @@ def _write_speech_tokenizer(writer: _Writer, sizes: Sizes) -> None:
 
 
 def _write_detokenizer(writer: _Writer, sizes: Sizes) -> None:
-    dit = {
-        "condition_type": "discrete_codes",
-        "depth": sizes.dit_depth,
-        "ffn_act_layer": "gleu_tanh",
-        "ffn_gated_glu": False,
-        "ffn_type": "vanilla_mlp",
-        "hidden_size": sizes.dit_width,
-        "input_size": 80,
-        "max_seq_len": 4096,
-        "mlp_ratio": 4,
-        "num_heads": sizes.dit_heads,
-        "position_embedding_type": "skip",
-        "rope_params": {
-            "max_position_embeddings": 4096,
-            "rope_base": 10000.0,
-            "rope_interpolation_factor": 1.0,
-        },
-        "semantic_vocab_size": sizes.codes,
-        "use_rope": True,
-    }
+    size = DiTSize(width=sizes.dit_width, depth=sizes.dit_depth, heads=sizes.dit_heads)
+    dit = detokenizer.dit_values(size, sizes.codes, GeneratorSize().mel_bins)
     values = {"mel_mean": -4.479605, "mel_std": 3.4584913, "normalize_mel": True}
     values["model"] = {"dit": dit}
-    writer.text("audio_detokenizer/config.yaml", yaml.safe_dump(values))
+    writer.text(f"{DETOKENIZER_FOLDER}/config.yaml", yaml.safe_dump(values))
     slots = dit_slots(DiTConfig.from_dict(values))
-    name = "audio_detokenizer/model.safetensors"
+    name = f"{DETOKENIZER_FOLDER}/model.safetensors"
     writer.tensors(name, slots, torch.float16, "speech_model.")
 
 
 def _write_vocoder(writer: _Writer, sizes: Sizes) -> None:
-    kernels = list(sizes.vocoder_block_kernels)
-    values = {
-        "activation": "snakebeta",
-        "fmax": 8000,
-        "fmin": 0,
-        "hop_size": math.prod(sizes.vocoder_rates),
-        "n_fft": 1024,
-        "num_freq": 1025,
-        "num_mels": 80,
-        "resblock": "1",
-        "resblock_dilation_sizes": [[1, 3, 5]] * len(kernels),
-        "resblock_kernel_sizes": kernels,
-        "sampling_rate": 24000,
-        "snake_logscale": True,
-        "upsample_initial_channel": sizes.vocoder_channels,
-        "upsample_kernel_sizes": list(sizes.vocoder_kernels),
-        "upsample_rates": list(sizes.vocoder_rates),
-        "use_bias_at_final": False,
-        "use_tanh_at_final": False,
-        "win_size": 1024,
-    }
-    writer.json("vocoder/config.json", values)
+    size = GeneratorSize(
+        channels=sizes.vocoder_channels,
+        rates=sizes.vocoder_rates,
+        kernels=sizes.vocoder_kernels,
+        block_kernels=sizes.vocoder_block_kernels,
+    )
+    values = vocoder.new_config(VocoderSettings(**NO_RUN, size=size))
+    writer.json(f"{VOCODER_FOLDER}/config.json", values)
     slots = vocoder_slots(VocoderConfig.from_dict(values))
-    writer.tensors("vocoder/model.safetensors", slots, torch.float16)
+    writer.tensors(f"{VOCODER_FOLDER}/model.safetensors", slots, torch.float16)

@@ -47,14 +47,6 @@ def test_the_original_voice_is_understood(judge: Judge, texts: list[str], waves)
     assert recall(heard) > 0.9
 
 
-def test_what_is_expected_limits_what_is_understood(judge: Judge, texts: list[str], waves):
-    text, wave = texts[1], waves[1]
-    assert judge.hear(wave, "sentence") == judge.hear(wave, "anything") == text
-    assert judge.hear(wave, "answer") != text
-    assert judge.hear(waves[-1], "answer") == judge.hear(waves[-1], "anything") == texts[-1]
-    assert judge.hear(waves[-1], "sentence") != texts[-1]
-
-
 def test_other_words_are_not_understood(judge: Judge, texts: list[str], waves):
     """Sounds of other texts score near chance, noise gives next to nothing."""
     heard = [judge.heard(t, w) for t, w in zip(texts, waves[1:] + waves[:1], strict=True)]

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.detokenizer.mel import MelConfig
 from kimia_infer.tokenizer.speech import SpeechTokenizerConfig, speech_tokenizer_part
 from kimia_infer.training.checkpoints import TrainingError
 from kimia_infer.training.codec.detokenizer import SoundReader
-from kimia_infer.training.codec.settings import EncoderSize, TokenizerSettings
+from kimia_infer.training.codec.settings import (
+    DiTSize,
+    EncoderSize,
+    GeneratorSize,
+    TokenizerSettings,
+)
 from kimia_infer.training.codec.speech_tokenizer import new_config, new_tokenizer
-from kimia_infer.training.miniature import stages
+from kimia_infer.training.miniature import evaluation, figures, stages
+from kimia_infer.training.miniature.spoken_world import WorldSize
 from kimia_infer.training.miniature.stages import STAGES, Stage, done, make, make_encoder, ready
+from kimia_infer.training.miniature.whisper_encoder import WhisperSize
 from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+from tests.training.runs import interrupt
 
 CPU = torch.device("cpu")
 
@@ -90,3 +100,40 @@ def test_the_encoder_is_the_rounded_tokenizer(tmp_path: Path):
     reader = SoundReader(tmp_path / "encoder")
     assert reader.codes == 20
     assert reader.mel == MelConfig(24_000, 1024, 1024, 480, 80, 0.0, 8000.0)
+
+
+SMALL = {
+    "VOCODER": {"size": GeneratorSize(channels=32, dilations=(1,)), "batch_size": 2},
+    "TOKENIZER": {"size": EncoderSize(width=32, layers=2, heads=2, codes=20), "batch_size": 2},
+    "DETOKENIZER": {"size": DiTSize(width=32, depth=1, heads=1), "batch_size": 2},
+    "WHISPER": {"size": WhisperSize(width=16, layers=1, heads=2, feed_forward=16)},
+    "LANGUAGE_MODEL": {"batch_size": 2},
+}
+STEPS = {"max_steps": 2, "save_every": 1, "eval_every": 2}
+
+
+def test_a_miniature_is_made_from_nothing(tmp_path: Path, monkeypatch):
+    """All stages, of a world of a few sounds; one training is interrupted and goes on."""
+    each = 10
+    monkeypatch.setattr(stages, "WORLD", WorldSize(each, each, each, each, 2, 6))
+    monkeypatch.setattr(stages, "MEASURED", 1)
+    for name, values in SMALL.items():
+        monkeypatch.setitem(vars(stages), name, getattr(stages, name) | values | STEPS)
+    monkeypatch.setattr(evaluation, "LONG_SECONDS", 3)
+    monkeypatch.setattr(evaluation, "MOST_STEPS", 10)
+    monkeypatch.setattr(figures, "TIMED", 1)
+    few = partial(stages.write_conversations, joined=2)
+    monkeypatch.setattr(stages, "write_conversations", few)
+    make(tmp_path, "world")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, lambda: make(tmp_path, "vocoder"), step=1)
+    while waiting := ready(tmp_path):
+        make(tmp_path, waiting[0])
+    assert all(done(tmp_path, name) for name in STAGES)
+    measured = json.loads((tmp_path / "figures" / "figures.json").read_text())
+    assert measured["sets"].keys() == set(evaluation.HELD_OUT_SETS)
+    assert measured["ablations"].keys() == {"none", *evaluation.ABLATIONS}
+    assert measured["same_tokens_with_full_heads"]
+    model = KimiAudio(str(tmp_path / "mini"))
+    question = {"role": "user", "message_type": "text", "content": "one"}
+    model.generate([question], output_type="both", max_new_tokens=9)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
 
 from kimia_infer.training.miniature.stages import STAGES
 
@@ -26,7 +30,7 @@ def test_a_finished_run_is_told(tmp_path: Path):
         (tmp_path / stage.result).mkdir(parents=True, exist_ok=True)
     finished = run(tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert f"{tmp_path / 'mini'}: trained in 0.00 hours" in finished.stdout
+    assert f"{tmp_path / 'mini'}: done; 0.00 hours this time" in finished.stdout
 
 
 def test_a_stage_that_fails_ends_the_run_and_says_where(tmp_path: Path):
@@ -41,6 +45,28 @@ def test_a_stage_that_fails_ends_the_run_and_says_where(tmp_path: Path):
     assert "tokenizer: FAILED after 0." in failed.stdout
     assert "speech_train.jsonl: cannot be read" in log.read_text()
     assert [path.name for path in log.parent.iterdir()] == ["tokenizer.log"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_the_stages_too(tmp_path: Path, number: int):
+    """And the same command does not begin what another process still makes."""
+    process = subprocess.Popen(
+        [sys.executable, COMMAND, tmp_path, "--jobs", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    part, log = tmp_path / ".world.part", tmp_path / "logs" / "world.log"
+    while not part.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    refused = run(tmp_path, "world")
+    assert f"world: another process is making it in {tmp_path}" in refused.stderr
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on" in errors
+    assert "train_mini: world: interrupted" in log.read_text()
+    assert not (tmp_path / "world").exists()
 
 
 def test_a_stage_out_of_order_is_refused(tmp_path: Path):

@@ -1,9 +1,4 @@
-"""The language model of the miniature: from the small world to a checkpoint that can be served.
-
-The stages in their order, each of which leaves a folder: the Whisper encoder, the checkpoint with
-both trained encoders and an untrained language model, the conversations with their speech codes,
-the trained language model, and the whole miniature.
-"""
+"""Checkpoints of the miniature: what its language model is trained from, and what is served."""
 
 from __future__ import annotations
 
@@ -19,17 +14,19 @@ from torch import Tensor
 from kimia_infer.api.transcription import SEGMENT_FIELD
 from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.language_model.model import language_model_slots
-from kimia_infer.training.checkpoints import all_checkpoints
-from kimia_infer.training.config import FinetuneSettings
-from kimia_infer.training.finetune import finetune
+from kimia_infer.training.checkpoints import publish
 from kimia_infer.training.miniature.spoken_world import READ, REPEAT, TRANSCRIBE
 from kimia_infer.training.miniature.untrained import Sizes, write_miniature
-from kimia_infer.training.miniature.whisper_encoder import WhisperSettings, train_whisper
 from kimia_infer.training.miniature.world import vocabulary
-from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.checkpoint import manifest, read_json
 from kimia_infer.weights.layout import WHISPER_FOLDER
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.weights.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
+
+SEED = 1
 
 MERGES = 320
 """Merges of the text tokenizer: every word of the world is a token."""
@@ -50,26 +47,7 @@ EMBEDDING_SCALE = 0.3
 """Deviation of untrained embeddings and gain of the adapted features that are added to them."""
 
 
-def train_whisper_encoder(world: Path, output: Path, **settings: object) -> Outcome:
-    """Train the encoder on all sounds of users; ``output/final`` holds its folder."""
-    values = {
-        "data": str(world / "speech_train.jsonl"),
-        "eval_data": str(world / "speech_validation.jsonl"),
-        "audio_root": str(world),
-        "output": str(output),
-        "max_steps": 2500,
-        "batch_size": 16,
-        "learning_rate": 2e-3,
-        "precision": "bf16",
-        "cache_hours": 8.0,
-        "full_from": 0.85,
-        "eval_every": 500,
-        "save_every": 500,
-    }
-    return train_whisper(WhisperSettings(**(values | settings)), _begun(output))
-
-
-def write_base(target: Path, speech_tokenizer: Path, whisper: Path, seed: int = 1) -> None:
+def write_base(target: Path, speech_tokenizer: Path, whisper: Path) -> None:
     """Write a whole checkpoint whose two encoders are trained and whose language model is not.
 
     ``speech_tokenizer`` and ``whisper`` are the folders of these parts.
@@ -77,7 +55,7 @@ def write_base(target: Path, speech_tokenizer: Path, whisper: Path, seed: int = 
     codes = read_json(speech_tokenizer / "config.json")["quantize_vocab_size"]
     width = read_json(whisper / "config.json")["d_model"]
     sizes = Sizes(merges=MERGES, codes=codes, whisper_width=width, **SIZE)
-    write_miniature(target, seed, sizes, corpus())
+    write_miniature(target, SEED, sizes, corpus())
     _put(speech_tokenizer, target / SPEECH_TOKENIZER_FOLDER)
     _put(whisper, target / WHISPER_FOLDER)
     _cast(target / WHISPER_FOLDER / "model.safetensors", torch.float16)
@@ -85,9 +63,8 @@ def write_base(target: Path, speech_tokenizer: Path, whisper: Path, seed: int = 
     values = read_json(generation) | {SEGMENT_FIELD: SEGMENT_SECONDS}
     generation.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     config = LanguageModelConfig.from_directory(target)
-    _write_tensors(
-        target / "model.safetensors", untrained_language_model(config, seed), torch.bfloat16
-    )
+    untrained = untrained_language_model(config, SEED)
+    _write_tensors(target / "model.safetensors", untrained, torch.bfloat16)
 
 
 def corpus() -> str:
@@ -120,36 +97,6 @@ def untrained_language_model(config: LanguageModelConfig, seed: int) -> dict[str
     return tensors
 
 
-def train_language_model(
-    base: Path, conversations: Path, output: Path, **settings: object
-) -> Outcome:
-    """Train the language model; ``output/final`` is a whole checkpoint."""
-    values = {
-        "model": str(base),
-        "data": str(conversations / "train.jsonl"),
-        "eval_data": str(conversations / "validation.jsonl"),
-        "output": str(output),
-        "feature_cache": str(conversations / "features"),
-        "parts": ("embedding", "trunk", "mimo", "adaptor", "heads"),
-        "spoken_answers": True,
-        "group_by_length": True,
-        "gradient_checkpointing": False,
-        "precision": "bf16",
-        "workers": 0,
-        "batch_size": 24,
-        "max_steps": 7000,
-        "learning_rate": 2e-3,
-        "warmup_ratio": 0.03,
-        "weight_decay": 0.05,
-        "feature_dropout": 0.01,
-        "code_dropout": 0.01,
-        "eval_every": 500,
-        "save_every": 250,
-        "keep_checkpoints": 1,
-    }
-    return finetune(FinetuneSettings(**(values | settings)), _begun(output))
-
-
 def assemble(language_model: Path, detokenizer: Path, vocoder: Path, target: Path) -> None:
     """Put the miniature together.
 
@@ -159,16 +106,10 @@ def assemble(language_model: Path, detokenizer: Path, vocoder: Path, target: Pat
     part = target.with_name(f".{target.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(language_model, part)
-    for source, name in ((detokenizer, "audio_detokenizer"), (vocoder, "vocoder")):
+    for source, name in ((detokenizer, DETOKENIZER_FOLDER), (vocoder, VOCODER_FOLDER)):
         _put(source, part / name)
         _cast(part / name / "model.safetensors", torch.float16)
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
-
-
-def _begun(output: Path) -> bool:
-    """Whether there is a checkpoint to continue from."""
-    return bool(all_checkpoints(output))
+    publish(part, target)
 
 
 def _put(source: Path, target: Path) -> None:
