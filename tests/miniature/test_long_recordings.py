@@ -23,7 +23,7 @@ def test_a_long_recording_is_understood_as_its_sentences_are(
     trained: KimiAudio, spoken_world: Path, long: bool
 ):
     found = measure_long(trained, spoken_world, seconds=600 if long else 120)
-    assert found["word_errors"] <= found["alone"] + 0.02, found
+    assert found["word_errors"] <= min(found["alone"] + 0.02, 0.05), found
 
 
 def test_what_is_said_again_is_transcribed_again(trained: KimiAudio, cases: Cases, tmp_path: Path):

@@ -51,7 +51,9 @@ def test_spoken_questions_are_answered_in_both_tracks(trained: KimiAudio, cases:
 
 def test_dialogues_use_their_history(trained: KimiAudio, cases: Cases):
     asked = cases("dialogue")
-    assert right(asked, answers(trained, asked)) >= 0.8
+    given = answers(trained, asked)
+    assert right(asked, given) >= 0.85
+    assert spoken_right(asked, given, hearing(trained)) >= 0.7
     forgetful = [Case(c.kind, c.chats[-1:], c.text, c.spoken) for c in asked]
     assert right(forgetful, answers(trained, forgetful)) <= 0.5
 
@@ -61,7 +63,14 @@ def test_read_aloud_is_understood(trained: KimiAudio, cases: Cases, judge: Judge
     for case in cases("read"):
         wave, _ = trained.generate(case.chats, output_type="both", seed=0)
         heard.append(Heard(case.text, understood(judge, wave)))
-    assert recall(heard) >= 0.8
+    assert recall(heard) >= 0.9
+
+
+def test_what_is_heard_is_repeated(trained: KimiAudio, cases: Cases):
+    asked = cases("repeat", "held_out_voices")
+    given = answers(trained, asked)
+    assert right(asked, given) >= 0.85
+    assert spoken_right(asked, given, hearing(trained)) >= 0.75
 
 
 def test_streamed_speech_says_the_same(trained: KimiAudio, cases: Cases, judge: Judge):
@@ -80,9 +89,8 @@ def test_what_the_pipeline_needs(trained: KimiAudio, cases: Cases, ablation: str
     not know are heard, the delay of the audio track when it speaks."""
     if ablation == "delay":
         asked, hear = cases("question"), hearing(trained)
-        whole = spoken_right(asked, answers(trained, asked), hear)
         changed = load_model(MINI, audio_delay=0)
-        assert spoken_right(asked, answers(changed, asked), hear) <= whole - 0.05
+        assert spoken_right(asked, answers(changed, asked), hear) <= 0.3
     else:
         asked = cases("transcription", "held_out_voices") + cases("question", "held_out_voices")
         whole = right(asked, answers(trained, asked))
