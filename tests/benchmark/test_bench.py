@@ -248,6 +248,11 @@ def test_bad_checkpoints(script: ModuleType, tmp_path: Path, capsys) -> None:
         (("--random", "tiny", "--json", "nowhere/r.json"), "nowhere"),
         (("--weights", ".", "--audio", "missing.wav"), "missing.wav"),
         (("--random", "tiny", "--profile", "nowhere/t.json"), "nowhere"),
+        (("--weights", ".", "--prepared", "kept"), "no effect without --variants"),
+        (
+            ("--random", "tiny", "--variants", "all", "--prepared", "kept"),
+            "no effect with --random",
+        ),
     ],
 )
 def test_usage(arguments: tuple, message: str, tmp_path: Path) -> None:
