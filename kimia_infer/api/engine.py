@@ -47,6 +47,7 @@ class Engine:
         model = stages.language_model
         self.device, self.dtype, self.head_rows = model.device, model.dtype, head_rows
         self.adapter, self.quantization = stages.adapter, model.quantization
+        self.offload = stages.offload or "none"
         # On the CPU a look at the loop costs nothing, and a thread would fight for its cores.
         self.background = self.device.type != "cpu"
         self.check_interval = CHECK_INTERVAL if self.background else 1
@@ -78,10 +79,11 @@ class Engine:
         if self.detokenizer is not None:
             warm_up(self.detokenizer)
         log.info(
-            "Kimi-Audio on %s, %s, quantization: %s, key/value cache: %s, attention: %s, "
-            "head rows: %s, adapter: %s",
-            self.device, self.dtype, self.quantization, self.decoder.kv_cache,
+            "Kimi-Audio on %s, %s, quantization: %s, key/value cache: %s, offload: %s, "
+            "attention: %s, head rows: %s, adapter: %s, output: %s",
+            self.device, self.dtype, self.quantization, self.decoder.kv_cache, self.offload,
             self.decoder.backend.name, head_rows, self.adapter or "none",
+            "text" if self.detokenizer is None else "text and speech",
         )  # fmt: skip
 
     def _use_onednn(self) -> None:
@@ -145,6 +147,8 @@ class Engine:
             "attention": self.decoder.backend.name,
             "head_rows": self.head_rows,
             "quantization": self.quantization,
+            "kv_cache": self.decoder.kv_cache,
+            "offload": self.offload,
         }
         if self.adapter is not None:
             clock.metrics["adapter"] = "/".join(self.adapter.parts[-2:])  # no path of the host

@@ -44,6 +44,7 @@ class Stages:
 
     ``vocoder_folder`` has the ``config.json`` that reference voices are read by, None without.
     ``adapter`` is the directory of the adapter that is part of the weights, None without.
+    ``offload`` names what waits in host memory, None for nothing.
     Recordings are transcribed in segments of at most ``segment_seconds``.
     """
 
@@ -55,6 +56,7 @@ class Stages:
     vocoder_folder: Path | None = None
     adapter: Path | None = None
     segment_seconds: float = LONGEST_SECONDS
+    offload: str | None = None
 
 
 def load_stages(
@@ -82,7 +84,7 @@ def load_stages(
         RequestError: the quantization cannot be used here, or the device has too little memory.
     """
     scheme = choose_scheme(directory, quantization, adapter)
-    check_quantization(scheme, device)
+    check_quantization(scheme, device, stored_scheme(directory))
     change = Adapter.read(adapter) if adapter is not None else None
     slim = read_manifest(directory / MANIFEST_NAME)
     if slim is not None:
@@ -116,6 +118,7 @@ def load_stages(
         directory / "vocoder" if speaking else None,
         adapter,
         segment_seconds,
+        offload,
     )
 
 
@@ -159,7 +162,8 @@ def memory_plan(
     with torch.device("meta"):
         sizes = [weight_bytes(entry.part.build(), entry.served(dtype)) for entry in parts]
     config = LanguageModelConfig.from_directory(directory)
-    return MemoryPlan(config, dtype, kv_cache, tuple(sizes[:2]), sum(sizes[3:]), offload)
+    stored = stored_scheme(directory)
+    return MemoryPlan(config, dtype, kv_cache, tuple(sizes[:2]), sum(sizes[3:]), offload, stored)
 
 
 def choose_scheme(directory: Path, asked: str | None, adapter: Path | None) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
 from kimia_infer.api.request import BUDGETS
 from kimia_infer.errors import RequestError
-from kimia_infer.language_model.cache import KV_CACHES
+from kimia_infer.language_model.cache import KV_CACHES, check_kv_cache
 from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.language_model.model import LanguageModel
 from kimia_infer.language_model.quantization import SCHEMES, check_quantization, stored_build
@@ -30,6 +31,7 @@ class MemoryPlan:
     """What is to be loaded; ``encoders`` and ``detokenizer`` are bytes of weights.
 
     With ``offload`` one encoder at a time is on the device, and none while a prompt is read.
+    ``stored`` is how the weights of the checkpoint are quantized, which is how they are loaded.
     """
 
     config: LanguageModelConfig
@@ -38,6 +40,7 @@ class MemoryPlan:
     encoders: tuple[int, ...]
     detokenizer: int
     offload: bool = False
+    stored: str = "none"
 
     def needed(self, scheme: str, speech: bool) -> int:
         """Bytes while the longest prompt is read, RESERVE included."""
@@ -75,23 +78,46 @@ class MemoryPlan:
         )
 
     def _alternatives(self, speech: bool, device: torch.device, free: int) -> list[str]:
-        """What fits with speech as asked for, else what does without; offloading comes second."""
-        schemes = [scheme for scheme in SCHEMES if _runs(scheme, device)]
-        for spoken in (True, False) if speech else (False,):
-            for plan in (self, replace(self, offload=True)):
-                fitting = [
-                    f"{plan._described(scheme, spoken)} ({needed / GB:.1f} GB)"
-                    for scheme in schemes
-                    if (needed := plan.needed(scheme, spoken)) <= free
-                ]
-                if fitting:
-                    return fitting
+        """What fits with speech as asked for, else what does without.
+
+        Weights as they are stored come first, then a narrow cache, then offloading, then both.
+        """
+        schemes = [scheme for scheme in SCHEMES if self._runs(scheme, device)]
+        caches = [self.kv_cache, *(["fp8"] if _has_narrow_cache(device) else [])]
+        given = product(
+            (True, False) if speech else (False,),
+            [schemes] if self.stored == "none" else [[self.stored], schemes],
+            [replace(self, offload=off, kv_cache=c) for off in (False, True) for c in caches],
+        )
+        for spoken, loaded, plan in given:
+            fitting = [
+                f"{plan._described(scheme, spoken)} ({needed / GB:.1f} GB)"
+                for scheme in loaded
+                if (needed := plan.needed(scheme, spoken)) <= free
+            ]
+            if fitting:
+                return fitting
         return []
 
+    def _runs(self, scheme: str, device: torch.device) -> bool:
+        """Whether ``device`` computes with matrices held so, and these can be."""
+        try:
+            check_quantization(scheme, device)
+            language_model(self.config, scheme)
+        except RequestError:
+            return False
+        return True
+
     def _described(self, scheme: str, speech: bool) -> str:
-        kinds = "text and speech" if speech else "text alone (load_detokenizer=False)"
-        offloaded = " and offload 'encoders'" if self.offload else ""
-        return f"quantization {scheme!r}{offloaded} with {kinds}"
+        words = [f"quantization {scheme!r}"]
+        if self.stored not in ("none", scheme):
+            words.append("of the checkpoint that this one was made from")
+        if self.kv_cache != "none":
+            words.append(f"and kv_cache {self.kv_cache!r}")
+        if self.offload:
+            words.append("and offload 'encoders'")
+        alone = "text alone (load_detokenizer=False, in a service KIMI_AUDIO_OUTPUT=text)"
+        return " ".join([*words, "with", "text and speech" if speech else alone])
 
 
 def language_model(config: LanguageModelConfig, scheme: str) -> LanguageModel:
@@ -112,12 +138,13 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that ``device`` has left; None where it shares the memory of the host."""
     if device.type in SHARED:
         return None
+    torch.accelerator.empty_cache()  # what a model that is gone has left there
     return torch.accelerator.get_memory_info(device)[0]
 
 
-def _runs(scheme: str, device: torch.device) -> bool:
+def _has_narrow_cache(device: torch.device) -> bool:
     try:
-        check_quantization(scheme, device)
+        check_kv_cache("fp8", device)
     except RequestError:
         return False
     return True

@@ -41,7 +41,7 @@ SUMMED = (
     "decode_steps",
     "text_tokens",
 )
-KEPT = ("attention", "head_rows", "quantization")
+KEPT = ("attention", "head_rows", "quantization", "kv_cache", "offload")
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from kimia_infer.language_model.quantization import stored_build, stored_scheme,
 from kimia_infer.triton_support import fused
 from kimia_infer.weights.checkpoint import Part, Slot, open_directory
 from kimia_infer.weights.errors import CheckpointError
+from kimia_infer.weights.manifest import MANIFEST_NAME
 
 
 class RMSNorm(nn.Module):
@@ -284,10 +285,16 @@ def language_model_part(directory: Path, quantized: bool = False) -> Part:
             f"{directory}: the weights are quantized ({scheme}), and can only be served; use the "
             "checkpoint that they were made from"
         )
+    store = open_directory(directory)
+    if scheme == "none" and any(name.endswith("_proj.weight_scale") for name in store.tensors):
+        raise CheckpointError(
+            f"{directory}: quantized weights need the {MANIFEST_NAME} that they were written with; "
+            "put it there, or prepare them again from the unquantized checkpoint"
+        )
     return Part(
         name="language model",
         build=stored_build(lambda: LanguageModel(config), scheme),
         slots=stored_slots(language_model_slots(config), scheme),
-        store=open_directory(directory),
+        store=store,
         ignored=(*ignored_tensors(config), "whisper_model.*"),
     )

@@ -119,25 +119,35 @@ STORAGES = {
 }
 
 
-def check_quantization(scheme: str, device: torch.device) -> None:
-    """Raise RequestError, naming what else can be used, unless ``scheme`` runs on ``device``."""
+def check_quantization(scheme: str, device: torch.device, stored: str = "none") -> None:
+    """Raise RequestError, naming what else can be used, unless ``scheme`` runs on ``device``.
+
+    ``stored`` is the scheme of the checkpoint, which leaves no choice unless it is "none".
+    """
     if scheme not in SCHEMES:
         raise RequestError(f"quantization: expected {', '.join(SCHEMES)}, found {scheme!r}")
     if scheme == "none" or device.type == "cpu":
         return
+    other = ""
+    if stored != "none":
+        other = "the checkpoint that these weights were made from, with quantization "
     lacking = triton_support.missing(device)
     if lacking is not None:
         raise RequestError(
-            f"quantization: {scheme!r} needs Triton kernels, but {lacking}; use 'none'"
+            f"quantization: {scheme!r} needs Triton kernels, but {lacking}; use {other}'none'"
         )
     if scheme == "fp8":
-        check_fp8("quantization", device, "'int8' or 'int4'")
+        check_fp8("quantization", device, f"{other}'int8' or 'int4'")
 
 
 def check_fp8(argument: str, device: torch.device, others: str) -> None:
-    """Raise RequestError for ``argument``, naming ``others``, on a GPU that is too old for e4m3."""
+    """Raise RequestError for ``argument``, naming ``others``, on devices that lack e4m3."""
     if device.type == "cpu":
         return
+    if device.type != "cuda":
+        raise RequestError(
+            f"{argument}: 'fp8' needs a CUDA device or the CPU, not {device}; use {others}"
+        )
     capability = torch.get_device_module(device).get_device_capability(device)
     if capability < FP8_CAPABILITY:
         raise RequestError(

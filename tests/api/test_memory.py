@@ -12,7 +12,16 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from kimia_infer import triton_support
 from kimia_infer.api import loading
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.memory import GB, RESERVE, MemoryPlan, free_memory, weight_bytes
+from kimia_infer.api.memory import (
+    GB,
+    RESERVE,
+    MemoryPlan,
+    free_memory,
+    language_model,
+    weight_bytes,
+)
+from kimia_infer.checkpoint.parts import checkpoint_parts
+from kimia_infer.checkpoint.slim import prepare_weights
 from kimia_infer.detokenizer.dit import DiT
 from kimia_infer.detokenizer.vocoder import Vocoder
 from kimia_infer.errors import RequestError
@@ -22,7 +31,7 @@ from scripts.benchmark.sizes import PUBLISHED
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "weights" / "mini"
-CPU, HALF = torch.device("cpu"), torch.bfloat16
+CPU, GPU, HALF = torch.device("cpu"), torch.device("cuda:0"), torch.bfloat16
 CONTEXT = 0.4 * GB
 """Of a CUDA device, before anything is loaded."""
 
@@ -42,6 +51,18 @@ def published() -> MemoryPlan:
             for module in (DiT(PUBLISHED.dit), Vocoder(PUBLISHED.vocoder))
         )
     return MemoryPlan(PUBLISHED.language_model, HALF, "none", encoders, detokenizer)
+
+
+@pytest.fixture
+def ada(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GPU is one that has everything."""
+
+    class Ada:
+        def get_device_capability(self, device: torch.device) -> tuple[int, int]:
+            return 8, 9
+
+    monkeypatch.setattr(triton_support, "missing", lambda device: None)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Ada())
 
 
 def room(card: int) -> int:
@@ -94,9 +115,10 @@ def test_what_is_counted(published: MemoryPlan) -> None:
     assert published.needed("int4", True) - offloaded.needed("int4", True) == sum(
         published.encoders
     )
+    # Where reading a prompt takes less than an encoder, it is the encoder that needs the room.
     tiny = replace(published, config=replace(config, intermediate_size=32), offload=True)
-    least = max(tiny.encoders) + RESERVE + 2 * cache
-    assert tiny.needed("int8", False) > least
+    weights = weight_bytes(language_model(tiny.config, "int8"), HALF)
+    assert tiny.needed("int8", False) == weights + max(tiny.encoders) + 2 * cache + RESERVE
 
 
 @pytest.mark.parametrize(
@@ -107,31 +129,56 @@ def test_what_is_counted(published: MemoryPlan) -> None:
          r"\(21\.\d GB\) or quantization 'int4' with text and speech \(18\.\d GB\)$"),
         (16, "int8", True, r"use quantization 'int4' and offload 'encoders' with text and speech "
          r"\(15\.\d GB\)$"),
-        (16, "int8", False, r"use quantization 'int4' with text alone \(load_detokenizer=False\) "
-         r"\(14\.\d GB\)$"),
+        (16, "int8", False, r"use quantization 'int4' with text alone \(load_detokenizer=False, in "
+         r"a service KIMI_AUDIO_OUTPUT=text\) \(14\.\d GB\)$"),
     ],
 )  # fmt: skip
 def test_refusals_name_what_fits(
-    card: int, scheme: str, speech: bool, message: str, published: MemoryPlan, monkeypatch
+    card: int, scheme: str, speech: bool, message: str, published: MemoryPlan, ada
 ) -> None:
-    class Ada:
-        def get_device_capability(self, device: torch.device) -> tuple[int, int]:
-            return 8, 9
-
-    monkeypatch.setattr(triton_support, "missing", lambda device: None)
-    monkeypatch.setattr(torch, "get_device_module", lambda device: Ada())
     with pytest.raises(RequestError, match=message):
-        published.check(scheme, speech, torch.device("cuda:0"), room(card))
+        published.check(scheme, speech, GPU, room(card))
 
 
-def test_what_the_device_cannot_compute_is_not_offered(published: MemoryPlan, monkeypatch) -> None:
-    gpu = torch.device("cuda:0")
+@pytest.mark.parametrize(
+    ("free", "speech", "message"),
+    [
+        (21.0, True, r"use quantization 'int8' and kv_cache 'fp8' with text and speech \(2.*\)$"),
+        (20.0, True, r"use quantization 'int8' and offload 'encoders' with text and speech "
+         r"\(18\.\d GB\)$"),
+        (16.0, True, r"use quantization 'int4' of the checkpoint that this one was made from and "
+         r"offload 'encoders' with text and speech \(15\.\d GB\)$"),
+        (15.2, True, r"use quantization 'int8' and offload 'encoders' with text alone \("),
+        (9.0, True, "nothing smaller fits$"),
+    ],
+)  # fmt: skip
+def test_quantized_checkpoints_are_offered_as_they_are_first(
+    free: float, speech: bool, message: str, published: MemoryPlan, ada
+) -> None:
+    plan = replace(published, stored="int8")
+    with pytest.raises(RequestError, match=message):
+        plan.check("int8", speech, GPU, round(free * GB))
+
+
+def test_schemes_that_do_not_suit_the_model_are_not_offered(published: MemoryPlan, ada) -> None:
+    """Rows of 48 values are no whole groups of int4, whatever was asked for."""
+    odd = replace(published, config=replace(PUBLISHED.language_model, intermediate_size=48))
+    with pytest.raises(RequestError, match=r"'none' with text and speech needs .* GB free; "):
+        odd.check("none", True, GPU, odd.needed("none", True) - 1)
+    with pytest.raises(RequestError) as caught:
+        odd.check("int8", True, GPU, odd.needed("fp8", False) - 1)
+    assert "int4" not in str(caught.value)
+
+
+def test_what_the_device_cannot_compute_is_not_offered(
+    published: MemoryPlan, ada, monkeypatch
+) -> None:
     monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
     with pytest.raises(RequestError, match=r"use quantization 'none' with text alone"):
-        published.check("none", True, gpu, 26 * GB)
+        published.check("none", True, GPU, round(25.5 * GB))
     with pytest.raises(RequestError, match="nothing smaller fits"):
-        published.check("none", True, gpu, 10 * GB)
-    published.check("none", True, gpu, 30 * GB)
+        published.check("none", True, GPU, 10 * GB)
+    published.check("none", True, GPU, 30 * GB)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -147,6 +194,21 @@ def test_refused_before_anything_is_loaded(scheme: str, monkeypatch: pytest.Monk
         KimiAudio(str(MINI), device="cpu", quantization=scheme)
     with pytest.raises(RequestError, match=r"with text alone .* nothing smaller fits"):
         KimiAudio(str(MINI), False, device="cpu", quantization=scheme)
+
+
+def test_a_prepared_checkpoint_offers_what_can_be_done_with_it(tmp_path, monkeypatch) -> None:
+    prepare_weights(MINI, tmp_path / "int8", quantization="int8")
+    parts = checkpoint_parts(tmp_path / "int8", quantized=True)
+    plan = loading.memory_plan(tmp_path / "int8", parts, torch.float32, "none", False)
+    assert plan.stored == "int8"
+    monkeypatch.setattr(loading, "free_memory", lambda device: plan.needed("int8", True) - 1)
+    with pytest.raises(RequestError) as caught:
+        KimiAudio(str(tmp_path / "int8"), device="cpu")
+    assert str(caught.value).count("quantization 'int8'") == 2  # what was asked, and what fits
+    assert not any(f"quantization '{other}'" in str(caught.value) for other in ("fp8", "int4"))
+    monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
+    with pytest.raises(RequestError, match=r"use the checkpoint that .* with quantization 'none'$"):
+        loading.load_stages(tmp_path / "int8", True, GPU, HALF)
 
 
 def test_a_checkpoint_is_counted_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,3 +233,13 @@ def test_a_checkpoint_is_counted_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch
 
 def test_the_memory_of_the_host_is_left_to_it() -> None:
     assert free_memory(CPU) is free_memory(torch.device("mps")) is None
+
+
+def test_what_the_allocator_holds_idle_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after an earlier model, whose memory PyTorch has kept for itself."""
+    idle = [3 * GB]
+    monkeypatch.setattr(torch.accelerator, "empty_cache", idle.clear)
+    monkeypatch.setattr(
+        torch.accelerator, "get_memory_info", lambda device: (10 * GB - sum(idle), 10 * GB)
+    )
+    assert free_memory(GPU) == 10 * GB

@@ -94,6 +94,7 @@ def test_segments_cover_the_recording(sound: bytes, transcript: Transcript) -> N
     assert metrics["decode_steps"] >= len(transcript.segments)
     assert metrics["text_tokens"] > 0
     assert "seed" in metrics
+    assert metrics["quantization"] == metrics["kv_cache"] == metrics["offload"] == "none"
 
 
 def test_each_segment_is_answered_on_its_own(

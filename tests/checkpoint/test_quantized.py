@@ -117,7 +117,8 @@ def test_files_hold_what_memory_does(scheme: str, prepared) -> None:
 def test_a_plain_manifest_says_nothing_of_it(tmp_path: Path) -> None:
     prepare_weights(MINI, tmp_path / "slim")
     assert "quantization" not in json.loads((tmp_path / "slim" / "manifest.json").read_text())
-    assert serve(tmp_path / "slim", load_detokenizer=False, quantization="int8").quantization
+    int8 = serve(tmp_path / "slim", load_detokenizer=False, quantization="int8")
+    assert int8.quantization == "int8"
     assert serve(tmp_path / "slim", load_detokenizer=False).quantization == "none"
 
 
@@ -163,11 +164,12 @@ def test_other_formats_are_refused(found: object, tmp_path: Path, prepared) -> N
         serve(tmp_path)
 
 
-def test_without_its_manifest_it_is_refused(tmp_path: Path, prepared) -> None:
-    for path in prepared("int8").iterdir():
+@pytest.mark.parametrize("scheme", QUANTIZED)
+def test_without_its_manifest_it_is_refused(scheme: str, tmp_path: Path, prepared) -> None:
+    for path in prepared(scheme).iterdir():
         if path.name != "manifest.json":
             (tmp_path / path.name).symlink_to(path)
-    with pytest.raises(CheckpointError, match="does not hold floating point"):
+    with pytest.raises(CheckpointError, match=r"quantized weights need the manifest\.json"):
         serve(tmp_path)
 
 
