@@ -31,6 +31,12 @@ class Deadline:
             )
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed; on the CPU PyTorch tells so by its message alone."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "DefaultCPUAllocator:" in str(error)
+
+
 def surviving_out_of_memory(items: Iterator[Item]) -> Iterator[Item]:
     """``items``; running out of memory becomes one RequestOutOfMemory and leaves nothing behind.
 
@@ -41,7 +47,9 @@ def surviving_out_of_memory(items: Iterator[Item]) -> Iterator[Item]:
     try:
         yield from items
         return
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         reason = (str(error).splitlines() or ["MemoryError"])[0]
         # Every frame on the way refers to tensors, and the traceback to the frames.
         traceback.clear_frames(error.__traceback__)

@@ -11,7 +11,7 @@ import torch
 
 from kimia_infer.api.events import Completion, Stopwatch
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.limits import Deadline, surviving_out_of_memory
+from kimia_infer.api.limits import Deadline, is_out_of_memory, surviving_out_of_memory
 from kimia_infer.api.messages import parse_messages
 from kimia_infer.api.request import Options
 from kimia_infer.api.response import Request, Response
@@ -113,7 +113,9 @@ class Together:
             return Batch(
                 model.decoder, self.size, sampling, model.check_interval, self._make_graphs
             )
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise EvaluationError(
                 f"batch size: there is no memory for {self.size} answers at a time ({error}); "
                 "name a smaller --batch-size"

@@ -42,13 +42,13 @@ class Batch:
     ):
         self.decoder, self.sampling, self.check_interval = decoder, sampling, check_interval
         self.model, self.graphs = decoder.model, make_graphs(decoder.model.device)
-        self.generations: list[Generation | None] = [None] * slots
         model, device, capacity = self.model, decoder.model.device, decoder.capacity
         trunk, held = replace(model.config, mimo_layers=0), KV_CACHES[decoder.kv_cache]
         self.cache = KeyValueCache(trunk, capacity, device, model.dtype, held, slots)
         # Attention over the longest row multiplies what others have not filled by 0.
         self.cache.keys.zero_()
         self.cache.values.zero_()
+        self.generations: list[Generation | None] = [None] * slots
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
@@ -175,6 +175,6 @@ class Batch:
         generation = self.generations[slot]
         generation.launched += steps
         generation.ended = bool(ended)
-        new = list(ids[: steps - ended])
+        new = list(ids[: max(0, steps - ended)])  # none after its end, if it was not released
         generation.text_ids += new
         return Progress(generation.launched, new, [], bool(finished))

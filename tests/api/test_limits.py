@@ -23,7 +23,17 @@ def test_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     never.check()
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()])
+def refused_by_the_allocator() -> RuntimeError:
+    """What PyTorch says of more memory than any process can address."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**56, dtype=torch.uint8)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "error",
+    [refused_by_the_allocator(), torch.OutOfMemoryError("CUDA out of memory"), MemoryError()],
+)
 def test_out_of_memory_becomes_one_error(error: Exception) -> None:
     def items():
         yield 1
@@ -61,9 +71,10 @@ def test_other_errors_and_closing_pass_through() -> None:
         finally:
             closed.append(True)
 
-    with pytest.raises(RequestError, match="mine"):
-        list(surviving_out_of_memory(items(RequestError("mine"))))
+    for error in (RequestError("mine"), RuntimeError("mine")):
+        with pytest.raises(type(error), match="mine"):
+            list(surviving_out_of_memory(items(error)))
     survived = surviving_out_of_memory(items(None))
     next(survived)
     survived.close()
-    assert closed == [True, True]
+    assert closed == [True, True, True]

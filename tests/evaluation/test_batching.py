@@ -260,6 +260,12 @@ def test_a_batch_without_memory_is_refused_before_anything_is_answered(
     assert run("out").answered == 8
 
 
+def test_a_batch_beyond_all_memory_is_refused(model: KimiAudio):
+    """On the CPU, whose allocator has no error of its own."""
+    with pytest.raises(EvaluationError, match=r"no memory for 1000000000 answers .*--batch-size"):
+        Together(model, parse_options(), 10**9)
+
+
 def test_other_failures_end_the_run(run: Evaluate, monkeypatch: pytest.MonkeyPatch):
     def fail(batch: Batch) -> None:
         raise RuntimeError("the device is gone")

@@ -248,6 +248,22 @@ def test_a_slot_that_is_released_early_disturbs_no_other(
         assert found(done) == alone(generation(name))
 
 
+def test_what_is_finished_and_not_released_stays_as_it_is(
+    decoders: dict[str, Decoder], prompts: dict
+) -> None:
+    decoder, sampling = decoders["full"], sampling_of({})
+
+    def generation() -> Generation:
+        return Generation(decoder, prompts["two_audio"], "text", 40, sampling, SeededRandomness(0))
+
+    batch, kept = Batch(decoder, 1, sampling.text, 4), generation()
+    batch.begin(kept)
+    looks = [progress for _ in range(40) for _, progress in batch.advance()]
+    assert found(kept) == alone(generation()) and kept.ended
+    after = looks[[look.finished for look in looks].index(True) + 1 :]
+    assert len(after) > 1 and not any(look.text_ids for look in after)
+
+
 def test_what_does_not_fit_into_the_batch_is_refused(
     model: LanguageModel, control, prompts
 ) -> None:
