@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,10 @@ OFFLOADS = ("encoders",)
 
 @contextmanager
 def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within, the parameters of ``module`` are copies on ``device``; they are not to be changed."""
+    """Within, the parameters of ``module`` are copies on ``device``; they are not to be changed.
+
+    One visit of a module has to end before the next one begins.
+    """
     held = [
         (owner, name, parameter)
         for owner in module.modules()
@@ -42,10 +46,10 @@ class VisitingSpeechCodes(SpeechCodes):
 
     def __init__(self, codes: SpeechCodes, device: torch.device):
         vars(self).update(vars(codes))
-        self._device = device
+        self._device, self._lock = device, threading.Lock()
 
     def encode(self, wave: np.ndarray | Tensor) -> Tensor:
-        with visiting(self.module, self._device):
+        with self._lock, visiting(self.module, self._device):
             return super().encode(wave)
 
 
@@ -54,10 +58,10 @@ class VisitingWhisperFeatures(WhisperFeatures):
 
     def __init__(self, features: WhisperFeatures, device: torch.device):
         vars(self).update(vars(features))
-        self._device = device
+        self._device, self._lock = device, threading.Lock()
 
     def encode(self, wave: np.ndarray | Tensor) -> Tensor:
-        with visiting(self.encoder, self._device):
+        with self._lock, visiting(self.encoder, self._device):
             return super().encode(wave)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from kimia_infer.api.offloading import check_offload, visiting
 from kimia_infer.errors import RequestError
 from kimia_infer.graphs import Direct
 from kimia_infer.service.self_test import self_test
+from kimia_infer.tokenizer.speech import SpeechCodes
+from kimia_infer.tokenizer.whisper import WhisperFeatures
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI, QUESTION = ROOT / "weights" / "mini", ROOT / "scripts" / "question.wav"
@@ -65,6 +69,35 @@ def test_answers_are_the_same(models, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plain[1] == offloaded[1] and torch.equal(plain[0], offloaded[0])
     codes, features = models[1].speech_codes.module, models[1].whisper_features.encoder
     assert visits == [codes, features, codes]  # the voice, then the question
+
+
+def test_answers_say_what_is_offloaded(models) -> None:
+    chat = [{"role": "user", "message_type": "text", "content": "one"}]
+    metrics = [list(model.stream(chat, max_new_tokens=1))[-1].metrics for model in models]
+    assert [found["offload"] for found in metrics] == ["none", "encoders"]
+    assert {found["kv_cache"] for found in metrics} == {"none"}
+
+
+@pytest.mark.parametrize("owner", [SpeechCodes, WhisperFeatures])
+def test_one_thread_at_a_time_visits(owner: type, models, monkeypatch) -> None:
+    """Two that overlapped would leave copies behind for good."""
+    encoder = models[1].speech_codes if owner is SpeechCodes else models[1].whisper_features
+    module = encoder.module if owner is SpeechCodes else encoder.encoder
+    before = [p.data_ptr() for p in module.parameters()]
+    both = threading.Barrier(2)
+
+    def meet(self, wave) -> bool:
+        try:
+            both.wait(0.2)
+        except threading.BrokenBarrierError:
+            return False
+        return True
+
+    monkeypatch.setattr(owner, "encode", meet)
+    monkeypatch.setattr(encoder, "_device", META)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(encoder.encode, [None, None])) == [False, False]
+    assert [p.data_ptr() for p in module.parameters()] == before
 
 
 def test_nothing_is_recorded(models) -> None:
