@@ -19,6 +19,9 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.evaluation.items import EvaluationError, Item
 
 FILE_NAME = "settings.json"
+LATER = {"quantization": "none", "kv_cache": "none"}
+"""Of the model's facts: those that directories begun earlier do not have, and what they were."""
+
 PACKAGES = ("torch", "transformers", "jiwer", "whisper-normalizer")
 
 
@@ -57,7 +60,7 @@ class Record:
             self.values = json.loads(self.path.read_text(encoding="utf-8"))
         else:
             self._write({"settings": run, "environment": _environment()})
-        self._check("settings", run)
+        self._check(self.values["settings"], run)
 
     def note_model(self, model: KimiAudio) -> None:
         """Note how the model runs; raise EvaluationError if earlier results had it otherwise."""
@@ -71,13 +74,12 @@ class Record:
         }
         if "model" not in self.values:
             self._write(self.values | {"model": facts})
-        self._check("model", facts)
+        self._check(LATER | self.values["model"], facts)
 
-    def _check(self, part: str, values: dict[str, Any]) -> None:
+    def _check(self, found: dict[str, Any], values: dict[str, Any]) -> None:
         for name, value in values.items():
-            found = self.values[part].get(name)
-            if found != value:
-                what = "other items" if name == "items_sha256" else f"{name} {found!r}"
+            if found.get(name) != value:
+                what = "other items" if name == "items_sha256" else f"{name} {found.get(name)!r}"
                 raise EvaluationError(
                     f"{self.folder}: holds results with {what}; name another directory for the "
                     "output, or delete this one"

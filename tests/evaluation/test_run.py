@@ -274,6 +274,26 @@ def test_a_model_that_runs_otherwise_needs_another_directory(
         evaluate([manifest], SETTINGS, tmp_path / "out", lambda settings: full)
 
 
+def test_a_directory_begun_before_there_were_variants_goes_on(
+    tmp_path: Path, manifest: Manifest, run: Evaluate
+):
+    run("out")
+    results, settings = (tmp_path / "out" / name for name in ("results.jsonl", "settings.json"))
+    results.write_text(results.read_text().splitlines(keepends=True)[0])
+    values = json.loads(settings.read_text())
+    for part, name in (("settings", "quantization"), ("model", "quantization"),
+                       ("model", "kv_cache")):  # fmt: skip
+        del values[part][name]
+    settings.write_text(json.dumps(values))
+    assert run("out").answered == 8
+    results.write_text(results.read_text().splitlines(keepends=True)[0])
+    int8 = KimiAudio(
+        str(MINI), False, device="cpu", dtype="float32", head_rows="track", quantization="int8"
+    )
+    with pytest.raises(EvaluationError, match="holds results with quantization 'none'"):
+        evaluate([manifest], SETTINGS, tmp_path / "out", lambda settings: int8)
+
+
 def test_errors_are_asked_again_on_request(tmp_path: Path, run: Evaluate):
     run("out")
     write_sound(tmp_path / "missing.wav", 0.3, 3)
