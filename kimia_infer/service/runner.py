@@ -36,6 +36,7 @@ class KimiRunner(BaseRunner):
         settings = read_settings(os.environ)
         self.model = KimiAudio(
             weights_from_environment(weights),
+            load_detokenizer=settings.output == "both",
             device=settings.device,
             dtype=settings.dtype,
             head_rows=settings.head_rows,
@@ -63,6 +64,12 @@ class KimiRunner(BaseRunner):
         raises wherever the prediction is: no further step is launched.
         """
         self.uploads.sweep(inputs.values())
+        spoken = inputs["task"] == "chat" and inputs["output_type"] == "both"
+        if spoken and self.model.detokenizer is None:
+            raise RequestError(
+                "output_type: this service answers in text alone (KIMI_AUDIO_OUTPUT=text); ask for "
+                "'text'"
+            )
         answer = respond(self.model, inputs, self.timeout)
         with self.health.predicting(), contextlib.closing(answer) as events:
             try:

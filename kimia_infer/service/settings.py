@@ -16,6 +16,7 @@ from kimia_infer.language_model.quantization import SCHEMES
 
 DTYPES = ("float32", "bfloat16")
 HEAD_ROWS = ("track", "full")
+OUTPUTS = ("text", "both")
 
 
 class SettingsError(ValueError):
@@ -26,7 +27,8 @@ class SettingsError(ValueError):
 class Settings:
     """None leaves the choice to KimiAudio; ``timeout`` is in seconds, None for no limit.
 
-    ``adapter`` is the directory of an adapter, None without.
+    ``adapter`` is the directory of an adapter, None without. With ``output`` "text" no detokenizer
+    is loaded, and nothing can be spoken.
     """
 
     device: str | None = None
@@ -38,6 +40,7 @@ class Settings:
     quantization: str | None = None
     kv_cache: str | None = None
     offload: str | None = None
+    output: str = "both"
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -56,6 +59,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         quantization=_choice(environment, "KIMI_AUDIO_QUANTIZATION", SCHEMES),
         kv_cache=_choice(environment, "KIMI_AUDIO_KV_CACHE", tuple(KV_CACHES)),
         offload=_choice(environment, "KIMI_AUDIO_OFFLOAD", OFFLOADS),
+        output=_choice(environment, "KIMI_AUDIO_OUTPUT", OUTPUTS) or "both",
     )
 
 

@@ -54,6 +54,15 @@ def test_published_dtype_passes(golden: Path) -> None:
     self_test(KimiAudio(str(golden / "e2e" / "checkpoint"), device="cpu", dtype="bfloat16"))
 
 
+def test_a_model_that_does_not_speak_passes(golden: Path) -> None:
+    silent = KimiAudio(str(golden / "e2e" / "checkpoint"), False, device="cpu")
+    self_test(silent)
+    with torch.no_grad():
+        silent.language_model.norm.weight[0] = torch.nan
+    with pytest.raises(SelfTestError, match=r"language model: the weight norm\.weight"):
+        self_test(silent)
+
+
 # File of the checkpoint, a name in it, and what the error must say.
 WEIGHTS = {
     "trunk": ("", "model.layers.1.mlp.down_proj.weight", "language model: .* layers.1.feed_f"),

@@ -15,7 +15,7 @@ import pytest
 from kimia_infer.service.interface import InputField, read_interface
 from kimia_infer.service.schema import openapi_schema
 from tests.conftest import GOLDEN
-from tests.service.conftest import ROOT, Server, data_uri, serve_bare, silence
+from tests.service.conftest import ROOT, Server, data_uri, serve, serve_bare, silence
 
 INTERFACE = read_interface(ROOT / "predict.py", "Predictor")
 AUDIO = GOLDEN / "e2e" / "audio"
@@ -327,3 +327,10 @@ def test_without_schema_file_our_code_validates(bare_server: Server) -> None:
         text="a", output_type="text", max_new_tokens=2.0, audio_temperature=1, seed=None
     )
     assert answer["metrics"]["decode_steps"] <= 2
+
+
+def test_a_service_of_text_alone(golden: Path, tmp_path: Path) -> None:
+    with serve(golden, tmp_path, KIMI_AUDIO_OUTPUT="text") as silent:
+        assert "output_type: this service answers in text alone" in silent.fail(text="Hello")
+        answer = silent.succeed(text="Hello", output_type="text", max_new_tokens=4)
+        assert answer["output"]["audio"] is None and answer["metrics"]["decode_steps"] <= 4

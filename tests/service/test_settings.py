@@ -13,7 +13,7 @@ from kimia_infer.service.settings import Settings, SettingsError, read_settings
 
 def test_unset_and_empty_mean_the_default() -> None:
     names = ("DEVICE", "DTYPE", "HEAD_ROWS", "ATTENTION", "TIMEOUT", "ADAPTER", "QUANTIZATION")
-    names += ("KV_CACHE", "OFFLOAD")
+    names += ("KV_CACHE", "OFFLOAD", "OUTPUT")
     assert read_settings({}) == read_settings({f"KIMI_AUDIO_{n}": "" for n in names}) == Settings()
 
 
@@ -28,9 +28,10 @@ def test_values_are_taken(tmp_path: Path) -> None:
         "KIMI_AUDIO_QUANTIZATION": "int4",
         "KIMI_AUDIO_KV_CACHE": "fp8",
         "KIMI_AUDIO_OFFLOAD": "encoders",
+        "KIMI_AUDIO_OUTPUT": "text",
     }
     expected = ("cpu", "bfloat16", "full", "sdpa", 1.5, str(tmp_path), "int4", "fp8", "encoders")
-    assert read_settings(variables) == Settings(*expected)
+    assert read_settings(variables) == Settings(*expected, "text")
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,7 @@ def test_values_are_taken(tmp_path: Path) -> None:
         ("KIMI_AUDIO_QUANTIZATION", "int2", ["none", "fp8", "int8", "int4"]),
         ("KIMI_AUDIO_KV_CACHE", "int8", ["none", "fp8"]),
         ("KIMI_AUDIO_OFFLOAD", "detokenizer", ["encoders"]),
+        ("KIMI_AUDIO_OUTPUT", "audio", ["text", "both"]),
     ],
 )
 def test_other_values_are_refused_with_the_choices(name: str, value: str, choices: list) -> None:
