@@ -34,6 +34,40 @@ class _Stopped(Exception):
     """Another reader has failed."""
 
 
+class _Work:
+    """What the readers share: the counting of values, and that a failure of one stops all."""
+
+    def __init__(self, report: Report | None, checksum: Callable[[StoredTensor], int] | None):
+        self._report, self._checksum = report, checksum
+        self.stopped = threading.Event()
+        self._counting, self._own = threading.Lock(), threading.local()
+
+    def prepare(self) -> None:
+        """In each thread, before its first job."""
+        self._own.reader = Reader(self._checksum)
+
+    def run(self, job: _Job) -> None:
+        for slot in job.slots:
+            with self._stopping():
+                job.part.place(slot, job.parameters, self._own.reader, self._count)
+
+    def _count(self, values: int) -> None:
+        with self._counting, self._stopping():
+            if self._report is not None:
+                self._report(values)
+
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """A failure within ends the work of all; after one, nothing begins."""
+        if self.stopped.is_set():
+            raise _Stopped
+        try:
+            yield
+        except BaseException:
+            self.stopped.set()
+            raise
+
+
 def load_parts(
     parts: Sequence[tuple[Part, torch.dtype]],
     device: torch.device,
@@ -58,39 +92,14 @@ def load_parts(
         for job in _jobs(part, dict(module.named_parameters()))
     ]
     jobs.sort(key=lambda job: -job.nbytes)  # the longest first, so that all end together
-    stopped, counting, own = threading.Event(), threading.Lock(), threading.local()
-
-    @contextmanager
-    def stopping() -> Iterator[None]:
-        """A failure within ends the work of all; after one, nothing begins."""
-        if stopped.is_set():
-            raise _Stopped
+    work = _Work(report, checksum)
+    with ThreadPoolExecutor(readers, "weights", initializer=work.prepare) as pool:
         try:
-            yield
-        except BaseException:
-            stopped.set()
-            raise
-
-    def count(values: int) -> None:
-        with counting, stopping():
-            if report is not None:
-                report(values)
-
-    def prepare() -> None:
-        own.reader = Reader(checksum)
-
-    def run(job: _Job) -> None:
-        for slot in job.slots:
-            with stopping():
-                job.part.place(slot, job.parameters, own.reader, count)
-
-    with ThreadPoolExecutor(readers, "weights", initializer=prepare) as pool:
-        try:
-            for future in as_completed([pool.submit(run, job) for job in jobs]):
+            for future in as_completed([pool.submit(work.run, job) for job in jobs]):
                 if not isinstance(future.exception(), _Stopped):  # the failure comes, too
                     future.result()
         except BaseException:
-            stopped.set()
+            work.stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
     return modules

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kimia_infer.language_model.quantization import SCHEMES
 from tests.service.conftest import (
     PATIENCE,
     ROOT,
@@ -67,6 +68,15 @@ def test_help_has_examples(command: list, tmp_path: Path) -> None:
     done = run(command, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "examples:" in done.stdout and "Exit status" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "name", ["bench", "evaluate", "infer", "measure_mini", "prepare_weights", "serve"]
+)
+def test_scripts_know_every_quantization(name: str, tmp_path: Path) -> None:
+    """They name them before PyTorch is there."""
+    done = run([sys.executable, str(ROOT / "scripts" / name)], "--help", cwd=tmp_path)
+    assert "{" + ",".join(SCHEMES) + "}" in done.stdout
 
 
 def test_server_and_infer_alone_agree(
