@@ -6,7 +6,7 @@ Below the folder of a world lie
     answer/*.wav        24 kHz, 16 bit: what the assistant says, in one voice
     SET.jsonl           conversations for fine-tuning; SET is one of SETS
     speech_SET.jsonl    every sound of a set, once: audio, text, phones
-    voice_train.jsonl   sentences and answers in the assistant's voice: audio, text, phones
+    voice_train.jsonl   sentences and, each several times, answers in the assistant's voice
     voice_held_out.jsonl  sentences alone
 
 Audio paths are relative to the folder. ``phones`` are pairs of a phoneme's name and the second
@@ -62,6 +62,9 @@ SILENCES = 0.3, 0.4
 
 LONGEST_REPEATED = 6
 """Words of a sentence to repeat or read, so that answers stay below about 2.5 s."""
+
+ANSWERS_AGAIN = 8
+"""How often a short answer is among the sounds of its voice: they are few, and said most."""
 
 SPOKEN = "spoken answer"
 """The task type of conversations whose answers are speech and text."""
@@ -215,14 +218,15 @@ def write_world(folder: Path, size: WorldSize, processes: int) -> None:
     """
     tasks = {name: draw_tasks(name, getattr(size, name), size.seed) for name in SETS}
     heard = {
-        f"speech_{name}": [u for task in members for u in task.utterances()]
+        f"speech_{name}": list(dict.fromkeys(u for task in members for u in task.utterances()))
         for name, members in tasks.items()
     }
     for split in ("train", "held_out"):
         texts = draw_sentences(split, getattr(size, f"voice_{split}"), size.seed)
         heard[f"voice_{split}"] = [Utterance(text, ANSWER_VOICE) for text in texts]
-    answers = [u for u in heard["speech_train"] if u.voice == ANSWER_VOICE]
-    heard["voice_train"] += answers
+    answers = {u: None for u in heard["speech_train"] if u.voice == ANSWER_VOICE}
+    known = set(heard["voice_train"])
+    heard["voice_train"] += [u for u in answers if u not in known] * ANSWERS_AGAIN
     for kind in ("user", "answer"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     everything = dict.fromkeys(u for utterances in heard.values() for u in utterances)
@@ -232,7 +236,7 @@ def write_world(folder: Path, size: WorldSize, processes: int) -> None:
             {
                 "audio": sound_name(u), "text": u.text, "voice": u.voice.name, "phones": phones[u]
             }
-            for u in dict.fromkeys(utterances)
+            for u in utterances
         )  # fmt: skip
         write_lines(folder / f"{name}.jsonl", lines)
     for name, members in tasks.items():
