@@ -58,7 +58,7 @@ def understood(judge: Judge, chunks: list[dict]) -> str:
     """What the wav files of an answer say, one after the other."""
     files = [c["audio"] for c in chunks if c["audio"] is not None]
     waves = [load_audio(base64.b64decode(file.partition(",")[2])) for file in files]
-    return judge.hear(np.concatenate(waves))
+    return judge.hear(np.concatenate(waves), "answer")
 
 
 @pytest.mark.parametrize("kind", ["question", "dialogue"])

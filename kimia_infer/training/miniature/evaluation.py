@@ -10,7 +10,6 @@ import itertools
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import jiwer
@@ -32,11 +31,11 @@ from kimia_infer.randomness import SeededRandomness
 from kimia_infer.training.conversations import UNDERSTANDING, ConversationFile, DataError
 from kimia_infer.training.miniature.judge import Judge
 
-Hear = Callable[[tuple[int, ...]], str]
-"""Speech codes to the words that are understood."""
-
 KINDS = ("transcription", "question", "dialogue", "repeat", "read")
 HELD_OUT_SETS = ("held_out", "held_out_voices")
+
+ANSWERED = ("question", "dialogue")
+"""Kinds that are answered, not repeated."""
 
 ASKED = ("transcription", "question")
 """Kinds of which ablations are measured."""
@@ -68,7 +67,8 @@ class Answer:
     ended: bool
 
 
-Answered = tuple[list[Case], list[Answer]]
+Answered = tuple[list[Case], list[Answer], list[str]]
+"""Cases, their answers, and what the judge understood."""
 
 
 def read_cases(path: Path, world: Path, kinds: Sequence[str], limit: int) -> list[Case]:
@@ -176,29 +176,30 @@ def right(cases: Sequence[Case], answers: Sequence[Answer]) -> float:
     return sum(case.text == answer.text for case, answer in pairs) / len(cases)
 
 
-def agreement(answers: Sequence[Answer], hear: Hear) -> float:
-    """Part of the answers in which ``hear`` understands exactly the words of the text."""
-    return sum(answer.text == hear(answer.codes) for answer in answers) / len(answers)
+def agreement(answers: Sequence[Answer], said: Sequence[str]) -> float:
+    """Part of the answers whose text is exactly what was heard."""
+    pairs = zip(answers, said, strict=True)
+    return sum(answer.text == heard for answer, heard in pairs) / len(answers)
 
 
-def spoken_right(cases: Sequence[Case], answers: Sequence[Answer], hear: Hear) -> float:
-    """Part of the answers in which ``hear`` understands exactly what was expected."""
-    pairs = zip(cases, answers, strict=True)
-    return sum(case.text == hear(answer.codes) for case, answer in pairs) / len(cases)
+def spoken_right(cases: Sequence[Case], said: Sequence[str]) -> float:
+    """Part of the answers of which exactly what was expected was heard."""
+    return sum(case.text == heard for case, heard in zip(cases, said, strict=True)) / len(cases)
 
 
-def hearing(model: KimiAudio) -> Hear:
-    """The judge's understanding of what the model makes of codes."""
-    judge = Judge()
-
-    @cache
-    def hear(codes: tuple[int, ...]) -> str:
-        if not codes:
-            return ""
-        wave = model.detokenize_audio(torch.tensor([codes]), seed=0)
-        return judge.hear(soxr.resample(wave.reshape(-1).numpy(), SPEECH_RATE, SAMPLE_RATE))
-
-    return hear
+def hear_all(
+    model: KimiAudio, judge: Judge, cases: Sequence[Case], answers: Sequence[Answer]
+) -> list[str]:
+    """What the judge understands of each answer, spoken with another noise; "" of a silent one."""
+    said = []
+    for seed, (case, given) in enumerate(zip(cases, answers, strict=True)):
+        heard = ""
+        if case.spoken and given.codes:
+            wave = model.detokenize_audio(torch.tensor([given.codes]), seed=seed)
+            wave = soxr.resample(wave.reshape(-1).numpy(), SPEECH_RATE, SAMPLE_RATE)
+            heard = judge.hear(wave, "answer" if case.kind in ANSWERED else "anything")
+        said.append(heard)
+    return said
 
 
 def measure(directory: Path, world: Path, limit: int = 200, serving: Serving = AS_STORED) -> dict:
@@ -207,20 +208,19 @@ def measure(directory: Path, world: Path, limit: int = 200, serving: Serving = A
     ``world`` is the folder of the spoken small world. Ablations are those of the pipeline; what
     they cost is seen beside the figures without any.
     """
-    model = load_model(directory, serving=serving)
-    hear = hearing(model)
+    model, judge = load_model(directory, serving=serving), Judge()
     figures: dict = {"sets": {}, "ablations": {}}
     for name in HELD_OUT_SETS:
-        answered = _answers(model, world, name, KINDS, limit, "none")
-        figures["sets"][name] = _scores(answered, hear)
+        answered = _answers(model, judge, world, name, KINDS, limit, "none")
+        figures["sets"][name] = _scores(answered)
     # In voices that are held out, which are understood only by all that there is.
-    figures["ablations"]["none"] = _understood(answered, hear)
+    figures["ablations"]["none"] = _understood(answered)
     for ablation in ABLATIONS:
         changed = model
         if ablation == "delay":
             changed = load_model(directory, audio_delay=0, serving=serving)
-        answered = _answers(changed, world, HELD_OUT_SETS[-1], ASKED, limit, ablation)
-        figures["ablations"][ablation] = _understood(answered, hear)
+        answered = _answers(changed, judge, world, HELD_OUT_SETS[-1], ASKED, limit, ablation)
+        figures["ablations"][ablation] = _understood(answered)
     figures["long_recording"] = measure_long(model, world, LONG_SECONDS)
     figures["same_tokens_with_full_heads"] = _same_tokens(
         load_model(directory, "full", serving=serving), model, world, max(1, limit // 4)
@@ -228,35 +228,38 @@ def measure(directory: Path, world: Path, limit: int = 200, serving: Serving = A
     return figures
 
 
-def _scores(answered: Answered, hear: Hear) -> dict:
+def _scores(answered: Answered) -> dict:
     """Of each kind, and of all that is spoken together."""
     values: dict = {}
     for kind in KINDS:
-        cases, answers = _of(answered, lambda case, kind=kind: case.kind == kind)
+        cases, answers, said = _of(answered, lambda case, kind=kind: case.kind == kind)
         values[kind] = {"count": len(cases), "word_errors": transcribed(cases, answers)}
         values[kind]["right"] = right(cases, answers)
         if cases[0].spoken:
-            values[kind]["agreement"] = agreement(answers, hear)
-            values[kind]["spoken_right"] = spoken_right(cases, answers, hear)
-    _, answers = _of(answered, lambda case: case.spoken)
-    values["agreement"] = agreement(answers, hear)
+            values[kind]["agreement"] = agreement(answers, said)
+            values[kind]["spoken_right"] = spoken_right(cases, said)
+    _, answers, said = _of(answered, lambda case: case.spoken)
+    values["agreement"] = agreement(answers, said)
     return values
 
 
-def _understood(answered: Answered, hear: Hear) -> dict[str, float]:
+def _understood(answered: Answered) -> dict[str, float]:
     """Of sentences to transcribe and of questions."""
-    asked = _of(answered, lambda case: case.kind == "question")
+    both, written, asked = (
+        _of(answered, lambda case, kinds=kinds: case.kind in kinds)
+        for kinds in (ASKED, ASKED[:1], ASKED[1:])
+    )
     return {
-        "all_right": right(*_of(answered, lambda case: case.kind in ASKED)),
-        "word_errors": transcribed(*_of(answered, lambda case: case.kind == "transcription")),
-        "right": right(*asked),
-        "spoken_right": spoken_right(*asked, hear),
+        "all_right": right(*both[:2]),
+        "word_errors": transcribed(*written[:2]),
+        "right": right(*asked[:2]),
+        "spoken_right": spoken_right(asked[0], asked[2]),
     }
 
 
 def _of(answered: Answered, chosen: Callable[[Case], bool]) -> Answered:
-    pairs = [pair for pair in zip(*answered, strict=True) if chosen(pair[0])]
-    return [case for case, _ in pairs], [answer for _, answer in pairs]
+    rows = [row for row in zip(*answered, strict=True) if chosen(row[0])]
+    return tuple([row[column] for row in rows] for column in range(3))
 
 
 def measure_long(model: KimiAudio, world: Path, seconds: float) -> dict[str, float]:
@@ -289,11 +292,18 @@ def _same_tokens(full: KimiAudio, model: KimiAudio, world: Path, limit: int) -> 
 
 
 def _answers(
-    model: KimiAudio, world: Path, name: str, kinds: Sequence[str], limit: int, ablation: str
+    model: KimiAudio,
+    judge: Judge,
+    world: Path,
+    name: str,
+    kinds: Sequence[str],
+    limit: int,
+    ablation: str,
 ) -> Answered:
     path = world / f"{name}.jsonl"
     cases = read_cases(path, world, kinds, limit)
     if missing := set(kinds) - {case.kind for case in cases}:
         raise DataError(f"{path}: no {', '.join(sorted(missing))}")
     title = f"{name}, ablation: {ablation}"
-    return cases, [answer(model, case, ablation) for case in tqdm(cases, title, unit=" answers")]
+    answers = [answer(model, case, ablation) for case in tqdm(cases, title, unit=" answers")]
+    return cases, answers, hear_all(model, judge, cases, answers)

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -59,9 +60,13 @@ class JudgeError(RuntimeError):
     """The judge cannot work; the message says what to install."""
 
 
-def grammar() -> str:
-    """What can be said in the small world, in the Java Speech Grammar Format."""
-    templates = SENTENCES + _answers()
+Said = Literal["anything", "answer"]
+"""What may be said: anything of the small world, or an answer to a question."""
+
+
+def grammar(said: Said) -> str:
+    """What can be said, in the Java Speech Grammar Format."""
+    templates = _answers() if said == "answer" else SENTENCES + _answers()
     rules = [f"<{name}> = {' | '.join(words)};" for name, words in OPEN_WORDS.items()]
     bodies = " | ".join(re.sub(r"{(\w+)}", r"<\1>", template) for template in templates)
     return "\n".join(["#JSGF V1.0;", "grammar world;", *rules, f"public <said> = {bodies};", ""])
@@ -145,14 +150,18 @@ class Judge:
         unknown = sorted(word for word in known if self._decoder.lookup_word(word) is None)
         if unknown:
             raise JudgeError(f"pocketsphinx does not know: {', '.join(unknown)}")
-        self._decoder.add_jsgf_string("world", grammar())
-        self._decoder.activate_search("world")
+        for said in get_args(Said):
+            self._decoder.add_jsgf_string(said, grammar(said))
 
-    def hear(self, wave: np.ndarray) -> str:
-        """What is understood of float samples [samples] at 16 kHz; "" if nothing is."""
+    def hear(self, wave: np.ndarray, said: Said = "anything") -> str:
+        """What is understood of float samples [samples] at 16 kHz; "" if nothing is.
+
+        As people do, the judge hears a single word better if it knows what may be said.
+        """
         samples = np.asarray(wave, np.float64)
         level = np.sqrt(np.mean(samples**2)) if samples.size else 0.0
         padded = np.pad(samples * (LEVEL / level if level else 1.0), round(MARGIN * SAMPLE_RATE))
+        self._decoder.activate_search(said)
         found = Counter(self._listen(padded, seed) for seed in range(LISTENS))
         return found.most_common(1)[0][0]
 

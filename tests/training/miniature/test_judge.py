@@ -47,6 +47,11 @@ def test_the_original_voice_is_understood(judge: Judge, texts: list[str], waves)
     assert recall(heard) > 0.9
 
 
+def test_answers_are_heard_among_answers(judge: Judge, texts: list[str], waves):
+    assert judge.hear(waves[1]) == texts[1] != judge.hear(waves[1], "answer")
+    assert judge.hear(waves[-1], "answer") == judge.hear(waves[-1]) == texts[-1]
+
+
 def test_other_words_are_not_understood(judge: Judge, texts: list[str], waves):
     """Sounds of other texts score near chance, noise gives next to nothing."""
     heard = [judge.heard(t, w) for t, w in zip(texts, waves[1:] + waves[:1], strict=True)]
