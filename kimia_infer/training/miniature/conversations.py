@@ -130,9 +130,9 @@ def _transcription(chance: random.Random, heard: Heard) -> dict:
 def _read_aloud(world: Path) -> Iterator[dict]:
     """The open sentences in the assistant's voice, each to be read from its text."""
     file = ConversationFile(world / "voice_train.jsonl")
-    each = {line["audio"]: line for line in map(file.raw, range(len(file)))}
-    for audio, sentence in each.items():
-        sound = str((world / audio).resolve())
+    for index in range(len(file)):
+        sentence = file.raw(index)
+        sound = str((world / sentence["audio"]).resolve())
         asked = {"role": "user", "message_type": "text", "content": READ + sentence["text"]}
         said = {"role": "assistant", "message_type": "audio-text"}
         said["content"] = [sound, sentence["text"]]

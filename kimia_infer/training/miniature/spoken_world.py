@@ -6,7 +6,8 @@ Below the folder of a world lie
     answer/*.wav        24 kHz, 16 bit: what the assistant says, in one voice
     SET.jsonl           conversations for fine-tuning; SET is one of SETS
     speech_SET.jsonl    every sound of a set, once: audio, text, phones
-    voice_train.jsonl   sentences and, each several times, answers in the assistant's voice
+    voice_train.jsonl   sentences and answers in the assistant's voice: audio, text, phones
+    answers_train.jsonl   the same with each short answer ANSWERS_AGAIN times
     voice_held_out.jsonl  sentences alone
 
 Audio paths are relative to the folder. ``phones`` are pairs of a phoneme's name and the second
@@ -64,7 +65,10 @@ LONGEST_REPEATED = 6
 """Words of a sentence to repeat or read, so that answers stay below about 2.5 s."""
 
 ANSWERS_AGAIN = 8
-"""How often a short answer is among the sounds of its voice: they are few, and said most."""
+"""How often a short answer is among the sounds of the vocoder: they are few, and said most.
+
+The detokenizer hears them once: it would learn them by heart, and follow no reference voice.
+"""
 
 SPOKEN = "spoken answer"
 """The task type of conversations whose answers are speech and text."""
@@ -224,9 +228,11 @@ def write_world(folder: Path, size: WorldSize, processes: int) -> None:
     for split in ("train", "held_out"):
         texts = draw_sentences(split, getattr(size, f"voice_{split}"), size.seed)
         heard[f"voice_{split}"] = [Utterance(text, ANSWER_VOICE) for text in texts]
-    answers = {u: None for u in heard["speech_train"] if u.voice == ANSWER_VOICE}
+    said = [u for u in heard["speech_train"] if u.voice == ANSWER_VOICE]
     known = set(heard["voice_train"])
-    heard["voice_train"] += [u for u in answers if u not in known] * ANSWERS_AGAIN
+    short = [u for u in said if u not in known]
+    heard["answers_train"] = heard["voice_train"] + short * ANSWERS_AGAIN
+    heard["voice_train"] += short
     for kind in ("user", "answer"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
     everything = dict.fromkeys(u for utterances in heard.values() for u in utterances)

@@ -94,7 +94,7 @@ TOKENIZER = {
 DETOKENIZER = {
     "size": DiTSize(width=192, depth=4, heads=3),
     "batch_size": 8,
-    "max_steps": 5000,
+    "max_steps": 4000,
     "crop_codes": 24,
     "learning_rate": 1.5e-3,
     "condition_dropout": 0.05,
@@ -144,7 +144,7 @@ def make_world(run: Path) -> None:
 
 
 def make_vocoder(run: Path) -> None:
-    _train(train_vocoder, VocoderSettings(**_place(run, "vocoder", "voice"), **VOCODER))
+    _train(train_vocoder, VocoderSettings(**_place(run, "vocoder", "answers"), **VOCODER))
 
 
 def make_tokenizer(run: Path) -> None:
