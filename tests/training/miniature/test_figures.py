@@ -32,7 +32,7 @@ def test_figures_are_written(world: Path, tmp_path: Path, monkeypatch):
     assert (tmp_path / "out" / PICTURE).read_bytes().startswith(b"\x89PNG")
     codec, read = measured["codec"], measured["read_aloud"]
     assert codec["original"]["recall"] > 0.8 and codec["original"]["ratio"] == 1
-    assert codec["original"]["sentences"] == 4
+    assert codec["original"]["sentences"] == 6
     # Nothing is learned, so what is understood is chance.
     for name in ("one-shot", "streamed"):
         assert codec[name]["ratio"] < 0.6
