@@ -34,7 +34,11 @@ from kimia_infer.weights.errors import CheckpointError
 from kimia_infer.weights.layout import WHISPER_FOLDER
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
 from kimia_infer.weights.parallel import load_parts
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.weights.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
 from kimia_infer.weights.tensors import StoredTensor
 
 
@@ -115,7 +119,7 @@ def load_stages(
         features,
         language_model,
         Detokenizer(*speaking) if speaking else None,
-        directory / "vocoder" if speaking else None,
+        directory / VOCODER_FOLDER if speaking else None,
         adapter,
         segment_seconds,
         offload,
@@ -204,7 +208,7 @@ def check_vocabulary(
 
 def check_codes(config: LanguageModelConfig, directory: Path) -> None:
     """Raise CheckpointError unless the detokenizer knows every code that the model can say."""
-    codes, path = config.vocab_size - config.token_offset, directory / "audio_detokenizer"
+    codes, path = config.vocab_size - config.token_offset, directory / DETOKENIZER_FOLDER
     known = DiTConfig.from_directory(path).codes
     if codes > known:
         raise CheckpointError(

@@ -15,8 +15,10 @@ from kimia_infer.api.transcription import SEGMENT_FIELD
 from kimia_infer.language_model.config import LanguageModelConfig
 from kimia_infer.language_model.model import language_model_slots
 from kimia_infer.training.checkpoints import publish
+from kimia_infer.training.codec.settings import EncoderSize
 from kimia_infer.training.miniature.spoken_world import READ, REPEAT, TRANSCRIBE
 from kimia_infer.training.miniature.untrained import Sizes, write_miniature
+from kimia_infer.training.miniature.whisper_encoder import WhisperSize
 from kimia_infer.training.miniature.world import vocabulary
 from kimia_infer.weights.checkpoint import manifest, read_json
 from kimia_infer.weights.layout import WHISPER_FOLDER
@@ -52,9 +54,9 @@ def write_base(target: Path, speech_tokenizer: Path, whisper: Path) -> None:
 
     ``speech_tokenizer`` and ``whisper`` are the folders of these parts.
     """
-    codes = read_json(speech_tokenizer / "config.json")["quantize_vocab_size"]
-    width = read_json(whisper / "config.json")["d_model"]
-    sizes = Sizes(merges=MERGES, codes=codes, whisper_width=width, **SIZE)
+    speech = EncoderSize(codes=read_json(speech_tokenizer / "config.json")["quantize_vocab_size"])
+    features = WhisperSize(width=read_json(whisper / "config.json")["d_model"])
+    sizes = Sizes(merges=MERGES, speech=speech, whisper=features, **SIZE)
     write_miniature(target, SEED, sizes, corpus())
     _put(speech_tokenizer, target / SPEECH_TOKENIZER_FOLDER)
     _put(whisper, target / WHISPER_FOLDER)

@@ -76,12 +76,17 @@ QUIET_GAIN = 0.1
 """Weight-norm gain of the vocoder's residual branches and output, so that the wave is not cut."""
 
 
+WHISPER = WhisperSize(width=64, feed_forward=128)
+SPEECH = EncoderSize(width=64, codes=256)
+DIT = DiTSize(width=96, depth=3)
+VOCODER = GeneratorSize(channels=64)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Every size of the miniature that is free to choose; the published names are below."""
 
     merges: int = 256
-    codes: int = 256
     hidden: int = 128
     feed_forward: int = 256
     trunk_layers: int = 6
@@ -89,19 +94,10 @@ class Sizes:
     mimo_layers: int = 2
     heads: int = 4
     kv_heads: int = 2
-    whisper_width: int = 64
-    whisper_layers: int = 2
-    whisper_heads: int = 4
-    speech_width: int = 64
-    speech_layers: int = 2
-    speech_heads: int = 4
-    dit_width: int = 96
-    dit_depth: int = 3
-    dit_heads: int = 3
-    vocoder_channels: int = 64
-    vocoder_rates: tuple[int, ...] = (8, 5, 4, 3)
-    vocoder_kernels: tuple[int, ...] = (16, 9, 8, 5)
-    vocoder_block_kernels: tuple[int, ...] = (3,)
+    whisper: WhisperSize = WHISPER
+    speech: EncoderSize = SPEECH
+    dit: DiTSize = DIT
+    vocoder: GeneratorSize = VOCODER
 
     @property
     def base_tokens(self) -> int:
@@ -230,8 +226,8 @@ def _language_model_values(sizes: Sizes, special: SpecialTokens) -> dict:
         "hidden_act": "silu",
         "hidden_size": sizes.hidden,
         "intermediate_size": sizes.feed_forward,
-        "kimia_adaptor_input_dim": FRAMES_PER_CODE * sizes.whisper_width,
-        "kimia_audio_output_vocab": 512 + sizes.codes,
+        "kimia_adaptor_input_dim": FRAMES_PER_CODE * sizes.whisper.width,
+        "kimia_audio_output_vocab": 512 + sizes.speech.codes,
         "kimia_media_begin": special.media_begin,
         "kimia_media_end": special.media_end,
         "kimia_mimo_audiodelaytokens": 6,
@@ -253,7 +249,7 @@ def _language_model_values(sizes: Sizes, special: SpecialTokens) -> dict:
         "torch_dtype": "bfloat16",
         "use_cache": True,
         "use_whisper_feature": True,
-        "vocab_size": sizes.token_offset + sizes.codes,
+        "vocab_size": sizes.token_offset + sizes.speech.codes,
     }
 
 
@@ -292,13 +288,7 @@ def _preprocessor_values() -> dict:
 
 def _write_whisper(writer: _Writer, sizes: Sizes) -> None:
     folder = WHISPER_FOLDER
-    size = WhisperSize(
-        width=sizes.whisper_width,
-        layers=sizes.whisper_layers,
-        heads=sizes.whisper_heads,
-        feed_forward=2 * sizes.whisper_width,
-    )
-    values = whisper_encoder.new_config(WhisperSettings(**NO_RUN, size=size))
+    values = whisper_encoder.new_config(WhisperSettings(**NO_RUN, size=sizes.whisper))
     writer.json(f"{folder}/config.json", values)
     writer.json(f"{folder}/preprocessor_config.json", _preprocessor_values())
     slots = whisper_slots(encoder_config(values, writer.directory / folder))
@@ -307,15 +297,9 @@ def _write_whisper(writer: _Writer, sizes: Sizes) -> None:
 
 def _write_speech_tokenizer(writer: _Writer, sizes: Sizes) -> None:
     folder = SPEECH_TOKENIZER_FOLDER
-    size = EncoderSize(
-        width=sizes.speech_width,
-        layers=sizes.speech_layers,
-        heads=sizes.speech_heads,
-        codes=sizes.codes,
-    )
-    values = speech_tokenizer.new_config(TokenizerSettings(**NO_RUN, size=size))
+    values = speech_tokenizer.new_config(TokenizerSettings(**NO_RUN, size=sizes.speech))
     # As published, the configuration describes the encoder that the layers were taken from.
-    values["encoder_layers"] = 2 * sizes.speech_layers
+    values["encoder_layers"] = 2 * sizes.speech.layers
     writer.json(f"{folder}/config.json", values)
     writer.json(f"{folder}/preprocessor_config.json", _preprocessor_values())
     config = SpeechTokenizerConfig.from_json(values, writer.directory / folder)
@@ -324,8 +308,7 @@ def _write_speech_tokenizer(writer: _Writer, sizes: Sizes) -> None:
 
 
 def _write_detokenizer(writer: _Writer, sizes: Sizes) -> None:
-    size = DiTSize(width=sizes.dit_width, depth=sizes.dit_depth, heads=sizes.dit_heads)
-    dit = detokenizer.dit_values(size, sizes.codes, GeneratorSize().mel_bins)
+    dit = detokenizer.dit_values(sizes.dit, sizes.speech.codes, sizes.vocoder.mel_bins)
     values = {"mel_mean": -4.479605, "mel_std": 3.4584913, "normalize_mel": True}
     values["model"] = {"dit": dit}
     writer.text(f"{DETOKENIZER_FOLDER}/config.yaml", yaml.safe_dump(values))
@@ -335,13 +318,7 @@ def _write_detokenizer(writer: _Writer, sizes: Sizes) -> None:
 
 
 def _write_vocoder(writer: _Writer, sizes: Sizes) -> None:
-    size = GeneratorSize(
-        channels=sizes.vocoder_channels,
-        rates=sizes.vocoder_rates,
-        kernels=sizes.vocoder_kernels,
-        block_kernels=sizes.vocoder_block_kernels,
-    )
-    values = vocoder.new_config(VocoderSettings(**NO_RUN, size=size))
+    values = vocoder.new_config(VocoderSettings(**NO_RUN, size=sizes.vocoder))
     writer.json(f"{VOCODER_FOLDER}/config.json", values)
     slots = vocoder_slots(VocoderConfig.from_dict(values))
     writer.tensors(f"{VOCODER_FOLDER}/model.safetensors", slots, torch.float16)

@@ -21,8 +21,10 @@ from kimia_infer.language_model.model import language_model_part
 from kimia_infer.tokenizer.speech import speech_tokenizer_part
 from kimia_infer.tokenizer.text import TextTokenizer
 from kimia_infer.tokenizer.whisper import whisper_part
+from kimia_infer.training.codec.settings import DiTSize, EncoderSize, GeneratorSize
 from kimia_infer.training.miniature.byte_pairs import train_merges
 from kimia_infer.training.miniature.untrained import CORPUS, SEED, Sizes, write_miniature
+from kimia_infer.training.miniature.whisper_encoder import WhisperSize
 from kimia_infer.weights.checkpoint import Part, manifest
 from kimia_infer.weights.layout import missing_files
 
@@ -187,18 +189,19 @@ def test_other_sizes_load_too(tmp_path: Path):
     sizes = replace(
         Sizes(),
         merges=40,
-        codes=96,
         hidden=64,
         trunk_layers=3,
         fork_layer=1,
         mimo_layers=1,
-        whisper_width=32,
-        speech_layers=1,
-        dit_depth=1,
-        vocoder_channels=128,
-        vocoder_rates=(5, 2, 2, 2, 2, 3, 2),
-        vocoder_kernels=(9, 4, 4, 4, 4, 5, 4),
-        vocoder_block_kernels=(3, 5),
+        whisper=WhisperSize(width=32),
+        speech=EncoderSize(width=64, layers=1, codes=96),
+        dit=DiTSize(depth=1),
+        vocoder=GeneratorSize(
+            channels=128,
+            rates=(5, 2, 2, 2, 2, 3, 2),
+            kernels=(9, 4, 4, 4, 4, 5, 4),
+            block_kernels=(3, 5),
+        ),
     )
     write_miniature(tmp_path, sizes=sizes)
     for part in parts(tmp_path).values():
