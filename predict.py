@@ -1,7 +1,7 @@
 """The Cog predictors: sound and text in, a transcript and speech out.
 
 Cog's build reads this file without running it. Inputs are therefore written as plain
-literals; kimia_infer/service/interface.py refuses what the build would misread.
+literals; kimia_infer/serving/cog/interface.py refuses what the build would misread.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from cog import BaseModel, Input, Path, streaming
 
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.transcription import Transcript, TranscriptSegment
-from kimia_infer.service.interface import read_interface
-from kimia_infer.service.request import check_inputs
-from kimia_infer.service.respond import wav_uri
-from kimia_infer.service.runner import KimiRunner
+from kimia_infer.serving.cog.interface import read_interface
+from kimia_infer.serving.cog.request import check_inputs
+from kimia_infer.serving.cog.respond import wav_uri
+from kimia_infer.serving.cog.runner import KimiRunner
 
 INTERFACE = read_interface(__file__, "Predictor")
 STREAMING_INTERFACE = read_interface(__file__, "StreamingPredictor")

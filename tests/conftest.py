@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import hypothesis
 import pytest
 import torch
 
-from kimia_infer.training.miniature.untrained import write_miniature
-
-GOLDEN = Path(os.environ.get("KIMI_AUDIO_GOLDEN", Path(__file__).parent / "golden"))
-
+from scripts.miniature.untrained import write_miniature
+from tests.paths import GOLDEN
 
 hypothesis.settings.register_profile(
     "sample", derandomize=True, deadline=None, max_examples=50, database=None

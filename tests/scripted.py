@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.language_model.state import TrackState
+from kimia_infer.engine.state import TrackState
 
 
 def script(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from kimia_infer.graphs import Direct, Work
+from kimia_infer.utils.graphs import Direct, Work
 
 
 class TracedGraphs(Direct):

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from kimia_infer.api.events import Stopwatch
-from kimia_infer.api.messages import Message
 from kimia_infer.api.request import Options
-from kimia_infer.audio.load import SAMPLE_RATE, AudioTooLong, load_audio
-from kimia_infer.prompt.builder import EncodedMessage, Prompt, PromptBuilder
-from kimia_infer.tokenizer.segments import code_count
-from kimia_infer.tokenizer.speech import SpeechCodes
-from kimia_infer.tokenizer.text import TextTokenizer
-from kimia_infer.tokenizer.whisper import WhisperFeatures
+from kimia_infer.audio.decode import SAMPLE_RATE, AudioTooLong, load_audio
+from kimia_infer.models.kimi_audio.messages import Message
+from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Prompt, PromptBuilder
+from kimia_infer.models.kimi_audio.segments import code_count
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
+from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 
 
 @dataclass(frozen=True)

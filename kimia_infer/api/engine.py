@@ -13,19 +13,19 @@ from kimia_infer.api.encoding import ChatEncoder
 from kimia_infer.api.events import Event, Stopwatch
 from kimia_infer.api.limits import Deadline, surviving_out_of_memory
 from kimia_infer.api.loading import Stages
-from kimia_infer.api.messages import AudioSource, Message, parse_messages
 from kimia_infer.api.request import BUDGETS, Options, parse_options
 from kimia_infer.api.response import OnStep, Request, Response
 from kimia_infer.api.voice import VoiceReader, check_source
-from kimia_infer.detokenizer.pipeline import SpeechPipeline, warm_up
-from kimia_infer.errors import RequestError
-from kimia_infer.language_model.decode import DecodeInput, Decoder, Generation
-from kimia_infer.language_model.repetition import RepetitionGuard
-from kimia_infer.language_model.state import ControlTokens
-from kimia_infer.onednn import use_onednn
-from kimia_infer.prompt.builder import Prompt, PromptBuilder
-from kimia_infer.randomness import Randomness, SeededRandomness
-from kimia_infer.tokenizer.text import TextStream
+from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
+from kimia_infer.engine.repetition import RepetitionGuard
+from kimia_infer.engine.speech import SpeechPipeline, warm_up
+from kimia_infer.engine.state import ControlTokens
+from kimia_infer.layers.onednn import use_onednn
+from kimia_infer.models.kimi_audio.messages import AudioSource, Message, parse_messages
+from kimia_infer.models.kimi_audio.prompt import Prompt, PromptBuilder
+from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
+from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.randomness import Randomness, SeededRandomness
 
 HeadRows = Literal["full", "track"]
 

@@ -15,7 +15,6 @@ from kimia_infer.api.engine import CHECK_INTERVAL, Engine, HeadRows, check_head_
 from kimia_infer.api.events import Completion, Event, Stopwatch
 from kimia_infer.api.limits import Deadline, surviving_out_of_memory
 from kimia_infer.api.loading import Stages, default_device, load_stages, parse_dtype
-from kimia_infer.api.messages import AudioSource, Message, parse_messages
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.request import UNLIMITED, Options, parse_options
 from kimia_infer.api.response import OnStep, Request
@@ -27,13 +26,14 @@ from kimia_infer.api.transcription import (
     TranscriptEvent,
     transcribe_wave,
 )
-from kimia_infer.audio.load import SAMPLE_RATE as INPUT_RATE
-from kimia_infer.audio.load import load_audio
-from kimia_infer.errors import RequestError
-from kimia_infer.language_model.cache import check_kv_cache
-from kimia_infer.language_model.quantization import check_quantization
-from kimia_infer.language_model.repetition import RepetitionGuard
-from kimia_infer.randomness import Randomness, SeededRandomness
+from kimia_infer.audio.decode import SAMPLE_RATE as INPUT_RATE
+from kimia_infer.audio.decode import load_audio
+from kimia_infer.engine.repetition import RepetitionGuard
+from kimia_infer.layers.cache import check_kv_cache
+from kimia_infer.layers.quantization import check_quantization
+from kimia_infer.models.kimi_audio.messages import AudioSource, Message, parse_messages
+from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.randomness import Randomness, SeededRandomness
 from kimia_infer.weights.resolve import resolve_weights
 
 __all__ = ["CHECK_INTERVAL", "Completion", "KimiAudio"]

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from kimia_infer.errors import RequestOutOfMemory, RequestTimeout
+from kimia_infer.utils.errors import RequestOutOfMemory, RequestTimeout
 
 Item = TypeVar("Item")
 

@@ -15,30 +15,29 @@ from kimia_infer.api.memory import MemoryPlan, free_memory, weight_bytes
 from kimia_infer.api.offloading import offloaded
 from kimia_infer.api.transcription import longest_segment
 from kimia_infer.audio.split import LONGEST_SECONDS
-from kimia_infer.checkpoint.parts import StoredPart, checkpoint_parts
-from kimia_infer.detokenizer.dit import DiTConfig
-from kimia_infer.detokenizer.stream import Detokenizer
-from kimia_infer.errors import RequestError
-from kimia_infer.language_model.config import LanguageModelConfig
-from kimia_infer.language_model.model import LanguageModel
-from kimia_infer.language_model.quantization import (
+from kimia_infer.layers.quantization import (
     check_quantization,
     quantized_part,
     stored_scheme,
 )
-from kimia_infer.tokenizer.speech import SpeechCodes
-from kimia_infer.tokenizer.text import TextTokenizer
-from kimia_infer.tokenizer.whisper import WhisperFeatures
-from kimia_infer.weights.adapter import Adapter
-from kimia_infer.weights.errors import CheckpointError
-from kimia_infer.weights.layout import WHISPER_FOLDER
-from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
-from kimia_infer.weights.parallel import load_parts
-from kimia_infer.weights.published import (
+from kimia_infer.models.kimi_audio.components import StoredPart, checkpoint_parts
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.dit import DiTConfig
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
+from kimia_infer.models.kimi_audio.published import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
 )
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
+from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
+from kimia_infer.utils.errors import CheckpointError, RequestError
+from kimia_infer.weights.adapter import Adapter
+from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
+from kimia_infer.weights.parallel import load_parts
 from kimia_infer.weights.tensors import StoredTensor
 
 

@@ -8,11 +8,11 @@ from itertools import product
 import torch
 
 from kimia_infer.api.request import BUDGETS
-from kimia_infer.errors import RequestError
-from kimia_infer.language_model.cache import KV_CACHES, check_kv_cache
-from kimia_infer.language_model.config import LanguageModelConfig
-from kimia_infer.language_model.model import LanguageModel
-from kimia_infer.language_model.quantization import SCHEMES, check_quantization, stored_build
+from kimia_infer.layers.cache import KV_CACHES, check_kv_cache
+from kimia_infer.layers.quantization import SCHEMES, check_quantization, stored_build
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.utils.errors import RequestError
 
 GB = 10**9
 RESERVE = 1 * GB

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kimia_infer.errors import RequestError
-from kimia_infer.tokenizer.speech import SpeechCodes
-from kimia_infer.tokenizer.whisper import WhisperFeatures
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
+from kimia_infer.utils.errors import RequestError
 
 OFFLOADS = ("encoders",)
 

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from kimia_infer.detokenizer.pipeline import PRESETS
-from kimia_infer.errors import RequestError
-from kimia_infer.language_model.sampler import Sampling, TrackSampling
-from kimia_infer.randomness import MAX_SEED
+from kimia_infer.engine.speech import PRESETS
+from kimia_infer.layers.sampler import Sampling, TrackSampling
+from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.randomness import MAX_SEED
 
 # Positions that prompt and answer may fill together, as published: 120 s at 12.5 codes per
 # second with speech, and a fixed number of tokens without.

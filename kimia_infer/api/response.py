@@ -12,15 +12,15 @@ from torch import Tensor
 
 from kimia_infer.api.events import AudioChunk, Completion, Stopwatch, TextDelta
 from kimia_infer.api.limits import Deadline
-from kimia_infer.api.messages import Message
 from kimia_infer.api.notes import missing_speech, silent_inputs, silent_speech
 from kimia_infer.api.request import Options
-from kimia_infer.detokenizer.mel import Voice
-from kimia_infer.detokenizer.pipeline import SpeechPipeline
-from kimia_infer.language_model.decode import Generation, Progress
-from kimia_infer.language_model.repetition import RepetitionGuard
-from kimia_infer.randomness import Randomness
-from kimia_infer.tokenizer.text import TextStream
+from kimia_infer.audio.mel import Voice
+from kimia_infer.engine.decode import Generation, Progress
+from kimia_infer.engine.repetition import RepetitionGuard
+from kimia_infer.engine.speech import SpeechPipeline
+from kimia_infer.models.kimi_audio.messages import Message
+from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
+from kimia_infer.utils.randomness import Randomness
 
 SAMPLE_RATE = 24_000
 # A chunk is handed out at a look; the first one must not wait for long.

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from kimia_infer.api.messages import AudioSource
+from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.audio.level import SILENCE_DBFS, is_silent, loudest_dbfs
-from kimia_infer.audio.load import SAMPLE_RATE, AudioError, load_audio
-from kimia_infer.detokenizer.mel import MelConfig, Voice, log_mel
-from kimia_infer.errors import RequestError
-from kimia_infer.tokenizer.segments import CODE_SAMPLES
-from kimia_infer.tokenizer.speech import SpeechCodes
+from kimia_infer.audio.mel import MelConfig, Voice, log_mel
+from kimia_infer.models.kimi_audio.messages import AudioSource
+from kimia_infer.models.kimi_audio.segments import CODE_SAMPLES
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
+from kimia_infer.utils.errors import RequestError
 
 MIN_SECONDS = 1.0
 MAX_SECONDS = 30.0

@@ -12,11 +12,11 @@ from kimia_infer.api.events import Completion
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.limits import surviving_out_of_memory
 from kimia_infer.api.request import Options
-from kimia_infer.errors import RequestError
 from kimia_infer.evaluation.batching import Answer, Together, request_of
 from kimia_infer.evaluation.items import Item
 from kimia_infer.evaluation.journal import Result
 from kimia_infer.evaluation.sounds import Loaded, load_ahead
+from kimia_infer.utils.errors import RequestError
 
 
 def answer_items(

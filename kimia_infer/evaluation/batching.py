@@ -12,18 +12,18 @@ import torch
 from kimia_infer.api.events import Completion, Stopwatch
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.limits import Deadline, is_out_of_memory, surviving_out_of_memory
-from kimia_infer.api.messages import parse_messages
 from kimia_infer.api.request import Options
 from kimia_infer.api.response import Request, Response
-from kimia_infer.errors import RequestError, RequestOutOfMemory
+from kimia_infer.engine.batch import Batch
+from kimia_infer.engine.decode import Progress
+from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.evaluation.items import EvaluationError, Item
 from kimia_infer.evaluation.sounds import Loaded
-from kimia_infer.graphs import Graphs, graphs_for
-from kimia_infer.language_model.batch import Batch
-from kimia_infer.language_model.decode import Progress
-from kimia_infer.language_model.repetition import RepetitionGuard
-from kimia_infer.randomness import SeededRandomness
-from kimia_infer.tokenizer.text import TextStream
+from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
+from kimia_infer.utils.errors import RequestError, RequestOutOfMemory
+from kimia_infer.utils.graphs import Graphs, graphs_for
+from kimia_infer.utils.randomness import SeededRandomness
 
 log = logging.getLogger(__name__)
 

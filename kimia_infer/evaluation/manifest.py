@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kimia_infer.api.transcription import INSTRUCTION
+from kimia_infer.data.conversations import DataError, parse_conversation
+from kimia_infer.data.manifests import AUDIO_FIELDS, TEXT_FIELDS, read_rows
 from kimia_infer.evaluation.choices import index_of
 from kimia_infer.evaluation.items import (
     ACCURACY,
@@ -21,8 +23,6 @@ from kimia_infer.evaluation.items import (
     sound_of,
 )
 from kimia_infer.evaluation.normalization import WITHOUT_SPACES
-from kimia_infer.training.conversations import DataError, parse_conversation
-from kimia_infer.training.manifests import AUDIO_FIELDS, TEXT_FIELDS, read_rows
 
 ID_FIELDS = ("id", "index")
 LANGUAGE_FIELDS = ("language", "lang")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kimia_infer.audio.load import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.evaluation.items import Item
 
 AHEAD = 4

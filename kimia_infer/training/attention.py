@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimia_infer.language_model.attention import Attend, rotate, split_heads
-from kimia_infer.language_model.cache import rotary_tables
-from kimia_infer.language_model.config import LanguageModelConfig
+from kimia_infer.layers.attention import Attend, rotate, split_heads
+from kimia_infer.layers.cache import rotary_tables
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 
 
 def causal_attention(config: LanguageModelConfig) -> Attend:

@@ -11,12 +11,12 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from kimia_infer.checkpoint.parts import understanding_parts
+from kimia_infer.models.kimi_audio.components import understanding_parts
+from kimia_infer.models.kimi_audio.layout import TUNED_WHISPER
 from kimia_infer.training.adapters import ADAPTER, BASE, add_adapters, first_adapter_value
 from kimia_infer.training.network import PARTS, TrainingNetwork, recompute_activations
 from kimia_infer.training.parallel import assign, shard
 from kimia_infer.weights.checkpoint import Part
-from kimia_infer.weights.layout import TUNED_WHISPER
 from kimia_infer.weights.tensors import Reader
 
 if TYPE_CHECKING:

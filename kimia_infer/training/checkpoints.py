@@ -22,9 +22,9 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from kimia_infer.checkpoint.writing import TensorFile
+from kimia_infer.models.kimi_audio.layout import INDEX_NAME, RECORD_NAME
+from kimia_infer.models.kimi_audio.writing import TensorFile
 from kimia_infer.training.parallel import assign, whole
-from kimia_infer.weights.layout import INDEX_NAME, RECORD_NAME
 from kimia_infer.weights.manifest import MANIFEST_NAME
 
 FOLDER, MODEL, STATE = "checkpoints", "model", "state"

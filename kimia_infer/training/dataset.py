@@ -9,9 +9,9 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from kimia_infer.data.checking import usable
+from kimia_infer.data.conversations import ConversationFile, DataError
 from kimia_infer.training.batch import Batch, join
-from kimia_infer.training.checking import usable
-from kimia_infer.training.conversations import ConversationFile, DataError
 from kimia_infer.training.plan import MicroBatch, StepPlan
 from kimia_infer.training.samples import SampleBuilder
 

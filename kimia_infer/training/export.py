@@ -13,9 +13,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kimia_infer.api.loading import check_codes
-from kimia_infer.checkpoint.parts import checkpoint_parts, understanding_parts
-from kimia_infer.checkpoint.writing import NewTensor, TensorFile
-from kimia_infer.language_model.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.components import checkpoint_parts, understanding_parts
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.layout import TUNED_WHISPER, WHISPER_FOLDER
+from kimia_infer.models.kimi_audio.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
+from kimia_infer.models.kimi_audio.writing import NewTensor, TensorFile
 from kimia_infer.training.checkpoints import (
     MODEL,
     all_checkpoints,
@@ -26,13 +32,7 @@ from kimia_infer.training.checkpoints import (
 from kimia_infer.training.runs import FINAL
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from kimia_infer.weights.checkpoint import Part
-from kimia_infer.weights.layout import TUNED_WHISPER, WHISPER_FOLDER
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
-from kimia_infer.weights.published import (
-    DETOKENIZER_FOLDER,
-    SPEECH_TOKENIZER_FOLDER,
-    VOCODER_FOLDER,
-)
 from kimia_infer.weights.resolve import resolve_weights
 from kimia_infer.weights.tensors import Reader, TensorStore
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
 
-from kimia_infer.audio.load import SAMPLE_RATE, load_audio
-from kimia_infer.tokenizer.segments import segment_codes, split_segments
+from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.models.kimi_audio.segments import segment_codes, split_segments
 from kimia_infer.training.parallel import whole
 
 Encode = Callable[[Tensor, Sequence[int]], Tensor]

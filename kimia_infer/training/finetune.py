@@ -13,16 +13,18 @@ from accelerate import PartialState
 from tqdm import tqdm
 
 from kimia_infer.api.loading import check_vocabulary
-from kimia_infer.checkpoint.parts import understanding_parts
-from kimia_infer.language_model.config import LanguageModelConfig
-from kimia_infer.tokenizer.speech import SpeechCodes, speech_tokenizer_part
-from kimia_infer.tokenizer.text import TextTokenizer
-from kimia_infer.tokenizer.whisper import feature_extractor
+from kimia_infer.data.checking import hold_out
+from kimia_infer.data.conversations import ConversationFile
+from kimia_infer.models.kimi_audio.components import understanding_parts
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
+from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_part
+from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
+from kimia_infer.models.kimi_audio.whisper import feature_extractor
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.building import Source, build_network
-from kimia_infer.training.checking import hold_out
 from kimia_infer.training.config import ConfigError, FinetuneSettings
-from kimia_infer.training.conversations import ConversationFile
 from kimia_infer.training.dataset import Samples, check_lines
 from kimia_infer.training.feature_cache import FeatureCache
 from kimia_infer.training.network import TrainingNetwork
@@ -32,8 +34,6 @@ from kimia_infer.training.samples import EncodeSpeech, SampleBuilder
 from kimia_infer.training.servable import write_adapter, write_model
 from kimia_infer.training.stream_dropout import StreamDropout
 from kimia_infer.training.trainer import Outcome, Trainer
-from kimia_infer.weights.layout import WHISPER_FOLDER
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.weights.resolve import resolve_weights
 
 if TYPE_CHECKING:

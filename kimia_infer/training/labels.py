@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kimia_infer.prompt.builder import Prompt
+from kimia_infer.models.kimi_audio.prompt import Prompt
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from kimia_infer.language_model.model import LanguageModel
-from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE
 from kimia_infer.training.attention import causal_attention
 from kimia_infer.training.batch import Batch
 from kimia_infer.training.loss import TrackLosses, track_loss

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from kimia_infer.api.messages import Message
-from kimia_infer.audio.load import SAMPLE_RATE, AudioError, load_audio
-from kimia_infer.errors import RequestError
-from kimia_infer.language_model.config import LanguageModelConfig
-from kimia_infer.prompt.builder import EncodedMessage, Prompt, PromptBuilder
-from kimia_infer.tokenizer.segments import code_count, segment_codes, split_segments
-from kimia_infer.tokenizer.text import SpecialTokens
-from kimia_infer.training.conversations import Conversation, DataError, audio_field
+from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.data.conversations import Conversation, DataError, audio_field
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.messages import Message
+from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Prompt, PromptBuilder
+from kimia_infer.models.kimi_audio.segments import code_count, segment_codes, split_segments
+from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.training.labels import next_token_labels
 from kimia_infer.training.spoken_answers import learn_spoken_answers
+from kimia_infer.utils.errors import RequestError
 
 Wave = np.ndarray
 EncodeSpeech = Callable[[Wave], Tensor]

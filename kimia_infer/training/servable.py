@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from kimia_infer.models.kimi_audio.layout import TUNED_WHISPER, WHISPER_FOLDER
 from kimia_infer.training.adapters import stored_name
 from kimia_infer.training.building import Source, base_parameters
 from kimia_infer.training.checkpoints import LiveTensor, live, take_over, write_tensors
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.training.parallel import whole
 from kimia_infer.weights.adapter import WEIGHTS_NAME
-from kimia_infer.weights.layout import TUNED_WHISPER, WHISPER_FOLDER
 
 if TYPE_CHECKING:
     from peft import LoraConfig

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kimia_infer.prompt.builder import EncodedMessage, Prompt
-from kimia_infer.tokenizer.text import SpecialTokens
-from kimia_infer.training.conversations import DataError
+from kimia_infer.data.conversations import DataError
+from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Prompt
+from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 
 
 def learn_spoken_answers(

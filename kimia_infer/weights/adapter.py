@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.checkpoint import Part, Slot, read_json
-from kimia_infer.weights.errors import CheckpointError
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

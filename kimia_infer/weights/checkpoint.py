@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kimia_infer.weights.errors import CheckpointError
+from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.tensors import (
     Reader,
     Report,

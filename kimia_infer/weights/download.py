@@ -34,21 +34,21 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import build_hf_headers
 from tqdm import tqdm
 
-from kimia_infer.weights.errors import WeightsError
-from kimia_infer.weights.layout import (
+from kimia_infer.models.kimi_audio.layout import (
     RECORD_NAME,
     incomplete_files,
     layout_gaps,
     read_record,
     require_source,
 )
-from kimia_infer.weights.published import (
+from kimia_infer.models.kimi_audio.published import (
     DETOKENIZER_FOLDERS,
     MODEL,
     SPEECH_TOKENIZER,
     SPEECH_TOKENIZER_FOLDER,
     default_revision,
 )
+from kimia_infer.utils.errors import WeightsError
 
 PARTS_FOLDER = ".incomplete"
 CONNECTIONS = 8

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from kimia_infer.weights.errors import CheckpointError
-from kimia_infer.weights.published import DETOKENIZER_FOLDERS
+from kimia_infer.models.kimi_audio.published import DETOKENIZER_FOLDERS
+from kimia_infer.utils.errors import CheckpointError
 
 if TYPE_CHECKING:  # layouts are checked where PyTorch need not be imported
     from kimia_infer.weights.tensors import StoredTensor

@@ -6,10 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from kimia_infer.weights.errors import WeightsError
-from kimia_infer.weights.layout import incomplete_files, missing_files, require_source
+from kimia_infer.models.kimi_audio.layout import incomplete_files, missing_files, require_source
+from kimia_infer.models.kimi_audio.published import MODEL, default_revision
+from kimia_infer.utils.errors import WeightsError
 from kimia_infer.weights.manifest import MANIFEST_NAME
-from kimia_infer.weights.published import MODEL, default_revision
 
 WEIGHTS_ROOT = Path(__file__).resolve().parents[2] / "weights"
 

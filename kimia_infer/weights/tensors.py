@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from kimia_infer.weights.errors import CheckpointError
+from kimia_infer.utils.errors import CheckpointError
 
 BLOCK_BYTES = 16 * 2**20  # of a safetensors file, read at a time
 MAPPED_BYTES = 512 * 2**20  # of a pickle, read before it is mapped afresh

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kimia_infer.language_model import state
-from kimia_infer.language_model.model import LanguageModel
-from kimia_infer.language_model.state import Tracks
+from kimia_infer.engine import state
+from kimia_infer.engine.state import Tracks
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from scripts.benchmark.timing import synchronize
 
 # Beyond every cache; two of them are held.

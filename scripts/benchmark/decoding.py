@@ -12,14 +12,14 @@ from torch import nn
 from tqdm import tqdm
 
 from kimia_infer.api.kimia import CHECK_INTERVAL
-from kimia_infer.language_model.decode import DecodeInput, Decoder, Generation
-from kimia_infer.language_model.model import LanguageModel
-from kimia_infer.language_model.quantization import QuantizedLinear
-from kimia_infer.language_model.sampler import Sampling, TrackSampling
-from kimia_infer.language_model.state import ControlTokens
-from kimia_infer.onednn import use_onednn
-from kimia_infer.randomness import SeededRandomness
-from kimia_infer.tokenizer.text import SpecialTokens
+from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
+from kimia_infer.engine.state import ControlTokens
+from kimia_infer.layers.onednn import use_onednn
+from kimia_infer.layers.quantization import QuantizedLinear
+from kimia_infer.layers.sampler import Sampling, TrackSampling
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
+from kimia_infer.utils.randomness import SeededRandomness
 from scripts.benchmark.bandwidth import BOTH, MODES, Mode, memory, step_bytes
 from scripts.benchmark.plain_language_model import PlainGeneration
 from scripts.benchmark.timing import synchronize

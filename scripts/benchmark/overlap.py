@@ -12,8 +12,8 @@ from contextlib import contextmanager
 import torch
 
 from kimia_infer.api.request import CODES_PER_SECOND
-from kimia_infer.detokenizer.stream import Detokenizer
-from kimia_infer.language_model.model import LanguageModel
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from scripts.benchmark.bandwidth import BOTH
 from scripts.benchmark.decoding import Contender, library_decoder, library_loop, library_models
 from scripts.benchmark.speech import SPEECH_CODES, utterance

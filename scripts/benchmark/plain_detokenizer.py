@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.detokenizer.activation import AntiAliasedSnake, low_pass_filter
-from kimia_infer.detokenizer.dit import (
+from kimia_infer.layers.snake import AntiAliasedSnake, low_pass_filter
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, WaveOverlap
+from kimia_infer.models.kimi_audio.dit import (
     NORM_EPS,
     TIMESTEP_FEATURES,
     TIMESTEP_PERIOD,
@@ -25,9 +26,8 @@ from kimia_infer.detokenizer.dit import (
     Block,
     DiT,
 )
-from kimia_infer.detokenizer.flow import CACHE_TIMESTEP, Noise, StreamConfig
-from kimia_infer.detokenizer.stream import Detokenizer, WaveOverlap
-from kimia_infer.detokenizer.vocoder import ResidualBlock, Vocoder
+from kimia_infer.models.kimi_audio.flow import CACHE_TIMESTEP, Noise, StreamConfig
+from kimia_infer.models.kimi_audio.vocoder import ResidualBlock, Vocoder
 
 KeysAndValues = tuple[Tensor, Tensor]
 

@@ -15,18 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.language_model.attention import rotate
-from kimia_infer.language_model.cache import rotary_tables
-from kimia_infer.language_model.config import LanguageModelConfig
-from kimia_infer.language_model.decode import DecodeInput
-from kimia_infer.language_model.model import (
+from kimia_infer.engine.decode import DecodeInput
+from kimia_infer.engine.state import ControlTokens
+from kimia_infer.layers.attention import rotate
+from kimia_infer.layers.cache import rotary_tables
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.language_model import (
     Attention,
     DecoderLayer,
     FeedForward,
     LanguageModel,
     RMSNorm,
 )
-from kimia_infer.language_model.state import ControlTokens
 
 KeysAndValues = tuple[Tensor, Tensor]
 

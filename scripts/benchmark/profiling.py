@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile, record_function, supported_activities
 
-from kimia_infer.language_model.model import LanguageModel
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from scripts.benchmark.bandwidth import BOTH
 from scripts.benchmark.decoding import (
     first_timed_step,

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.messages import parse_messages
 from kimia_infer.api.request import CODES_PER_SECOND, parse_options
-from kimia_infer.language_model.attention import CachedAttention
-from kimia_infer.language_model.cache import KV_CACHES, KeyValueCache
-from kimia_infer.language_model.decode import DecodeInput, Generation
-from kimia_infer.randomness import SeededRandomness
+from kimia_infer.engine.decode import DecodeInput, Generation
+from kimia_infer.layers.attention import CachedAttention
+from kimia_infer.layers.cache import KV_CACHES, KeyValueCache
+from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.utils.randomness import SeededRandomness
 from scripts.benchmark.requests import REPLY_SECONDS, Audio
 
 TRACKS = ("text", "audio")

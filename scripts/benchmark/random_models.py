@@ -12,14 +12,14 @@ from torch import nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.api.loading import Stages
-from kimia_infer.detokenizer.dit import DiT
-from kimia_infer.detokenizer.stream import Detokenizer
-from kimia_infer.detokenizer.vocoder import Vocoder
-from kimia_infer.language_model.model import LanguageModel
-from kimia_infer.language_model.quantization import quantize_model
-from kimia_infer.tokenizer.speech import SpeechCodes, SpeechTokenizer
-from kimia_infer.tokenizer.text import SpecialTokens
-from kimia_infer.tokenizer.whisper import WhisperFeatures
+from kimia_infer.layers.quantization import quantize_model
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, SpeechTokenizer
+from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
+from kimia_infer.models.kimi_audio.vocoder import Vocoder
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from scripts.benchmark.sizes import Sizes
 
 SEED = 0

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from kimia_infer.api.events import AudioChunk, Completion
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.request import CODES_PER_SECOND
-from kimia_infer.audio.load import SAMPLE_RATE
+from kimia_infer.audio.decode import SAMPLE_RATE
 from scripts.benchmark.bandwidth import memory
 
 QUESTION = Path(__file__).resolve().parents[1] / "question.wav"

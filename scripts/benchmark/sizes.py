@@ -7,11 +7,11 @@ from pathlib import Path
 
 from transformers import WhisperConfig
 
-from kimia_infer.detokenizer.dit import DiTConfig
-from kimia_infer.detokenizer.vocoder import VocoderConfig
-from kimia_infer.language_model.config import LanguageModelConfig
-from kimia_infer.tokenizer.speech import FIXED, SpeechTokenizerConfig
-from kimia_infer.tokenizer.whisper import encoder_config
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.dit import DiTConfig
+from kimia_infer.models.kimi_audio.speech_tokenizer import FIXED, SpeechTokenizerConfig
+from kimia_infer.models.kimi_audio.vocoder import VocoderConfig
+from kimia_infer.models.kimi_audio.whisper import encoder_config
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from tqdm import tqdm
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.request import CODES_PER_SECOND
-from kimia_infer.audio.load import SAMPLE_RATE
-from kimia_infer.detokenizer.flow import Noise
-from kimia_infer.detokenizer.stream import Detokenizer
-from kimia_infer.onednn import use_onednn
-from kimia_infer.randomness import SeededRandomness
+from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.layers.onednn import use_onednn
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.flow import Noise
+from kimia_infer.utils.randomness import SeededRandomness
 from scripts.benchmark.plain_detokenizer import PlainVocoder, synthesize
 from scripts.benchmark.timing import medians
 

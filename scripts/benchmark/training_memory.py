@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from kimia_infer.language_model.model import LanguageModel
-from kimia_infer.tokenizer.whisper import POSITIONS
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.whisper import POSITIONS
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.batch import Batch
 from kimia_infer.training.building import plan_training, trained_parameters

@@ -18,12 +18,11 @@ import torch
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_stages
-from kimia_infer.detokenizer.flow import MelStream
-from kimia_infer.detokenizer.stream import WaveOverlap
-from kimia_infer.errors import RequestError
-from kimia_infer.tokenizer.speech import SpeechCodes
-from kimia_infer.tokenizer.whisper import WhisperFeatures
-from kimia_infer.weights.errors import CheckpointError
+from kimia_infer.models.kimi_audio.detokenizer import WaveOverlap
+from kimia_infer.models.kimi_audio.flow import MelStream
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
+from kimia_infer.utils.errors import CheckpointError, RequestError
 from scripts.benchmark.bandwidth import BOTH, memory
 from scripts.benchmark.decoding import Contender, library_decoder, library_loop
 from scripts.benchmark.quality import Reference, compare, refer

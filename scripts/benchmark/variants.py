@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from kimia_infer.checkpoint.slim import prepare_weights
-from kimia_infer.errors import RequestError
-from kimia_infer.language_model.quantization import SCHEMES
-from kimia_infer.weights.errors import CheckpointError, WeightsError
+from kimia_infer.layers.quantization import SCHEMES
+from kimia_infer.models.kimi_audio.slim import prepare_weights
+from kimia_infer.utils.errors import CheckpointError, RequestError, WeightsError
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = "none"

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.weights.errors import CheckpointError, WeightsError
+from kimia_infer.utils.errors import CheckpointError, WeightsError
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from kimia_infer.api.kimia import CHECK_INTERVAL, Completion, KimiAudio
-from kimia_infer.api.messages import parse_messages
 from kimia_infer.api.request import Options, parse_options
-from kimia_infer.audio.load import load_audio
-from kimia_infer.detokenizer import stream
-from kimia_infer.detokenizer.stream import Detokenizer
-from kimia_infer.language_model.decode import Decoder
-from tests.conftest import GOLDEN
+from kimia_infer.audio.decode import load_audio
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.models.kimi_audio import detokenizer as stream
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.messages import parse_messages
+from tests.paths import GOLDEN
 from tests.randomness import RecordedRandomness
 from tests.traced import TracedGraphs
 

@@ -7,7 +7,7 @@ import torch
 
 from kimia_infer.api import limits
 from kimia_infer.api.limits import Deadline, surviving_out_of_memory
-from kimia_infer.errors import RequestError, RequestOutOfMemory, RequestTimeout
+from kimia_infer.utils.errors import RequestError, RequestOutOfMemory, RequestTimeout
 
 
 def test_deadline(monkeypatch: pytest.MonkeyPatch) -> None:

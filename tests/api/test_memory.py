@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from kimia_infer import triton_support
 from kimia_infer.api import loading
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.memory import (
@@ -20,16 +18,17 @@ from kimia_infer.api.memory import (
     language_model,
     weight_bytes,
 )
-from kimia_infer.checkpoint.parts import checkpoint_parts
-from kimia_infer.checkpoint.slim import prepare_weights
-from kimia_infer.detokenizer.dit import DiT
-from kimia_infer.detokenizer.vocoder import Vocoder
-from kimia_infer.errors import RequestError
-from kimia_infer.language_model.quantization import SCHEMES
-from kimia_infer.tokenizer.speech import SpeechTokenizer
+from kimia_infer.layers import triton_support
+from kimia_infer.layers.quantization import SCHEMES
+from kimia_infer.models.kimi_audio.components import checkpoint_parts
+from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.slim import prepare_weights
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
+from kimia_infer.models.kimi_audio.vocoder import Vocoder
+from kimia_infer.utils.errors import RequestError
 from scripts.benchmark.sizes import PUBLISHED
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MINI = ROOT / "weights" / "mini"
 CPU, GPU, HALF = torch.device("cpu"), torch.device("cuda:0"), torch.bfloat16
 CONTEXT = 0.4 * GB

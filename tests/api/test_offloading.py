@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +11,13 @@ import torch
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_stages
 from kimia_infer.api.offloading import check_offload, visiting
-from kimia_infer.errors import RequestError
-from kimia_infer.graphs import Direct
-from kimia_infer.service.self_test import self_test
-from kimia_infer.tokenizer.speech import SpeechCodes
-from kimia_infer.tokenizer.whisper import WhisperFeatures
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
+from kimia_infer.serving.cog.self_test import self_test
+from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.graphs import Direct
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 MINI, QUESTION = ROOT / "weights" / "mini", ROOT / "scripts" / "question.wav"
 CPU, META = torch.device("cpu"), torch.device("meta")
 

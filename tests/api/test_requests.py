@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.messages import parse_messages
 from kimia_infer.api.request import parse_options
-from kimia_infer.errors import RequestError
+from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.utils.errors import RequestError
 
 HELLO = [{"role": "user", "message_type": "text", "content": "hello"}]
 

@@ -17,7 +17,7 @@ from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.request import parse_options
 from kimia_infer.audio.level import FLOOR_DBFS
-from kimia_infer.errors import RequestError, RequestOutOfMemory, RequestTimeout
+from kimia_infer.utils.errors import RequestError, RequestOutOfMemory, RequestTimeout
 from tests.api.sounds import noise, wav_bytes
 from tests.scripted import script
 

@@ -24,9 +24,8 @@ from kimia_infer.api.transcription import (
     _JoinedText,
     separator,
 )
-from kimia_infer.audio.load import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
-from kimia_infer.errors import RequestError, RequestTimeout
-from kimia_infer.weights.errors import CheckpointError
+from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
+from kimia_infer.utils.errors import CheckpointError, RequestError, RequestTimeout
 from tests.api.sounds import noise, recording, wav_bytes
 from tests.scripted import script
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
-from tests.training.runs import MINI, write_sound
+from tests.paths import MINI
+from tests.training.runs import write_sound
 
 Write = Callable[..., Path]
 

@@ -14,19 +14,19 @@ from kimia_infer.api import limits
 from kimia_infer.api.encoding import ChatEncoder
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.request import Options, parse_options
-from kimia_infer.errors import RequestError
+from kimia_infer.engine import batch as batch_module
+from kimia_infer.engine import state
+from kimia_infer.engine.batch import Batch
+from kimia_infer.engine.decode import Generation
 from kimia_infer.evaluation import batching
 from kimia_infer.evaluation.answering import answer_items
 from kimia_infer.evaluation.batching import Answer, Together
 from kimia_infer.evaluation.items import EvaluationError, Item
 from kimia_infer.evaluation.manifest import Defaults, read_manifest
 from kimia_infer.evaluation.sounds import load_ahead
-from kimia_infer.graphs import graphs_for
-from kimia_infer.language_model import batch as batch_module
-from kimia_infer.language_model import state
-from kimia_infer.language_model.batch import Batch
-from kimia_infer.language_model.decode import Generation
-from kimia_infer.language_model.sampler import sample
+from kimia_infer.layers.sampler import sample
+from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.graphs import graphs_for
 from tests.api.test_end_to_end import CASES, SET, chat_of, options_of, randomness_of, tensors
 from tests.evaluation.conftest import Write
 from tests.evaluation.test_run import (

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.evaluation.conftest import Write
-from tests.training.runs import MINI, write_sound
+from tests.paths import MINI, ROOT
+from tests.training.runs import write_sound
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate"
+SCRIPT = ROOT / "scripts" / "evaluate"
 
 
 def command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:

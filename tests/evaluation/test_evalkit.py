@@ -12,13 +12,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.training.runs import MINI, write_sound
+from tests.paths import MINI, ROOT
+from tests.training.runs import write_sound
 
-ROOT = Path(__file__).resolve().parents[2]
 WRAPPER = """
 import json, sys
 sys.path.insert(0, "almeval/models/kimi_audio")

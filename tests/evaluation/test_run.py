@@ -17,19 +17,20 @@ import jiwer
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.audio.load import load_audio
-from kimia_infer.audio.wav import wav_bytes
-from kimia_infer.errors import RequestError
+from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.encode import wav_bytes
 from kimia_infer.evaluation import answering, sounds
 from kimia_infer.evaluation.items import EvaluationError
 from kimia_infer.evaluation.journal import Journal
 from kimia_infer.evaluation.manifest import Defaults, Manifest, read_manifest
 from kimia_infer.evaluation.record import Settings
 from kimia_infer.evaluation.run import Outcome, evaluate
+from kimia_infer.utils.errors import RequestError
 from tests.evaluation.conftest import Write
-from tests.training.runs import MINI, write_sound
+from tests.paths import MINI, ROOT
+from tests.training.runs import write_sound
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "evaluate"
+SCRIPT = ROOT / "scripts" / "evaluate"
 SAMPLING = {"max_new_tokens": 6, "seed": 0}
 SETTINGS = Settings(str(MINI), device="cpu", sampling=SAMPLING)
 QUESTION = "What is it?\n(A) dog (B) cat"

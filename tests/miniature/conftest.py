@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.training.miniature.evaluation import Case, load_model, read_cases
-from kimia_infer.training.miniature.judge import Judge
-from kimia_infer.training.miniature.spoken_world import WorldSize, write_world
+from scripts.miniature.evaluation import Case, load_model, read_cases
+from scripts.miniature.judge import Judge
+from scripts.miniature.spoken_world import WorldSize, write_world
+from tests.paths import MINI
 
-MINI = Path(__file__).resolve().parents[2] / "weights" / "mini"
 SEED = 20
 """Of conversations that were not drawn in training; their texts are held out, too."""
 

@@ -11,24 +11,24 @@ import pytest
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.audio.load import SAMPLE_RATE, load_audio
-from kimia_infer.audio.wav import write_wav
-from kimia_infer.detokenizer.mel import MelConfig, log_mel
+from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.encode import write_wav
+from kimia_infer.audio.mel import MelConfig, log_mel
+from kimia_infer.data.extraction import extract_codes
 from kimia_infer.training.config import FinetuneSettings, read_settings
 from kimia_infer.training.export import export
-from kimia_infer.training.extraction import extract_codes
 from kimia_infer.training.finetune import finetune
-from kimia_infer.training.miniature.espeak import Utterance, speak_all
-from kimia_infer.training.miniature.evaluation import Case, answer, right
-from kimia_infer.training.miniature.spoken_world import (
+from kimia_infer.training.runs import FINAL
+from scripts.miniature.espeak import Utterance, speak_all
+from scripts.miniature.evaluation import Case, answer, right
+from scripts.miniature.spoken_world import (
     ANSWER_RATE,
     ANSWER_VOICE,
     SPOKEN,
     draw_voice,
     resampled,
 )
-from kimia_infer.training.runs import FINAL
-from tests.miniature.conftest import MINI
+from tests.paths import MINI
 
 Cases = Callable[..., list[Case]]
 

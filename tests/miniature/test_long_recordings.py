@@ -10,11 +10,11 @@ import jiwer
 import numpy as np
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.audio.load import SAMPLE_RATE, load_audio
-from kimia_infer.audio.wav import write_wav
-from kimia_infer.language_model.decode import Decoder
-from kimia_infer.training.miniature.evaluation import Case, load_model, measure_long
-from tests.miniature.conftest import MINI
+from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.encode import write_wav
+from kimia_infer.engine.decode import Decoder
+from scripts.miniature.evaluation import Case, load_model, measure_long
+from tests.paths import MINI
 
 Cases = Callable[..., list[Case]]
 

@@ -11,11 +11,11 @@ import jiwer
 import numpy as np
 import pytest
 
-from kimia_infer.audio.load import load_audio
-from kimia_infer.training.miniature.evaluation import Case
-from kimia_infer.training.miniature.judge import Judge
-from tests.miniature.conftest import MINI
-from tests.service.conftest import Server, data_uri, serve
+from kimia_infer.audio.decode import load_audio
+from scripts.miniature.evaluation import Case
+from scripts.miniature.judge import Judge
+from tests.paths import MINI
+from tests.serving.conftest import Server, data_uri, serve
 
 Cases = Callable[..., list[Case]]
 

@@ -11,8 +11,8 @@ import torch
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
-from kimia_infer.audio.load import SAMPLE_RATE
-from kimia_infer.training.miniature.evaluation import (
+from kimia_infer.audio.decode import SAMPLE_RATE
+from scripts.miniature.evaluation import (
     Case,
     answer,
     hear_all,
@@ -21,8 +21,8 @@ from kimia_infer.training.miniature.evaluation import (
     spoken_right,
     transcribed,
 )
-from kimia_infer.training.miniature.judge import Heard, Judge, Said, recall
-from tests.miniature.conftest import MINI
+from scripts.miniature.judge import Heard, Judge, Said, recall
+from tests.paths import MINI
 
 Cases = Callable[..., list[Case]]
 

@@ -8,15 +8,15 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from kimia_infer.language_model.config import LanguageModelConfig
-from kimia_infer.language_model.model import language_model_part
-from kimia_infer.tokenizer.text import SpecialTokens
-from kimia_infer.tokenizer.whisper import feature_extractor, whisper_part
+from kimia_infer.data.conversations import parse_conversation
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.language_model import language_model_part
+from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
+from kimia_infer.models.kimi_audio.whisper import feature_extractor, whisper_part
 from kimia_infer.training.building import Source, build_network
-from kimia_infer.training.conversations import parse_conversation
 from kimia_infer.training.network import PARTS, TrainingNetwork
 from kimia_infer.training.samples import Sample, SampleBuilder
-from tests.conftest import GOLDEN
+from tests.paths import GOLDEN
 
 RECORD = json.loads((GOLDEN / "finetune" / "finetune.json").read_text())
 SAMPLES = RECORD["samples"]

@@ -12,8 +12,8 @@ import pytest
 
 from kimia_infer.training import trainer
 from kimia_infer.training.config import FinetuneSettings, read_settings
+from tests.paths import MINI
 
-MINI = Path(__file__).resolve().parents[2] / "weights" / "mini"
 TEXTS = ("the small red house", "a dog barks", "yes", "the bus stops at nine", "a blue bird sings")
 
 

@@ -15,17 +15,17 @@ from safetensors.torch import load_file, save_file
 
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.checkpoint.slim import prepare_weights
+from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.training import export as export_module
 from kimia_infer.training.export import ExportError, export, find_result
 from kimia_infer.training.finetune import finetune
 from kimia_infer.training.runs import FINAL
+from kimia_infer.utils.errors import CheckpointError, WeightsError
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
-from kimia_infer.weights.errors import CheckpointError, WeightsError
-from tests.service.conftest import data_uri, serve
+from tests.paths import ROOT
+from tests.serving.conftest import data_uri, serve
 from tests.training import runs
 
-ROOT = Path(__file__).resolve().parents[2]
 EXPORT, INFER = (ROOT / "scripts" / name for name in ("export", "infer"))
 WHISPER = "whisper-large-v3"
 

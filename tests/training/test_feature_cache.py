@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate import PartialState
 
+from kimia_infer.data.conversations import DataError, parse_conversation
 from kimia_infer.training.batch import join
 from kimia_infer.training.config import ConfigError
-from kimia_infer.training.conversations import DataError, parse_conversation
 from kimia_infer.training.feature_cache import FeatureCache
 from kimia_infer.training.finetune import finetune
 from tests.training import recorded

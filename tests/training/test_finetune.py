@@ -16,15 +16,16 @@ import torch
 from safetensors.torch import load_file
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.data.conversations import DataError
 from kimia_infer.training import trainer as trainer_module
 from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
 from kimia_infer.training.config import ConfigError
-from kimia_infer.training.conversations import DataError
 from kimia_infer.training.finetune import finetune
 from kimia_infer.training.logs import BOARD, PLOT
 from kimia_infer.training.runs import FINAL
+from tests.paths import MINI
 from tests.training import runs
-from tests.training.runs import MINI, interrupt, losses
+from tests.training.runs import interrupt, losses
 
 ROOT = MINI.parents[1]
 FINETUNE = ROOT / "scripts" / "finetune"

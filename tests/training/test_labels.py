@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from kimia_infer.prompt.builder import EncodedMessage, PromptBuilder
-from kimia_infer.tokenizer.text import SpecialTokens
+from kimia_infer.models.kimi_audio.prompt import EncodedMessage, PromptBuilder
+from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.training.labels import next_token_labels
-from tests.conftest import GOLDEN
+from tests.paths import GOLDEN
 
 SAMPLES = json.loads((GOLDEN / "finetune" / "finetune.json").read_text())["samples"]
 IDS = json.loads((GOLDEN / "llm" / "special_tokens.json").read_text())

@@ -8,7 +8,8 @@ from pytest import MonkeyPatch
 
 from kimia_infer.training import finetune as module
 from kimia_infer.training.trainer import Trainer
-from tests.training.runs import MINI, settings, write_data
+from tests.paths import MINI
+from tests.training.runs import settings, write_data
 
 
 def test_lengths_are_known_before_samples_are_built(tmp_path: Path):

@@ -17,8 +17,8 @@ from kimia_infer.training.finetune import finetune
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.training.quantized import QuantizedLinear
 from kimia_infer.training.runs import FINAL
+from tests.paths import MINI
 from tests.training import recorded, runs
-from tests.training.runs import MINI
 
 
 def build(source: Source, quantized: bool) -> TrainingNetwork:

@@ -15,7 +15,7 @@ from kimia_infer.training.attention import causal_attention
 from kimia_infer.training.batch import join
 from kimia_infer.training.network import TrainingNetwork, recompute_activations
 from kimia_infer.training.servable import write_model
-from tests.conftest import GOLDEN
+from tests.paths import GOLDEN
 from tests.training import recorded
 from tests.training.recorded import RECORD, SAMPLES, SPECIAL
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kimia_infer.training.conversations import DataError, parse_conversation
+from kimia_infer.data.conversations import DataError, parse_conversation
 from kimia_infer.training.samples import Sample, SampleBuilder
 from tests.training import recorded
 from tests.training.recorded import CONFIG, SAMPLES, SPECIAL

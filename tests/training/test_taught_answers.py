@@ -9,19 +9,19 @@ import cog
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.audio.wav import write_wav
-from kimia_infer.service.interface import read_interface
-from kimia_infer.training.conversations import ConversationFile
+from kimia_infer.audio.encode import write_wav
+from kimia_infer.data.conversations import ConversationFile
+from kimia_infer.data.extraction import extract_codes
+from kimia_infer.serving.cog.interface import read_interface
 from kimia_infer.training.export import export
-from kimia_infer.training.extraction import extract_codes
 from kimia_infer.training.finetune import finetune
-from kimia_infer.training.miniature.espeak import RATE, Utterance, Voice, speak_all
 from kimia_infer.training.runs import FINAL
 from predict import Predictor
+from scripts.miniature.espeak import RATE, Utterance, Voice, speak_all
+from tests.paths import ROOT
 from tests.training import runs
 from tests.training.runs import TEXTS
 
-ROOT = Path(__file__).resolve().parents[2]
 PARTS = "parts=[embedding, trunk, mimo, adaptor, heads]"
 NEW = "a bird sings on the red house at nine"
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 from safetensors.torch import save
 
-from kimia_infer.weights.published import MODEL, SPEECH_TOKENIZER
+from kimia_infer.models.kimi_audio.published import MODEL, SPEECH_TOKENIZER
 
 LARGE = (".safetensors", ".pt")
 SHARED = b'{"feature_size": 128}'  # one content under two names

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights import adapter as adapter_module
 from kimia_infer.weights.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, Adapter
 from kimia_infer.weights.checkpoint import Part, Slot
-from kimia_infer.weights.errors import CheckpointError
 from kimia_infer.weights.tensors import open_directory
 
 CONFIG = {

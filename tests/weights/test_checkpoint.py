@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.checkpoint import (
     Part,
     Slot,
@@ -25,7 +26,6 @@ from kimia_infer.weights.checkpoint import (
     open_model_file,
     read_json,
 )
-from kimia_infer.weights.errors import CheckpointError
 from kimia_infer.weights.parallel import READERS
 from kimia_infer.weights.tensors import (
     BLOCK_BYTES,
@@ -34,6 +34,7 @@ from kimia_infer.weights.tensors import (
     open_pickle,
     open_safetensors,
 )
+from tests.paths import ROOT
 
 INDEX = "model.safetensors.index.json"
 CPU = torch.device("cpu")
@@ -353,7 +354,7 @@ def measure(directory: Path, layers: int, rows: int) -> tuple[int, int, float]:
     """Peak growth of resident memory while loading, bytes of the loaded module, its sum."""
     sizes = map(str, (layers, rows, MAPPED))
     command = [sys.executable, "-c", MEASURE, str(directory), *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     growth, size, total = done.stdout.split()
     return int(growth), int(size), float(total)

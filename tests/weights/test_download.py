@@ -19,16 +19,15 @@ import pytest
 from huggingface_hub import constants
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.checkpoint.slim import prepare_weights
+from kimia_infer.models.kimi_audio.layout import incomplete_files
+from kimia_infer.models.kimi_audio.published import KNOWN_SIZES, MODEL, SPEECH_TOKENIZER
+from kimia_infer.models.kimi_audio.slim import prepare_weights
+from kimia_infer.utils.errors import CheckpointError, WeightsError
 from kimia_infer.weights import download
 from kimia_infer.weights.download import download_weights
-from kimia_infer.weights.errors import CheckpointError, WeightsError
-from kimia_infer.weights.layout import incomplete_files
-from kimia_infer.weights.published import KNOWN_SIZES, MODEL, SPEECH_TOKENIZER
 from kimia_infer.weights.resolve import resolve_weights
+from tests.paths import ROOT
 from tests.weights.fake_hub import Hub, pickle_archive, published_files, tensors
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from kimia_infer.detokenizer.dit import DiT, DiTConfig, dit_slots
-from kimia_infer.detokenizer.vocoder import Vocoder, VocoderConfig, vocoder_slots
-from kimia_infer.language_model.config import LanguageModelConfig
-from kimia_infer.language_model.model import (
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_slots
+from kimia_infer.models.kimi_audio.language_model import (
     LanguageModel,
     ignored_tensors,
     language_model_slots,
 )
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_slots
 from kimia_infer.weights.checkpoint import Slot, manifest
 
 LANGUAGE_MODEL = {

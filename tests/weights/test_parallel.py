@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kimia_infer.checkpoint.parts import checkpoint_parts
+from kimia_infer.models.kimi_audio.components import checkpoint_parts
+from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights import parallel, tensors
 from kimia_infer.weights.checkpoint import Part, Slot, open_model_file
-from kimia_infer.weights.errors import CheckpointError
 from kimia_infer.weights.parallel import load_parts
 from kimia_infer.weights.tensors import TensorStore, open_safetensors
+from tests.paths import MINI
 from tests.weights.bloated import write_bloated
 
-MINI = Path(__file__).resolve().parents[2] / "weights" / "mini"
 CPU = torch.device("cpu")
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from kimia_infer.models.kimi_audio.layout import incomplete_files, missing_files
+from kimia_infer.models.kimi_audio.published import MODEL, default_revision
+from kimia_infer.utils.errors import WeightsError
 from kimia_infer.weights import download
-from kimia_infer.weights.errors import WeightsError
-from kimia_infer.weights.layout import incomplete_files, missing_files
-from kimia_infer.weights.published import MODEL, default_revision
 from kimia_infer.weights.resolve import resolve_weights, weights_from_environment
+from tests.paths import ROOT
 
 DETOKENIZER = ("audio_detokenizer/config.yaml", "audio_detokenizer/model.pt")
 DETOKENIZER += ("vocoder/config.json", "vocoder/model.pt")
@@ -82,7 +83,7 @@ def test_a_complete_directory_is_taken_as_it_is(checkpoint: Path, monkeypatch):
 
 
 def test_the_miniature_is_complete():
-    assert missing_files(Path(__file__).parents[2] / "weights" / "mini") == []
+    assert missing_files(ROOT / "weights" / "mini") == []
 
 
 def every_file(directory: Path) -> list[str]:

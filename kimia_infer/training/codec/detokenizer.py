@@ -12,11 +12,21 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from kimia_infer.audio.load import SAMPLE_RATE, load_audio
-from kimia_infer.detokenizer.dit import DiT, DiTConfig, dit_part
-from kimia_infer.detokenizer.flow import StreamConfig
-from kimia_infer.detokenizer.mel import MelConfig, log_mel
-from kimia_infer.tokenizer.speech import SpeechCodes, SpeechTokenizerConfig, speech_tokenizer_part
+from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.mel import MelConfig, log_mel
+from kimia_infer.data.conversations import DataError
+from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_part
+from kimia_infer.models.kimi_audio.flow import StreamConfig
+from kimia_infer.models.kimi_audio.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
+from kimia_infer.models.kimi_audio.speech_tokenizer import (
+    SpeechCodes,
+    SpeechTokenizerConfig,
+    speech_tokenizer_part,
+)
 from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
 from kimia_infer.training.codec.flow_matching import (
     FlowLosses,
@@ -33,14 +43,8 @@ from kimia_infer.training.codec.run import (
     write_part,
 )
 from kimia_infer.training.codec.settings import DetokenizerSettings, DiTSize
-from kimia_infer.training.conversations import DataError
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.checkpoint import read_json
-from kimia_infer.weights.published import (
-    DETOKENIZER_FOLDER,
-    SPEECH_TOKENIZER_FOLDER,
-    VOCODER_FOLDER,
-)
 
 PREFIX = "speech_model."
 

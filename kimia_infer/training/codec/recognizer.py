@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE
+from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE
 
 BLANK = 0
 MELS_PER_FRAME = 2  # the second convolution of the encoder

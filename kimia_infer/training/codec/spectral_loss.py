@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimia_infer.detokenizer.mel import MEL_FLOOR, POWER_FLOOR, MelConfig, mel_filters
+from kimia_infer.audio.mel import MEL_FLOOR, POWER_FLOOR, MelConfig, mel_filters
 
 RESOLUTIONS = (512, 1024, 2048)
 """Window lengths in samples; windows overlap by three quarters."""

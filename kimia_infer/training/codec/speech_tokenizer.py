@@ -16,14 +16,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from kimia_infer.audio.load import SAMPLE_RATE, load_audio
-from kimia_infer.tokenizer.segments import CODE_SAMPLES, segment_codes
-from kimia_infer.tokenizer.speech import (
+from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.data.conversations import DataError
+from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.segments import CODE_SAMPLES, segment_codes
+from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizer,
     SpeechTokenizerConfig,
     speech_tokenizer_part,
 )
-from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, POSITIONS, feature_extractor
+from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE, POSITIONS, feature_extractor
 from kimia_infer.training.codec.code_book import RunningCodeBook
 from kimia_infer.training.codec.data import Example, Examples, Sound
 from kimia_infer.training.codec.recognizer import Recognizer, ctc
@@ -43,10 +45,8 @@ from kimia_infer.training.codec.spoken_text import (
     run_spoken,
     texts_of,
 )
-from kimia_infer.training.conversations import DataError
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.checkpoint import read_json
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 
 MELS = 128  # published configuration
 FRAME_RATE = 50  # of the encoder, per second

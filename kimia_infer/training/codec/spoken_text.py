@@ -13,13 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kimia_infer.audio.load import SAMPLE_RATE
-from kimia_infer.tokenizer.segments import CODE_SAMPLES
-from kimia_infer.tokenizer.whisper import FRAMES_PER_CODE, LOG_MEL
+from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.data.conversations import DataError
+from kimia_infer.models.kimi_audio.segments import CODE_SAMPLES
+from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE, LOG_MEL
 from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
 from kimia_infer.training.codec.run import CodecNetwork, run
 from kimia_infer.training.codec.settings import CodecSettings
-from kimia_infer.training.conversations import DataError
 from kimia_infer.training.trainer import Outcome
 
 SILENCE = "_"

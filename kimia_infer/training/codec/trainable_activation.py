@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.detokenizer.activation import (
+from kimia_infer.layers.snake import (
     AntiAliasedSnake,
     downsample,
     low_pass_filter,

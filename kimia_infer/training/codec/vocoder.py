@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.audio.load import load_audio
-from kimia_infer.detokenizer.activation import SnakeBeta
-from kimia_infer.detokenizer.mel import MelConfig, log_mel
-from kimia_infer.detokenizer.vocoder import Vocoder, VocoderConfig, vocoder_part
+from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.mel import MelConfig, log_mel
+from kimia_infer.layers.snake import SnakeBeta
+from kimia_infer.models.kimi_audio.published import VOCODER_FOLDER
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_part
 from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
 from kimia_infer.training.codec.discriminators import (
     Discriminators,
@@ -37,7 +38,6 @@ from kimia_infer.training.codec.trainable_activation import use_activations
 from kimia_infer.training.config import ConfigError
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.checkpoint import read_json
-from kimia_infer.weights.published import VOCODER_FOLDER
 
 N_FFT = 1024  # published configuration
 SAMPLE_RATE = 24_000  # published configuration

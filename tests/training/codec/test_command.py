@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from kimia_infer.detokenizer.dit import dit_part
+from kimia_infer.data.conversations import DataError
+from kimia_infer.models.kimi_audio.dit import dit_part
 from kimia_infer.training.checkpoints import all_checkpoints
 from kimia_infer.training.codec.data import SoundSamples, find_sounds
 from kimia_infer.training.codec.detokenizer import (
@@ -23,11 +24,11 @@ from kimia_infer.training.codec.detokenizer import (
 from kimia_infer.training.codec.run import WeightAverage
 from kimia_infer.training.codec.settings import PARTS, DetokenizerSettings
 from kimia_infer.training.config import describe, read_settings
-from kimia_infer.training.conversations import DataError
 from kimia_infer.training.plan import MicroBatch
 from kimia_infer.training.runs import FINAL
 from kimia_infer.training.trainer import Outcome
-from tests.training.runs import MINI, losses, write_sound
+from tests.paths import MINI
+from tests.training.runs import losses, write_sound
 
 COMMAND = MINI.parents[1] / "scripts" / "train_codec"
 

@@ -10,12 +10,17 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from kimia_infer.detokenizer.dit import DiT, DiTConfig, dit_part
-from kimia_infer.detokenizer.evaluation import Evaluator
-from kimia_infer.detokenizer.flow import CACHE_TIMESTEP, MelStream, StreamConfig, ode_timesteps
-from kimia_infer.detokenizer.stream import Detokenizer
-from kimia_infer.detokenizer.vocoder import vocoder_part
-from kimia_infer.graphs import graphs_for
+from kimia_infer.data.conversations import DataError
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_part
+from kimia_infer.models.kimi_audio.flow import (
+    CACHE_TIMESTEP,
+    MelStream,
+    StreamConfig,
+    ode_timesteps,
+)
+from kimia_infer.models.kimi_audio.flow_evaluation import Evaluator
+from kimia_infer.models.kimi_audio.vocoder import vocoder_part
 from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
 from kimia_infer.training.codec.data import SoundSamples, find_sounds
 from kimia_infer.training.codec.detokenizer import (
@@ -28,11 +33,12 @@ from kimia_infer.training.codec.detokenizer import (
 from kimia_infer.training.codec.flow_matching import Chunk, FlowMatcher, chunk_layout, draw_chunks
 from kimia_infer.training.codec.settings import DetokenizerSettings
 from kimia_infer.training.config import ConfigError, read_settings
-from kimia_infer.training.conversations import DataError
 from kimia_infer.training.logs import PLOT
 from kimia_infer.training.plan import MicroBatch
 from kimia_infer.training.runs import FINAL
-from tests.training.runs import MINI, interrupt, losses, write_sound, write_sounds
+from kimia_infer.utils.graphs import graphs_for
+from tests.paths import MINI
+from tests.training.runs import interrupt, losses, write_sound, write_sounds
 
 CPU = torch.device("cpu")
 STREAM = StreamConfig(chunk_codes=5, look_ahead_codes=2, cache_frames=20, ode_points=4)

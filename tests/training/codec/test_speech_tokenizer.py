@@ -10,8 +10,14 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from kimia_infer.audio.load import load_audio
-from kimia_infer.tokenizer.speech import SpeechCodes, SpeechTokenizerConfig, speech_tokenizer_part
+from kimia_infer.audio.decode import load_audio
+from kimia_infer.data.conversations import DataError
+from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.speech_tokenizer import (
+    SpeechCodes,
+    SpeechTokenizerConfig,
+    speech_tokenizer_part,
+)
 from kimia_infer.training.checkpoints import TrainingError
 from kimia_infer.training.codec.code_book import RunningCodeBook
 from kimia_infer.training.codec.data import Examples, find_sounds
@@ -26,9 +32,7 @@ from kimia_infer.training.codec.speech_tokenizer import (
 )
 from kimia_infer.training.codec.spoken_text import Units, frames_needed
 from kimia_infer.training.config import ConfigError, read_settings
-from kimia_infer.training.conversations import DataError
 from kimia_infer.training.runs import FINAL
-from kimia_infer.weights.published import SPEECH_TOKENIZER_FOLDER
 from tests.training.runs import SPOKEN_TEXTS, interrupt, losses, write_spoken
 
 CPU = torch.device("cpu")

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.audio.load import load_audio
-from kimia_infer.detokenizer.activation import AntiAliasedSnake
-from kimia_infer.detokenizer.mel import MelConfig, log_mel
-from kimia_infer.detokenizer.vocoder import Vocoder, VocoderConfig, vocoder_part
+from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.mel import MelConfig, log_mel
+from kimia_infer.data.conversations import DataError
+from kimia_infer.layers.snake import AntiAliasedSnake
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_part
 from kimia_infer.training.checkpoints import TrainingError
 from kimia_infer.training.codec.data import Examples, Sound, find_sounds
 from kimia_infer.training.codec.discriminators import (
@@ -33,9 +34,8 @@ from kimia_infer.training.codec.vocoder import (
     waves,
 )
 from kimia_infer.training.config import ConfigError, read_settings
-from kimia_infer.training.conversations import DataError
 from kimia_infer.training.runs import FINAL
-from kimia_infer.weights.errors import CheckpointError
+from kimia_infer.utils.errors import CheckpointError
 from tests.training.runs import interrupt, losses, write_sound, write_sounds
 
 CPU = torch.device("cpu")

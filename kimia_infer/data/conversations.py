@@ -1,0 +1,155 @@
+"""Training data in the published format: one conversation per line of a JSONL file.
+
+A line is ``{"task_type": ..., "conversation": [messages]}``. Messages are those of a chat;
+one with audio may carry ``audio_tokens``, its speech codes as ids of the language model
+(code + ``kimia_token_offset``), as the published code extraction writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kimia_infer.models.kimi_audio.messages import Message, parse_messages
+from kimia_infer.utils.errors import RequestError
+
+UNDERSTANDING = "understanding"
+"""The task type whose answers are text alone (published fine-tuning code)."""
+
+AUDIO_TYPES = ("audio", "audio-text")
+
+
+class DataError(ValueError):
+    """A line of training data cannot be used; the message names file, line and field."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One line: its validated messages, and the audio ids of those messages that carry them."""
+
+    task_type: str
+    messages: list[Message]
+    audio_ids: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def output_type(self) -> str:
+        """What the prompt asks for: "text" for understanding, "both" for any other task."""
+        return "text" if self.task_type == UNDERSTANDING else "both"
+
+
+def audio_field(index: int, message_type: str | None) -> str:
+    """How errors name the audio of message ``index``."""
+    return f"conversation[{index}].content" + ("[0]" if message_type == "audio-text" else "")
+
+
+def parse_conversation(values: Any) -> Conversation:
+    """Validate what a line holds.
+
+    Raises:
+        DataError: a field is missing, unknown or empty; the message begins with its name.
+    """
+    if not isinstance(values, dict):
+        raise DataError("expected an object with task_type and conversation")
+    task_type = values.get("task_type")
+    if not isinstance(task_type, str) or not task_type:
+        raise DataError(f"task_type: expected a name such as {UNDERSTANDING!r}, got {task_type!r}")
+    chats = values.get("conversation")
+    if not isinstance(chats, list) or not chats:
+        raise DataError("conversation: expected a list with at least one message")
+    try:
+        messages = parse_messages(chats)
+    except RequestError as error:
+        # The published name of a chat in requests is another one.
+        raise DataError(str(error).replace("chats", "conversation", 1)) from error
+    audio_ids = {}
+    for index, (message, raw) in enumerate(zip(messages, chats, strict=True)):
+        if message.text is not None and not message.text.strip():
+            part = "[1]" if message.message_type == "audio-text" else ""
+            raise DataError(f"conversation[{index}].content{part}: the text is empty")
+        if "audio_tokens" in raw:
+            audio_ids[index] = _audio_tokens(f"conversation[{index}].audio_tokens", message, raw)
+    return Conversation(task_type, messages, audio_ids)
+
+
+def _audio_tokens(where: str, message: Message, raw: dict) -> list[int]:
+    tokens = raw["audio_tokens"]
+    if message.message_type not in AUDIO_TYPES:
+        raise DataError(f"{where}: only messages of type 'audio' and 'audio-text' have codes")
+    if not isinstance(tokens, list) or not all(type(token) is int for token in tokens):
+        raise DataError(f"{where}: expected a list of ids")
+    if not tokens:
+        raise DataError(f"{where}: empty, as after a failed extraction; extract the codes again")
+    return tokens
+
+
+class ConversationFile:
+    """The lines of a JSONL file, parsed when they are asked for; empty lines do not count.
+
+    Only the places of the lines are held in memory. Raises DataError where there are none.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self._starts, self._numbers = array("q"), array("q")
+        try:
+            with self.path.open("rb") as file:
+                start = 0
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        self._starts.append(start)
+                        self._numbers.append(number)
+                    start += len(line)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror})") from error
+        if not self._starts:
+            raise DataError(f"{self.path}: no lines")
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def line_number(self, index: int) -> int:
+        return self._numbers[index]
+
+    def where(self, index: int) -> str:
+        """``file:line``, as errors begin."""
+        return f"{self.path}:{self._numbers[index]}"
+
+    def raw(self, index: int) -> Any:
+        """What the line holds, as JSON. Raises DataError."""
+        with self.path.open("rb") as file:
+            file.seek(self._starts[index])
+            line = file.readline()
+        try:
+            return json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{self.where(index)}: not valid JSON ({error})") from error
+
+    def __getitem__(self, index: int) -> Conversation:
+        values = self.raw(index)
+        try:
+            return parse_conversation(values)
+        except DataError as error:
+            raise DataError(f"{self.where(index)}: {error}") from error
+
+    def __iter__(self) -> Iterator[Conversation]:
+        return (self[index] for index in range(len(self)))
+
+
+def write_lines(path: Path, lines: Iterable[dict]) -> int:
+    """Write objects as JSONL, whole or not at all; the number of lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    count = 0
+    with part.open("w", encoding="utf-8") as file:
+        for values in lines:
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            count += 1
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    return count

@@ -1,1 +1,0 @@
-"""The dual-track language model: one trunk, a MIMO branch, two heads and their decode loop."""

@@ -1,0 +1,211 @@
+"""Codes to a wave, chunk by chunk, or all at once with the same result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.flow import MelStream, Noise, StreamConfig
+from kimia_infer.models.kimi_audio.flow_evaluation import Evaluator
+from kimia_infer.models.kimi_audio.vocoder import Vocoder
+from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
+
+VOCODED_LENGTHS = 16  # that are recorded; chunks of both presets have fewer, but for the last one
+
+
+class WaveOverlap:
+    """The wave side of one stream: vocodes chunks with an overlap and cross-fades them.
+
+    The last part of every chunk is held back (``mel`` [frames, mel_bins] and its ``wave``
+    [hop_size * frames]), vocoded again together with the next chunk and faded over. As
+    published, the two halves of the Hamming window do not sum to one, so the overlap is up to
+    8 % louder, and the last chunk is not faded at all. ``vocode`` is how the vocoder is run.
+    """
+
+    def __init__(self, vocoder: Vocoder, vocode: Callable[[Tensor], Tensor] | None = None):
+        self.vocoder, self._vocode = vocoder, vocode or vocoder
+        place = {"device": vocoder.device, "dtype": vocoder.dtype}
+        self.mel = torch.empty(0, vocoder.config.mel_bins, **place)
+        self.wave = torch.empty(0, **place)
+
+    def push(self, mel: Tensor, final: bool) -> Tensor:
+        """The wave [samples] that the chunk mel [frames, mel_bins] releases."""
+        held, added = len(self.mel), len(mel)
+        if added == 0 and not final:
+            return self.wave[:0]
+        mel = torch.cat([self.mel, mel.to(self.mel)])
+        wave = self._vocode(mel)
+        if final:
+            self.mel, self.wave = mel[:0], wave[:0]
+            return wave
+        # Twice what was held back goes out, the first half faded; of a short chunk, half.
+        frames = 2 * held if added > held > 0 else len(mel) // 2
+        released = wave[: frames * self.vocoder.config.hop_size]
+        if held:
+            released = _cross_fade(self.wave, released)
+        self.mel, self.wave = mel[frames:], wave[len(released) :]
+        return released
+
+
+def _cross_fade(old: Tensor, new: Tensor) -> Tensor:
+    """``new`` with its first half faded in over the beginning of ``old``."""
+    # As published, computed in fp32 and then rounded to the dtype of the wave.
+    window = torch.hamming_window(len(new), periodic=True, device=new.device).to(new.dtype)
+    half = len(new) // 2
+    rise, fall = window[:half], window[len(new) - half :]
+    return torch.cat([old[:half] * fall + new[:half] * rise, new[half:]])
+
+
+class SpeechStream:
+    """One utterance on its way from codes to sound; made by :meth:`Detokenizer.start`.
+
+    ``mel`` [frames, mel_bins] is the mel of the last chunk, ``mel_stream`` and ``overlap`` hold
+    the state. ``release`` takes the evaluator once the stream has ended.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        overlap: WaveOverlap,
+        config: StreamConfig,
+        noise: Noise,
+        release: Callable[[Evaluator], None],
+    ):
+        self.mel_stream = MelStream(evaluator, noise, config)
+        self.overlap = overlap
+        self.mel: Tensor | None = None
+        self._config, self._release = config, release
+        self._ended = False
+
+    def close(self) -> None:
+        """End the stream, whatever is still in it."""
+        if not self._ended:
+            self._ended = True
+            self._release(self.mel_stream.evaluator)
+
+    @torch.no_grad()
+    def push(self, codes: Tensor, final: bool) -> Tensor:
+        """Take the next codes int64 [n] as one chunk; return the wave fp32 [samples] it releases.
+
+        ``n`` is at most ``chunk_codes`` and may be 0 with ``final``, which ends the stream and
+        releases all the rest. Codes that do not reach beyond the look-ahead release nothing yet.
+        Raises ValueError for codes that cannot be spoken and RuntimeError after the end.
+        """
+        if self._ended:
+            raise RuntimeError("this speech stream has ended; start another one")
+        _check_codes(codes, self.mel_stream.dit.config.codes)
+        if len(codes) > self._config.chunk_codes:
+            raise ValueError(
+                f"a chunk takes at most {self._config.chunk_codes} codes, found {len(codes)}"
+            )
+        waiting = len(self.mel_stream.pending) or len(self.overlap.mel)
+        if final and not (len(codes) or waiting):
+            raise ValueError("there are no speech codes to speak")
+        self.mel = self.mel_stream.push(codes, final)
+        wave = self.overlap.push(self.mel, final).float()
+        if final:
+            self.close()
+        return wave
+
+    @torch.no_grad()
+    def prefill(self, mel: Tensor, tokens: Tensor) -> None:
+        """Speak in a reference voice; only possible before the first codes.
+
+        mel fp32 [frames, mel_bins], natural logarithm (``log_mel`` of the voice at 24 kHz);
+        tokens int64 [n], the voice's codes at the mel's 50 per second, each repeated
+        ``frames_per_code`` times. The mel is cut or padded with zeros to n frames. Raises
+        ValueError for bad shapes or codes, or a voice that leaves no positions to speak at.
+        """
+        dit, config = self.mel_stream.dit, self._config
+        if self._ended or self.mel_stream.position or len(self.mel_stream.pending):
+            raise RuntimeError("the reference voice must come before the first speech codes")
+        _check_codes(tokens, dit.config.codes)
+        if mel.ndim != 2 or mel.shape[1] != dit.config.mel_bins:
+            raise ValueError(
+                f"the mel of the reference voice must be [frames, {dit.config.mel_bins}], "
+                f"found {list(mel.shape)}"
+            )
+        longest = config.position_limit - config.largest_chunk_frames
+        if not 0 < len(tokens) <= longest:
+            raise ValueError(
+                f"the reference voice must have 1 to {longest} frames, found {len(tokens)}"
+            )
+        self.mel_stream.prefill(mel, tokens)
+
+
+def _check_codes(codes: Tensor, size: int) -> None:
+    if codes.ndim != 1 or codes.dtype != torch.int64:
+        raise ValueError(f"speech codes must be int64 [n], found {codes.dtype} {list(codes.shape)}")
+    for code in codes.tolist():
+        if not 0 <= code < size:
+            raise ValueError(f"speech code {code} is outside 0..{size - 1}")
+
+
+class Detokenizer:
+    """The loaded modules and how they are used; every stream has its own state.
+
+    DiT and vocoder each compute in the dtype of their parameters. As published, that includes
+    the noise, the ODE state and the cross-fade.
+    """
+
+    def __init__(
+        self,
+        dit: DiT,
+        vocoder: Vocoder,
+        config: StreamConfig | None = None,
+        graphs: Graphs | None = None,
+    ):
+        if dit.config.mel_bins != vocoder.config.mel_bins:
+            raise ValueError(
+                f"the detokenizer makes {dit.config.mel_bins} mel bins, "
+                f"the vocoder takes {vocoder.config.mel_bins}"
+            )
+        self.dit, self.vocoder = dit, vocoder
+        self.config = config or StreamConfig()
+        self.graphs = graphs or graphs_for(dit.device)
+        self._vocode = Recorded(vocoder, self.graphs, VOCODED_LENGTHS)
+        self._free: list[Evaluator] = []
+
+    @property
+    def sample_rate(self) -> int:
+        return self.vocoder.config.sample_rate
+
+    @property
+    def samples_per_code(self) -> int:
+        return self.config.frames_per_code * self.vocoder.config.hop_size
+
+    def start(self, noise: Noise) -> SpeechStream:
+        """A new stream. ``noise(chunk, frames)`` gives fp32 [frames, mel_bins], chunks from 0.
+
+        Everything of a stream must be launched in the same lane of ``graphs``.
+        """
+        config = self.config
+        try:
+            evaluator = self._free.pop()
+        except IndexError:
+            evaluator = Evaluator(
+                self.dit,
+                config.cache_frames,
+                config.largest_chunk_codes,
+                config.frames_per_code,
+                self.graphs,
+            )
+        overlap = WaveOverlap(self.vocoder, self._vocode)
+        return SpeechStream(evaluator, overlap, config, noise, self._free.append)
+
+    def synthesize(self, codes: Tensor, noise: Noise) -> Tensor:
+        """The wave fp32 [1, samples_per_code * n], on the CPU, of the codes int64 [n].
+
+        Chunked as published. Raises ValueError if there are no codes or one is outside the code
+        book.
+        """
+        codes = codes.cpu()
+        _check_codes(codes, self.dit.config.codes)
+        with self.graphs.lane():
+            stream = self.start(noise)
+            chunks = codes.split(self.config.chunk_codes)
+            waves = [stream.push(c, final=i == len(chunks)) for i, c in enumerate(chunks, 1)]
+            return torch.cat(waves)[None].cpu()

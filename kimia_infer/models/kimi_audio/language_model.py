@@ -1,0 +1,300 @@
+"""The dual-track model: trunk, MIMO branch forked inside it, and two heads.
+
+Two token tracks of equal length, audio and text, are embedded with one table and summed per
+position. The trunk's head predicts the text track; a branch that forks after
+``fork_layer`` predicts the audio track. Query/key/value and gate/up matrices are joined, so
+that a single-token step reads each in one product.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kimia_infer.layers.attention import Attend
+from kimia_infer.layers.quantization import stored_build, stored_scheme, stored_slots
+from kimia_infer.layers.triton_support import fused
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.weights.checkpoint import Part, Slot, open_directory
+from kimia_infer.weights.manifest import MANIFEST_NAME
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight, accumulated in fp32, of a residual stream."""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The sum of the stream x [..., size] and what is to be added, and its norm."""
+        if fused(x):
+            from kimia_infer.layers.attention_kernels import add_rms_norm
+
+            return add_rms_norm(x, delta, self.weight, self.eps)
+        x = x if delta is None else x + delta
+        return x, F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention between joined projections and the output projection."""
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        rows = (config.heads + 2 * config.kv_heads) * config.head_dim
+        self.qkv = nn.Linear(config.hidden_size, rows)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, attend: Attend, layer: int) -> Tensor:
+        return self.output(attend(self.qkv(x), layer))
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate_up = self.gate_up(x)
+        if fused(x):
+            from kimia_infer.layers.attention_kernels import silu_mul
+
+            return self.down(silu_mul(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class DecoderLayer(nn.Module):
+    """A Qwen2 block: pre-norm attention and feed-forward, each with a residual."""
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, delta: Tensor | None, attend: Attend, layer: int
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream and what is to be added to it, before and after this layer."""
+        x, inner = self.attention_norm(x, delta)
+        x, inner = self.feed_forward_norm(x, self.attention(inner, attend, layer))
+        return x, self.feed_forward(inner)
+
+
+class VQAdaptor(nn.Module):
+    """Whisper features [n, adaptor_input_dim] -> embeddings [n, hidden_size]."""
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.input = nn.Linear(config.adaptor_input_dim, config.hidden_size)
+        self.output = nn.Linear(config.hidden_size, config.hidden_size)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.rms_norm_eps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.norm(self.output(F.silu(self.input(features))))
+
+
+class Hidden(NamedTuple):
+    """Normalized states [batch, length, hidden_size] that the heads read; None if not asked for."""
+
+    text: Tensor | None
+    audio: Tensor | None
+
+
+class LanguageModel(nn.Module):
+    """Embedding, trunk, MIMO branch and both heads.
+
+    The text head's rows stand for the ids from 0 on, the audio head's for those from
+    ``first_audio_id`` on. ``quantization`` names how the layers' matrices are held.
+    """
+
+    def __init__(self, config: LanguageModelConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.adaptor = VQAdaptor(config)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.trunk_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.text_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.mimo_layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.mimo_layers))
+        self.mimo_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.audio_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.first_audio_id = 0
+        self.quantization = "none"
+
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    def embed(
+        self,
+        audio_ids: Tensor,
+        text_ids: Tensor,
+        is_continuous: Tensor | None = None,
+        features: Tensor | None = None,
+    ) -> Tensor:
+        """Sum of both tracks' embeddings [batch, length, hidden_size].
+
+        audio_ids, text_ids int64 [batch, length]; at the positions where ``is_continuous``
+        (bool, same shape) holds, the adapted ``features`` [positions, adaptor_input_dim] are
+        added to the audio embedding and the sum is scaled by sqrt(2).
+
+        As published, a row whose text ids are all 0 gets no text embedding at all; during
+        decoding that affects every step whose text id is 0 (``!`` in the published
+        vocabulary), so tokens depend on it.
+        """
+        audio = self.embedding(audio_ids)
+        if features is not None:
+            adapted = self.adaptor(features.to(self.device, self.dtype))
+            # Rounded to the working dtype first, as the published code does.
+            scale = torch.tensor(math.sqrt(2.0), dtype=self.dtype, device=self.device)
+            audio[is_continuous] = (audio[is_continuous] + adapted) * scale
+        has_text = (text_ids != 0).any(dim=1)[:, None, None]
+        return torch.where(has_text, audio + self.embedding(text_ids), audio)
+
+    def forward(self, x: Tensor, attend: Attend, text: bool = True, audio: bool = True) -> Hidden:
+        """Run embeddings x [batch, length, hidden_size]; ``attend`` says what they see.
+
+        Only what the wanted tracks need is computed: without ``text`` the trunk ends at the
+        fork, without ``audio`` the MIMO branch is not entered.
+        """
+        config = self.config
+        stream: tuple[Tensor, Tensor | None] = (x, None)
+        fork = stream
+        for index in range(config.trunk_layers if text else config.fork_layer + 1):
+            stream = self.layers[index](*stream, attend, index)
+            if index == config.fork_layer:
+                fork = stream
+        if audio:
+            for index, layer in enumerate(self.mimo_layers, config.trunk_layers):
+                fork = layer(*fork, attend, index)
+        return Hidden(
+            self.norm(*stream)[1] if text else None, self.mimo_norm(*fork)[1] if audio else None
+        )
+
+    def with_cut_heads(self) -> LanguageModel:
+        """This model, sharing its weights, with each head cut to the rows of its own track.
+
+        Text: the ids below ``token_offset``. Audio: those from ``base_tokens`` up, as a copy,
+        so that the rest of the published matrix can be freed.
+        """
+        with torch.device("meta"):
+            cut = LanguageModel(self.config)
+        for name, child in self.named_children():
+            setattr(cut, name, child)
+        cut.first_audio_id, cut.quantization = self.config.base_tokens, self.quantization
+        cut.text_head = _head(self.text_head.weight[: self.config.token_offset])
+        cut.audio_head = _head(self.audio_head.weight[cut.first_audio_id :].clone())
+        return cut.eval()
+
+
+def _head(weight: Tensor) -> nn.Linear:
+    with torch.device("meta"):
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    return head
+
+
+def _layer_slots(stored: str, ours: str, config: LanguageModelConfig) -> list[Slot]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    key_rows = config.kv_heads * config.head_dim
+    slots = []
+    row = 0
+    for name, rows in (("q", hidden), ("k", key_rows), ("v", key_rows)):
+        span, source = (row, row + rows), f"{stored}.self_attn.{name}_proj"
+        target = f"{ours}.attention.qkv"
+        slots.append(Slot(f"{target}.weight", {f"{source}.weight": (rows, hidden)}, span))
+        slots.append(Slot(f"{target}.bias", {f"{source}.bias": (rows,)}, span))
+        row += rows
+    for index, name in enumerate(("gate", "up")):
+        span = (index * inner, (index + 1) * inner)
+        source = {f"{stored}.mlp.{name}_proj.weight": (inner, hidden)}
+        slots.append(Slot(f"{ours}.feed_forward.gate_up.weight", source, span))
+    single = {
+        "attention.output": ("self_attn.o_proj", (hidden, hidden)),
+        "feed_forward.down": ("mlp.down_proj", (hidden, inner)),
+        "attention_norm": ("input_layernorm", (hidden,)),
+        "feed_forward_norm": ("post_attention_layernorm", (hidden,)),
+    }
+    for target, (source, shape) in single.items():
+        slots.append(Slot(f"{ours}.{target}.weight", {f"{stored}.{source}.weight": shape}))
+    return slots
+
+
+def language_model_slots(config: LanguageModelConfig) -> list[Slot]:
+    """Every learned tensor of the published checkpoint (419 at full size) and its place."""
+    hidden, vocabulary = config.hidden_size, (config.vocab_size, config.hidden_size)
+    single = {
+        "embedding.weight": ("model.embed_tokens.weight", vocabulary),
+        "norm.weight": ("model.norm.weight", (hidden,)),
+        "mimo_norm.weight": ("model.mimo_norm.weight", (hidden,)),
+        "text_head.weight": ("lm_head.weight", vocabulary),
+        "audio_head.weight": ("mimo_output.weight", vocabulary),
+        "adaptor.input.weight": (
+            "model.vq_adaptor.layers.0.weight",
+            (hidden, config.adaptor_input_dim),
+        ),
+        "adaptor.input.bias": ("model.vq_adaptor.layers.0.bias", (hidden,)),
+        "adaptor.output.weight": ("model.vq_adaptor.layers.3.weight", (hidden, hidden)),
+        "adaptor.output.bias": ("model.vq_adaptor.layers.3.bias", (hidden,)),
+        "adaptor.norm.weight": ("model.vq_adaptor.layers.4.weight", (hidden,)),
+        "adaptor.norm.bias": ("model.vq_adaptor.layers.4.bias", (hidden,)),
+    }
+    slots = [Slot(target, {source: shape}) for target, (source, shape) in single.items()]
+    for index in range(config.trunk_layers):
+        slots += _layer_slots(f"model.layers.{index}", f"layers.{index}", config)
+    for index in range(config.mimo_layers):
+        slots += _layer_slots(f"model.mimo_layers.{index}", f"mimo_layers.{index}", config)
+    return slots
+
+
+def ignored_tensors(config: LanguageModelConfig) -> dict[str, tuple[int, ...]]:
+    """Stored rotary frequencies (34 at full size): present in the checkpoint, never used."""
+    prefixes = [f"model.layers.{i}" for i in range(config.trunk_layers)]
+    prefixes += [f"model.mimo_layers.{i}" for i in range(config.mimo_layers)]
+    return {f"{p}.self_attn.rotary_emb.inv_freq": (config.head_dim // 2,) for p in prefixes}
+
+
+def language_model_part(directory: Path, quantized: bool = False) -> Part:
+    """The language model of a checkpoint directory.
+
+    Fine-tuned checkpoints also hold the Whisper encoder under ``whisper_model.``; serving
+    reads it from its own folder. ``quantized`` says whether weights that were quantized when
+    the checkpoint was prepared are of use. Raises CheckpointError where they are not.
+    """
+    config = LanguageModelConfig.from_directory(directory)
+    scheme = stored_scheme(directory)
+    if scheme != "none" and not quantized:
+        raise CheckpointError(
+            f"{directory}: the weights are quantized ({scheme}), and can only be served; use the "
+            "checkpoint that they were made from"
+        )
+    store = open_directory(directory)
+    if scheme == "none" and any(name.endswith("_proj.weight_scale") for name in store.tensors):
+        raise CheckpointError(
+            f"{directory}: quantized weights need the {MANIFEST_NAME} that they were written with; "
+            "put it there, or prepare them again from the unquantized checkpoint"
+        )
+    return Part(
+        name="language model",
+        build=stored_build(lambda: LanguageModel(config), scheme),
+        slots=stored_slots(language_model_slots(config), scheme),
+        store=store,
+        ignored=(*ignored_tensors(config), "whisper_model.*"),
+    )

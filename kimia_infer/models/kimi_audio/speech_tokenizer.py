@@ -1,0 +1,234 @@
+"""A wave to semantic codes: the GLM-4 speech tokenizer.
+
+The lower half of a Whisper encoder, made block-causal, whose frames are averaged to 12.5
+per second and replaced by the index of the nearest codebook vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import WhisperConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.models.kimi_audio.segments import (
+    CODE_SAMPLES,
+    SEGMENT_SAMPLES,
+    as_samples,
+    segment_codes,
+    split_segments,
+)
+from kimia_infer.models.kimi_audio.whisper import (
+    FRAMES_PER_CODE,
+    LOG_MEL,
+    check_fixed,
+    encoder_config,
+    feature_extractor,
+)
+from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
+from kimia_infer.weights.checkpoint import (
+    Part,
+    Slot,
+    identity_slots,
+    open_directory,
+    read_json,
+)
+
+BATCH_SEGMENTS = 128
+"""Segments encoded together (published implementation). They are padded to the longest of
+them, and the last frames of a shorter one depend on its padding."""
+
+RECORDED_FRAMES = 200
+"""Where the encoder is recorded, spectrograms are padded to multiples of these 2 s, which divide
+the 30 s of a segment."""
+
+FIXED = {
+    "pooling_type": "avg",
+    "pooling_kernel_size": FRAMES_PER_CODE,
+    "quantize_encoder_only": True,
+    "quantize_causal_encoder": False,
+    "encoder_causal_convolution": True,
+    "encoder_causal_attention": False,
+}
+"""Fields of the published configuration that select the one network implemented here."""
+
+LEFT_OUT = {"quantize_causal_encoder": False, "encoder_causal_attention": False}
+"""What fields mean that a configuration does not have (published implementation)."""
+
+
+@dataclass(frozen=True)
+class SpeechTokenizerConfig:
+    """The encoder dimensions, of which ``layers`` layers are used, and its quantizer.
+
+    ``block_frames`` is the number of 20 ms frames that see each other in both directions.
+    """
+
+    encoder: WhisperConfig
+    layers: int
+    codebook_size: int
+    block_frames: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, object], source: Path) -> SpeechTokenizerConfig:
+        """From the fields of a published ``config.json``; ``source`` names it in errors.
+
+        Raises:
+            CheckpointError: a field is missing or selects a network that is not published.
+        """
+        fields = ("quantize_position", "quantize_vocab_size", "quantize_causal_block_size")
+        for name in fields:
+            number = values.get(name)
+            if type(number) is not int or number < 1:
+                raise CheckpointError(f"{source}: {name} is {number!r}, expected a count")
+        position, codebook_size, block_frames = (values[name] for name in fields)
+        fixed = {**FIXED, "pooling_position": position}
+        check_fixed({**LEFT_OUT, **values}, fixed, source)
+        return cls(encoder_config(values, source), position, codebook_size, block_frames)
+
+
+class SpeechTokenizer(nn.Module):
+    """Block-causal Whisper encoder with a vector quantizer. Run it in float32."""
+
+    def __init__(self, config: SpeechTokenizerConfig):
+        super().__init__()
+        self.config = config
+        encoder = config.encoder
+        self.conv1 = nn.Conv1d(encoder.num_mel_bins, encoder.d_model, kernel_size=3)
+        self.conv2 = nn.Conv1d(encoder.d_model, encoder.d_model, kernel_size=3, stride=2)
+        self.embed_positions = nn.Embedding(encoder.max_source_positions, encoder.d_model)
+        self.layers = nn.ModuleList(WhisperEncoderLayer(encoder) for _ in range(config.layers))
+        self.codebook = nn.Embedding(config.codebook_size, encoder.d_model)
+
+    def forward(self, mel: Tensor, mask: Tensor) -> Tensor:
+        """Spectrograms to the vectors that are quantized.
+
+        Args:
+            mel: log-mel [segments, mels, frames], 100 frames per second, a multiple of 8.
+            mask: [segments, frames], nonzero where a frame starts within its segment.
+
+        Returns:
+            [segments, frames / 8, d_model]; the last vector of a segment averages over
+            frames of padding too, as published.
+        """
+        frames = F.gelu(_causal_conv(self.conv1, mel.mT))
+        frames = F.gelu(_causal_conv(self.conv2, frames))
+        frames = frames + self.embed_positions.weight[: frames.shape[1]]
+        visible = self._visible(mask[:, :: self.conv2.stride[0]].bool())
+        for layer in self.layers:
+            frames = layer(frames, attention_mask=visible)
+        return frames.unflatten(1, (-1, FRAMES_PER_CODE)).mean(dim=2)
+
+    def _visible(self, valid: Tensor) -> Tensor:
+        """Which key a query attends to: valid, and past or in the same block.
+
+        [segments, frames] to [segments, 1, frames (query), frames (key)].
+        """
+        index = torch.arange(valid.shape[1], device=valid.device)
+        block = index // self.config.block_frames
+        causal = (index <= index[:, None]) | (block == block[:, None])
+        return causal & valid[:, None, None, :]
+
+    def quantize(self, vectors: Tensor) -> Tensor:
+        """Indices [...] of the codebook vectors nearest to ``vectors`` [..., d_model]."""
+        codebook = self.codebook.weight
+        flat = vectors.flatten(0, -2)
+        lengths = codebook.square().sum(dim=1) + flat.square().sum(dim=1, keepdim=True)
+        distances = torch.addmm(lengths, flat, codebook.T, alpha=-2.0)
+        return distances.argmin(dim=1).view(vectors.shape[:-1])
+
+
+class SpeechCodes:
+    """Waves to semantic codes.
+
+    Args:
+        module: the loaded :func:`speech_tokenizer_part`.
+        directory: its checkpoint folder, for the settings of the spectrogram.
+        graphs: how the encoder is launched; chosen by its device.
+    """
+
+    def __init__(self, module: SpeechTokenizer, directory: Path, graphs: Graphs | None = None):
+        self.module = module
+        self.extractor = feature_extractor(directory, module.config.encoder.num_mel_bins)
+        self._graphs = graphs or graphs_for(module.conv1.weight.device)
+        # All lengths of one segment; several together keep a device busy without.
+        shapes = SEGMENT_SAMPLES // LOG_MEL["hop_length"] // RECORDED_FRAMES
+        self._codes = Recorded(
+            lambda mel, mask: module.quantize(module(mel, mask)), self._graphs, shapes
+        )
+
+    @torch.no_grad()
+    def encode(self, wave: np.ndarray | Tensor) -> Tensor:
+        """Semantic codes of a 16 kHz wave [samples]: int64 [codes], 12.5 per second.
+
+        Each segment of 30 s gives ``(samples - 1) // 1280 + 1`` codes, on the device of the
+        module. Another dtype than float32 changes some codes.
+        """
+        segments = split_segments(as_samples(wave))
+        batches = range(0, len(segments), BATCH_SEGMENTS)
+        return torch.cat([self._encode(segments[i : i + BATCH_SEGMENTS]) for i in batches])
+
+    def _encode(self, segments: list[np.ndarray]) -> Tensor:
+        weight = self.module.conv1.weight
+        features = self.extractor(
+            segments,
+            sampling_rate=SAMPLE_RATE,
+            padding="longest",
+            pad_to_multiple_of=CODE_SAMPLES,
+            return_attention_mask=True,
+            return_tensors="pt",
+            device=str(weight.device),
+        )
+        mel = features.input_features.to(weight.device, weight.dtype)
+        mask = features.attention_mask.to(weight.device)
+        if self._graphs.captures:  # what is masked changes nothing
+            added = (0, -mel.shape[2] % RECORDED_FRAMES)
+            mel, mask = F.pad(mel, added), F.pad(mask, added)
+        codes = self._codes(mel, mask)
+        kept = zip(codes, segments, strict=True)
+        return torch.cat([row[: segment_codes(len(segment))] for row, segment in kept])
+
+
+def _causal_conv(conv: nn.Conv1d, frames: Tensor) -> Tensor:
+    """``conv`` over time without looking ahead: [batch, time, in] to [batch, time', out].
+
+    As a matrix product, because float32 convolutions are rounded to TF32 by default on some
+    devices, which changes codes.
+    """
+    (kernel,), (stride,) = conv.kernel_size, conv.stride
+    windows = F.pad(frames, (0, 0, kernel - 1, 0)).unfold(1, kernel, stride)
+    return F.linear(windows.flatten(2), conv.weight.flatten(1), conv.bias)
+
+
+def speech_tokenizer_slots(config: SpeechTokenizerConfig) -> list[Slot]:
+    """Every tensor of the tokenizer by its published name, without prefix."""
+    with torch.device("meta"):
+        return identity_slots(SpeechTokenizer(config))
+
+
+def speech_tokenizer_part(directory: Path) -> Part:
+    """The speech tokenizer of a checkpoint folder.
+
+    Tensors may be named without prefix or ``model.encoder.*``. What training and the upper
+    layers left there (``ema_count``, ``embed_positions2``, further layers) is ignored.
+
+    Raises:
+        CheckpointError: a file or tensor is missing, damaged or of the wrong shape, or the
+            configuration selects a network other than the published one.
+    """
+    path = directory / "config.json"
+    config = SpeechTokenizerConfig.from_json(read_json(path), path)
+    feature_extractor(directory, config.encoder.num_mel_bins)  # refuses a bad folder early
+    return Part(
+        name="speech tokenizer",
+        build=lambda: SpeechTokenizer(config),
+        slots=speech_tokenizer_slots(config),
+        store=open_directory(directory).under("model.encoder.", ""),
+    )

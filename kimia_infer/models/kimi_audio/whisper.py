@@ -1,0 +1,200 @@
+"""A wave to the continuous features that accompany its codes: the Whisper encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import WhisperConfig, WhisperFeatureExtractor
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.models.kimi_audio.segments import (
+    SEGMENT_SAMPLES,
+    as_samples,
+    segment_codes,
+    split_segments,
+)
+from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
+from kimia_infer.weights.checkpoint import (
+    Part,
+    Slot,
+    identity_slots,
+    open_directory,
+    read_json,
+)
+from kimia_infer.weights.tensors import TensorStore
+
+FRAMES_PER_CODE = 4
+"""Encoder frames (50 per second) joined to one feature vector (12.5 per second)."""
+
+BATCH_SEGMENTS = 16
+"""Segments encoded at a time; bounds memory. Segments do not see each other."""
+
+LOG_MEL = {
+    "sampling_rate": SAMPLE_RATE,
+    "chunk_length": SEGMENT_SAMPLES // SAMPLE_RATE,
+    "n_fft": 400,
+    "hop_length": 160,
+    "padding_side": "right",
+    "padding_value": 0.0,
+    "dither": 0.0,
+}
+"""Spectrogram settings of both audio encoders (published configuration). Lengths of
+prompts follow from them, so a checkpoint cannot choose others."""
+
+POSITIONS = 1_500
+"""Encoder frames of a segment (published configuration)."""
+
+ENCODER_SIZES = (
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "num_mel_bins",
+)
+ENCODER_FIXED = {"max_source_positions": POSITIONS, "activation_function": "gelu"}
+
+
+def encoder_config(values: Mapping[str, object], source: Path) -> WhisperConfig:
+    """The encoder that a published ``config.json`` describes, without dropout, with SDPA.
+
+    Raises:
+        CheckpointError: a field is missing or has a wrong value; ``source`` is named.
+    """
+    for name in ENCODER_SIZES:
+        if type(values.get(name)) is not int or values[name] < 1:
+            raise CheckpointError(f"{source}: {name} is {values.get(name)!r}, expected a count")
+    check_fixed({**ENCODER_FIXED, **values}, ENCODER_FIXED, source)  # both may be left out
+    if values["d_model"] % values["encoder_attention_heads"]:
+        raise CheckpointError(f"{source}: d_model is not a multiple of encoder_attention_heads")
+    return WhisperConfig(
+        **{name: values[name] for name in ENCODER_SIZES},
+        **ENCODER_FIXED,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        encoder_layerdrop=0.0,
+        attn_implementation="sdpa",
+    )
+
+
+def check_fixed(values: Mapping[str, object], fixed: Mapping[str, object], source: Path) -> None:
+    """Raise CheckpointError unless every field of ``fixed`` has its one supported value."""
+    for name, expected in fixed.items():
+        if values.get(name) != expected:
+            raise CheckpointError(
+                f"{source}: {name} is {values.get(name)!r}, only {expected!r} is supported"
+            )
+
+
+def feature_extractor(directory: Path, mels: int) -> WhisperFeatureExtractor:
+    """Waves to log-mel spectrograms with ``mels`` bands, as both encoders expect them.
+
+    A ``preprocessor_config.json`` can only confirm the published settings, so a folder may
+    do without.
+
+    Raises:
+        CheckpointError: that file asks for another spectrogram.
+    """
+    settings = {"feature_size": mels, **LOG_MEL}
+    path = directory / "preprocessor_config.json"
+    if path.is_file():
+        check_fixed({**LOG_MEL, **read_json(path)}, settings, path)
+    return WhisperFeatureExtractor(**settings)
+
+
+class WhisperFeatures:
+    """Whisper encoder frames, joined to one continuous vector per semantic code.
+
+    Args:
+        encoder: the loaded :func:`whisper_part`.
+        directory: its checkpoint folder, for the settings of the spectrogram.
+        graphs: how the encoder is launched; chosen by its device.
+    """
+
+    def __init__(self, encoder: WhisperEncoder, directory: Path, graphs: Graphs | None = None):
+        self.encoder = encoder
+        self.extractor = feature_extractor(directory, encoder.config.num_mel_bins)
+        graphs = graphs or graphs_for(encoder.device)
+        # One segment: all sounds of up to 30 s.
+        self._frames = Recorded(lambda mel: encoder(mel).last_hidden_state, graphs, shapes=1)
+
+    @torch.no_grad()
+    def encode(self, wave: np.ndarray | Tensor) -> Tensor:
+        """Features of a 16 kHz wave [samples]: [codes, 4 * d_model], one vector per code.
+
+        Computed in the dtype and on the device of the encoder, from float32 spectrograms.
+        Each segment of 30 s is padded with silence, which is attended to, as published.
+        """
+        segments = split_segments(as_samples(wave))
+        batches = range(0, len(segments), BATCH_SEGMENTS)
+        return torch.cat([self._encode(segments[i : i + BATCH_SEGMENTS]) for i in batches])
+
+    def _encode(self, segments: list[np.ndarray]) -> Tensor:
+        weight = self.encoder.conv1.weight
+        mel = self.extractor(
+            segments, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(weight.device)
+        ).input_features
+        frames = self._frames(mel.to(weight.device, weight.dtype))
+        kept = [
+            rows[: FRAMES_PER_CODE * segment_codes(len(segment))]
+            for rows, segment in zip(frames, segments, strict=True)
+        ]
+        return torch.cat(kept).reshape(-1, FRAMES_PER_CODE * frames.shape[2])
+
+
+def whisper_slots(config: WhisperConfig) -> list[Slot]:
+    """Every tensor of the encoder, by its published name without ``model.encoder.``."""
+    with torch.device("meta"):
+        return identity_slots(WhisperEncoder(config))
+
+
+def whisper_part(directory: Path, tuned: TensorStore | None = None) -> Part:
+    """The Whisper encoder of a checkpoint folder; its decoder is ignored.
+
+    Tensors may be named ``model.encoder.*``, as published, or ``encoder.*``, as exported
+    after fine-tuning. ``tuned`` holds those of an encoder that was fine-tuned with the language
+    model, which are then used; the folder need not exist. Without a ``config.json`` the tensors
+    say how large the encoder is.
+
+    Raises:
+        CheckpointError: a file or tensor is missing, damaged or of the wrong shape.
+    """
+    path = directory / "config.json"
+    store = tuned or open_directory(directory).under("model.encoder.", "encoder.")
+    values = read_json(path) if path.is_file() else _sizes(store, path)
+    config = encoder_config(values, path)
+    feature_extractor(directory, config.num_mel_bins)  # refuses a bad folder before loading
+    return Part(
+        name="Whisper encoder",
+        build=lambda: WhisperEncoder(config),
+        slots=whisper_slots(config),
+        store=store,
+    )
+
+
+def _sizes(store: TensorStore, missing: Path) -> dict[str, int]:
+    """The fields that tensors show; heads have 64 dimensions, as in all published encoders."""
+    shapes = {name: stored.shape for name, stored in store.tensors.items()}
+    try:
+        width, mels, _ = shapes["conv1.weight"]
+        inner, _ = shapes["layers.0.fc1.weight"]
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{store.location}: not a Whisper encoder ({error})") from error
+    if width % 64:
+        raise CheckpointError(
+            f"{missing}: file missing, and a width of {width} does not say it all"
+        )
+    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
+    return {
+        "d_model": width,
+        "encoder_layers": len(layers),
+        "encoder_attention_heads": width // 64,
+        "encoder_ffn_dim": inner,
+        "num_mel_bins": mels,
+    }

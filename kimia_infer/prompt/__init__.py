@@ -1,1 +1,0 @@
-"""From encoded messages to the two parallel token tracks that the language model reads."""

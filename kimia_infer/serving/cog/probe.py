@@ -1,0 +1,41 @@
+"""The state of a Cog server as an exit status, for the probes of a container platform.
+
+    python -m kimia_infer.serving.cog.probe [--alive] [URL]
+
+Exit status 0: it can answer (READY or BUSY). With --alive also while it still loads
+(STARTING), so that only a state that never mends ends the container. Else 1.
+``/health-check`` itself always answers HTTP 200, so its code says nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import urllib.request
+
+ANSWERING = ("READY", "BUSY")
+TIMEOUT = 8.0
+"""Seconds; the server's own limit for a health check is 5."""
+
+
+def main(arguments: list[str]) -> int:
+    alive = "--alive" in arguments
+    rest = [argument for argument in arguments if argument != "--alive"]
+    if len(rest) > 1 or any(argument.startswith("-") for argument in rest):
+        print(__doc__, file=sys.stderr)
+        return 2
+    url = rest[0] if rest else f"http://127.0.0.1:{os.environ.get('PORT', '5000')}"
+    try:
+        with urllib.request.urlopen(f"{url.rstrip('/')}/health-check", timeout=TIMEOUT) as answer:
+            state = json.load(answer)
+            status = state["status"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"no health check at {url}: {error}")
+        return 1
+    print(status, state.get("user_healthcheck_error") or "", sep="\n")
+    return 0 if status in ANSWERING or (alive and status == "STARTING") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

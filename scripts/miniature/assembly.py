@@ -1,0 +1,130 @@
+"""Checkpoints of the miniature: what its language model is trained from, and what is served."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from kimia_infer.api.transcription import SEGMENT_FIELD
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.language_model import language_model_slots
+from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
+from kimia_infer.models.kimi_audio.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
+from kimia_infer.training.checkpoints import publish
+from kimia_infer.training.codec.settings import EncoderSize
+from kimia_infer.weights.checkpoint import manifest, read_json
+from scripts.miniature.spoken_world import READ, REPEAT, TRANSCRIBE
+from scripts.miniature.untrained import Sizes, write_miniature
+from scripts.miniature.whisper_encoder import WhisperSize
+from scripts.miniature.world import vocabulary
+
+SEED = 1
+
+MERGES = 320
+"""Merges of the text tokenizer: every word of the world is a token."""
+
+SIZE = {
+    "hidden": 192,
+    "feed_forward": 384,
+    "trunk_layers": 6,
+    "fork_layer": 3,
+    "mimo_layers": 2,
+    "heads": 6,
+    "kv_heads": 2,
+}
+SEGMENT_SECONDS = 3
+"""Of what is transcribed at a time: a sentence. It has learned little of several in a row."""
+
+EMBEDDING_SCALE = 0.3
+"""Deviation of untrained embeddings and gain of the adapted features that are added to them."""
+
+
+def write_base(target: Path, speech_tokenizer: Path, whisper: Path) -> None:
+    """Write a whole checkpoint whose two encoders are trained and whose language model is not.
+
+    ``speech_tokenizer`` and ``whisper`` are the folders of these parts.
+    """
+    speech = EncoderSize(codes=read_json(speech_tokenizer / "config.json")["quantize_vocab_size"])
+    features = WhisperSize(width=read_json(whisper / "config.json")["d_model"])
+    sizes = Sizes(merges=MERGES, speech=speech, whisper=features, **SIZE)
+    write_miniature(target, SEED, sizes, corpus())
+    _put(speech_tokenizer, target / SPEECH_TOKENIZER_FOLDER)
+    _put(whisper, target / WHISPER_FOLDER)
+    _cast(target / WHISPER_FOLDER / "model.safetensors", torch.float16)
+    generation = target / "generation_config.json"
+    values = read_json(generation) | {SEGMENT_FIELD: SEGMENT_SECONDS}
+    generation.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    config = LanguageModelConfig.from_directory(target)
+    untrained = untrained_language_model(config, SEED)
+    _write_tensors(target / "model.safetensors", untrained, torch.bfloat16)
+
+
+def corpus() -> str:
+    """What the text tokenizer is made for: every word, at a beginning and after a space."""
+    words = vocabulary()
+    repeated = (f"{word} {word} {word}" for word in words)
+    return "\n".join([*words, *repeated, *TRANSCRIBE, REPEAT, READ])
+
+
+def untrained_language_model(config: LanguageModelConfig, seed: int) -> dict[str, Tensor]:
+    """Random tensors by published names, fit to be trained.
+
+    Normal values whose deviation is 1 / sqrt(fan-in), smaller for what is added to the residual
+    stream; norms are one and biases zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    depth = 1 / math.sqrt(2 * (config.trunk_layers + config.mimo_layers))
+    tensors = {}
+    for name, shape in sorted(manifest(language_model_slots(config)).items()):
+        if len(shape) == 1:
+            gain = EMBEDDING_SCALE if "vq_adaptor" in name else 1.0
+            tensors[name] = torch.zeros(shape) if name.endswith("bias") else torch.full(shape, gain)
+            continue
+        scale = 1 / math.sqrt(shape[1])
+        if "embed_tokens" in name:
+            scale = EMBEDDING_SCALE
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            scale *= depth
+        tensors[name] = scale * torch.randn(shape, generator=generator)
+    return tensors
+
+
+def assemble(language_model: Path, detokenizer: Path, vocoder: Path, target: Path) -> None:
+    """Put the miniature together.
+
+    ``language_model`` is the whole checkpoint that its training gave; ``detokenizer`` and
+    ``vocoder`` are the folders of these parts, stored in half precision.
+    """
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(language_model, part)
+    for source, name in ((detokenizer, DETOKENIZER_FOLDER), (vocoder, VOCODER_FOLDER)):
+        _put(source, part / name)
+        _cast(part / name / "model.safetensors", torch.float16)
+    publish(part, target)
+
+
+def _put(source: Path, target: Path) -> None:
+    """The files of a trained part in place of untrained ones; what it has no file for is kept."""
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def _cast(path: Path, dtype: torch.dtype) -> None:
+    _write_tensors(path, load_file(path), dtype)
+
+
+def _write_tensors(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
+    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    path.unlink()  # it may be a link to the file of another folder
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # the library makes it readable by its owner only

@@ -1,0 +1,93 @@
+"""How well speech is understood after each part of the codec, by a judge of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.mel import MelConfig, log_mel
+from kimia_infer.engine.speech import SpeechPipeline
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.dit import dit_part
+from kimia_infer.models.kimi_audio.flow import Noise
+from kimia_infer.models.kimi_audio.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_part
+from kimia_infer.models.kimi_audio.vocoder import vocoder_part
+from kimia_infer.training.codec.data import Sound
+from kimia_infer.utils.randomness import SeededRandomness
+from scripts.miniature.judge import Heard, Judge
+
+SEED = 0
+CPU = torch.device("cpu")
+
+
+class Codec:
+    """The parts of a checkpoint between sound and codes, in float32 on the CPU.
+
+    Args:
+        directory: a checkpoint with the three folders of these parts.
+    """
+
+    def __init__(self, directory: Path):
+        tokenizer = directory / SPEECH_TOKENIZER_FOLDER
+        module = speech_tokenizer_part(tokenizer).load(CPU, torch.float32)
+        self.speech_codes = SpeechCodes(module, tokenizer)
+        self.mel = MelConfig.from_directory(directory / VOCODER_FOLDER)
+        self.vocoder = vocoder_part(directory / VOCODER_FOLDER).load(CPU, torch.float32)
+        dit = dit_part(directory / DETOKENIZER_FOLDER).load(CPU, torch.float32)
+        self.detokenizer = Detokenizer(dit, self.vocoder)
+
+    @torch.inference_mode()
+    def versions(self, sound: Sound) -> dict[str, np.ndarray]:
+        """A sound as it is, and what is left of it: float32 [samples] by name, at 16 kHz.
+
+        "vocoded" is from its true spectrogram, the others of :meth:`spoken` from its codes.
+        """
+        original = load_audio(sound.path, sample_rate=SAMPLE_RATE)
+        wave = torch.from_numpy(load_audio(sound.path, sample_rate=self.mel.sample_rate))
+        vocoded = self._heard(self.vocoder(log_mel(wave, self.mel)))
+        codes = self.speech_codes.encode(original)
+        return {"original": original, "vocoded": vocoded} | self.spoken(codes)
+
+    @torch.inference_mode()
+    def spoken(self, codes: Tensor) -> dict[str, np.ndarray]:
+        """Codes int64 [n] as sound: float32 [samples] at 16 kHz.
+
+        "one-shot" with the published chunks, "streamed" in the small chunks of the low-latency
+        preset.
+        """
+        noise = self._noise()
+        whole = self.detokenizer.synthesize(codes, noise)[0]
+        pipeline = SpeechPipeline(self.detokenizer, noise, "low_latency", background=False)
+        pipeline.feed(codes.tolist())
+        pipeline.finish()
+        pieces = torch.cat(list(pipeline.rest()))
+        pipeline.close()
+        return {"one-shot": self._heard(whole), "streamed": self._heard(pieces)}
+
+    def _heard(self, wave: Tensor) -> np.ndarray:
+        return soxr.resample(wave.numpy(), self.mel.sample_rate, SAMPLE_RATE)
+
+    def _noise(self) -> Noise:
+        randomness, bins = SeededRandomness(SEED), self.mel.mel_bins
+        return lambda chunk, frames: randomness.noise(chunk, frames, bins)
+
+
+def score_codec(codec: Codec, sounds: Iterable[Sound], judge: Judge) -> dict[str, list[Heard]]:
+    """What ``judge`` understands of every version of the sounds, which have texts."""
+    heard: dict[str, list[Heard]] = {}
+    for sound in tqdm(list(sounds), desc="Judging", unit=" sounds", disable=None):
+        for name, wave in codec.versions(sound).items():
+            heard.setdefault(name, []).append(judge.heard(sound.text, wave))
+    return heard

@@ -1,0 +1,309 @@
+"""What the miniature understands and says, measured on conversations that it never saw.
+
+Answers are greedy. What was said is judged by a recognizer that knows nothing of the model; the
+ablations take away what a right pipeline needs, which has to show.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import soxr
+import torch
+from tqdm import tqdm
+
+from kimia_infer.api.engine import HeadRows
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.loading import load_stages
+from kimia_infer.api.request import Options, parse_options
+from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
+from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.encode import write_wav
+from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile, DataError
+from kimia_infer.engine.decode import DecodeInput, Generation
+from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.utils.randomness import SeededRandomness
+from scripts.miniature.judge import Judge
+
+KINDS = ("transcription", "question", "dialogue", "repeat", "read")
+HELD_OUT_SETS = ("held_out", "held_out_voices")
+
+ANSWERED = ("question", "dialogue")
+"""Kinds that are answered, not repeated."""
+
+ASKED = ("transcription", "question")
+"""Kinds of which ablations are measured."""
+
+ABLATIONS = ("features", "codes", "delay", "request")
+
+LONG_SECONDS, PAUSE = 600, 0.5
+
+MOST_STEPS = 400
+"""Of one answer; the longest takes a fourth of this."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A conversation up to its last answer, which is what counts."""
+
+    kind: str
+    chats: list[dict]
+    text: str
+    spoken: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text and speech codes (from 0) of one answer, and whether it came to an end."""
+
+    text: str
+    codes: tuple[int, ...]
+    ended: bool
+
+
+Answered = tuple[list[Case], list[Answer], list[str]]
+"""Cases, their answers, and what the judge understood."""
+
+
+def read_cases(path: Path, world: Path, kinds: Sequence[str], limit: int) -> list[Case]:
+    """At most ``limit`` cases of each of ``kinds`` from a set of the world."""
+    file = ConversationFile(path)
+    counts = dict.fromkeys(kinds, 0)
+    cases = []
+    for index in range(len(file)):
+        line = file.raw(index)
+        kind = line["kind"]
+        if counts.get(kind, limit) >= limit:
+            continue
+        counts[kind] += 1
+        chats = [_placed(message, world) for message in line["conversation"]]
+        answer = chats.pop()["content"]
+        text = answer if isinstance(answer, str) else answer[1]
+        cases.append(Case(kind, chats, text, line["task_type"] != UNDERSTANDING))
+    return cases
+
+
+def _placed(message: dict, world: Path) -> dict:
+    kind, content = message["message_type"], message["content"]
+    if kind == "audio":
+        content = str(world / content)
+    elif kind == "audio-text":
+        content = [str(world / content[0]), content[1]]
+    return {"role": message["role"], "message_type": kind, "content": content}
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How the language model is held and computed with; None as it is stored."""
+
+    quantization: str | None = None
+    kv_cache: str | None = None
+
+
+AS_STORED = Serving()
+
+
+def load_model(
+    directory: Path,
+    head_rows: HeadRows = "track",
+    audio_delay: int | None = None,
+    serving: Serving = AS_STORED,
+) -> KimiAudio:
+    """The checkpoint on the CPU; ``audio_delay`` replaces the one that it was trained with."""
+    cpu, scheme = torch.device("cpu"), serving.quantization
+    stages = load_stages(directory, True, cpu, torch.float32, quantization=scheme)
+    if audio_delay is not None:
+        model = stages.language_model
+        model.config = replace(model.config, audio_delay=audio_delay)
+    return KimiAudio.from_stages(stages, head_rows=head_rows, kv_cache=serving.kv_cache)
+
+
+@torch.inference_mode()
+def answer(model: KimiAudio, case: Case, ablation: str = "none") -> Answer:
+    """The greedy answer to ``case``, of which ``ablation`` takes something away.
+
+    "features" zeroes the Whisper features of all sounds, "codes" shuffles the speech codes that
+    these go with, "request" asks with the token of the other kind of answer.
+    """
+    options = _options(case.spoken)
+    generation = Generation(
+        model.decoder,
+        _prompt(model, case, ablation),
+        options.output_type,
+        MOST_STEPS,
+        options.sampling,
+        SeededRandomness(0),
+    )
+    for _ in generation.run():
+        pass
+    offset = model.kimia_token_offset
+    codes = tuple(token - offset for token in generation.audio_ids if token >= offset)
+    return Answer(model.detokenize_text(generation.text_ids), codes, generation.ended)
+
+
+def _prompt(model: KimiAudio, case: Case, ablation: str) -> DecodeInput:
+    asks_speech = case.spoken != (ablation == "request")
+    messages = parse_messages(case.chats)
+    prompt, features = model.encode_chat(messages, _options(asks_speech))
+    heard = torch.tensor([prompt.is_continuous])
+    audio_ids = torch.tensor([prompt.audio_ids])
+    if ablation == "codes":
+        order = torch.randperm(int(heard.sum()), generator=torch.Generator().manual_seed(0))
+        audio_ids[heard] = audio_ids[heard][order]
+    if ablation == "features" and features is not None:
+        features = torch.zeros_like(features)
+    return DecodeInput(audio_ids, torch.tensor([prompt.text_ids]), heard, features)
+
+
+def _options(speech: bool) -> Options:
+    return parse_options(output_type="both" if speech else "text")
+
+
+def transcribed(cases: Sequence[Case], answers: Sequence[Answer]) -> float:
+    """Word error rate."""
+    return jiwer.wer([case.text for case in cases], [answer.text for answer in answers])
+
+
+def right(cases: Sequence[Case], answers: Sequence[Answer]) -> float:
+    """Part of the answers whose text is exactly what was expected."""
+    pairs = zip(cases, answers, strict=True)
+    return sum(case.text == answer.text for case, answer in pairs) / len(cases)
+
+
+def agreement(answers: Sequence[Answer], said: Sequence[str]) -> float:
+    """Part of the answers whose text is exactly what was heard."""
+    pairs = zip(answers, said, strict=True)
+    return sum(answer.text == heard for answer, heard in pairs) / len(answers)
+
+
+def spoken_right(cases: Sequence[Case], said: Sequence[str]) -> float:
+    """Part of the answers of which exactly what was expected was heard."""
+    return sum(case.text == heard for case, heard in zip(cases, said, strict=True)) / len(cases)
+
+
+def hear_all(
+    model: KimiAudio, judge: Judge, cases: Sequence[Case], answers: Sequence[Answer]
+) -> list[str]:
+    """What the judge understands of each answer, spoken with another noise; "" of a silent one."""
+    said = []
+    for seed, (case, given) in enumerate(zip(cases, answers, strict=True)):
+        heard = ""
+        if case.spoken and given.codes:
+            wave = model.detokenize_audio(torch.tensor([given.codes]), seed=seed)
+            wave = soxr.resample(wave.reshape(-1).numpy(), SPEECH_RATE, SAMPLE_RATE)
+            heard = judge.hear(wave, "answer" if case.kind in ANSWERED else "anything")
+        said.append(heard)
+    return said
+
+
+def measure(directory: Path, world: Path, limit: int = 100, serving: Serving = AS_STORED) -> dict:
+    """The figures of a miniature, as parts of 1; at most ``limit`` cases of each kind.
+
+    ``world`` is the folder of the spoken small world. Ablations are those of the pipeline; what
+    they cost is seen beside the figures without any.
+    """
+    model, judge = load_model(directory, serving=serving), Judge()
+    figures: dict = {"sets": {}, "ablations": {}}
+    for name in HELD_OUT_SETS:
+        answered = _answers(model, judge, world, name, KINDS, limit, "none")
+        figures["sets"][name] = _scores(answered)
+    # In voices that are held out, which are understood only by all that there is.
+    figures["ablations"]["none"] = _understood(answered)
+    for ablation in ABLATIONS:
+        changed = model
+        if ablation == "delay":
+            changed = load_model(directory, audio_delay=0, serving=serving)
+        answered = _answers(changed, judge, world, HELD_OUT_SETS[-1], ASKED, limit, ablation)
+        figures["ablations"][ablation] = _understood(answered)
+    figures["long_recording"] = measure_long(model, world, LONG_SECONDS)
+    figures["same_tokens_with_full_heads"] = _same_tokens(
+        load_model(directory, "full", serving=serving), model, world, max(1, limit // 4)
+    )
+    return figures
+
+
+def _scores(answered: Answered) -> dict:
+    """Of each kind, and of all that is spoken together."""
+    values: dict = {}
+    for kind in KINDS:
+        cases, answers, said = _of(answered, lambda case, kind=kind: case.kind == kind)
+        values[kind] = {"count": len(cases), "word_errors": transcribed(cases, answers)}
+        values[kind]["right"] = right(cases, answers)
+        if cases[0].spoken:
+            values[kind]["agreement"] = agreement(answers, said)
+            values[kind]["spoken_right"] = spoken_right(cases, said)
+    _, answers, said = _of(answered, lambda case: case.spoken)
+    values["agreement"] = agreement(answers, said)
+    return values
+
+
+def _understood(answered: Answered) -> dict[str, float]:
+    """Of sentences to transcribe and of questions."""
+    both, written, asked = (
+        _of(answered, lambda case, kinds=kinds: case.kind in kinds)
+        for kinds in (ASKED, ASKED[:1], ASKED[1:])
+    )
+    return {
+        "all_right": right(*both[:2]),
+        "word_errors": transcribed(*written[:2]),
+        "right": right(*asked[:2]),
+        "spoken_right": spoken_right(asked[0], asked[2]),
+    }
+
+
+def _of(answered: Answered, chosen: Callable[[Case], bool]) -> Answered:
+    rows = [row for row in zip(*answered, strict=True) if chosen(row[0])]
+    return tuple([row[column] for row in rows] for column in range(3))
+
+
+def measure_long(model: KimiAudio, world: Path, seconds: float) -> dict[str, float]:
+    """Word errors of one recording of many held-out sentences, and of these alone."""
+    cases = read_cases(world / "held_out.jsonl", world, ("transcription",), 1000)
+    pause = np.zeros(round(PAUSE * SAMPLE_RATE), np.float32)
+    sounds, chosen, length = [], [], 0
+    for case in itertools.cycle(cases):
+        wave = load_audio(case.chats[-1]["content"])
+        length += len(wave) + len(pause)
+        if length > seconds * SAMPLE_RATE:
+            break
+        sounds += [wave, pause]
+        chosen.append(case)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "long.wav"
+        write_wav(path, np.concatenate(sounds), SAMPLE_RATE)
+        text = model.transcribe(str(path)).text
+    return {
+        "seconds": length / SAMPLE_RATE,
+        "word_errors": jiwer.wer(" ".join(case.text for case in chosen), text),
+        "alone": transcribed(chosen, [answer(model, case) for case in chosen]),
+    }
+
+
+def _same_tokens(full: KimiAudio, model: KimiAudio, world: Path, limit: int) -> bool:
+    """Whether full heads give the same answers."""
+    cases = read_cases(world / "held_out.jsonl", world, KINDS, limit)
+    return all(answer(full, case) == answer(model, case) for case in cases)
+
+
+def _answers(
+    model: KimiAudio,
+    judge: Judge,
+    world: Path,
+    name: str,
+    kinds: Sequence[str],
+    limit: int,
+    ablation: str,
+) -> Answered:
+    path = world / f"{name}.jsonl"
+    cases = read_cases(path, world, kinds, limit)
+    if missing := set(kinds) - {case.kind for case in cases}:
+        raise DataError(f"{path}: no {', '.join(sorted(missing))}")
+    title = f"{name}, ablation: {ablation}"
+    answers = [answer(model, case, ablation) for case in tqdm(cases, title, unit=" answers")]
+    return cases, answers, hear_all(model, judge, cases, answers)

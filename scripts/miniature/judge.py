@@ -1,0 +1,178 @@
+"""A judge of speech that knows nothing of the model: pocketsphinx with the small world's grammar.
+
+It hears original and generated sound at one level with the same faint noise, since digital silence
+disturbs it, and counts the content words understood. Words that a template gives away do not count.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from kimia_infer.audio.decode import SAMPLE_RATE
+from scripts.miniature.world import (
+    NUMBERS,
+    SENTENCES,
+    SLOTS,
+    SPLITS,
+    fill,
+    questions,
+)
+
+LEVEL = 0.1
+"""Root mean square that every sound is brought to, full scale 1."""
+
+NOISE = 1e-3
+"""Standard deviation of the noise, full scale 1."""
+
+MARGIN = 0.15
+"""Seconds of noise before and after every sound."""
+
+LISTENS = 5
+"""How often a sound is heard, each time with other noise; what is understood most often counts."""
+
+SEARCH = {"wip": 0.2, "pip": 1.0}
+"""Penalties of words and phones, with which answers of one word are understood best."""
+
+ANSWERS = (
+    "{number}",
+    "{number} {number}",
+    "{number} {number} {number}",
+    "{number} {number} {number} {number}",
+    "{color}",
+    "okay {color} {object}",
+    "okay {place}",
+    "in the {place}",
+)
+"""Templates of answers to questions, beside those of sentences; numbers count upwards."""
+
+OPEN_WORDS = SLOTS | {"number": NUMBERS}
+CONTENT_WORDS = frozenset(word for words in OPEN_WORDS.values() for word in words)
+
+
+class JudgeError(RuntimeError):
+    """The judge cannot work; the message says what to install."""
+
+
+Said = Literal["anything", "answer"]
+"""What may be said: anything of the small world, or an answer to a question."""
+
+
+def grammar(said: Said) -> str:
+    """What can be said, in the Java Speech Grammar Format."""
+    templates = _answers() if said == "answer" else SENTENCES + _answers()
+    rules = [f"<{name}> = {' | '.join(words)};" for name, words in OPEN_WORDS.items()]
+    bodies = " | ".join(re.sub(r"{(\w+)}", r"<\1>", template) for template in templates)
+    return "\n".join(["#JSGF V1.0;", "grammar world;", *rules, f"public <said> = {bodies};", ""])
+
+
+def _answers() -> tuple[str, ...]:
+    """The templates of answers, with those numbers in a row that can be counted."""
+    counts = {turn.answer for split in SPLITS for turn in questions(split)["count"]}
+    others = [template for template in ANSWERS if template.count("{number}") < 2]
+    return (*others, *sorted(counts))
+
+
+def template_of(text: str) -> str:
+    """The template that ``text`` fills. ValueError if it is not of the small world."""
+    words = text.split()
+    for template in SENTENCES + ANSWERS:
+        slots = template.split()
+        if len(slots) == len(words) and all(map(_fits, slots, words)):
+            return template
+    raise ValueError(f"{text!r} is not a sentence or an answer of the small world")
+
+
+def _fits(slot: str, word: str) -> bool:
+    return word in OPEN_WORDS[slot.strip("{}")] if slot.startswith("{") else word == slot
+
+
+def content_words(text: str) -> Counter[str]:
+    """The words of ``text`` in the open slots of its template."""
+    slots = template_of(text).split()
+    return Counter(w for s, w in zip(slots, text.split(), strict=True) if s.startswith("{"))
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was said and what was understood."""
+
+    said: str
+    understood: str
+
+    @property
+    def wanted(self) -> int:
+        return sum(content_words(self.said).values())
+
+    @property
+    def found(self) -> int:
+        """Content words that were understood, wherever they stand."""
+        return sum((content_words(self.said) & Counter(self.understood.split())).values())
+
+
+def recall(heard: Iterable[Heard]) -> float:
+    """Content words understood, of all that were said."""
+    heard = list(heard)
+    return sum(h.found for h in heard) / sum(h.wanted for h in heard)
+
+
+def chance_recall(texts: Iterable[str], seed: int = 0) -> float:
+    """What guessing the words of the right templates would give."""
+    chance = random.Random(seed)
+    return recall(
+        Heard(text, fill(template_of(text), lambda slot: chance.choice(OPEN_WORDS[slot])))
+        for text in texts
+    )
+
+
+class Judge:
+    """Hears what is said; the same sound is always understood alike.
+
+    Raises:
+        JudgeError: pocketsphinx is missing, or does not know a word of the small world.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from pocketsphinx import Decoder
+        except ImportError as error:
+            raise JudgeError(f"{error}; install pocketsphinx from requirements.txt") from error
+        # Neither normalization nor the search may remember the sound before.
+        self._decoder = Decoder(loglevel="FATAL", cmn="batch", bestpath=False, **SEARCH)
+        known = {word for template in SENTENCES + ANSWERS for word in template.split()}
+        known = {word for word in known if "{" not in word} | CONTENT_WORDS
+        unknown = sorted(word for word in known if self._decoder.lookup_word(word) is None)
+        if unknown:
+            raise JudgeError(f"pocketsphinx does not know: {', '.join(unknown)}")
+        for said in get_args(Said):
+            self._decoder.add_jsgf_string(said, grammar(said))
+
+    def hear(self, wave: np.ndarray, said: Said = "anything") -> str:
+        """What is understood of float samples [samples] at 16 kHz; "" if nothing is.
+
+        As people do, the judge hears a single word better if it knows what may be said.
+        """
+        samples = np.asarray(wave, np.float64)
+        level = np.sqrt(np.mean(samples**2)) if samples.size else 0.0
+        padded = np.pad(samples * (LEVEL / level if level else 1.0), round(MARGIN * SAMPLE_RATE))
+        self._decoder.activate_search(said)
+        found = Counter(self._listen(padded, seed) for seed in range(LISTENS))
+        return found.most_common(1)[0][0]
+
+    def _listen(self, samples: np.ndarray, seed: int) -> str:
+        noisy = samples + np.random.default_rng(seed).normal(0.0, NOISE, len(samples))
+        pcm = np.clip(np.rint(noisy * 32_768), -32_768, 32_767).astype("<i2")
+        self._decoder.start_utt()
+        self._decoder.process_raw(pcm.tobytes(), full_utt=True)
+        self._decoder.end_utt()
+        found = self._decoder.hyp()
+        return found.hypstr if found else ""
+
+    def heard(self, said: str, wave: np.ndarray) -> Heard:
+        return Heard(said, self.hear(wave))

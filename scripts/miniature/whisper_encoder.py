@@ -1,0 +1,282 @@
+"""Training of a small Whisper-style encoder: frames from which the text can be recognized.
+
+The published encoder was trained as the first half of a recognizer of speech. Here a few
+convolutions above it, which are not kept, read characters and words by CTC.
+
+The encoder looks at 30 s, most of which is silence around a short sound. To waste little, several
+sounds share a segment, and for most of the steps segments are shorter, at random positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
+from kimia_infer.models.kimi_audio.segments import CODE_SAMPLES, SEGMENT_SAMPLES, segment_codes
+from kimia_infer.models.kimi_audio.whisper import (
+    FRAMES_PER_CODE,
+    POSITIONS,
+    encoder_config,
+    feature_extractor,
+    whisper_part,
+)
+from kimia_infer.training.codec.data import Example, Examples, Sound
+from kimia_infer.training.codec.recognizer import ConvolutionBlock, ctc
+from kimia_infer.training.codec.run import (
+    CodecNetwork,
+    load_trainable,
+    mixed_precision,
+    write_part,
+)
+from kimia_infer.training.codec.settings import CodecSettings
+from kimia_infer.training.codec.spoken_text import (
+    Units,
+    check_speakable,
+    code_points,
+    run_spoken,
+    texts_of,
+)
+from kimia_infer.training.config import ConfigError, option
+from kimia_infer.training.servable import WHISPER_PREFIX
+from kimia_infer.training.trainer import Outcome
+from kimia_infer.weights.checkpoint import read_json
+
+MELS = 128  # published configuration
+MEL_PER_CODE = 8  # spectrogram frames: two per frame of the encoder, four of which a code spans
+SEGMENT_CODES = segment_codes(SEGMENT_SAMPLES)
+DYNAMIC_RANGE = 2.0
+"""From the loudest to silence in a normalized spectrogram (published: 8 decades, scaled by 4)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhisperSize:
+    """Of a new encoder."""
+
+    width: int = option("hidden size", 96, 2)
+    layers: int = option("transformer layers", 2, 1)
+    heads: int = option("attention heads", 4, 1)
+    feed_forward: int = option("inner size of a layer", 256, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhisperSettings(CodecSettings):
+    """The encoder of continuous features, taught to recognize text."""
+
+    size: WhisperSize = field(default_factory=WhisperSize, metadata={"help": "of new weights"})
+    recognizer_layers: int = option("convolution blocks above the encoder", 2, 0)
+    word_weight: float = option("of the loss of words; that of characters has 1", 1.0, 0.0)
+    short_codes: int = option("length of a segment at first, in codes", 75, 2, SEGMENT_CODES)
+    full_from: float = option(
+        "part of the steps after which segments are 30 s long, as they are served", 0.8, 0.0, 1.0
+    )
+
+    def __post_init__(self) -> None:
+        if self.size.width % self.size.heads:
+            raise ConfigError("size.width: must be a multiple of size.heads")
+
+
+def train_whisper(settings: WhisperSettings, resume: bool = False) -> Outcome:
+    """Run or continue a training; ``output/final/whisper-large-v3`` is what it gives.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, TrainingError: what is wrong with the settings,
+            the data or the run.
+    """
+    initial = settings.initial and Path(settings.initial)
+    source = initial / "config.json" if initial else Path("size")
+    values = read_json(source) if initial else new_config(settings)
+    config = encoder_config(values, source)
+    extractor = feature_extractor(initial or Path(), config.num_mel_bins)
+
+    def build(written: Path | None, device: torch.device, units: Units) -> WhisperNetwork:
+        folder = written / WHISPER_FOLDER if written else initial
+        if folder:
+            encoder = load_trainable(whisper_part(folder), device)
+        else:
+            encoder = new_encoder(WhisperEncoder(config)).to(device)
+        return WhisperNetwork(encoder, values, settings, units)
+
+    return run_spoken(settings, resume, partial(read_sound, extractor=extractor), build)
+
+
+def read_sound(sound: Sound, extractor) -> Example:
+    """``mel`` fp32 [mels, 8 * codes] as in a segment of 30 s, ``text`` as code points."""
+    wave = load_audio(sound.path, max_seconds=SEGMENT_SAMPLES / SAMPLE_RATE)
+    count = segment_codes(len(wave))
+    check_speakable(sound.text, count)
+    # Silence behind the end, as a segment has it; more of it changes none of these frames.
+    samples = min((count + 1) * CODE_SAMPLES, SEGMENT_SAMPLES)
+    found = extractor(
+        wave, sampling_rate=SAMPLE_RATE, padding="max_length", max_length=samples,
+        return_tensors="pt",
+    )  # fmt: skip
+    mel = found.input_features[0, :, : MEL_PER_CODE * count].clone()
+    return {"mel": mel, "text": code_points(sound.text)}
+
+
+class WhisperLosses(NamedTuple):
+    """Of every sound, float32 [batch], already weighted."""
+
+    characters: Tensor
+    words: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.characters + self.words
+
+
+class Place(NamedTuple):
+    """Where a sound begins: the number of its segment and of its first code there."""
+
+    segment: int
+    code: int
+
+
+class WhisperNetwork(CodecNetwork):
+    """Sounds to losses, in segments that several share."""
+
+    def __init__(
+        self, encoder: WhisperEncoder, values: dict, settings: WhisperSettings, units: Units
+    ):
+        super().__init__()
+        self.encoder, self.values, self.settings, self.units = encoder, values, settings, units
+        # Far positions are seen too seldom to be learned one by one.
+        encoder.embed_positions.requires_grad_(False)
+        width = encoder.config.d_model
+        layers = range(settings.recognizer_layers)
+        self.upper = nn.ModuleList(ConvolutionBlock(width) for _ in layers)
+        self.upper_norm = nn.LayerNorm(width)
+        self.characters = nn.Linear(width, len(units.characters) + 1)
+        self.words = nn.Linear(width, len(units.words) + 1)
+
+    def forward(self, batch: Examples) -> WhisperLosses:
+        mels = [item["mel"] for item in batch.items]
+        counts = [mel.shape[1] // MEL_PER_CODE for mel in mels]
+        generator = self.chance(batch)
+        full = not self.training or self.progress >= self.settings.full_from
+        length = SEGMENT_CODES if full else max(self.settings.short_codes, *counts)
+        places = arrange(counts, length, full, generator)
+        first = int(torch.randint(SEGMENT_CODES - length + 1, (), generator=generator))
+        with mixed_precision(self.settings, mels[0].device):
+            frames = encode(self.encoder, fill_segments(mels, places, length), first)
+            pieces = [
+                frames[place.segment, FRAMES_PER_CODE * place.code :][: FRAMES_PER_CODE * count]
+                for place, count in zip(places, counts, strict=True)
+            ]
+            return self._losses(batch, pieces, torch.tensor(counts, device=frames.device))
+
+    def _losses(self, batch: Examples, pieces: list[Tensor], counts: Tensor) -> WhisperLosses:
+        x = pad_sequence(pieces, batch_first=True)
+        frames = torch.arange(x.shape[1], device=x.device)
+        valid = (frames < FRAMES_PER_CODE * counts[:, None])[:, :, None]
+        for block in self.upper:
+            x = block(x, valid)
+        x = self.upper_norm(x)
+        texts = texts_of(batch)
+        characters = [self.units.character_ids(text) for text in texts]
+        words = [self.units.word_ids(text) for text in texts]
+        scores = self.words(x.unflatten(1, (-1, FRAMES_PER_CODE)).mean(2))
+        return WhisperLosses(
+            ctc(self.characters(x), FRAMES_PER_CODE * counts, characters),
+            self.settings.word_weight * ctc(scores, counts, words),
+        )
+
+    def blocks(self) -> Iterator[nn.Module]:
+        yield from self.encoder.layers
+
+    def kept(self) -> dict[str, Tensor]:
+        return {}
+
+    def same_run(self) -> dict[str, Tensor]:
+        return {"units": self.units.mark}
+
+    def after_step(self) -> None:
+        pass
+
+    def write(self, folder: Path) -> None:
+        parameters = self.encoder.named_parameters()
+        tensors = {WHISPER_PREFIX + name: p.detach() for name, p in parameters}
+        write_part(folder / WHISPER_FOLDER, "config.json", self.values, tensors)
+
+
+def arrange(
+    counts: Sequence[int], length: int, sparse: bool, generator: torch.Generator | None
+) -> list[Place]:
+    """Places for sounds of ``counts`` codes in segments of ``length``, with pauses between them.
+
+    ``sparse`` leaves a random part of each segment silent, as a short sound does.
+    """
+    places, segment, end, limit = [], -1, 0, 0
+    draws = torch.rand(2 * len(counts), generator=generator).tolist()
+    for count, pause, part in zip(counts, draws[::2], draws[1::2], strict=True):
+        begin = end + round(8 * pause)
+        if not places or begin + count > limit:
+            segment, begin = segment + 1, round(4 * pause) if count + 4 <= length else 0
+            limit = max(begin + count, round(length * part)) if sparse else length
+        places.append(Place(segment, begin))
+        end = begin + count
+    return places
+
+
+def fill_segments(mels: Sequence[Tensor], places: Sequence[Place], length: int) -> Tensor:
+    """Spectrograms [segments, mels, 8 * length], normalized as those of whole segments are."""
+    segments = places[-1].segment + 1
+    shape = (segments, mels[0].shape[0], MEL_PER_CODE * length)
+    filled = mels[0].new_full(shape, -torch.inf)
+    for mel, place in zip(mels, places, strict=True):
+        begin = MEL_PER_CODE * place.code
+        filled[place.segment, :, begin : begin + mel.shape[1]] = mel
+    return torch.maximum(filled, filled.amax((1, 2), keepdim=True) - DYNAMIC_RANGE)
+
+
+def encode(encoder: WhisperEncoder, mel: Tensor, first_code: int) -> Tensor:
+    """Frames [segments, time, width] of spectrograms of any length that begin at a position.
+
+    As :meth:`WhisperEncoder.forward`, which takes 30 s only.
+    """
+    x = F.gelu(encoder.conv1(mel))
+    x = F.gelu(encoder.conv2(x)).mT
+    begin = FRAMES_PER_CODE * first_code
+    x = x + encoder.embed_positions.weight[begin : begin + x.shape[1]]
+    for layer in encoder.layers:
+        x = layer(x, None)
+    return encoder.layer_norm(x)
+
+
+def new_config(settings: WhisperSettings) -> dict:
+    """The published fields of ``config.json``."""
+    size = settings.size
+    return {
+        "activation_function": "gelu",
+        "architectures": ["WhisperForConditionalGeneration"],
+        "d_model": size.width,
+        "encoder_attention_heads": size.heads,
+        "encoder_ffn_dim": size.feed_forward,
+        "encoder_layers": size.layers,
+        "max_source_positions": POSITIONS,
+        "model_type": "whisper",
+        "num_mel_bins": MELS,
+        "scale_embedding": False,
+        "torch_dtype": "float16",
+    }
+
+
+def new_encoder(encoder: WhisperEncoder) -> WhisperEncoder:
+    """Untrained, in larger values than the library's, which suit wide layers; faint positions."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d):
+            module.reset_parameters()
+    with torch.no_grad():
+        encoder.embed_positions.weight.mul_(0.3)
+    return encoder.train()

@@ -1,0 +1,196 @@
+"""Files that are no sound, longer than permitted, or point elsewhere: refused, and how."""
+
+from __future__ import annotations
+
+import os
+import struct
+import wave as riff
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchcodec.decoders import AudioDecoder
+
+from kimia_infer.audio import decode as load
+from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
+from tests.audio.sounds import HUNDRED, PLAYLISTS, ffmpeg, pcm, tone, wav
+
+NOISE = np.random.default_rng(1).bytes(5_000)
+REFUSED = {
+    "empty": (b"", "empty file"),
+    "text": (b"I am not a sound at all.\n" * 20, "not readable as sound"),
+    "noise": (NOISE, "not readable as sound|no audio track"),
+    "header only": (wav(HUNDRED)[:40], "not readable as sound"),
+    "no samples": (wav(b""), "zero samples"),
+    "no samples, 48 kHz": (wav(b"", rate=48_000), "zero samples"),
+    "no channels": (wav(HUNDRED, channels=0), "no audio track|not readable as sound"),
+    "not a number": (wav(np.array([0, np.nan, 1], "<f4").tobytes(), 3, bits=32), "not finite"),
+    "infinite": (wav(np.array([0, np.inf], "<f4").tobytes(), 3, rate=8_000, bits=32), "not finite"),
+    "beyond float32": (wav(np.array([0, 1e300], "<f8").tobytes(), 3, bits=64), "not finite"),
+    "not normalized": (wav(np.array([0, 3e4], "<f4").tobytes(), 3, bits=32), "full scale is 1"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("limit", [None, 60.0])
+def test_refused_content(case: str, limit: float | None, tmp_path: Path) -> None:
+    content, reason = REFUSED[case]
+    with pytest.raises(AudioError, match=reason):
+        load_audio(content, limit)
+    path = tmp_path / "upload.wav"
+    path.write_bytes(content)
+    with pytest.raises(AudioError, match=f"upload.wav: .*({reason})"):
+        load_audio(path, limit)
+
+
+def test_video_without_sound(tmp_path: Path) -> None:
+    path = tmp_path / "silent.mp4"
+    ffmpeg("-f", "lavfi", "-i", "testsrc=duration=1:size=32x32:rate=5", "-c:v", "mpeg4", path)
+    with pytest.raises(AudioError, match="no audio track"):
+        load_audio(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["missing.wav", "", ".", "http://localhost/a.wav", "concat:tone.wav", "a\0b", "pipe:0"]
+)
+def test_only_regular_files(name: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(source.parent)
+    with pytest.raises(AudioError, match="not a regular file") as refused:
+        load_audio(name)
+    assert repr(name) in str(refused.value)
+
+
+def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(AudioError, match="not a regular file"):
+        load_audio(tmp_path / "pipe")
+
+
+# ffmpeg skips an ID3 tag before it recognizes the format.
+ID3 = b"ID3\x03\x00\x00\x00\x00\x00\x0a" + bytes(10)
+
+
+@pytest.mark.parametrize("prefix", [b"", ID3], ids=["plain", "tagged"])
+@pytest.mark.parametrize("kind", PLAYLISTS)
+def test_playlists_are_not_followed(
+    kind: str, prefix: bytes, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for suffix in ("ts", "m4a"):
+        if not (source.parent / f"tone.{suffix}").exists():
+            ffmpeg("-i", source, source.parent / f"tone.{suffix}")
+    monkeypatch.chdir(source.parent)
+    content = prefix + PLAYLISTS[kind](source.parent).encode()
+    path = source.parent / "list.wav"
+    path.write_bytes(content)
+    for given_source in (content, path):
+        with pytest.raises(AudioError, match="playlist"):
+            load_audio(given_source)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many samples each call of the decoder gave; asking it for everything fails."""
+    counts: list[int] = []
+    decode = AudioDecoder.get_samples_played_in_range
+
+    def counting(self: AudioDecoder, start: float, stop: float):
+        samples = decode(self, start, stop)
+        counts.append(samples.data.numel())
+        return samples
+
+    monkeypatch.setattr(AudioDecoder, "get_samples_played_in_range", counting)
+    monkeypatch.delattr(AudioDecoder, "get_all_samples")
+    return counts
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mp3", "flac", "ogg", "m4a", "webm", "ts"])
+def test_longer_sound_is_not_decoded(
+    suffix: str, source: Path, tmp_path: Path, decoded: list[int]
+) -> None:
+    path = tmp_path / f"long.{suffix}"
+    ffmpeg("-stream_loop", "19", "-i", source, path)
+    with pytest.raises(AudioError, match="longer than the permitted 5 s"):
+        load_audio(path, max_seconds=5)
+    assert 0 < sum(decoded) <= 2 * 48_000 * 6.1
+
+
+def test_limit_of_plain_wav() -> None:
+    content = wav(pcm(tone(1.0, SAMPLE_RATE)))
+    assert load_audio(content, max_seconds=1.0).size == SAMPLE_RATE
+    with pytest.raises(AudioError, match=r"longer than the permitted 0\.9 s"):
+        load_audio(content, max_seconds=0.9)
+
+
+def test_limit_at_another_rate() -> None:
+    content = wav(pcm(tone(1.0, 48_000)), rate=48_000)
+    assert load_audio(content, max_seconds=1.0).size == SAMPLE_RATE
+    with pytest.raises(AudioError, match=r"longer than the permitted 0\.999 s"):
+        load_audio(content, max_seconds=0.999)
+
+
+@pytest.mark.parametrize("claimed", [0, 1, 2**36 - 1], ids=["unknown", "one", "weeks"])
+def test_limit_counts_samples_not_claims(
+    claimed: int, source: Path, tmp_path: Path, decoded: list[int]
+) -> None:
+    """A FLAC header that lies about its length neither opens the gate nor closes it."""
+    path = tmp_path / "tone.flac"
+    ffmpeg("-i", source, path)
+    content = bytearray(path.read_bytes())
+    assert content[:4] == b"fLaC"
+    content[21] = content[21] & 0xF0 | claimed >> 32
+    content[22:26] = struct.pack(">I", claimed & 0xFFFFFFFF)
+    with pytest.raises(AudioError, match=r"longer than the permitted 0\.5 s"):
+        load_audio(bytes(content), max_seconds=0.5)
+    assert sum(decoded) <= 2 * 44_100 * 1.6
+    assert load_audio(bytes(content), max_seconds=3.0).size == 2 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("suffix", ["flac", "wav"])
+def test_bounded_ranges_join_without_a_seam(
+    suffix: str, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: list[int]
+) -> None:
+    path = tmp_path / f"tone.{suffix}"
+    ffmpeg("-i", source, path)
+    whole = load_audio(path, max_seconds=10)
+    decoded.clear()
+    monkeypatch.setattr(load, "RANGE_BYTES", 4 * 2 * 10_007)
+    np.testing.assert_array_equal(load_audio(path, max_seconds=10), whole)
+    assert len(decoded) == 9
+    assert max(decoded) <= 2 * 10_008
+
+
+def test_half_a_frame_is_named_as_damage(source: Path) -> None:
+    with pytest.raises(AudioError, match="damaged or incomplete"):
+        load_audio(source.read_bytes()[:-2], max_seconds=10)
+
+
+@pytest.fixture(scope="module")
+def encoded(source: Path, tmp_path_factory: pytest.TempPathFactory) -> list[bytes]:
+    folder = tmp_path_factory.mktemp("encoded")
+    contents = []
+    for suffix in ("wav", "mp3", "flac", "ogg", "m4a"):
+        ffmpeg("-t", "0.2", "-i", source, folder / f"tone.{suffix}")
+        contents.append((folder / f"tone.{suffix}").read_bytes())
+    with riff.open(str(folder / "plain.wav"), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        file.writeframes(HUNDRED)
+    return [*contents, (folder / "plain.wav").read_bytes()]
+
+
+@settings(max_examples=settings.default.max_examples * 2)
+@given(data=st.data())
+def test_damaged_files_load_or_are_refused(data: st.DataObject, encoded: list[bytes]) -> None:
+    content = bytearray(data.draw(st.sampled_from(encoded)))
+    spots = st.integers(0, min(len(content), 600) - 1) | st.integers(0, len(content) - 1)
+    for spot in data.draw(st.lists(spots, max_size=8)):
+        content[spot] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.none() | st.integers(0, len(content)))
+    try:
+        wave = load_audio(bytes(content[:cut]), max_seconds=10)
+    except AudioError:
+        return
+    assert wave.dtype == np.float32
+    assert 0 < wave.size <= 10 * SAMPLE_RATE
+    assert np.isfinite(wave).all()

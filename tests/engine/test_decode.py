@@ -1,0 +1,236 @@
+"""The token loop against every recorded run, and properties of its shortcuts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from kimia_infer.engine import decode, state
+from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
+from kimia_infer.engine.state import ControlTokens
+from kimia_infer.layers.sampler import Sampling, TrackSampling, sample
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.utils.graphs import graphs_for
+from kimia_infer.utils.randomness import SeededRandomness
+from tests.paths import GOLDEN
+from tests.randomness import RecordedRandomness
+from tests.traced import TracedGraphs
+
+RUNS = json.loads((GOLDEN / "llm" / "generate.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def control(golden: Path) -> ControlTokens:
+    ids = json.loads((golden / "llm" / "special_tokens.json").read_text())
+    return ControlTokens(
+        ids["kimia_text_blank"], ids["kimia_text_eos"], (ids["msg_end"], ids["media_end"])
+    )
+
+
+@pytest.fixture(scope="module")
+def prompts(golden: Path) -> dict[str, DecodeInput]:
+    return read_prompts(golden)
+
+
+def read_prompts(golden: Path) -> dict[str, DecodeInput]:
+    """The recorded prompts by name."""
+    tensors = load_file(golden / "llm" / "prompts.safetensors")
+    prompts = {}
+    for name in {key.split(".")[0] for key in tensors}:
+        features = [tensors[k] for k in sorted(tensors) if k.startswith(f"{name}.feat.")]
+        mask = tensors.get(f"{name}.mask")
+        prompts[name] = DecodeInput(
+            tensors[f"{name}.audio_ids"].view(1, -1),
+            tensors[f"{name}.text_ids"].view(1, -1),
+            None if mask is None else mask.view(1, -1),
+            torch.cat(features) if features else None,
+        )
+    return prompts
+
+
+@pytest.fixture
+def with_heads(model: LanguageModel):
+    """Put recorded replacement heads in place for one test."""
+    original = model.text_head.weight.data, model.audio_head.weight.data
+    yield lambda name: put_heads(model, name)
+    model.text_head.weight.data, model.audio_head.weight.data = original
+
+
+def put_heads(model: LanguageModel, name: str) -> None:
+    heads = load_file(GOLDEN / "llm" / "heads.safetensors")
+    for head, stored in ((model.text_head, "lm_head"), (model.audio_head, "mimo_output")):
+        if f"{name}.{stored}.weight" in heads:
+            head.weight.data = heads[f"{name}.{stored}.weight"]
+
+
+def sampling_of(params: dict) -> Sampling:
+    def track(name: str, window: int) -> TrackSampling:
+        return TrackSampling(
+            params.get(f"{name}_temperature", 0.0),
+            params.get(f"{name}_top_k", 5),
+            params.get(f"{name}_repetition_penalty", 1.0),
+            params.get(f"{name}_repetition_window_size", window),
+        )
+
+    return Sampling(audio=track("audio", 64), text=track("text", 16))
+
+
+def recorded_uniforms(run: dict, sampling: Sampling) -> dict[tuple[str, int], float]:
+    """Draws are recorded in order of consumption: per step text, then audio, if sampled."""
+    order = [t for t in ("text", "audio") if not getattr(sampling, t).greedy]
+    return {
+        (order[i % len(order)], i // len(order)): drawn["u"]
+        for i, drawn in enumerate(run.get("draws", []))
+    }
+
+
+@pytest.mark.parametrize("check_interval", [1, 7])
+@pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run["name"])
+def test_recorded_run(
+    run: dict, make_graphs, check_interval: int, model: LanguageModel, control, prompts, with_heads
+) -> None:
+    with_heads(run["heads"])
+    params, sampling = run["params"], sampling_of(run["params"])
+    prompt, steps = prompts[run["prompt"]], params["max_new_tokens"]
+    decoder = Decoder(model, control, prompt.length + steps, make_graphs=make_graphs)
+    randomness = RecordedRandomness(recorded_uniforms(run, sampling), {})
+    generation = Generation(
+        decoder, prompt, params["output_type"], steps, sampling, randomness, check_interval
+    )
+    seen = list(generation.run())
+    assert [progress.finished for progress in seen] == [False] * (len(seen) - 1) + [True]
+    assert [i for progress in seen for i in progress.text_ids] == run["returned_text"]
+    assert [i for progress in seen for i in progress.audio_ids] == run["returned_audio"]
+    assert generation.text_ids == run["returned_text"]
+    assert generation.audio_ids == run["returned_audio"]
+    assert generation.steps == run["n_forward"]
+
+
+def test_stopping_early_launches_no_further_step(model: LanguageModel, control, prompts) -> None:
+    prompt = next(iter(prompts.values()))
+    sampling = sampling_of({})
+    decoder = Decoder(model, control, prompt.length + 50)
+    generation = Generation(decoder, prompt, "both", 50, sampling, SeededRandomness(0))
+    run = generation.run()
+    for progress in run:
+        if progress.steps == 5:
+            run.close()
+            break
+    assert generation.launched == 5
+    assert len(generation.text_ids) <= 5
+
+
+def test_cut_heads_choose_among_their_own_rows(
+    model: LanguageModel, control, prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cutting the heads equals forbidding every id of the other track."""
+    config, prompt = model.config, next(p for p in prompts.values() if p.features is not None)
+    sampling = sampling_of({"audio_temperature": 0.9, "text_temperature": 0.8})
+
+    def run(model: LanguageModel) -> tuple[list[int], list[int]]:
+        decoder = Decoder(model, control, prompt.length + 30)
+        generation = Generation(decoder, prompt, "both", 30, sampling, SeededRandomness(3))
+        for _ in generation.run():
+            pass
+        return generation.text_ids, generation.audio_ids
+
+    cut = run(model.with_cut_heads())
+
+    def sample_allowed(logits, history, step, uniform, track, first_id):
+        rows = torch.arange(len(logits))
+        allowed = (
+            rows < config.token_offset if track is sampling.text else rows >= config.base_tokens
+        )
+        masked = torch.where(allowed, logits, -torch.inf)
+        return sample(masked, history, step, uniform, track, first_id)
+
+    monkeypatch.setattr(state, "sample", sample_allowed)
+    assert cut == run(model)
+    assert all(i < config.token_offset for i in cut[0])
+    assert all(i >= config.base_tokens for i in cut[1])
+
+
+@pytest.mark.parametrize("heads", ["full", "track"])
+def test_one_answer_however_it_is_launched(
+    heads: str, model: LanguageModel, control, prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Graphs or not, any interval, any extent of attention, with and without layer skipping."""
+    monkeypatch.setattr(state, "EXTENTS", (16, 64))
+    model = model.with_cut_heads() if heads == "track" else model
+    prompt, steps = prompts[sorted(prompts)[0]], 40
+    sampling = sampling_of({"audio_temperature": 0.9, "audio_repetition_penalty": 1.2})
+
+    def decoder(text_end: int, make_graphs=graphs_for) -> Decoder:
+        ends = ControlTokens(control.blank, text_end, control.audio_ends)
+        return Decoder(model, ends, prompt.length + steps, make_graphs=make_graphs)
+
+    def run(decoder: Decoder, interval: int = 1) -> tuple[list[int], list[int]]:
+        generation = Generation(
+            decoder, prompt, "both", steps, sampling, SeededRandomness(5), interval
+        )
+        for _ in generation.run():
+            pass
+        return generation.text_ids, generation.audio_ids
+
+    text_end = run(decoder(-1))[0][4]  # the text track ends early, the other one goes on
+    direct, recorded = decoder(text_end), decoder(text_end, TracedGraphs)
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "AUDIO", state.BOTH)
+        expected = run(direct)
+    assert len(expected[0]) <= 4 < len(expected[1])
+    for interval in (1, 3, 8, 100):
+        assert run(direct, interval) == run(recorded, interval) == expected
+
+
+def test_states_are_reused_and_concurrent_requests_have_their_own(
+    model: LanguageModel, control, prompts
+) -> None:
+    prompt = prompts[sorted(prompts)[0]]
+    decoder = Decoder(model, control, prompt.length + 20, make_graphs=TracedGraphs)
+
+    def start(seed: int) -> Generation:
+        sampling = sampling_of({"audio_temperature": 1.0, "text_temperature": 1.0})
+        return Generation(decoder, prompt, "both", 20, sampling, SeededRandomness(seed))
+
+    alone = [start(seed) for seed in (1, 2)]
+    for generation in alone:
+        list(generation.run())
+    with decoder.borrow() as only:
+        recorded = only.graphs.recorded
+    together = [start(seed) for seed in (1, 2)]
+    for _ in zip(*(generation.run() for generation in together), strict=False):
+        pass
+    for one, other in zip(alone, together, strict=True):
+        shared = min(len(one.audio_ids), len(other.audio_ids))
+        assert shared and one.audio_ids[:shared] == other.audio_ids[:shared]
+    with decoder.borrow() as first, decoder.borrow() as second:
+        assert only in (first, second) and first is not second
+        assert only.graphs.recorded == recorded
+
+
+def test_a_failed_request_leaves_no_state_behind(model: LanguageModel, control) -> None:
+    decoder = Decoder(model, control, 8)
+    with pytest.raises(RuntimeError), decoder.borrow() as broken:
+        raise RuntimeError("out of memory")
+    with decoder.borrow() as fresh:
+        assert fresh is not broken
+
+
+def test_samplers_of_other_requests_make_room(model: LanguageModel, control) -> None:
+    decoder = Decoder(model, control, 8)
+    with decoder.borrow() as held, torch.inference_mode():
+        for temperature in range(2 * state.KEPT_SAMPLINGS):
+            held.prepare(state.BOTH, sampling_of({"audio_temperature": float(temperature)}))
+        assert len(held._choices) == state.KEPT_SAMPLINGS
+
+
+def test_a_request_beyond_the_capacity_is_refused(model: LanguageModel, control, prompts) -> None:
+    prompt = prompts[sorted(prompts)[0]]
+    decoder = Decoder(model, control, prompt.length + 3)
+    with pytest.raises(ValueError, match="capacity"):
+        Generation(decoder, prompt, "text", 4, sampling_of({}), SeededRandomness(0))

@@ -1,0 +1,47 @@
+"""The recorded tiny detokenizer and vocoder, laid out as a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from kimia_infer.models.kimi_audio.dit import DiT, dit_part
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_part
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders ``audio_detokenizer`` and ``vocoder`` with the recorded files."""
+    root = tmp_path_factory.mktemp("checkpoint")
+    for folder, recorded, weights, config in (
+        ("audio_detokenizer", "detok", "audio_detokenizer.safetensors", "config.yaml"),
+        ("vocoder", "vocoder", "generator.safetensors", "config.json"),
+    ):
+        (root / folder).mkdir()
+        (root / folder / "model.safetensors").symlink_to(golden / recorded / weights)
+        (root / folder / config).symlink_to(golden / recorded / config)
+    return root
+
+
+@pytest.fixture(scope="session")
+def dit(checkpoint: Path) -> DiT:
+    return dit_part(checkpoint / "audio_detokenizer").load(CPU, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def vocoder(checkpoint: Path) -> Vocoder:
+    return vocoder_part(checkpoint / "vocoder").load(CPU, torch.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Thousands of tiny operations: on a busy machine every wait for a second thread is long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -1,0 +1,177 @@
+"""Continuous features against recorded ones, and checkpoints that do not fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kimia_infer.audio.decode import load_audio
+from kimia_infer.models.kimi_audio import whisper
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_part, whisper_slots
+from kimia_infer.utils.errors import CheckpointError
+from tests.paths import GOLDEN
+from tests.traced import TracedGraphs
+
+COMPONENT = GOLDEN / "whisper"
+CHECKPOINT = GOLDEN / "e2e" / "checkpoint" / "whisper-large-v3"
+META = json.loads((COMPONENT / "meta.json").read_text())
+# asr_example.wav belongs to the published repository and is not among the recorded files.
+NAMES = [name for name in META if (GOLDEN / "audio" / f"{name}.wav").is_file()]
+REFERENCE = load_file(COMPONENT / "golden.safetensors")
+FILES = json.loads((GOLDEN / "e2e" / "cases.json").read_text())["audio_files"]
+FILE_FEATURES = load_file(GOLDEN / "e2e" / "cases.safetensors")
+CPU = torch.device("cpu")
+TOLERANCE = 1e-4
+
+
+def load_features(directory: Path, dtype: torch.dtype = torch.float32) -> WhisperFeatures:
+    return WhisperFeatures(whisper_part(directory).load(CPU, dtype), directory)
+
+
+def recorded_wave(name: str) -> np.ndarray:
+    return load_audio(GOLDEN / "audio" / f"{name}.wav")
+
+
+@pytest.fixture(scope="module")
+def features() -> WhisperFeatures:
+    return load_features(COMPONENT)
+
+
+@pytest.fixture(scope="module")
+def checkpoint_features() -> WhisperFeatures:
+    return load_features(CHECKPOINT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recorded_features(name: str, features: WhisperFeatures) -> None:
+    encoded = features.encode(recorded_wave(name))
+    torch.testing.assert_close(encoded, REFERENCE[f"{name}.features"], rtol=0, atol=TOLERANCE)
+
+
+def test_recorded_features_with_recorded_graphs() -> None:
+    graphs = TracedGraphs(CPU)
+    encoder = whisper_part(COMPONENT).load(CPU, torch.float32)
+    features = WhisperFeatures(encoder, COMPONENT, graphs)
+    for name in NAMES:
+        encoded = features.encode(recorded_wave(name))
+        torch.testing.assert_close(encoded, REFERENCE[f"{name}.features"], rtol=0, atol=TOLERANCE)
+    assert graphs.recorded == 1 <= graphs.replayed
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_recorded_features_of_the_checkpoint(
+    name: str, checkpoint_features: WhisperFeatures
+) -> None:
+    encoded = checkpoint_features.encode(load_audio(GOLDEN / "e2e" / "audio" / name))
+    assert list(encoded.shape) == FILES[name]["feature_shape"]
+    stored = encoded[FILES[name]["feature_rows_stored"]]
+    torch.testing.assert_close(stored, FILE_FEATURES[f"features.{name}"], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("key", [key for key in REFERENCE if ".mel_" in key])
+def test_recorded_spectrograms(key: str, features: WhisperFeatures) -> None:
+    name, field = key.split(".")
+    count = REFERENCE[key].shape[1]
+    wave = recorded_wave(name)
+    mel = features.extractor([wave], sampling_rate=16_000, return_tensors="pt").input_features[0]
+    part = mel[:, :count] if "first" in field else mel[:, -count:]
+    torch.testing.assert_close(part, REFERENCE[key], rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("key", [key for key in REFERENCE if ".hidden." in key])
+def test_recorded_hidden_states(key: str, features: WhisperFeatures) -> None:
+    """What each layer gives: before the first, after each, the last one normalized."""
+    wave, index = recorded_wave(key.split(".")[0]), int(key.split(".")[2].split("_")[0])
+    layers = features.encoder.layers
+    seen: list[torch.Tensor] = []
+    hooks = [layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))]
+    hooks += [layer.register_forward_hook(lambda *out: seen.append(out[2])) for layer in layers]
+    hooks += [features.encoder.layer_norm.register_forward_hook(lambda *out: seen.append(out[2]))]
+    features.encode(wave)
+    for hook in hooks:
+        hook.remove()
+    del seen[-2]
+    expected = REFERENCE[key]
+    torch.testing.assert_close(seen[index][0, : len(expected)], expected, rtol=0, atol=TOLERANCE)
+
+
+def test_batching_changes_nothing(
+    features: WhisperFeatures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wave = recorded_wave(max(NAMES, key=lambda name: META[name]["samples"]))
+    together = features.encode(wave)
+    monkeypatch.setattr(whisper, "BATCH_SEGMENTS", 1)
+    torch.testing.assert_close(features.encode(wave), together, rtol=0, atol=1e-6)
+
+
+def test_bfloat16(checkpoint_features: WhisperFeatures) -> None:
+    wave = load_audio(GOLDEN / "e2e" / "audio" / min(FILES))
+    encoded = load_features(CHECKPOINT, torch.bfloat16).encode(torch.from_numpy(wave))
+    exact = checkpoint_features.encode(wave)
+    assert encoded.dtype == torch.bfloat16
+    error = (encoded.float() - exact).abs().max() / exact.abs().max()
+    assert 0 < error < 0.05
+
+
+def test_attention_is_scaled_dot_product(features: WhisperFeatures) -> None:
+    assert features.encoder.config._attn_implementation == "sdpa"
+
+
+def test_only_parameters_and_only_slots(features: WhisperFeatures) -> None:
+    """Nothing beside the slots is filled, so nothing else may carry state."""
+    encoder = features.encoder
+    assert not dict(encoder.named_buffers())
+    names = [slot.parameter for slot in whisper_slots(encoder.config)]
+    assert sorted(names) == sorted(name for name, _ in encoder.named_parameters())
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A folder of the checkpoint, free to be changed."""
+    return Path(shutil.copytree(CHECKPOINT, tmp_path / "whisper"))
+
+
+@pytest.mark.parametrize("prefix", ["encoder.", "whisper_model.speech_encoder."])
+def test_names_after_fine_tuning(
+    prefix: str, directory: Path, checkpoint_features: WhisperFeatures
+) -> None:
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    path.unlink()
+    save_file({n.replace("model.encoder.", prefix): t for n, t in tensors.items()}, path)
+    wave = load_audio(GOLDEN / "e2e" / "audio" / min(FILES))
+    expected = checkpoint_features.encode(wave)
+    assert torch.equal(load_features(directory).encode(wave), expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        ("config.json", "d_model", None),
+        ("config.json", "encoder_layers", "2"),
+        ("config.json", "encoder_attention_heads", 7),
+        ("config.json", "max_source_positions", 750),
+        ("config.json", "activation_function", "relu"),
+        ("preprocessor_config.json", "feature_size", 80),
+        ("preprocessor_config.json", "chunk_length", 15),
+        ("preprocessor_config.json", "sampling_rate", 24_000),
+        ("preprocessor_config.json", "dither", 0.1),
+    ],
+)
+def test_other_encoders_are_refused(file: str, field: str, value: object, directory: Path) -> None:
+    path = directory / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(CheckpointError, match=rf"{file}: .*{field}"):
+        whisper_part(directory)
+
+
+def test_missing_file_is_named(directory: Path) -> None:
+    (directory / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json: file missing"):
+        whisper_part(directory)

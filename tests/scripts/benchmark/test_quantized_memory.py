@@ -1,0 +1,122 @@
+"""Memory of the quantized model at the published size, counted on tensors without values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from kimia_infer.api.memory import RESERVE, MemoryPlan
+from kimia_infer.api.request import BUDGETS
+from kimia_infer.engine.state import BOTH, TEXT, ControlTokens, DecodeState, Tracks
+from kimia_infer.layers.attention import Backend
+from kimia_infer.layers.quantization import SCHEMES, stored_build
+from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
+from kimia_infer.models.kimi_audio.vocoder import Vocoder
+from kimia_infer.utils.graphs import Direct
+from kimia_infer.weights.checkpoint import Part
+from kimia_infer.weights.tensors import TensorStore
+from scripts.benchmark.sizes import PUBLISHED
+from scripts.benchmark.training_memory import _Peak
+from tests.paths import GOLDEN
+
+CPU = torch.device("cpu")
+GB = 10**9
+# What the card needs besides: the CUDA context, libraries' workspaces and recorded graphs. The
+# work of encoders and detokenizer is small beside that of a long prompt.
+REST = 1.5 * GB
+# Whose output is as large as its query, as that of fused attention.
+FUSED = Backend("fused", lambda query, keys, values: torch.empty_like(query), None, True)
+
+
+def allocated(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
+    return Part("part", build, [], TensorStore({}, GOLDEN)).allocate(CPU, dtype)
+
+
+@dataclass
+class Loaded:
+    """All parts as they are served."""
+
+    language_model: LanguageModel
+    rest: list[nn.Module]
+
+    def parameters(self) -> list[torch.Tensor]:
+        return [p for module in (self.language_model, *self.rest) for p in module.parameters()]
+
+
+@contextmanager
+def loaded(scheme: str, speech: bool) -> Iterator[Loaded]:
+    """The published model, without values."""
+    half = torch.bfloat16
+    with FakeTensorMode():
+        build = stored_build(lambda: LanguageModel(PUBLISHED.language_model), scheme)
+        rest = [
+            allocated(lambda: SpeechTokenizer(PUBLISHED.speech_tokenizer), torch.float32),
+            allocated(lambda: WhisperEncoder(PUBLISHED.whisper), half),
+        ]
+        if speech:
+            rest.append(allocated(lambda: DiT(PUBLISHED.dit), half))
+            rest.append(allocated(lambda: Vocoder(PUBLISHED.vocoder), half))
+        yield Loaded(allocated(build, half), rest)
+
+
+def peak(scheme: str, speech: bool) -> int:
+    """With everything loaded, while the longest prompt is read, which is one for text."""
+    tracks: Tracks = BOTH if speech else TEXT
+    length = max(BUDGETS.values())
+    with loaded(scheme, speech) as model, _Peak({}) as counted, torch.inference_mode():
+        counted.see(model.parameters())
+        weights = counted.now
+        control = ControlTokens(0, 0, (0,))
+        capacity = max(BUDGETS.values())
+        state = DecodeState(model.language_model, control, capacity, FUSED, Direct())
+        ids = torch.zeros(1, length, dtype=torch.int64)
+        state.prefill(model.language_model.embed(ids, ids), tracks)
+        cache = 2 * state.attention.cache.keys.nbytes
+    assert weights == sum(p.nbytes for p in model.parameters())
+    assert counted.most > weights + cache
+    return counted.most
+
+
+@pytest.mark.parametrize(
+    ("scheme", "speech", "limit"),
+    [("int8", True, 22), ("fp8", True, 22), ("int4", False, 15), ("int4", True, 19)],
+)
+def test_peak(scheme: str, speech: bool, limit: int) -> None:
+    """Also: loading is refused by a sum that is neither less nor much more than what is counted."""
+    found = peak(scheme, speech)
+    assert found + REST <= limit * GB
+    with loaded(scheme, speech) as model:
+        rest = [sum(p.nbytes for p in module.parameters()) for module in model.rest]
+    encoders, speaking = tuple(rest[:2]), sum(rest[2:])
+    plan = MemoryPlan(PUBLISHED.language_model, torch.bfloat16, "none", encoders, speaking)
+    assert found <= plan.needed(scheme, speech) - RESERVE <= 1.03 * found
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_weights_of_the_language_model(scheme: str) -> None:
+    """By arithmetic: what is quantized, and what is not in two bytes a value."""
+    config = PUBLISHED.language_model
+    hidden, inner, layers = config.hidden_size, config.intermediate_size, config.total_layers
+    joined = hidden + 2 * config.kv_heads * config.head_dim
+    attention, forward = hidden * (joined + hidden), 3 * hidden * inner
+    scales = {"attention": joined + hidden, "forward": 2 * inner + hidden}
+    small = layers * (joined + 2 * hidden) + 2 * hidden  # biases and norms
+    adaptor = hidden * (config.adaptor_input_dim + hidden + 4)
+    others = 2 * (3 * config.vocab_size * hidden + adaptor + small)
+    quantized = {
+        "none": 2 * (attention + forward),
+        "int4": attention + 2 * scales["attention"] + forward * 9 // 16,
+    }
+    eight = attention + forward + 2 * sum(scales.values())
+    expected = others + layers * quantized.get(scheme, eight)
+    with loaded(scheme, speech=False) as model:
+        assert sum(p.nbytes for p in model.language_model.parameters()) == expected

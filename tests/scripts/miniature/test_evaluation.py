@@ -1,0 +1,118 @@
+"""Answers of a miniature, its ablations, and the figures that are made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.data.conversations import DataError
+from scripts.miniature.evaluation import (
+    Answer,
+    Case,
+    _scores,
+    _understood,
+    agreement,
+    answer,
+    load_model,
+    measure,
+    read_cases,
+    right,
+    spoken_right,
+    transcribed,
+)
+from tests.paths import MINI
+
+
+@pytest.fixture(scope="module")
+def model() -> KimiAudio:
+    return load_model(MINI)
+
+
+def test_cases_are_what_the_service_answers(model: KimiAudio, world: Path, monkeypatch):
+    cases = read_cases(world / "held_out.jsonl", world, ("question", "transcription"), 5)
+    assert [(case.kind, case.text, case.spoken) for case in cases] == [
+        ("question", "two", True), ("transcription", "one red cup", False),
+    ]  # fmt: skip
+    assert not read_cases(world / "held_out.jsonl", world, ("read",), 5)
+    case = cases[1]
+    _, text = model.generate(case.chats, output_type="text", max_new_tokens=400)
+    assert answer(model, case).text == text
+    encode = model.whisper_features.encode
+    monkeypatch.setattr(model.whisper_features, "encode", lambda wave: 0 * encode(wave))
+    _, text = model.generate(case.chats, output_type="text", max_new_tokens=400)
+    monkeypatch.undo()
+    assert answer(model, case, "features").text == text != answer(model, case).text
+
+
+def test_shuffled_codes_are_the_same_codes(model: KimiAudio, world: Path, monkeypatch):
+    (case,) = read_cases(world / "held_out.jsonl", world, ("transcription",), 1)
+    embedded, embed = [], model.language_model.embed
+
+    def watch(audio_ids, *rest):
+        embedded.append(audio_ids[0].tolist())
+        return embed(audio_ids, *rest)
+
+    monkeypatch.setattr(model.language_model, "embed", watch)
+    answer(model, case)
+    answer(model, case, "codes")
+    plain, shuffled = (ids for ids in embedded if len(ids) > 1)
+    assert plain != shuffled
+    assert sorted(plain) == sorted(shuffled)
+
+
+def test_the_delay_can_be_taken_away(world: Path):
+    model = load_model(MINI, audio_delay=0)
+    assert model.prompt_builder.audio_delay == 0
+    (case,) = read_cases(world / "held_out.jsonl", world, ("question",), 1)
+    given, removed = answer(load_model(MINI), case), answer(model, case)
+    assert removed.codes != given.codes
+
+
+def test_the_figures():
+    cases = [Case("question", [], text, True) for text in ("one two", "three", "four five six")]
+    given = [("one two", (1,)), ("four", (2,)), ("four six", ())]
+    answers = [Answer(text, codes, True) for text, codes in given]
+    said = ["one two", "three", "four six"]
+    assert transcribed(cases, answers) == pytest.approx(2 / 6)
+    assert right(cases, answers) == pytest.approx(1 / 3)
+    assert agreement(answers, said) == pytest.approx(2 / 3)
+    assert spoken_right(cases, said) == pytest.approx(2 / 3)
+
+
+def test_figures_of_a_set_and_of_an_ablation():
+    kinds = ("transcription", "question", "question", "dialogue", "repeat", "read")
+    texts = ("one two", "three", "four", "five", "six", "seven")
+    cases = [Case(k, [], t, k != "transcription") for k, t in zip(kinds, texts, strict=True)]
+    answers = [Answer(text, (index,), True) for index, text in enumerate(texts)]
+    answers[1] = Answer("two", (1,), True)
+    answered = cases, answers, ["", "three", "four", "nine", "six", "seven"]
+    found = _scores(answered)
+    assert found["transcription"] == {"count": 1, "word_errors": 0.0, "right": 1.0}
+    assert found["question"] == {
+        "count": 2, "word_errors": 0.5, "right": 0.5, "agreement": 0.5, "spoken_right": 1.0
+    }  # fmt: skip
+    assert (found["dialogue"]["right"], found["dialogue"]["spoken_right"]) == (1.0, 0.0)
+    assert found["agreement"] == pytest.approx(3 / 5)
+    expected = {"all_right": 2 / 3, "word_errors": 0.0, "right": 0.5, "spoken_right": 1.0}
+    assert _understood(answered) == pytest.approx(expected)
+
+
+def test_another_kind_of_answer_can_be_asked_for(model: KimiAudio, world: Path, monkeypatch):
+    (case,) = read_cases(world / "held_out.jsonl", world, ("transcription",), 1)
+    asked, prompt = [], model.encode_chat
+
+    def watch(messages, options):
+        asked.append(options.output_type)
+        return prompt(messages, options)
+
+    monkeypatch.setattr(model, "encode_chat", watch)
+    answer(model, case)
+    answer(model, case, "request")
+    assert asked == ["text", "both"]
+
+
+def test_a_world_without_a_kind_is_named(world: Path):
+    with pytest.raises(DataError, match=r"held_out.jsonl: no read, repeat"):
+        measure(MINI, world, limit=1)

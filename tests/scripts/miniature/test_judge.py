@@ -1,0 +1,84 @@
+"""The judge understands the original voice, and not what is something else."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from kimia_infer.audio.decode import SAMPLE_RATE
+from scripts.miniature.espeak import Synthesizer, Utterance
+from scripts.miniature.judge import (
+    OPEN_WORDS,
+    Heard,
+    Judge,
+    chance_recall,
+    content_words,
+    recall,
+    template_of,
+)
+from scripts.miniature.spoken_world import ANSWER_VOICE, resampled
+from scripts.miniature.world import dialogue, questions, sentence
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    chance = random.Random(1)
+    answers = [dialogue(chance, "held_out")[-1].answer for _ in range(6)]
+    answers += [turn.answer for turn in questions("held_out")["count"]]
+    return [sentence(chance, "held_out") for _ in range(12)] + answers
+
+
+@pytest.fixture(scope="module")
+def waves(texts: list[str]) -> list[np.ndarray]:
+    synthesizer = Synthesizer()
+    speeches = [synthesizer.speak(Utterance(text, ANSWER_VOICE)) for text in texts]
+    return [resampled(speech.wave, SAMPLE_RATE) for speech in speeches]
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge()
+
+
+def test_the_original_voice_is_understood(judge: Judge, texts: list[str], waves):
+    heard = [judge.heard(text, wave) for text, wave in zip(texts, waves, strict=True)]
+    assert recall(heard) > 0.9
+
+
+def test_answers_are_heard_among_answers(judge: Judge, texts: list[str], waves):
+    assert judge.hear(waves[1]) == texts[1] != judge.hear(waves[1], "answer")
+    assert judge.hear(waves[-1], "answer") == judge.hear(waves[-1]) == texts[-1]
+
+
+def test_other_words_are_not_understood(judge: Judge, texts: list[str], waves):
+    """Sounds of other texts score near chance, noise gives next to nothing."""
+    heard = [judge.heard(t, w) for t, w in zip(texts, waves[1:] + waves[:1], strict=True)]
+    assert recall(heard) < 0.35
+    noise = np.random.default_rng(1).normal(0, 0.05, 2 * SAMPLE_RATE)
+    assert recall(judge.heard(text, noise) for text in texts) < 0.3
+
+
+def test_hearing_depends_on_the_sound_alone(judge: Judge, waves):
+    forward = [judge.hear(wave) for wave in waves]
+    assert [judge.hear(wave) for wave in reversed(waves)] == forward[::-1]
+
+
+def test_content_words_are_those_of_open_slots():
+    text = "a red cup and a red hat"
+    assert template_of(text) == "a {color} {object} and a {color} {object}"
+    assert content_words(text) == {"red": 2, "cup": 1, "hat": 1}
+    assert content_words("turn on the lamp in the garden") == {"on": 1, "garden": 1}
+    assert content_words("okay blue key") == {"blue": 1, "key": 1}
+    heard = Heard(text, "a red book and a blue hat")
+    assert (heard.wanted, heard.found) == (4, 2)
+    assert recall([heard, Heard("red", "red")]) == 3 / 5
+    with pytest.raises(ValueError, match="not a sentence"):
+        content_words("the sky is blue")
+
+
+def test_chance_is_that_of_a_random_slot():
+    """Of one slot, one in as many as it has words; templates are understood by themselves."""
+    colors = ["red", "blue", "green"] * 400
+    assert abs(chance_recall(colors) - 1 / len(OPEN_WORDS["color"])) < 0.03

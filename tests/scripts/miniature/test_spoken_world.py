@@ -1,0 +1,158 @@
+"""The spoken world: files as described, sounds that repeat, disjoint sets."""
+
+from __future__ import annotations
+
+import json
+import wave as riff
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.encode import FULL_SCALE, wav_bytes
+from kimia_infer.data.conversations import ConversationFile
+from kimia_infer.training.codec.data import find_sounds
+from scripts.miniature import espeak
+from scripts.miniature.espeak import (
+    RATE,
+    SynthesisError,
+    Synthesizer,
+    Utterance,
+    Voice,
+    speak_all,
+)
+from scripts.miniature.spoken_world import (
+    ANSWER_RATE,
+    ANSWER_VOICE,
+    HELD_OUT_VARIANTS,
+    KINDS,
+    LANGUAGES,
+    SETS,
+    VARIANTS,
+    WorldSize,
+    draw_tasks,
+    resampled,
+    silences,
+    write_world,
+)
+
+SIZE = WorldSize(
+    train=40, validation=10, held_out=10, held_out_voices=10, voice_train=6, voice_held_out=4
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, SIZE, processes=1)
+    return folder
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_conversations_can_be_trained_on(world: Path):
+    for name in SETS:
+        file = ConversationFile(world / f"{name}.jsonl")
+        assert len(file) == getattr(SIZE, name)
+        kinds = Counter(file.raw(index)["kind"] for index in range(len(file)))
+        assert kinds.keys() == KINDS.keys()
+        for index, conversation in enumerate(file):
+            spoken = file.raw(index)["kind"] != "transcription"
+            assert conversation.output_type == ("both" if spoken else "text")
+            *_, last = conversation.messages
+            assert last.role == "assistant" and last.text
+            for message in conversation.messages:
+                if message.audio is not None:
+                    expected = ANSWER_RATE if message.role == "assistant" else SAMPLE_RATE
+                    with riff.open(str(world / message.audio)) as sound:
+                        assert sound.getframerate() == expected
+                        assert 0.3 < sound.getnframes() / expected < 5
+
+
+def test_sounds_have_texts_and_phones(world: Path):
+    for name in [f"speech_{name}" for name in SETS] + ["voice_train", "voice_held_out"]:
+        for sound in find_sounds(world / f"{name}.jsonl", world, needs_text=True):
+            seconds = len(load_audio(sound.path, sample_rate=SAMPLE_RATE)) / SAMPLE_RATE
+            assert sound.phones[-1][1] <= seconds + 0.001
+            assert len(sound.phones) >= 2 * len(sound.text.split())
+    for sound in find_sounds(world / "speech_held_out.jsonl", world, needs_text=True):
+        wave, rate = load_audio(sound.path, sample_rate=SAMPLE_RATE), SAMPLE_RATE
+        begun = round(sound.phones[0][1] * rate)
+        # Up to the first phone there is next to nothing, and of users' sounds often much of it.
+        assert np.abs(wave[: max(0, begun - rate // 50)]).max(initial=0.0) < 0.02
+    voices = {line["voice"] for line in lines(world / "voice_train.jsonl")}
+    assert voices == {ANSWER_VOICE.name}
+
+
+def test_sets_share_neither_voices_nor_texts():
+    drawn = {name: draw_tasks(name, 200, seed=1) for name in SETS}
+    voices = {name: {task.voice for task in tasks} for name, tasks in drawn.items()}
+    assert not voices["held_out_voices"] & (voices["train"] | voices["held_out"])
+    variants = {voice.name.split("+")[1] for voice in voices["held_out_voices"]}
+    assert variants <= set(HELD_OUT_VARIANTS) and not variants & set(VARIANTS)
+    texts = {name: {task.turns for task in tasks} for name, tasks in drawn.items()}
+    for name in ("validation", "held_out", "held_out_voices"):
+        assert not texts[name] & texts["train"]
+        kinds = Counter((task.kind, task.turns) for task in drawn[name])
+        assert max(kinds.values()) == 1
+
+
+def test_users_do_not_speak_at_once():
+    spoken = [Utterance("red", voice) for voice in (Voice("en", 150, p) for p in range(30, 71))]
+    before, after = zip(*map(silences, spoken), strict=True)
+    assert min(before) < 0.05 and 0.25 < max(before) <= 0.3
+    assert min(after) < 0.05 and 0.35 < max(after) <= 0.4
+    assert silences(Utterance("red", ANSWER_VOICE)) == (0.0, 0.0)
+
+
+def test_sounds_do_not_depend_on_the_number_of_processes(monkeypatch):
+    monkeypatch.setattr(espeak, "CHUNK", 2)
+    said = [Utterance(text, Voice("en-us+f2", 150, 50)) for text in ("one", "two", "red", "six")]
+    alone, together = list(speak_all(said, 1)), list(speak_all(said, 2))
+    for first, second in zip(alone, together, strict=True):
+        assert np.array_equal(first.wave, second.wave)
+        assert first.phones == second.phones
+
+
+def test_every_voice_exists_and_is_its_own():
+    synthesizer = Synthesizer()
+    names = [f"{language}+{v}" for language in LANGUAGES for v in VARIANTS + HELD_OUT_VARIANTS]
+    heard = [synthesizer.speak(Utterance("a red cup", Voice(n, 150, 50))).wave for n in names]
+    assert len({wave.tobytes() for wave in heard}) == len(names)
+    for name in ("xx-none", "en-us+none"):
+        with pytest.raises(SynthesisError, match=f"no voice {name!r}".replace("+", r"\+")):
+            synthesizer.speak(Utterance("one", Voice(name, 150, 50)))
+
+
+def test_phones_begin_where_they_sound():
+    """The hiss of "six" is where the first phone is said to be, the pause at the end silent."""
+    wave, phones = Synthesizer().speak(Utterance("six", ANSWER_VOICE))
+    assert [name for name, _ in phones][:4] == ["s", "I", "k", "s"]
+    starts = [start for _, start in phones]
+    assert starts == sorted(starts)
+
+    def crossings(part: np.ndarray) -> float:
+        return float(np.mean(np.diff(np.sign(part.astype(float))) != 0))
+
+    hiss, vowel = wave[starts[0] : starts[1]], wave[starts[1] : starts[2]]
+    assert crossings(hiss) > 2 * crossings(vowel)
+
+
+@pytest.mark.parametrize("rate", [SAMPLE_RATE, ANSWER_RATE])
+def test_resampling_is_that_of_the_loader(rate: int):
+    wave = Synthesizer().speak(Utterance("a red cup", ANSWER_VOICE)).wave
+    expected = load_audio(wav_bytes(wave / FULL_SCALE, RATE), sample_rate=rate)
+    assert np.array_equal(resampled(wave, rate), expected)
+
+
+def test_what_is_missing_is_named(monkeypatch):
+    def fail(name: str):
+        raise OSError("cannot open shared object file")
+
+    monkeypatch.setattr(espeak.ctypes, "CDLL", fail)
+    with pytest.raises(SynthesisError, match="apt-get install espeak-ng"):
+        Synthesizer()

@@ -1,0 +1,142 @@
+"""The stages of the miniature: in order, skipped when done, and kept when interrupted."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.audio.mel import MelConfig
+from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.speech_tokenizer import (
+    SpeechTokenizerConfig,
+    speech_tokenizer_part,
+)
+from kimia_infer.training.checkpoints import TrainingError
+from kimia_infer.training.codec.detokenizer import SoundReader
+from kimia_infer.training.codec.settings import (
+    DiTSize,
+    EncoderSize,
+    GeneratorSize,
+    TokenizerSettings,
+)
+from kimia_infer.training.codec.speech_tokenizer import new_config, new_tokenizer
+from scripts.miniature import evaluation, figures, stages
+from scripts.miniature.spoken_world import WorldSize
+from scripts.miniature.stages import STAGES, Stage, done, make, make_encoder, ready
+from scripts.miniature.whisper_encoder import WhisperSize
+from tests.training.runs import interrupt
+
+CPU = torch.device("cpu")
+
+
+def test_stages_can_be_made_in_their_order(tmp_path: Path):
+    for name, stage in STAGES.items():
+        assert all(done(tmp_path, needed) for needed in stage.needs)
+        assert name in ready(tmp_path)
+        (tmp_path / stage.result).mkdir(parents=True)
+        assert name not in ready(tmp_path)
+    assert not ready(tmp_path)
+
+
+def test_independent_stages_can_run_together(tmp_path: Path):
+    assert ready(tmp_path) == ["world"]
+    (tmp_path / "world").mkdir()
+    assert ready(tmp_path) == ["tokenizer", "whisper", "vocoder"]
+    assert ready(tmp_path, running=["tokenizer"]) == ["whisper", "vocoder"]
+    (tmp_path / STAGES["tokenizer"].result).mkdir(parents=True)
+    assert ready(tmp_path, running=["vocoder", "whisper"]) == ["encoder"]
+
+
+def test_a_stage_is_made_once_and_after_what_it_needs(tmp_path: Path, monkeypatch):
+    made = []
+
+    def write(run: Path) -> None:
+        made.append(run)
+        (run / "second").mkdir()
+
+    monkeypatch.setitem(STAGES, "vocoder", Stage(write, "second", ("world",)))
+    with pytest.raises(TrainingError, match="vocoder: needs world to be done first"):
+        make(tmp_path, "vocoder")
+    (tmp_path / "world").mkdir()
+    make(tmp_path, "vocoder")
+    make(tmp_path, "vocoder")
+    assert made == [tmp_path]
+
+
+def test_an_interrupted_world_is_not_taken_for_one(tmp_path: Path, monkeypatch):
+    def fail(folder: Path, size: object, processes: int) -> None:
+        folder.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "write_world", fail)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, "world")
+    assert ready(tmp_path) == ["world"]
+    monkeypatch.setattr(stages, "write_world", lambda folder, *_: folder.mkdir())
+    make(tmp_path, "world")
+    assert done(tmp_path, "world")
+
+
+def test_the_encoder_is_the_rounded_tokenizer(tmp_path: Path):
+    size = EncoderSize(width=32, layers=1, heads=2, codes=20)
+    config = new_config(TokenizerSettings(data="", output="", size=size))
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer(SpeechTokenizerConfig.from_json(config, Path("config.json")))
+    tensors = {name: p.detach() for name, p in tokenizer.named_parameters()}
+    folder = tmp_path / "tokenizer" / "final" / SPEECH_TOKENIZER_FOLDER
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(tensors | {"ema_count": torch.ones(20)}, folder / "model.safetensors")
+    make_encoder(tmp_path)
+    stored = tmp_path / "encoder" / SPEECH_TOKENIZER_FOLDER
+    found = load_file(stored / "model.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name].half()) for name in tensors)
+    served = speech_tokenizer_part(stored).load(CPU, torch.float32)
+    assert torch.equal(served.codebook.weight, tensors["codebook.weight"].half().float())
+    reader = SoundReader(tmp_path / "encoder")
+    assert reader.codes == 20
+    assert reader.mel == MelConfig(24_000, 1024, 1024, 480, 80, 0.0, 8000.0)
+
+
+SMALL = {
+    "VOCODER": {"size": GeneratorSize(channels=32, dilations=(1,)), "batch_size": 2},
+    "TOKENIZER": {"size": EncoderSize(width=32, layers=2, heads=2, codes=20), "batch_size": 2},
+    "DETOKENIZER": {"size": DiTSize(width=32, depth=1, heads=1), "batch_size": 2},
+    "WHISPER": {"size": WhisperSize(width=16, layers=1, heads=2, feed_forward=16)},
+    "LANGUAGE_MODEL": {"batch_size": 2},
+}
+STEPS = {"max_steps": 2, "save_every": 1, "eval_every": 2}
+
+
+def test_a_miniature_is_made_from_nothing(tmp_path: Path, monkeypatch):
+    """All stages, of a world of a few sounds; one training is interrupted and goes on."""
+    each = 10
+    monkeypatch.setattr(stages, "WORLD", WorldSize(each, each, each, each, 2, 6))
+    monkeypatch.setattr(stages, "MEASURED", 1)
+    for name, values in SMALL.items():
+        monkeypatch.setitem(vars(stages), name, getattr(stages, name) | values | STEPS)
+    monkeypatch.setattr(evaluation, "LONG_SECONDS", 3)
+    monkeypatch.setattr(evaluation, "MOST_STEPS", 10)
+    monkeypatch.setattr(figures, "TIMED", 1)
+    few = partial(stages.write_conversations, joined=2)
+    monkeypatch.setattr(stages, "write_conversations", few)
+    make(tmp_path, "world")
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, lambda: make(tmp_path, "vocoder"), step=1)
+    while waiting := ready(tmp_path):
+        make(tmp_path, waiting[0])
+    assert all(done(tmp_path, name) for name in STAGES)
+    measured = json.loads((tmp_path / "figures" / "figures.json").read_text())
+    assert measured["sets"].keys() == set(evaluation.HELD_OUT_SETS)
+    assert measured["ablations"].keys() == {"none", *evaluation.ABLATIONS}
+    assert measured["same_tokens_with_full_heads"]
+    model = KimiAudio(str(tmp_path / "mini"))
+    question = {"role": "user", "message_type": "text", "content": "one"}
+    model.generate([question], output_type="both", max_new_tokens=9)

@@ -1,0 +1,76 @@
+"""The command that trains the miniature: what is done is skipped, failures are told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.miniature.stages import STAGES
+from tests.paths import ROOT
+
+COMMAND = ROOT / "scripts" / "train_mini"
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_a_finished_run_is_told(tmp_path: Path):
+    for stage in STAGES.values():
+        (tmp_path / stage.result).mkdir(parents=True, exist_ok=True)
+    finished = run(tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert f"{tmp_path / 'mini'}: done; 0.00 hours this time" in finished.stdout
+
+
+def test_a_stage_that_fails_ends_the_run_and_says_where(tmp_path: Path):
+    """The others that run already are waited for, no further one begins."""
+    (tmp_path / "world").mkdir()
+    for name in ("vocoder", "whisper"):
+        (tmp_path / STAGES[name].result).mkdir(parents=True)
+    failed = run(tmp_path, "--jobs", 2)
+    assert failed.returncode == 1
+    log = tmp_path / "logs" / "tokenizer.log"
+    assert f"train_mini: see {log}" in failed.stderr
+    assert "tokenizer: FAILED after 0." in failed.stdout
+    assert "speech_train.jsonl: cannot be read" in log.read_text()
+    assert [path.name for path in log.parent.iterdir()] == ["tokenizer.log"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_the_stages_too(tmp_path: Path, number: int):
+    """And the same command does not begin what another process still makes."""
+    process = subprocess.Popen(
+        [sys.executable, COMMAND, tmp_path, "--jobs", "1"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    part, log = tmp_path / ".world.part", tmp_path / "logs" / "world.log"
+    while not part.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    refused = run(tmp_path, "world")
+    assert f"world: another process is making it in {tmp_path}" in refused.stderr
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the same command goes on" in errors
+    assert "train_mini: world: interrupted" in log.read_text()
+    assert not (tmp_path / "world").exists()
+
+
+def test_a_stage_out_of_order_is_refused(tmp_path: Path):
+    refused = run(tmp_path, "detokenizer")
+    assert refused.returncode == 1
+    assert "train_mini: detokenizer: needs encoder to be done first\n" in refused.stderr

@@ -1,0 +1,194 @@
+"""The client against a scripted server: waiting, refusals and failures."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kimia_infer.serving import client
+from kimia_infer.serving.answer import read_reference
+from kimia_infer.serving.client import (
+    ServerError,
+    data_uri,
+    parse_events,
+    post_prediction,
+    stream_prediction,
+)
+
+BUSY = (409, {"error": "At capacity"})
+STARTING = (503, {"error": "Setup has not finished"})
+DONE = (200, {"status": "succeeded", "output": {"text": "Hi"}})
+REFUSED = (
+    422,
+    {"detail": [{"loc": ["body", "input", "seed"], "msg": "-1 is less than 0", "type": "x"}]},
+)
+
+
+class Script(http.server.ThreadingHTTPServer):
+    """Answers POSTs from a list, remembers them, and reports one health status."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), ScriptHandler)
+        self.answers: list[tuple[int, object]] = []
+        self.requests: list[tuple[str, str | None, object]] = []
+        self.status = "STARTING"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class ScriptHandler(http.server.BaseHTTPRequestHandler):
+    server: Script
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.requests.append((self.path, self.headers["Authorization"], body))
+        self.reply(*self.server.answers.pop(0))
+
+    def do_GET(self) -> None:
+        assert self.path == "/health-check"
+        self.reply(200, {"status": self.server.status})
+
+    def reply(self, code: int, document: object) -> None:
+        content = document if isinstance(document, bytes) else json.dumps(document).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments) -> None:
+        return
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
+    monkeypatch.setattr(client, "RETRY_SECONDS", 0.01)
+    with Script() as script:
+        threading.Thread(target=script.serve_forever, daemon=True).start()
+        yield script
+        script.shutdown()
+
+
+def test_inputs_and_token_are_sent(server: Script) -> None:
+    server.answers = [DONE, DONE]
+    assert post_prediction(server.url + "/", {"text": "Hi"}, token="t0k") == DONE[1]
+    post_prediction(f"{server.url}/v1/models/x/predictions", {})
+    assert server.requests == [
+        ("/predictions", "Bearer t0k", {"input": {"text": "Hi"}}),
+        ("/v1/models/x/predictions", None, {"input": {}}),
+    ]
+
+
+def test_busy_or_starting_server_is_asked_again(server: Script) -> None:
+    server.answers = [STARTING, BUSY, BUSY, DONE]
+    said: list[str] = []
+    assert post_prediction(server.url, {}, report=said.append) == DONE[1]
+    assert len(server.requests) == 4
+    assert len(said) == 1 and "Setup has not finished" in said[0]
+
+
+def test_waiting_ends(server: Script) -> None:
+    server.answers = [BUSY] * 1000
+    with pytest.raises(ServerError, match=r"no answer within 0\.2 s \(last: At capacity\)"):
+        post_prediction(server.url, {}, timeout=0.2)
+
+
+@pytest.mark.parametrize("status", ["SETUP_FAILED", "DEFUNCT", "UNHEALTHY"])
+def test_dead_server_is_not_waited_for(server: Script, status: str) -> None:
+    server.answers, server.status = [STARTING], status
+    with pytest.raises(ServerError, match=f"status is {status}"):
+        post_prediction(server.url, {})
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (REFUSED, "HTTP 422: seed: -1 is less than 0"),
+        ((413, b"too large"), "HTTP 413: too large"),
+        ((500, b""), "HTTP 500"),
+        ((422, {"detail": [{"loc": []}]}), "HTTP 422"),
+        ((401, {"detail": "Unauthorized"}), "HTTP 401: Unauthorized"),
+        ((200, b"<html>"), "not JSON"),
+        ((200, [1]), "no object"),
+    ],
+    ids=str,
+)
+def test_refusal_is_told(server: Script, answer: tuple, message: str) -> None:
+    server.answers = [answer]
+    with pytest.raises(ServerError, match=message):
+        post_prediction(server.url, {})
+
+
+def test_unreachable_server_is_named() -> None:
+    with pytest.raises(ServerError, match=r"127\.0\.0\.1:1/predictions: cannot be reached"):
+        post_prediction("http://127.0.0.1:1", {})
+
+
+def test_data_uri_holds_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "sound.ogg"
+    path.write_bytes(bytes(range(256)))
+    assert data_uri(path).startswith("data:audio/ogg;base64,")
+    assert read_reference(data_uri(path)) == path.read_bytes()
+    nameless = path.rename(tmp_path / "sound")
+    assert data_uri(nameless).startswith("data:application/octet-stream;base64,")
+
+
+def test_events_are_parsed_as_the_standard_says() -> None:
+    lines = [
+        b": keep-alive\n",
+        b"\n",
+        b"event: output\r\n",
+        b'data: {"chunk": "a:b",\r\n',
+        b'data:  "index": 0}\r\n',
+        b"id: 3\n",
+        b"\n",
+        b"event: nothing\n",
+        b"\n",
+        b'data: {"b": 1}\n',
+        b"\n",
+        b'data: {"unfinished": 1}\n',
+    ]
+    assert list(parse_events(lines)) == [
+        ("output", {"chunk": "a:b", "index": 0}),
+        ("message", {"b": 1}),
+    ]
+    for broken in (b"data: {\n", b"data: 3\n", b"data: \xff\n"):
+        with pytest.raises(ValueError):
+            list(parse_events([broken, b"\n"]))
+
+
+def events(*pairs: tuple[str, object]) -> tuple[int, bytes]:
+    lines = [f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in pairs]
+    return 200, "".join(lines).encode()
+
+
+def test_stream_waits_and_ends_with_completed(server: Script) -> None:
+    output, completed = ("output", {"chunk": {}}), ("completed", {"status": "succeeded"})
+    server.answers = [STARTING, BUSY, events(output, completed, output)]
+    assert list(stream_prediction(server.url, {"text": "Hi"}, token="t0k")) == [output, completed]
+    assert server.requests[-1] == ("/predictions", "Bearer t0k", {"input": {"text": "Hi"}})
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (REFUSED, "HTTP 422: seed: -1 is less than 0"),
+        ((406, {"error": "no streaming"}), "HTTP 406: no streaming"),
+        (events(("output", {})), "ended before the answer did"),
+        (events(("error", {"error": "lagged"})), "lagged"),
+        (events(("error", {})), "the stream failed"),
+        ((200, b"data: {\n\n"), "the stream broke"),
+        ((200, b"{}"), "ended before the answer did"),
+    ],
+    ids=str,
+)
+def test_broken_stream_is_told(server: Script, answer: tuple, message: str) -> None:
+    server.answers = [answer]
+    with pytest.raises(ServerError, match=message):
+        list(stream_prediction(server.url, {}))

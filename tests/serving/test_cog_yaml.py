@@ -1,0 +1,63 @@
+"""The files of Cog's build against its rules (0.23) and against the rest of the repository."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+
+import pytest
+import yaml
+
+from kimia_infer.models.kimi_audio.published import MODEL
+from kimia_infer.serving.cog.interface import read_interface
+from tests.paths import ROOT
+
+CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())
+STREAMING = yaml.safe_load((ROOT / "cog.streaming.yaml").read_text())
+ENVIRONMENT = dict(entry.split("=", 1) for entry in CONFIG["environment"])
+
+RESERVED = [
+    *("PATH", "LD_LIBRARY_PATH", "LIBRARY_PATH", "PYTHONPATH", "PYTHONUNBUFFERED", "VIRTUAL_ENV"),
+    *("CUDA_*", "NVIDIA_*", "NV_*", "R8_*", "REPLICATE_*", "PGET_*", "KUBERNETES_*"),
+    *("HF_ENDPOINT", "HF_HUB_ENABLE_HF_TRANSFER"),
+]
+
+
+def test_only_known_keys() -> None:
+    assert CONFIG.keys() == {"build", "environment", "run"}
+    known = "gpu cuda python_version system_packages python_requirements"
+    assert CONFIG["build"].keys() == set(known.split())
+
+
+def test_files_differ_in_the_predictor_alone() -> None:
+    assert {**CONFIG, "run": None} == {**STREAMING, "run": None}
+
+
+@pytest.mark.parametrize(
+    ("config", "streaming"), [(CONFIG, False), (STREAMING, True)], ids=["whole", "streaming"]
+)
+def test_run_names_a_predictor_that_the_build_can_read(config: dict, streaming: bool) -> None:
+    file, _, predictor = config["run"].partition(":")
+    interface = read_interface(ROOT / file, predictor)
+    assert interface.inputs and interface.streaming == streaming
+
+
+def test_versions_are_strings_and_the_requirements_exist() -> None:
+    build = CONFIG["build"]
+    # Unquoted, YAML would make 3.10 of 3.1 and 13 of 13.0.
+    assert re.fullmatch(r"3\.\d+", build["python_version"])
+    assert re.fullmatch(r"\d+\.\d+", build["cuda"])
+    assert (ROOT / build["python_requirements"]).is_file()
+
+
+def test_kernels_can_be_compiled_in_the_image() -> None:
+    assert {"ffmpeg", "gcc", "libc6-dev"} <= set(CONFIG["build"]["system_packages"])
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT)
+def test_variables_are_not_reserved(name: str) -> None:
+    assert not any(fnmatch.fnmatchcase(name, pattern) for pattern in RESERVED)
+
+
+def test_weights_are_the_published_ones_at_the_pinned_revision() -> None:
+    assert ENVIRONMENT["KIMI_AUDIO_WEIGHTS"] == f"{MODEL.name}@{MODEL.revision}"

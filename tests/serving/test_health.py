@@ -1,0 +1,129 @@
+"""Health and probe: a service says what it is."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from kimia_infer.serving.cog import health as health_module
+from kimia_infer.serving.cog import probe
+from kimia_infer.serving.cog.health import GRACE_SECONDS, DeviceError, Health
+from tests.paths import ROOT
+from tests.serving.conftest import Server, serve_bare
+
+CPU = torch.device("cpu")
+
+UNHEALTHY = '''
+import pathlib
+import predict
+
+class Sick(predict.Predictor):
+    """Its device answers as the file beside says."""
+
+    def healthcheck(self):
+        state = pathlib.Path(__file__).with_name("state")
+        if state.exists():
+            raise RuntimeError(state.read_text())
+        return super().healthcheck()
+'''
+
+
+def test_working_device_is_healthy() -> None:
+    health = Health(CPU)
+    health.check()
+    with health.predicting():
+        health.check()
+    health.check()
+
+
+def test_broken_device_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    health = Health(CPU)
+
+    def lost(*arguments, **keywords):
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(torch, "arange", lost)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="device lost"):
+            health.check()
+    with health.predicting():
+        health.check()  # a busy device is not asked
+    monkeypatch.undo()
+    health.check()
+
+
+def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "arange", lambda *a, **k: torch.zeros(256))
+    with pytest.raises(DeviceError, match="wrong results"):
+        Health(CPU).check()
+
+
+def test_device_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    health, asked, answer = Health(CPU), threading.Event(), threading.Event()
+    arange = torch.arange
+
+    def hanging(*arguments, **keywords):
+        asked.set()
+        assert answer.wait(60)
+        return arange(*arguments, **keywords)
+
+    monkeypatch.setattr(torch, "arange", hanging)
+    first = threading.Thread(target=health.check)
+    first.start()
+    assert asked.wait(60)
+    with pytest.raises(DeviceError, match="has not answered for"):
+        health.check()
+    answer.set()
+    first.join()
+    health.check()
+
+
+def test_prediction_far_beyond_its_limit_counts_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(health_module.time, "monotonic", lambda: now)
+    limited, unlimited = Health(CPU, 10.0), Health(CPU)
+    with limited.predicting(), unlimited.predicting():
+        now += 10 + GRACE_SECONDS
+        limited.check()
+        now += 1
+        unlimited.check()
+        with pytest.raises(DeviceError, match="its limit is 10 s"):
+            limited.check()
+    limited.check()
+
+
+def test_server_reports_what_the_health_check_raises(golden: Path, tmp_path: Path) -> None:
+    (tmp_path / "sick.py").write_text(UNHEALTHY)
+    with serve_bare(golden, tmp_path, f"{tmp_path / 'sick.py'}:Sick") as server:
+        (tmp_path / "state").write_text("CUDA error: device lost")
+        _, state = server.request("GET", "/health-check")
+        assert state["status"] == "UNHEALTHY"
+        assert "device lost" in state["user_healthcheck_error"]
+        assert run_probe(server) == run_probe(server, "--alive") == 1
+        (tmp_path / "state").unlink()
+        server.wait_for("READY")
+        assert run_probe(server) == run_probe(server, "--alive") == 0
+
+
+def run_probe(server: Server, *arguments: str) -> int:
+    return probe.main([*arguments, server.url])
+
+
+def test_probe_of_a_running_server(server: Server, capsys: pytest.CaptureFixture) -> None:
+    server.wait_for("READY")
+    assert run_probe(server) == 0
+    assert capsys.readouterr().out.startswith("READY")
+
+
+def test_probe_without_a_server(capsys: pytest.CaptureFixture) -> None:
+    assert probe.main(["http://127.0.0.1:1"]) == 1
+    assert "no health check" in capsys.readouterr().out
+    assert probe.main(["--ready"]) == 2
+
+
+def test_probe_is_a_command() -> None:
+    assert "python -m kimia_infer.serving.cog.probe" in probe.__doc__
+    assert (ROOT / "kimia_infer" / "service" / "probe.py").is_file()

@@ -1,0 +1,226 @@
+"""Many mixed requests, some of them given up: what the processes hold stays flat.
+
+Resident memory, open files, threads and temporary files of the server and its worker are read
+whenever it is READY. The last part of the run may hold no more than the first part after the
+warm-up. The figures are printed.
+
+What Cog's server leaves below /tmp/coglet is not counted: other servers of the machine share
+it, and it is swept (tests/serving/test_leftovers.py).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import http.client
+import json
+import math
+import os
+import random
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.paths import GOLDEN
+from tests.serving.conftest import Server, data_uri, serve, silence
+
+SOUNDS = [
+    data_uri((GOLDEN / "e2e" / "audio" / name).read_bytes())
+    for name in ("station.wav", "train.wav", "stereo24k.wav")
+]
+LONG_ANSWER = {"text": "Tell me a story.", "audio_temperature": 2.0, "audio_top_k": 0}
+MEBIBYTE = 1 << 20
+
+READY_SECONDS = 10.0
+"""Until READY after a cancel, on a machine that has other work; alone it takes far below one."""
+
+GROWTH = {True: 64 * MEBIBYTE, False: 256 * MEBIBYTE}
+"""Bytes by which resident memory may differ in a long run and in a sample, which is warming up
+all the time. On a CPU, oneDNN keeps a primitive for each of the last 1024 shapes, and answers of
+new lengths bring new ones. A request that leaks the samples of a long answer exceeds the first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What server and worker, in this order, hold; memory in bytes."""
+
+    memory: tuple[int, ...]
+    files: tuple[int, ...]
+    threads: tuple[int, ...]
+    temporary: int
+
+    @classmethod
+    def of(cls, server: Server, processes: list[int]) -> Reading:
+        status = [Path(f"/proc/{pid}/status").read_text() for pid in processes]
+        return cls(
+            tuple(1024 * _number("VmRSS", text) for text in status),
+            tuple(len(os.listdir(f"/proc/{pid}/fd")) for pid in processes),
+            tuple(_number("Threads", text) for text in status),
+            len(server.left_files()),
+        )
+
+
+def _number(name: str, status: str) -> int:
+    return int(re.search(rf"^{name}:\s+(\d+)", status, re.MULTILINE)[1])
+
+
+@dataclasses.dataclass
+class Client:
+    """Asks for one thing after the other, drawn from a seeded generator."""
+
+    server: Server
+    draw: random.Random
+    streams: bool
+    statuses: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    ready_seconds: list[float] = dataclasses.field(default_factory=list)
+
+    def whole(self, kind: str, **inputs: Any) -> None:
+        inputs = {"max_new_tokens": self.draw.choice([4, 12, 30]), **inputs}
+        self.statuses[kind, self.server.predict(**inputs)["status"]] += 1
+
+    def text(self) -> None:
+        self.whole("text", text="word " * self.draw.randint(1, 200), output_type="text")
+
+    def speech(self) -> None:
+        self.whole("speech", text="Hi", audio=self.draw.choice(SOUNDS))
+
+    def transcript(self) -> None:
+        self.whole("transcript", task="transcribe", audio=self.draw.choice(SOUNDS))
+
+    def voice(self) -> None:
+        self.whole("voice", text="Hi", voice=SOUNDS[1])
+
+    def history(self) -> None:
+        chat = [
+            {"role": "user", "message_type": "audio", "content": 0},
+            {"role": "assistant", "message_type": "audio-text", "content": [1, "I see."]},
+        ]
+        sounds = [self.draw.choice(SOUNDS) for _ in chat]
+        self.whole("history", text="And?", history=json.dumps(chat), history_audio=sounds)
+
+    def refused(self) -> None:
+        bad = [{"text": " "}, {"text": "a", "history": "{"}, {"audio": data_uri(b"no sound")}]
+        bad += [{"audio": data_uri(silence(600))}, {"text": "word " * 9000}]
+        self.whole("refused", **self.draw.choice(bad))
+
+    def invalid(self) -> None:
+        self.server.wait_for("READY")
+        body = {"input": {"text": "a", "seed": "x" * self.draw.randint(1, 100_000)}}
+        status, _ = self.server.request("POST", "/predictions", body)
+        self.statuses["invalid", str(status)] += 1
+
+    def canceled(self) -> None:
+        self.server.wait_for("READY")
+        place = f"/predictions/soak-{self.draw.getrandbits(40):x}"
+        body = {"input": self.long_answer()}
+        status, _ = self.server.request("PUT", place, body, Prefer="respond-async")
+        assert status == 202
+        time.sleep(self.draw.uniform(0, 0.6))
+        state, begin = self.server.status(), time.perf_counter()
+        status, _ = self.server.request("POST", f"{place}/cancel")
+        assert status in (200, 404)  # 404: it was over already
+        self.wait_since(f"canceled {state}", begin)
+
+    def dropped(self) -> None:
+        """A client that hangs up before the answer."""
+        self.server.wait_for("READY")
+        connection = http.client.HTTPConnection(self.server.url.partition("//")[2])
+        headers = {"Content-Type": "application/json"}
+        body = json.dumps({"input": self.long_answer()})
+        connection.request("POST", "/predictions", body, headers)
+        time.sleep(self.draw.uniform(0, 0.6))
+        state, begin = self.server.status(), time.perf_counter()
+        connection.close()
+        self.wait_since(f"dropped {state}", begin)
+
+    def dropped_stream(self) -> None:
+        """A client that hangs up within the answer."""
+        with self.server.stream(**self.long_answer()) as events:
+            for _ in range(self.draw.randint(0, 6)):
+                next(events)
+            state, begin = self.server.status(), time.perf_counter()
+        self.wait_since(f"dropped stream {state}", begin)
+
+    def long_answer(self) -> dict[str, Any]:
+        sound = self.draw.choice([{}, {"audio": self.draw.choice(SOUNDS)}])
+        return LONG_ANSWER | sound | {"max_new_tokens": 400, "seed": self.draw.getrandbits(20)}
+
+    def wait_since(self, kind: str, begin: float) -> None:
+        self.server.wait_for("READY")
+        self.ready_seconds.append(time.perf_counter() - begin)
+        self.statuses[kind, "READY"] += 1
+
+    def kinds(self) -> list[Callable[[], None]]:
+        asked = [self.text, self.speech, self.transcript, self.voice, self.history]
+        given_up = [self.canceled, self.dropped_stream if self.streams else self.dropped]
+        return [*asked, self.refused, self.invalid, *given_up, *given_up]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--stream",)], ids=["whole", "streaming"])
+def test_nothing_grows(
+    golden: Path, tmp_path: Path, long: bool, arguments: tuple[str, ...]
+) -> None:
+    """All kinds in random order, 250 requests of each predictor in a long run."""
+    count = 250 if long else 12
+    with serve(golden, tmp_path, *arguments) as server:
+        processes = server.processes()
+        client = Client(server, random.Random(11), bool(arguments))
+        readings = []
+        for _ in range(math.ceil(count / len(client.kinds()))):
+            round_of_all = client.kinds()
+            client.draw.shuffle(round_of_all)
+            for ask in round_of_all:
+                ask()
+                server.wait_for("READY")
+                readings.append(Reading.of(server, processes))
+        assert server.processes() == processes
+        # What a canceled prediction has left goes with the next one.
+        assert server.succeed(text="a", max_new_tokens=2)
+        server.wait_for("READY")
+        assert server.left_files() == []
+    report(client, readings)
+    check_outcomes(client)
+    # Some were given up while the model was at work.
+    assert any(kind.endswith("BUSY") for kind, _ in client.statuses)
+    assert len(readings) >= count
+    assert max(client.ready_seconds) < READY_SECONDS
+    warm = readings[len(readings) * 2 // 5 :]
+    part = len(warm) // 3
+    first, last = warm[:part], warm[-part:]
+    for process in range(len(processes)):
+        for name, allowed in (("memory", GROWTH[long]), ("files", 4), ("threads", 4)):
+            before, after = (
+                statistics.median(getattr(reading, name)[process] for reading in window)
+                for window in (first, last)
+            )
+            assert after <= before + allowed, f"{name} of process {process}: {before} -> {after}"
+
+
+def check_outcomes(client: Client) -> None:
+    """What is asked rightly is answered to the end of the run, and the rest refused."""
+    expected = dict.fromkeys(("text", "speech", "transcript", "voice", "history"), "succeeded")
+    expected |= {"refused": "failed", "invalid": "422"}
+    found = {(kind, status) for kind, status in client.statuses if kind in expected}
+    assert found == set(expected.items())
+
+
+def report(client: Client, readings: list[Reading]) -> None:
+    counts = [f"{kind} {status}: {n}" for (kind, status), n in sorted(client.statuses.items())]
+    seconds = client.ready_seconds
+    print("", f"{len(readings)} requests: " + ", ".join(counts), sep="\n")
+    print(
+        f"READY after {len(seconds)} cancels and hang-ups within {max(seconds):.3f} s, "
+        f"median {statistics.median(seconds):.3f} s"
+    )
+    print("request  memory MiB (server, worker)  open files  threads  temporary files")
+    for index in sorted(
+        {0, *range(9, len(readings), max(1, len(readings) // 10)), len(readings) - 1}
+    ):
+        reading = readings[index]
+        memory = ", ".join(f"{value / MEBIBYTE:.1f}" for value in reading.memory)
+        print(f"{index + 1:7}  {memory}  {reading.files}  {reading.threads}  {reading.temporary}")

@@ -1,0 +1,81 @@
+"""Waves in answers, and what players get of them."""
+
+from __future__ import annotations
+
+import base64
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from kimia_infer.audio.encode import wav_bytes, write_wav
+from kimia_infer.serving.cog.respond import wav_uri
+from kimia_infer.serving.player import PLAYERS, Player
+
+WAVE = torch.cat([torch.linspace(-1.5, 1.5, 999), torch.randn(500) / 3])
+
+
+def test_file_is_the_one_that_is_written_to_disk(tmp_path: Path) -> None:
+    write_wav(tmp_path / "answer.wav", WAVE)
+    assert wav_bytes(WAVE) == wav_bytes(WAVE[None]) == (tmp_path / "answer.wav").read_bytes()
+    assert wav_uri(WAVE) == "data:audio/wav;base64," + base64.b64encode(wav_bytes(WAVE)).decode()
+    assert wav_uri(None) is None
+
+
+def test_chunks_hold_the_samples_of_the_whole() -> None:
+    chunks = WAVE.split([1, 500, 400, 598])
+    assert b"".join(wav_bytes(chunk)[44:] for chunk in chunks) == wav_bytes(WAVE)[44:]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_samples_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="not finite"):
+        wav_bytes(torch.tensor([0.0, value]))
+
+
+def install(folder: Path, name: str, script: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+
+
+@pytest.mark.parametrize("name", PLAYERS)
+def test_player_gets_the_samples_as_they_come(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(tmp_path, name, f'echo "$@" > {tmp_path}/arguments; exec /bin/cat > {tmp_path}/heard')
+    monkeypatch.setenv("PATH", str(tmp_path))
+    player = Player()
+    assert player.name == name
+    player.play(b"")
+    assert not (tmp_path / "heard").exists(), "nothing is started for nothing"
+    player.play(b"one")
+    player.play(b"two")
+    assert player.finish()
+    assert (tmp_path / "heard").read_bytes() == b"onetwo"
+    assert "24000" in (tmp_path / "arguments").read_text()
+
+
+def test_player_that_fails_or_is_missing_loses_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    player = Player()
+    player.play(b"one")
+    assert player.name is None and player.finish()
+    player.stop()
+    install(tmp_path, "aplay", "exit 1")
+    player = Player()
+    for _ in range(100):
+        player.play(bytes(10_000))
+    assert not player.finish()
+
+
+def test_player_can_be_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "ffplay", "exec /bin/sleep 600")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    player = Player()
+    player.play(b"one")
+    player.stop()
+    assert not player.finish()
