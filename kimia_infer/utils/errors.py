@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 
+class ConfigurationError(ValueError):
+    """The model cannot be set up as asked: a wrong argument, or a device that lacks what it takes."""
+
+
 class RequestError(ValueError):
     """A request cannot be served; the message names the field, the rule and the fix."""
 

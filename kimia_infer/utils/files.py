@@ -1,0 +1,150 @@
+"""Files that are whole or absent, locks between processes, and journals that survive a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+PARTIAL = ".part"
+"""Ending of files and directories that are still being written."""
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write a file to, which becomes ``path`` if the block succeeds.
+
+    It is flushed to the disk before it is renamed, and removed if the block raises. The folder
+    of ``path`` is created where it is missing.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file, whole or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write objects as JSON Lines, whole or not at all; the number of lines."""
+    count = 0
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    return count
+
+
+@contextlib.contextmanager
+def replacing_directory(path: Path) -> Iterator[Path]:
+    """An empty directory to fill, which takes the place of ``path`` if the block succeeds.
+
+    What an interrupted attempt left behind is removed first. Only one process may do this for
+    a path at a time.
+    """
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.exists():
+            shutil.rmtree(path)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``, which other processes on this machine then cannot.
+
+    Raises BlockingIOError at once if another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+class Journal:
+    """A JSON Lines file that grows by one object at a time, for one process at a time.
+
+    Opening it drops a last line that an interruption cut short. Use it as a context manager.
+
+    Raises:
+        BlockingIOError: another process has it open.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Journal:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        file = self.path.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._drop_cut_line(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+        self._file = None
+
+    @property
+    def _opened(self) -> IO[bytes]:
+        if self._file is None:
+            raise ValueError(f"{self.path}: the journal is not open")
+        return self._file
+
+    @staticmethod
+    def _drop_cut_line(file: IO[bytes]) -> None:
+        file.seek(0)
+        end = 0
+        for line in file:
+            if not line.endswith(b"\n"):
+                file.truncate(end)
+                break
+            end += len(line)
+
+    def add(self, row: dict[str, Any]) -> int:
+        """Append an object, which then survives the end of the process; where its line begins."""
+        file = self._opened
+        place = file.seek(0, os.SEEK_END)
+        file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        file.flush()
+        return place
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Every line so far and where it begins."""
+        file = self._opened
+        file.seek(0)
+        place = 0
+        for line in file:
+            yield place, line
+            place += len(line)
+
+    def read(self, place: int) -> dict[str, Any]:
+        """The object of the line that begins at ``place``."""
+        file = self._opened
+        file.seek(place)
+        return json.loads(file.readline())
