@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ConfigurationError(ValueError):
-    """The model cannot be set up as asked: a wrong argument, or a device that lacks what it takes."""
+    """The model cannot be set up as asked, or the device lacks what that takes."""
 
 
 class RequestError(ValueError):
