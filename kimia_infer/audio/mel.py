@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.audio_utils import mel_filter_bank
 
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.checkpoint import read_json
@@ -78,6 +77,8 @@ class MelConfig:
 @functools.cache
 def mel_filters(config: MelConfig, device: torch.device) -> Tensor:
     """Weights of the frequencies in every band, fp32 [n_fft // 2 + 1, mel_bins]."""
+    from transformers.audio_utils import mel_filter_bank
+
     filters = mel_filter_bank(
         num_frequency_bins=config.n_fft // 2 + 1,
         num_mel_filters=config.mel_bins,

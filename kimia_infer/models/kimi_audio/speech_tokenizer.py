@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import WhisperConfig
-from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
 
 from kimia_infer.audio.decode import SAMPLE_RATE
 from kimia_infer.models.kimi_audio.segments import (
@@ -41,6 +40,9 @@ from kimia_infer.weights.checkpoint import (
     open_directory,
     read_json,
 )
+
+if TYPE_CHECKING:
+    from transformers import WhisperConfig
 
 BATCH_SEGMENTS = 128
 """Segments encoded together (published implementation). They are padded to the longest of
@@ -98,6 +100,8 @@ class SpeechTokenizer(nn.Module):
     """Block-causal Whisper encoder with a vector quantizer. Run it in float32."""
 
     def __init__(self, config: SpeechTokenizerConfig):
+        from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
         super().__init__()
         self.config = config
         encoder = config.encoder

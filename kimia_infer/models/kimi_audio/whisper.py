@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import WhisperConfig, WhisperFeatureExtractor
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.audio.decode import SAMPLE_RATE
 from kimia_infer.models.kimi_audio.segments import (
@@ -28,6 +27,10 @@ from kimia_infer.weights.checkpoint import (
     read_json,
 )
 from kimia_infer.weights.tensors import TensorStore
+
+if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until an encoder is built
+    from transformers import WhisperConfig, WhisperFeatureExtractor
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 FRAMES_PER_CODE = 4
 """Encoder frames (50 per second) joined to one feature vector (12.5 per second)."""
@@ -72,6 +75,8 @@ def encoder_config(values: Mapping[str, object], source: Path) -> WhisperConfig:
     check_fixed({**ENCODER_FIXED, **values}, ENCODER_FIXED, source)  # both may be left out
     if values["d_model"] % values["encoder_attention_heads"]:
         raise CheckpointError(f"{source}: d_model is not a multiple of encoder_attention_heads")
+    from transformers import WhisperConfig
+
     return WhisperConfig(
         **{name: values[name] for name in ENCODER_SIZES},
         **ENCODER_FIXED,
@@ -105,6 +110,8 @@ def feature_extractor(directory: Path, mels: int) -> WhisperFeatureExtractor:
     path = directory / "preprocessor_config.json"
     if path.is_file():
         check_fixed({**LOG_MEL, **read_json(path)}, settings, path)
+    from transformers import WhisperFeatureExtractor
+
     return WhisperFeatureExtractor(**settings)
 
 
@@ -151,7 +158,13 @@ class WhisperFeatures:
 def whisper_slots(config: WhisperConfig) -> list[Slot]:
     """Every tensor of the encoder, by its published name without ``model.encoder.``."""
     with torch.device("meta"):
-        return identity_slots(WhisperEncoder(config))
+        return identity_slots(_build(config))
+
+
+def _build(config: WhisperConfig) -> WhisperEncoder:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    return WhisperEncoder(config)
 
 
 def whisper_part(directory: Path, tuned: TensorStore | None = None) -> Part:
@@ -172,7 +185,7 @@ def whisper_part(directory: Path, tuned: TensorStore | None = None) -> Part:
     feature_extractor(directory, config.num_mel_bins)  # refuses a bad folder before loading
     return Part(
         name="Whisper encoder",
-        build=lambda: WhisperEncoder(config),
+        build=lambda: _build(config),
         slots=whisper_slots(config),
         store=store,
     )
