@@ -1,10 +1,11 @@
 """The Python environment of every script: found, or made on first use.
 
 A script begins with ``import environment``, and calls ``environment.ensure()`` before it
-imports anything that has to be installed (``require_python()`` before anything else, if it
-gets by without). Where the running interpreter has the pinned
-requirements (a container, an environment of one's own) nothing happens; otherwise ``.venv``
-in the repository is created and the script starts again inside it.
+imports anything that has to be installed (``require_python()`` if it needs the standard library
+alone). Where the running interpreter has the pinned requirements (a container, an environment
+that the user made) nothing happens; otherwise ``.venv`` in the repository is created and the
+script starts again inside it. Serving needs requirements.txt alone (``tools=False``), everything
+else requirements-dev.txt, which is what ``.venv`` gets.
 
 Only the standard library is used, in syntax that old Pythons can read, so that those get a
 message instead of a traceback. Everything is printed to stderr: stdout is the script's.
@@ -25,7 +26,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = ROOT / "requirements.txt"
+SERVING = ROOT / "requirements.txt"
+EVERYTHING = ROOT / "requirements-dev.txt"
 VENV = ROOT / ".venv"
 STAMP = VENV / "requirements.sha256"
 OLDEST = (3, 11)
@@ -46,19 +48,20 @@ def require_python() -> None:
         sys.path.insert(0, str(ROOT))
 
 
-def ensure(*programs: str) -> None:
-    """Return in a Python that has the requirements, FFmpeg and ``programs``, too.
+def ensure(*programs: str, tools: bool = True) -> None:
+    """Return in a Python that has the requirements, FFmpeg and ``programs``.
 
     Programs have the names of the Debian packages that bring them. May install packages and
     replace the running process. Ends the process with a message that names the remedy where
     something is missing that cannot be installed from here.
     """
     require_python()
+    requirements = EVERYTHING if tools else SERVING
     restarted = os.environ.pop(_RESTARTED, None) is not None
     inside = Path(sys.prefix).resolve() == VENV.resolve()
-    if not (_installed() if inside else not missing_requirements(REQUIREMENTS)):
+    if not (_installed() if inside else not missing_requirements(requirements)):
         if restarted:
-            missing = ", ".join(missing_requirements(REQUIREMENTS))
+            missing = ", ".join(missing_requirements(requirements))
             _fail(f"{VENV} still lacks {missing or 'something'}; delete it and try again")
         if not _installed():
             _install()
@@ -71,11 +74,17 @@ def ensure(*programs: str) -> None:
 
 
 def missing_requirements(path: Path) -> list[str]:
-    """The lines ``name==version`` of ``path`` that the running interpreter does not meet."""
+    """The lines ``name==version`` of ``path`` that the running interpreter does not meet.
+
+    A line ``-r FILE`` stands for the lines of another file beside it.
+    """
     missing = []
     for line in path.read_text().splitlines():
         line = line.partition("#")[0].strip()
         if not line:
+            continue
+        if line.startswith("-r "):
+            missing += missing_requirements(path.parent / line[3:].strip())
             continue
         match = re.fullmatch(r"([\w.-]+)==([\w.]+)", line)
         if match is None:
@@ -96,22 +105,22 @@ def _installed() -> bool:
 
 
 def _fingerprint() -> str:
-    return hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+    return hashlib.sha256(SERVING.read_bytes() + EVERYTHING.read_bytes()).hexdigest()
 
 
 def _install() -> None:
     if importlib.util.find_spec("ensurepip") is None:
         _apt_install(f"python{sys.version_info[0]}.{sys.version_info[1]}-venv")
-    with REQUIREMENTS.open() as lock:
+    with EVERYTHING.open() as lock:
         # Two scripts started at once must not install into the same directory.
         fcntl.flock(lock, fcntl.LOCK_EX)
         if _installed():
             return
         python = VENV / "bin" / "python"
-        _say(f"installing {REQUIREMENTS.name} into {VENV} (once; several gigabytes with torch)")
+        _say(f"installing {EVERYTHING.name} into {VENV} (once; 6 GB, some minutes)")
         if not _runs(python, "import pip"):
             _run([sys.executable, "-m", "venv", "--clear", str(VENV)])
-        _run([str(python), "-m", "pip", "install", "-r", str(REQUIREMENTS)])
+        _run([str(python), "-m", "pip", "install", "-r", str(EVERYTHING)])
         STAMP.write_text(_fingerprint())
 
 

@@ -21,7 +21,8 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("environment", ROOT / "scripts/environment.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "REQUIREMENTS", tmp_path / "requirements.txt")
+    monkeypatch.setattr(module, "SERVING", tmp_path / "requirements.txt")
+    monkeypatch.setattr(module, "EVERYTHING", tmp_path / "requirements-dev.txt")
     monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(module, "STAMP", tmp_path / ".venv" / "stamp")
     monkeypatch.delenv("KIMI_AUDIO_RESTARTED", raising=False)
@@ -45,7 +46,8 @@ def calls(environment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list
 
 
 def require(environment: ModuleType, *lines: str) -> None:
-    environment.REQUIREMENTS.write_text("\n".join(lines))
+    environment.SERVING.write_text("\n".join(lines))
+    environment.EVERYTHING.write_text("-r requirements.txt\n")
 
 
 def installed(name: str) -> str:
@@ -55,22 +57,30 @@ def installed(name: str) -> str:
 def test_versions_are_compared(environment: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = ["# comment", "", f"{installed('pytest')}  # why", "pytest==0.1", "no-such-thing==1.0"]
     require(environment, *lines)
-    missing = environment.missing_requirements(environment.REQUIREMENTS)
-    assert missing == ["pytest==0.1", "no-such-thing==1.0"]
+    for path in (environment.SERVING, environment.EVERYTHING):
+        missing = environment.missing_requirements(path)
+        assert missing == ["pytest==0.1", "no-such-thing==1.0"]
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.1+cu130")
-    assert environment.missing_requirements(environment.REQUIREMENTS)[-1] == "no-such-thing==1.0"
-    assert "pytest==0.1" not in environment.missing_requirements(environment.REQUIREMENTS)
+    missing = environment.missing_requirements(environment.SERVING)
+    assert missing[-1] == "no-such-thing==1.0"
+    assert "pytest==0.1" not in missing
 
 
-@pytest.mark.parametrize("line", ["pytest", "pytest>=9", "./wheel.whl", "-r other.txt"])
+@pytest.mark.parametrize("line", ["pytest", "pytest>=9", "./wheel.whl", "-e ."])
 def test_unreadable_requirement_is_refused(environment: ModuleType, line: str) -> None:
     require(environment, line)
     with pytest.raises(SystemExit, match="expected name==version"):
-        environment.missing_requirements(environment.REQUIREMENTS)
+        environment.missing_requirements(environment.SERVING)
 
 
-def test_repository_requirements_can_be_read(environment: ModuleType) -> None:
-    environment.missing_requirements(ROOT / "requirements.txt")
+def test_serving_needs_no_tools(environment: ModuleType, calls: list) -> None:
+    require(environment, installed("pytest"))
+    environment.EVERYTHING.write_text("-r requirements.txt\nno-such-thing==1.0\n")
+    environment.ensure(tools=False)
+    assert calls == []
+    environment.VENV.mkdir()
+    with pytest.raises(SystemExit, match="restarted"):
+        environment.ensure()
 
 
 def test_complete_interpreter_is_left_alone(environment: ModuleType, calls: list) -> None:
@@ -92,7 +102,7 @@ def test_missing_requirements_are_installed_once(environment: ModuleType, calls:
     attempt()
     create, install, restart = calls
     assert create[1:3] == ["-m", "venv"] and create[-1] == str(environment.VENV)
-    assert install == [str(python), "-m", "pip", "install", "-r", str(environment.REQUIREMENTS)]
+    assert install == [str(python), "-m", "pip", "install", "-r", str(environment.EVERYTHING)]
     assert restart == ["restart", str(python)]
 
     calls.clear()

@@ -1,0 +1,51 @@
+"""What pyproject.toml declares against what is pinned and what is imported."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.paths import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+
+
+def pins(name: str) -> dict[str, str]:
+    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    found = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines]
+    return {canonicalize_name(pin[1]): pin[2] for pin in found if pin}
+
+
+def ranges(lines: list[str]) -> dict[str, Requirement]:
+    """Requirements by name, without those of the project itself."""
+    parsed = {canonicalize_name(each.name): each for each in map(Requirement, lines)}
+    parsed.pop(canonicalize_name(PROJECT["name"]), None)
+    return parsed
+
+
+def test_pins_are_those_of_the_declared_dependencies() -> None:
+    serving = ranges(PROJECT["dependencies"] + EXTRAS["serve"])
+    tools = ranges(EXTRAS["train"] + EXTRAS["eval"] + EXTRAS["dev"])
+    for declared, pinned in (
+        (serving, pins("requirements.txt")),
+        (tools, pins("requirements-dev.txt")),
+    ):
+        assert declared.keys() == pinned.keys()
+        outside = [n for n, version in pinned.items() if version not in declared[n].specifier]
+        assert not outside
+
+
+def test_dev_has_every_extra() -> None:
+    [itself] = [r for r in map(Requirement, EXTRAS["dev"]) if r.name == PROJECT["name"]]
+    assert itself.extras == EXTRAS.keys() - {"dev"}
+
+
+def test_a_gpu_machine_of_python_3_12_and_torch_2_11_is_in_range() -> None:
+    declared = ranges(PROJECT["dependencies"])
+    assert "3.12" in Requirement(f"x{PROJECT['requires-python']}").specifier
+    assert "2.11.0" in declared["torch"].specifier
+    assert "0.11.0" in declared["torchcodec"].specifier
