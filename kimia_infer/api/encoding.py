@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kimia_infer.api.events import Stopwatch
-from kimia_infer.api.request import Options
-from kimia_infer.audio.decode import SAMPLE_RATE, AudioTooLong, load_audio
+from kimia_infer.api.parameters import Parameters
+from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.models.kimi_audio.messages import Message
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Prompt, PromptBuilder
 from kimia_infer.models.kimi_audio.segments import code_count
@@ -30,27 +30,31 @@ class ChatEncoder:
     prompt_builder: PromptBuilder
 
     def load(
-        self, messages: Sequence[Message], options: Options, clock: Stopwatch
+        self, messages: Sequence[Message], options: Parameters, clock: Stopwatch
     ) -> dict[int, np.ndarray]:
         """The sounds of a chat by message, float32 [samples] at 16 kHz.
 
         A sound that alone would fill the budget is refused without being decoded further.
         """
+        waves = {}
         with clock.timed("load_audio"):
-            try:
-                return {
-                    index: load_audio(message.audio, options.max_audio_seconds)
-                    for index, message in enumerate(messages)
-                    if message.audio is not None
-                }
-            except AudioTooLong as error:
-                raise AudioTooLong(f"{error} ({options.budget_explained})") from error
+            for index, message in enumerate(messages):
+                if message.audio is None:
+                    continue
+                try:
+                    waves[index] = load_audio(message.audio, options.max_audio_seconds)
+                except AudioError as error:
+                    why = (
+                        f" ({options.budget_explained})" if isinstance(error, AudioTooLong) else ""
+                    )
+                    raise type(error)(f"chats[{index}].content: {error}{why}") from error
+        return waves
 
     def encode(
         self,
         messages: Sequence[Message],
         waves: Mapping[int, np.ndarray],
-        options: Options,
+        options: Parameters,
         clock: Stopwatch,
     ) -> tuple[Prompt, Tensor | None]:
         """The prompt and the Whisper features [positions, dim] it refers to.
@@ -87,7 +91,7 @@ class ChatEncoder:
         messages: Sequence[Message],
         text_ids: Sequence[list[int]],
         codes: Mapping[int, list[int]],
-        options: Options,
+        options: Parameters,
     ) -> Prompt:
         encoded = [
             EncodedMessage(m.role, m.message_type, text_ids[i], codes.get(i, ()))

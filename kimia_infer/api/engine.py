@@ -13,7 +13,7 @@ from kimia_infer.api.encoding import ChatEncoder
 from kimia_infer.api.events import Event, Stopwatch
 from kimia_infer.api.limits import Deadline, surviving_out_of_memory
 from kimia_infer.api.loading import Stages
-from kimia_infer.api.request import BUDGETS, Options, parse_options
+from kimia_infer.api.parameters import BUDGETS, Parameters, parse_parameters
 from kimia_infer.api.response import OnStep, Request, Response
 from kimia_infer.api.voice import VoiceReader, check_source
 from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
@@ -75,7 +75,7 @@ class Engine:
         self.decoder = Decoder(
             self.language_model, control, capacity, attention, kv_cache=kv_cache or "none"
         )
-        self.decoder.warm_up(parse_options().sampling, self.detokenizer is not None)
+        self.decoder.warm_up(parse_parameters().sampling, self.detokenizer is not None)
         if self.detokenizer is not None:
             warm_up(self.detokenizer)
         log.info(
@@ -96,7 +96,7 @@ class Engine:
     def respond(
         self,
         chats: list[dict],
-        options: Options,
+        options: Parameters,
         randomness: Randomness | None = None,
         on_step: OnStep | None = None,
         *,
@@ -113,7 +113,7 @@ class Engine:
     def _respond(
         self,
         chats: list[dict],
-        options: Options,
+        options: Parameters,
         randomness: Randomness | None,
         on_step: OnStep | None,
         voice: AudioSource | None,
@@ -166,7 +166,7 @@ class Engine:
         yield from response.events()
         yield response.completion()
 
-    def check(self, options: Options, voice: AudioSource | None = None) -> None:
+    def check(self, options: Parameters, voice: AudioSource | None = None) -> None:
         """Raise RequestError for what this model, as it was loaded, cannot do."""
         if options.output_type == "both" and self.detokenizer is None:
             raise RequestError(
@@ -188,7 +188,7 @@ class Engine:
                 )
 
     def encode_chat(
-        self, messages: Sequence[Message], options: Options, clock: Stopwatch | None = None
+        self, messages: Sequence[Message], options: Parameters, clock: Stopwatch | None = None
     ) -> tuple[Prompt, Tensor | None]:
         """The prompt of a chat and the Whisper features [positions, dim] it refers to.
 
@@ -199,7 +199,7 @@ class Engine:
         return self.encoder.encode(messages, waves, options, clock)
 
     def generation(
-        self, prompt: Prompt, features: Tensor | None, options: Options, randomness: Randomness
+        self, prompt: Prompt, features: Tensor | None, options: Parameters, randomness: Randomness
     ) -> Generation:
         """What generates the answer to an encoded chat."""
         return Generation(

@@ -16,7 +16,7 @@ from kimia_infer.api.events import Completion, Event, Stopwatch
 from kimia_infer.api.limits import Deadline, surviving_out_of_memory
 from kimia_infer.api.loading import Stages, default_device, load_stages, parse_dtype
 from kimia_infer.api.offloading import check_offload
-from kimia_infer.api.request import UNLIMITED, Options, parse_options
+from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
 from kimia_infer.api.response import OnStep, Request
 from kimia_infer.api.transcription import (
     INSTRUCTION,
@@ -125,6 +125,7 @@ class KimiAudio(Engine):
         stop_repetition: bool = False,
         timeout_seconds: float | None = None,
         voice: AudioSource | None = None,
+        **unknown: Any,
     ) -> tuple[Tensor | None, str]:
         """Answer a chat: ``(wav, text)``, wav float32 [1, samples] at 24 kHz or None.
 
@@ -146,7 +147,7 @@ class KimiAudio(Engine):
         Raises RequestError naming what to change; AudioError, RequestTimeout and
         RequestOutOfMemory are such.
         """
-        options = parse_options(
+        options = parse_parameters(
             output_type=output_type,
             audio_temperature=audio_temperature,
             audio_top_k=audio_top_k,
@@ -161,6 +162,7 @@ class KimiAudio(Engine):
             preset=preset,
             stop_repetition=stop_repetition,
             timeout_seconds=timeout_seconds,
+            **unknown,  # refused by name
         )
         completion = self.complete(chats, options, voice=voice)
         return completion.wav, completion.text
@@ -180,13 +182,13 @@ class KimiAudio(Engine):
         what :meth:`generate` returns. A consumer that closes the iterator stops generation: no
         further step is launched.
         """
-        options = parse_options(output_type=output_type, **arguments)
+        options = parse_parameters(output_type=output_type, **arguments)
         return self.respond(chats, options, voice=voice)
 
     def complete(
         self,
         chats: list[dict],
-        options: Options,
+        options: Parameters,
         randomness: Randomness | None = None,
         on_step: OnStep | None = None,
         *,
@@ -227,7 +229,7 @@ class KimiAudio(Engine):
         ``sampling`` takes the ``text_*`` arguments, ``max_new_tokens`` (for each segment),
         ``seed`` and ``timeout_seconds`` (for all) of :meth:`generate`; raises what it raises.
         """
-        options = parse_options(stop_repetition=stop_repetition, **sampling)
+        options = parse_parameters(stop_repetition=stop_repetition, **sampling)
         if options.output_type != "text":
             raise RequestError("output_type: a transcription is text; leave this argument out")
         self.check(options)
@@ -244,7 +246,7 @@ class KimiAudio(Engine):
     def _transcribe(
         self,
         messages: Sequence[Message],
-        options: Options,
+        options: Parameters,
         max_seconds: float,
         on_progress: OnProgress | None,
     ) -> Iterator[TranscriptEvent]:

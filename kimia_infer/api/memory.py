@@ -7,7 +7,7 @@ from itertools import product
 
 import torch
 
-from kimia_infer.api.request import BUDGETS
+from kimia_infer.api.parameters import BUDGETS
 from kimia_infer.layers.cache import KV_CACHES, check_kv_cache
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, stored_build
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig

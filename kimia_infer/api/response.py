@@ -13,7 +13,7 @@ from torch import Tensor
 from kimia_infer.api.events import AudioChunk, Completion, Stopwatch, TextDelta
 from kimia_infer.api.limits import Deadline
 from kimia_infer.api.notes import missing_speech, silent_inputs, silent_speech
-from kimia_infer.api.request import Options
+from kimia_infer.api.parameters import Parameters
 from kimia_infer.audio.mel import Voice
 from kimia_infer.engine.decode import Generation, Progress
 from kimia_infer.engine.repetition import RepetitionGuard
@@ -39,7 +39,7 @@ class Request:
 
     messages: Sequence[Message]
     waves: Mapping[int, np.ndarray]
-    options: Options
+    options: Parameters
     randomness: Randomness
     deadline: Deadline
     clock: Stopwatch

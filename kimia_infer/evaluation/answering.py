@@ -11,7 +11,7 @@ import torch
 from kimia_infer.api.events import Completion
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.limits import surviving_out_of_memory
-from kimia_infer.api.request import Options
+from kimia_infer.api.parameters import Parameters
 from kimia_infer.evaluation.batching import Answer, Together, request_of
 from kimia_infer.evaluation.items import Item
 from kimia_infer.evaluation.journal import Result
@@ -20,7 +20,7 @@ from kimia_infer.utils.errors import RequestError
 
 
 def answer_items(
-    items: Sequence[Item], model: KimiAudio, options: Options, batch_size: int
+    items: Sequence[Item], model: KimiAudio, options: Parameters, batch_size: int
 ) -> Iterator[Result]:
     """The results of items as they come: in order where ``batch_size`` is 1.
 
@@ -40,7 +40,7 @@ def answer_items(
 
 
 def _one_by_one(
-    loaded_items: Iterator[tuple[Item, Loaded]], model: KimiAudio, options: Options
+    loaded_items: Iterator[tuple[Item, Loaded]], model: KimiAudio, options: Parameters
 ) -> Iterator[Answer]:
     for item, loaded in loaded_items:
         started = time.perf_counter()
@@ -50,7 +50,7 @@ def _one_by_one(
 
 @torch.inference_mode()
 def _answer(
-    model: KimiAudio, item: Item, loaded: Loaded, options: Options
+    model: KimiAudio, item: Item, loaded: Loaded, options: Parameters
 ) -> Completion | RequestError:
     try:
         request = request_of(item, loaded, options)

@@ -12,7 +12,7 @@ import torch
 from kimia_infer.api.events import Completion, Stopwatch
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.limits import Deadline, is_out_of_memory, surviving_out_of_memory
-from kimia_infer.api.request import Options
+from kimia_infer.api.parameters import Parameters
 from kimia_infer.api.response import Request, Response
 from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import Progress
@@ -37,7 +37,7 @@ class Answer:
     outcome: Completion | RequestError
 
 
-def request_of(item: Item, loaded: Loaded, options: Options) -> Request:
+def request_of(item: Item, loaded: Loaded, options: Parameters) -> Request:
     """The request of an item whose turn it is; raises RequestError where it cannot be made."""
     if loaded.error is not None:
         raise loaded.error
@@ -86,7 +86,7 @@ class Together:
     def __init__(
         self,
         model: KimiAudio,
-        options: Options,
+        options: Parameters,
         size: int,
         make_graphs: Callable[[torch.device], Graphs] = graphs_for,
     ):

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import Options, parse_options
+from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.evaluation.answering import answer_items
 from kimia_infer.evaluation.items import EvaluationError, Item
 from kimia_infer.evaluation.journal import Journal
@@ -50,7 +50,7 @@ def evaluate(
             memory for so many items at a time.
         RequestError: a setting of the sampling is not allowed.
     """
-    options = parse_options(**settings.sampling)
+    options = parse_parameters(**settings.sampling)
     items = [item for manifest in manifests for item in manifest.items[: settings.limit]]
     _check_keys(items)
     output.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def evaluate(
 
 
 def _answer_left(
-    left: Sequence[Item], journal: Journal, model: KimiAudio, options: Options, batch_size: int
+    left: Sequence[Item], journal: Journal, model: KimiAudio, options: Parameters, batch_size: int
 ) -> None:
     """Add the results of the items that are left to the journal, with a progress bar."""
     done = len(journal.results)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from kimia_infer.api.request import CODES_PER_SECOND
+from kimia_infer.api.parameters import CODES_PER_SECOND
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from scripts.benchmark.bandwidth import BOTH

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import CODES_PER_SECOND, parse_options
+from kimia_infer.api.parameters import CODES_PER_SECOND, parse_parameters
 from kimia_infer.engine.decode import DecodeInput, Generation
 from kimia_infer.layers.attention import CachedAttention
 from kimia_infer.layers.cache import KV_CACHES, KeyValueCache
@@ -89,7 +89,7 @@ def _leading(own: Tensor, ids: Tensor) -> int:
 def _prompt(model: KimiAudio, audio: Audio) -> DecodeInput:
     content = audio if isinstance(audio, bytes) else str(audio)
     chat = [{"role": "user", "message_type": "audio", "content": content}]
-    prompt, features = model.encode_chat(parse_messages(chat), parse_options(output_type="both"))
+    prompt, features = model.encode_chat(parse_messages(chat), parse_parameters(output_type="both"))
     ids = torch.tensor([[prompt.audio_ids], [prompt.text_ids]], device=model.device)
     mask = torch.tensor([prompt.is_continuous], device=model.device)
     return DecodeInput(ids[0], ids[1], mask, features)
@@ -97,7 +97,7 @@ def _prompt(model: KimiAudio, audio: Audio) -> DecodeInput:
 
 def _greedy(model: KimiAudio, prompt: DecodeInput) -> tuple[dict[str, Tensor], Generation]:
     """Ids of both tracks of every step of an answer."""
-    options = parse_options(output_type="both")
+    options = parse_parameters(output_type="both")
     delay = model.language_model.config.audio_delay
     limit = min(delay + round(REPLY_SECONDS * CODES_PER_SECOND), options.step_limit(prompt.length))
     generation = Generation(

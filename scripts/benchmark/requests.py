@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from kimia_infer.api.events import AudioChunk, Completion
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import CODES_PER_SECOND
+from kimia_infer.api.parameters import CODES_PER_SECOND
 from kimia_infer.audio.decode import SAMPLE_RATE
 from scripts.benchmark.bandwidth import memory
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import CODES_PER_SECOND
+from kimia_infer.api.parameters import CODES_PER_SECOND
 from kimia_infer.audio.decode import SAMPLE_RATE
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from kimia_infer.api.engine import HeadRows
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_stages
-from kimia_infer.api.request import Options, parse_options
+from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.encode import write_wav
@@ -161,8 +161,8 @@ def _prompt(model: KimiAudio, case: Case, ablation: str) -> DecodeInput:
     return DecodeInput(audio_ids, torch.tensor([prompt.text_ids]), heard, features)
 
 
-def _options(speech: bool) -> Options:
-    return parse_options(output_type="both" if speech else "text")
+def _options(speech: bool) -> Parameters:
+    return parse_parameters(output_type="both" if speech else "text")
 
 
 def transcribed(cases: Sequence[Case], answers: Sequence[Answer]) -> float:

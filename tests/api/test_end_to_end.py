@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from kimia_infer.api.kimia import CHECK_INTERVAL, Completion, KimiAudio
-from kimia_infer.api.request import Options, parse_options
+from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.engine.decode import Decoder
 from kimia_infer.models.kimi_audio import detokenizer as stream
@@ -59,8 +59,8 @@ def chat_of(case: dict) -> list[dict]:
     return [message | {"content": content(message)} for message in case["messages"]]
 
 
-def options_of(case: dict) -> Options:
-    return parse_options(**DEFAULTS | case["arguments"])
+def options_of(case: dict) -> Parameters:
+    return parse_parameters(**DEFAULTS | case["arguments"])
 
 
 def randomness_of(case: dict, tensors: dict[str, torch.Tensor]) -> RecordedRandomness:

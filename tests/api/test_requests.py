@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import parse_options
+from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.models.kimi_audio.messages import parse_messages
 from kimia_infer.utils.errors import RequestError
 
@@ -107,9 +107,9 @@ def test_bad_options_name_the_argument(model: KimiAudio, name: str, value: objec
 def test_options_have_the_defaults_of_generate() -> None:
     """So that ``stream``, ``transcribe`` and the service ask for the same when told nothing."""
     generate = inspect.signature(KimiAudio.generate).parameters
-    options = inspect.signature(parse_options).parameters
-    assert set(generate) == set(options) | {"self", "chats", "voice"}
-    assert {n: generate[n].default for n in options} == {n: p.default for n, p in options.items()}
+    fields = Parameters.model_fields
+    assert set(generate) == set(fields) | {"self", "chats", "voice", "unknown"}
+    assert {n: generate[n].default for n in fields} == {n: f.default for n, f in fields.items()}
 
 
 def test_top_k_beyond_the_vocabulary_matters_only_where_it_is_used(model: KimiAudio) -> None:
@@ -124,12 +124,9 @@ def test_whole_numbers_may_arrive_as_floats(model: KimiAudio) -> None:
 
 @pytest.mark.parametrize(("output_type", "budget"), [("text", 7500), ("both", 1500)])
 def test_budgets(output_type: str, budget: int) -> None:
-    defaults = inspect.signature(KimiAudio.generate).parameters
-    arguments = {n: p.default for n, p in defaults.items() if n not in ("self", "chats", "voice")}
-    arguments["output_type"] = output_type
-    options = parse_options(**arguments)
+    options = parse_parameters(output_type=output_type)
     assert options.step_limit(100) == budget - 100
-    limited = parse_options(**arguments | {"max_new_tokens": 7})
+    limited = parse_parameters(output_type=output_type, max_new_tokens=7)
     assert limited.step_limit(100) == 7
     assert limited.step_limit(budget - 3) == 3
     with pytest.raises(RequestError, match=rf"needs {budget} positions.* {budget} of .* 8192"):

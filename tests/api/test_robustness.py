@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import parse_options
+from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.audio.level import FLOOR_DBFS
 from kimia_infer.utils.errors import RequestError, RequestOutOfMemory, RequestTimeout
 from tests.api.sounds import noise, wav_bytes
@@ -34,7 +34,7 @@ def model(golden: Path) -> KimiAudio:
 
 
 def ask(model: KimiAudio, chat: list[dict] = CHAT, **arguments: object) -> Completion:
-    return model.complete(chat, parse_options(**{"output_type": "both", "seed": 1} | arguments))
+    return model.complete(chat, parse_parameters(**{"output_type": "both", "seed": 1} | arguments))
 
 
 @settings(max_examples=25)
@@ -50,7 +50,7 @@ def test_any_two_tracks_give_an_answer(model: KimiAudio, data: st.DataObject) ->
     limit = data.draw(st.one_of(st.just(-1), st.integers(1, 90)))
     with pytest.MonkeyPatch.context() as patch:
         script(patch, model, text, audio)
-        options = parse_options(output_type="both", seed=1, max_new_tokens=limit)
+        options = parse_parameters(output_type="both", seed=1, max_new_tokens=limit)
         *events, answer = model.respond(CHAT, options)
     assert answer.text == "".join(e.text for e in events if isinstance(e, TextDelta))
     assert answer.codes == [
@@ -130,7 +130,7 @@ def test_loops_are_stopped_where_asked(
     codes = [model.kimia_token_offset + i % 7 for i in range(1000)]
     script(monkeypatch, model, start + copy * 1000, codes)
     asked = {"output_type": output_type, "max_new_tokens": 200}
-    options = parse_options(stop_repetition=True, **asked)
+    options = parse_parameters(stop_repetition=True, **asked)
     *events, answer = model.respond(CHAT, options)
     assert answer.text == "Well:" + unit
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == answer.text
@@ -162,7 +162,7 @@ def test_time_limit(
     asked = {"output_type": output_type, "max_new_tokens": 50, "seed": 1}
     expected = model.generate(CHAT, **asked, timeout_seconds=600)
     with pytest.raises(RequestTimeout, match=r"timeout_seconds: .* 0\.5 s"):
-        model.complete(CHAT, parse_options(timeout_seconds=0.5, **asked), on_step=slow)
+        model.complete(CHAT, parse_parameters(timeout_seconds=0.5, **asked), on_step=slow)
     assert steps[-1] <= 3
     again = model.generate(CHAT, **asked)
     assert again[1] == expected[1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import parse_options
+from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.api.response import FIRST_SOUND_INTERVAL
 from kimia_infer.engine.speech import PRESETS, SpeechPipeline
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
@@ -48,7 +48,7 @@ def test_joined_pieces_are_the_answer(model: KimiAudio, preset: str) -> None:
 
 def test_low_latency_sounds_earlier(model: KimiAudio) -> None:
     def steps_to_first_sound(preset: str) -> int:
-        options = parse_options(**SAMPLED, output_type="both", max_new_tokens=80, preset=preset)
+        options = parse_parameters(**SAMPLED, output_type="both", max_new_tokens=80, preset=preset)
         done = []
         events = model.respond(CHAT, options, on_step=lambda steps, _: done.append(steps))
         next(event for event in events if isinstance(event, AudioChunk))
@@ -69,7 +69,7 @@ def test_rare_looks_change_nothing_and_chunks_go_out_on_time(
     model: KimiAudio, monkeypatch: pytest.MonkeyPatch, preset: str, interval: int
 ) -> None:
     """However rarely the host looks, it looks where a chunk can be complete."""
-    options = parse_options(**SAMPLED, output_type="both", max_new_tokens=100, preset=preset)
+    options = parse_parameters(**SAMPLED, output_type="both", max_new_tokens=100, preset=preset)
 
     def run() -> tuple[Completion, list[int]]:
         looks: list[int] = []
@@ -102,7 +102,7 @@ def test_the_first_sound_is_looked_for_often(
         return ready(pipeline)
 
     monkeypatch.setattr(SpeechPipeline, "ready", late)
-    options = parse_options(**SAMPLED, output_type="both", max_new_tokens=100)
+    options = parse_parameters(**SAMPLED, output_type="both", max_new_tokens=100)
     for _ in model.respond(CHAT, options, on_step=lambda steps, _: looks.append(steps)):
         pass
     assert [b - a for a, b in pairwise(waiting)] == [FIRST_SOUND_INTERVAL] * 4
@@ -111,7 +111,7 @@ def test_the_first_sound_is_looked_for_often(
 
 
 def test_closing_the_stream_launches_no_further_step(model: KimiAudio) -> None:
-    options = parse_options(output_type="both", max_new_tokens=90)
+    options = parse_parameters(output_type="both", max_new_tokens=90)
     done = []
     events = model.respond(CHAT, options, on_step=lambda steps, _: done.append(steps))
     next(events)
@@ -130,7 +130,7 @@ def test_an_exception_of_the_consumer_ends_the_request(model: KimiAudio) -> None
         if steps == 3:
             raise Stop
 
-    options = parse_options(output_type="both", max_new_tokens=50)
+    options = parse_parameters(output_type="both", max_new_tokens=50)
     with pytest.raises(Stop):
         model.complete(CHAT, options, on_step=stop)
     assert model.generate(CHAT, max_new_tokens=5)[1]

@@ -11,7 +11,7 @@ import torch
 from kimia_infer.api.events import AudioChunk
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import Stages
-from kimia_infer.api.request import parse_options
+from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.api.voice import MAX_SECONDS, MIN_SECONDS
 from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
@@ -63,7 +63,7 @@ def test_every_frame_of_the_mel_has_sound(model: KimiAudio) -> None:
 
 def test_speech_continues_the_voice(model: KimiAudio) -> None:
     """The answer is what a stream speaks that was prefilled by hand."""
-    completion = model.complete(CHAT, parse_options(**ARGUMENTS), voice=VOICE)
+    completion = model.complete(CHAT, parse_parameters(**ARGUMENTS), voice=VOICE)
     noise_of = model._noise(SeededRandomness(ARGUMENTS["seed"]))
     with torch.inference_mode():
         stream = model.detokenizer.start(noise_of)

@@ -13,7 +13,7 @@ import torch
 from kimia_infer.api import limits
 from kimia_infer.api.encoding import ChatEncoder
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import Options, parse_options
+from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.engine import batch as batch_module
 from kimia_infer.engine import state
 from kimia_infer.engine.batch import Batch
@@ -64,7 +64,7 @@ def items(tmp_path: Path, write: Write) -> list[Item]:
 
 
 def answered(
-    model: KimiAudio, items: list[Item], options: Options, size: int, make_graphs=graphs_for
+    model: KimiAudio, items: list[Item], options: Parameters, size: int, make_graphs=graphs_for
 ) -> list[Answer]:
     """What several at a time bring, in the order of the items."""
     together = Together(model, options, size, make_graphs)
@@ -99,7 +99,7 @@ def test_recorded_answers_with_other_sampling(
         options = options_of(case)
         batch = Batch(recorded_model.decoder, 3, options.sampling.text, 4, make_graphs)
 
-        def begin(chat: dict, options: Options = options, case: dict = case) -> Generation:
+        def begin(chat: dict, options: Parameters = options, case: dict = case) -> Generation:
             messages = batching.parse_messages(chat_of(chat))
             encoded = recorded_model.encode_chat(messages, options)
             return recorded_model.generation(*encoded, options, randomness_of(case, tensors))
@@ -121,7 +121,7 @@ def test_batch_size_changes_no_answer(tmp_path: Path, run: Evaluate, size: int):
 
 
 def test_sampled_answers_are_the_same(model: KimiAudio, items: list[Item]):
-    options = parse_options(
+    options = parse_parameters(
         text_temperature=1.2, text_top_k=0, text_repetition_penalty=1.2, max_new_tokens=12, seed=5
     )
     one = {r.key: (r.answer, r.stop_reason) for r in answer_items(items, model, options, 1)}
@@ -161,7 +161,7 @@ def test_an_item_out_of_time_concerns_only_itself(
     model: KimiAudio, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ):
     """Every step takes a second; the longer answers are refused, the shorter ones given."""
-    options = parse_options(max_new_tokens=60, seed=0)
+    options = parse_parameters(max_new_tokens=60, seed=0)
     expected = [model.complete(item.messages, options) for item in items]
     steps = sorted(completion.metrics["decode_steps"] for completion in expected)
     allowed = steps[len(steps) // 2] - 1
@@ -175,7 +175,7 @@ def test_an_item_out_of_time_concerns_only_itself(
         return original(batch)
 
     monkeypatch.setattr(Batch, "advance", advance)
-    limited = dataclasses.replace(options, timeout_seconds=float(allowed))
+    limited = options.model_copy(update={"timeout_seconds": float(allowed)})
     for completion, answer in zip(expected, answered(model, items, limited, 3), strict=True):
         if completion.metrics["decode_steps"] <= allowed + 1:
             assert answer.outcome.text == completion.text
@@ -193,7 +193,7 @@ def test_repetition_is_cut(model: KimiAudio, items: list[Item], monkeypatch: pyt
 
     monkeypatch.setattr(state, "sample", looping)
     monkeypatch.setattr(batch_module, "sample", looping)
-    options = parse_options(
+    options = parse_parameters(
         max_new_tokens=400, text_temperature=1.0, text_top_k=0, seed=1, stop_repetition=True
     )
     expected = [model.complete(item.messages, options) for item in items]
@@ -263,7 +263,7 @@ def test_a_batch_without_memory_is_refused_before_anything_is_answered(
 def test_a_batch_beyond_all_memory_is_refused(model: KimiAudio):
     """On the CPU, whose allocator has no error of its own."""
     with pytest.raises(EvaluationError, match=r"no memory for 1000000000 answers .*--batch-size"):
-        Together(model, parse_options(), 10**9)
+        Together(model, parse_parameters(), 10**9)
 
 
 def test_other_failures_end_the_run(run: Evaluate, monkeypatch: pytest.MonkeyPatch):
@@ -291,7 +291,7 @@ def test_seconds_are_from_an_items_turn_to_its_end(
 
     monkeypatch.setattr(Batch, "advance", advance)
     monkeypatch.setattr(batch_module, "sample", lambda logits, *rest: logits[:1].long() * 0 + 66)
-    options = parse_options(max_new_tokens=6)
+    options = parse_parameters(max_new_tokens=6)
     loaded = ((i, dataclasses.replace(s, seconds=0.5)) for i, s in load_ahead(items[:3], 600.0))
     found = list(Together(model, options, 2).answers(loaded))
     assert [answer.item.key for answer in found] == [item.key for item in items[:3]]

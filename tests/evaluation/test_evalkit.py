@@ -23,7 +23,7 @@ import json, sys
 sys.path.insert(0, "almeval/models/kimi_audio")
 import torch
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import BUDGETS
+from kimia_infer.api.parameters import BUDGETS
 
 assert "almeval" in sys.modules["kimia_infer"].__path__[0]
 BUDGETS["text"] = 80  # so that an answer that does not end, ends

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import parse_options
+from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers import quantization, triton_support
@@ -127,7 +127,7 @@ def miniature() -> tuple[LanguageModel, DecodeInput]:
     """Asked as it is in use: with a spoken question."""
     kimi = KimiAudio(str(MINI), load_detokenizer=False, device="cpu", dtype="float32")
     chat = [{"role": "user", "message_type": "audio", "content": str(QUESTION)}]
-    prompt, features = kimi.encode_chat(parse_messages(chat), parse_options())
+    prompt, features = kimi.encode_chat(parse_messages(chat), parse_parameters())
     ids = torch.tensor([[prompt.audio_ids], [prompt.text_ids]])
     mask = torch.tensor([prompt.is_continuous])
     return kimi.language_model, DecodeInput(ids[0], ids[1], mask, features)

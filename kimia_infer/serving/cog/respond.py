@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import parse_options
+from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.api.transcription import INSTRUCTION, Transcript, TranscriptEvent
 from kimia_infer.audio.encode import wav_bytes
 from kimia_infer.serving.cog.request import name_messages, split_inputs
@@ -73,7 +73,7 @@ def _events(
             timeout_seconds=timeout,
             **{name: options[name] for name in TRANSCRIPT_OPTIONS},
         )
-    parsed = parse_options(**options, timeout_seconds=timeout)
+    parsed = parse_parameters(**options, timeout_seconds=timeout)
     return model.respond(chat, parsed, on_step=report, voice=inputs["voice"])
 
 

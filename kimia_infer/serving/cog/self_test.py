@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import parse_options
+from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.audio.decode import SAMPLE_RATE
 from kimia_infer.audio.encode import wav_bytes
 
@@ -97,7 +97,7 @@ def _try_answers(model: KimiAudio) -> None:
     content = wav_bytes(_sound(), SAMPLE_RATE)
     chat = [{"role": "user", "message_type": "audio", "content": content}]
     for output_type in ("text",) if model.detokenizer is None else ("text", "both"):
-        options = parse_options(output_type=output_type, max_new_tokens=STEPS, seed=0)
+        options = parse_parameters(output_type=output_type, max_new_tokens=STEPS, seed=0)
         with _trying(f"an answer with output_type={output_type!r}"):
             wave = model.complete(chat, options).wav
             with model.decoder.borrow() as state:

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.api.memory import RESERVE, MemoryPlan
-from kimia_infer.api.request import BUDGETS
+from kimia_infer.api.parameters import BUDGETS
 from kimia_infer.engine.state import BOTH, TEXT, ControlTokens, DecodeState, Tracks
 from kimia_infer.layers.attention import Backend
 from kimia_infer.layers.quantization import SCHEMES, stored_build

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import parse_options
+from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.layers.quantization import (
     SCHEMES,
     QuantizedLinear,
@@ -57,7 +57,7 @@ def serve(directory: Path, dtype: str = "bfloat16", **options) -> KimiAudio:
 
 def answer(model: KimiAudio) -> tuple[list[int], list[int]]:
     chat = [{"role": "user", "message_type": "audio", "content": str(QUESTION)}]
-    options = parse_options(output_type="both", audio_temperature=0.8, max_new_tokens=20, seed=3)
+    options = parse_parameters(output_type="both", audio_temperature=0.8, max_new_tokens=20, seed=3)
     completion = model.complete(chat, options)
     assert completion.metrics["quantization"] == model.quantization
     return completion.text_ids, completion.audio_ids

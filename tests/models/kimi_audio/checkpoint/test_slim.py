@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.request import parse_options
+from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.models.kimi_audio.components import checkpoint_parts
 from kimia_infer.models.kimi_audio.layout import incomplete_files
@@ -153,7 +153,7 @@ def test_the_slim_checkpoint_answers_as_its_source(
     if name == "recorded":
         sound = min((golden / "e2e" / "audio").glob("*.wav"), key=lambda path: path.stat().st_size)
     chat = [{"role": "user", "message_type": "audio", "content": str(sound)}]
-    options = parse_options(output_type="both", audio_temperature=0.8, max_new_tokens=45, seed=3)
+    options = parse_parameters(output_type="both", audio_temperature=0.8, max_new_tokens=45, seed=3)
     ours, slims = (model.complete(chat, options) for model in models)
     assert ours.text_ids == slims.text_ids and ours.audio_ids == slims.audio_ids
     assert ours.codes == slims.codes
