@@ -43,11 +43,11 @@ class ChatEncoder:
                     continue
                 try:
                     waves[index] = load_audio(message.audio, options.max_audio_seconds)
+                except AudioTooLong as error:
+                    reason = f"chats[{index}].content: {error} ({options.budget_explained})"
+                    raise AudioTooLong(reason) from error
                 except AudioError as error:
-                    why = (
-                        f" ({options.budget_explained})" if isinstance(error, AudioTooLong) else ""
-                    )
-                    raise type(error)(f"chats[{index}].content: {error}{why}") from error
+                    raise AudioError(f"chats[{index}].content: {error}") from error
         return waves
 
     def encode(

@@ -76,6 +76,12 @@ def test_bad_messages_name_message_and_field(message: object, where: str) -> Non
         parse_messages([*HELLO, message])
 
 
+def test_missing_file_is_named_by_its_message(model: KimiAudio, tmp_path: Path) -> None:
+    message = {"role": "user", "message_type": "audio", "content": str(tmp_path / "gone.wav")}
+    with pytest.raises(RequestError, match=r"^chats\[1\]\.content: .*gone\.wav"):
+        model.generate([*HELLO, message])
+
+
 @pytest.mark.parametrize("chats", ["hello", None, 5, {"role": "user"}])
 def test_chats_must_be_a_list(chats: object) -> None:
     with pytest.raises(RequestError, match="chats"):

@@ -92,6 +92,8 @@ def name_messages(message: str, inputs: Mapping[str, Any]) -> str:
             return f"history[{match[1]}]{match[2] or ''}"
         return turn[place] if place < len(turn) else match[0]
 
+    # An upload is named by its path, for which name_files puts the input.
+    message = re.sub(r"^chats\[\d{1,6}\]\.content: (?=/)", "", message)
     message = re.sub(r"\bchats\[(\d{1,6})\](\.content\b)?", name, message)
     return re.sub(r"^chats: ", "audio, text, history: ", message)
 
