@@ -1,4 +1,4 @@
-"""The engine: loaded stages, ready to run requests through them."""
+"""The engine: loaded components, ready to run requests through them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from kimia_infer.api.encoding import ChatEncoder
 from kimia_infer.api.events import Event, Stopwatch
 from kimia_infer.api.limits import Deadline, surviving_out_of_memory
-from kimia_infer.api.loading import Stages
+from kimia_infer.api.loading import Components
 from kimia_infer.api.parameters import BUDGETS, Parameters, parse_parameters
 from kimia_infer.api.response import OnStep, Request, Response
 from kimia_infer.api.voice import VoiceReader, check_source
@@ -35,28 +35,28 @@ CHECK_INTERVAL = 8
 
 
 class Engine:
-    """Stages set up to answer, and the way of a request through them."""
+    """Components set up to answer, and the way of a request through them."""
 
     def __init__(
         self,
-        stages: Stages,
+        components: Components,
         head_rows: HeadRows,
         attention: str | None,
         kv_cache: str | None = None,
     ):
-        model = stages.language_model
+        model = components.language_model
         self.device, self.dtype, self.head_rows = model.device, model.dtype, head_rows
-        self.adapter, self.quantization = stages.adapter, model.quantization
-        self.offload = stages.offload or "none"
+        self.adapter, self.quantization = components.adapter, model.quantization
+        self.offload = components.offload or "none"
         # On the CPU a look at the loop costs nothing, and a thread would fight for its cores.
         self.background = self.device.type != "cpu"
         self.check_interval = CHECK_INTERVAL if self.background else 1
-        self.text_tokenizer = stages.text_tokenizer
-        self.segment_seconds = stages.segment_seconds
-        self.speech_codes = stages.speech_codes
-        self.whisper_features = stages.whisper_features
+        self.text_tokenizer = components.text_tokenizer
+        self.segment_seconds = components.segment_seconds
+        self.speech_codes = components.speech_tokenizer
+        self.whisper_features = components.whisper
         self.language_model = model.with_cut_heads() if head_rows == "track" else model
-        self.detokenizer = stages.detokenizer
+        self.detokenizer = components.detokenizer
         self._use_onednn()
         if self.device.type != "cpu":
             # The detokenizer's lane does not wait for the one that loaded the weights.
@@ -67,7 +67,7 @@ class Engine:
         self.encoder = ChatEncoder(
             self.text_tokenizer, self.speech_codes, self.whisper_features, self.prompt_builder
         )
-        self.voice_reader = _voice_reader(stages)
+        self.voice_reader = _voice_reader(components)
         control = ControlTokens(
             special.text_blank, special.text_eos, (special.msg_end, special.media_end)
         )
@@ -178,7 +178,7 @@ class Engine:
             if options.output_type != "both":
                 raise RequestError("voice: only speech has a voice; ask for output_type='both'")
             if self.voice_reader is None:
-                raise RequestError("voice: these stages were loaded without a vocoder folder")
+                raise RequestError("voice: these components were loaded without a vocoder folder")
         vocabulary = self.language_model.config.vocab_size
         for track in ("audio", "text"):
             sampling = getattr(options.sampling, track)
@@ -239,9 +239,11 @@ def check_head_rows(value: str) -> None:
         raise RequestError(f"head_rows: expected 'full' or 'track', found {value!r}")
 
 
-def _voice_reader(stages: Stages) -> VoiceReader | None:
-    if stages.detokenizer is None or stages.vocoder_folder is None:
+def _voice_reader(components: Components) -> VoiceReader | None:
+    if components.detokenizer is None or components.vocoder_folder is None:
         return None
     return VoiceReader(
-        stages.speech_codes, stages.vocoder_folder, stages.detokenizer.config.frames_per_code
+        components.speech_tokenizer,
+        components.vocoder_folder,
+        components.detokenizer.config.frames_per_code,
     )

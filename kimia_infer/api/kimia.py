@@ -14,7 +14,7 @@ from torch import Tensor
 from kimia_infer.api.engine import CHECK_INTERVAL, Engine, HeadRows, check_head_rows
 from kimia_infer.api.events import Completion, Event, Stopwatch
 from kimia_infer.api.limits import Deadline, surviving_out_of_memory
-from kimia_infer.api.loading import Stages, default_device, load_stages, parse_dtype
+from kimia_infer.api.loading import Components, default_device, load_components, parse_dtype
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
 from kimia_infer.api.response import OnStep, Request
@@ -86,24 +86,24 @@ class KimiAudio(Engine):
             check_offload(offload, place)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
         change = Path(adapter) if adapter is not None else None
-        stages = load_stages(
+        components = load_components(
             directory, load_detokenizer, place, dtype, change, quantization, kv_cache, offload
         )
-        super().__init__(stages, head_rows, attention, kv_cache)
+        super().__init__(components, head_rows, attention, kv_cache)
 
     @classmethod
-    def from_stages(
+    def from_components(
         cls,
-        stages: Stages,
+        components: Components,
         *,
         head_rows: HeadRows = "full",
         attention: str | None = None,
         kv_cache: str | None = None,
     ) -> KimiAudio:
-        """A model of stages that are already in memory, on their device and in their dtype."""
+        """A model of components that are already in memory, on their device and in their dtype."""
         check_head_rows(head_rows)
         model = cls.__new__(cls)
-        Engine.__init__(model, stages, head_rows, attention, kv_cache)
+        Engine.__init__(model, components, head_rows, attention, kv_cache)
         return model
 
     def generate(

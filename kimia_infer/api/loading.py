@@ -1,68 +1,67 @@
-"""All stages of a checkpoint, checked together and then loaded."""
+"""Check all components of a checkpoint together, then load them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from kimia_infer.api.memory import MemoryPlan, free_memory, weight_bytes
-from kimia_infer.api.offloading import offloaded
+from kimia_infer.api.offloading import ENCODERS, offloaded
 from kimia_infer.api.transcription import longest_segment
 from kimia_infer.audio.split import LONGEST_SECONDS
 from kimia_infer.layers.quantization import (
     check_quantization,
-    quantized_part,
+    quantized_component,
     stored_scheme,
 )
-from kimia_infer.models.kimi_audio.components import StoredPart, checkpoint_parts
+from kimia_infer.models.kimi_audio.components import (
+    StoredComponents,
+    checked_text_tokenizer,
+    checkpoint_components,
+)
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
-from kimia_infer.models.kimi_audio.dit import DiTConfig
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import (
-    DETOKENIZER_FOLDER,
-    SPEECH_TOKENIZER_FOLDER,
-    VOCODER_FOLDER,
-)
+from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER, VOCODER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from kimia_infer.utils.errors import CheckpointError, RequestError
+from kimia_infer.utils.progress import progress
 from kimia_infer.weights.adapter import Adapter
-from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
-from kimia_infer.weights.parallel import load_parts
+from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
+from kimia_infer.weights.parallel import load_modules
 from kimia_infer.weights.tensors import StoredTensor
 
 
 @dataclass
-class Stages:
-    """The loaded stages in the order a request meets them; no detokenizer, no speech.
+class Components:
+    """The loaded components of a model; without ``detokenizer`` it answers in text only.
 
-    ``vocoder_folder`` has the ``config.json`` that reference voices are read by, None without.
-    ``adapter`` is the directory of the adapter that is part of the weights, None without.
-    ``offload`` names what waits in host memory, None for nothing.
-    Recordings are transcribed in segments of at most ``segment_seconds``.
+    ``vocoder_folder`` holds the ``config.json`` with which reference voices are read.
+    ``adapter`` is the directory of the adapter that was added to the weights. ``offload`` names
+    what stays in host memory. Recordings are transcribed in segments of at most
+    ``segment_seconds``.
     """
 
     text_tokenizer: TextTokenizer
-    speech_codes: SpeechCodes
-    whisper_features: WhisperFeatures
+    speech_tokenizer: SpeechCodes
+    whisper: WhisperFeatures
     language_model: LanguageModel
-    detokenizer: Detokenizer | None
+    detokenizer: Detokenizer | None = None
     vocoder_folder: Path | None = None
     adapter: Path | None = None
     segment_seconds: float = LONGEST_SECONDS
     offload: str | None = None
 
 
-def load_stages(
+def load_components(
     directory: Path,
     detokenizer: bool,
     device: torch.device,
@@ -71,102 +70,106 @@ def load_stages(
     quantization: str | None = None,
     kv_cache: str | None = None,
     offload: str | None = None,
-) -> Stages:
+) -> Components:
     """Load a checkpoint directory to ``device`` with a progress bar.
 
-    The speech tokenizer stays in float32, since bfloat16 changes codes. A slim checkpoint is
-    verified by its manifest: files that changed size, configurations and headers before any
-    weight is read, every tensor while it is read. ``adapter`` is the directory of an adapter that
-    is added to the weights. ``quantization`` is one of ``SCHEMES``, None as they are stored.
-    ``kv_cache``, one of ``KV_CACHES``, is what requests will have; None for "none". With
-    ``offload="encoders"`` speech tokenizer and Whisper encoder stay in host memory, from which
-    they come to the device for each sound.
+    A slim checkpoint is verified by its manifest: file sizes, configurations and headers before
+    any weight is read, every tensor while it is read.
+
+    Args:
+        directory: a complete checkpoint.
+        detokenizer: whether the components for speech output are loaded.
+        device: where the model computes.
+        dtype: of all components but the speech tokenizer, which stays in float32.
+        adapter: directory of an adapter that is added to the weights.
+        quantization: one of ``SCHEMES``; None: as the weights are stored.
+        kv_cache: one of ``KV_CACHES``, what requests will use; None: "none".
+        offload: "encoders" keeps speech tokenizer and Whisper encoder in host memory and copies
+            them to the device for each recording.
 
     Raises:
-        CheckpointError: the first thing that does not fit.
-        RequestError: the quantization cannot be used here, or the device has too little memory.
+        CheckpointError: the first file or tensor that does not fit.
+        RequestError: the quantization is not available here, or the device has too little memory.
     """
     scheme = choose_scheme(directory, quantization, adapter)
     check_quantization(scheme, device, stored_scheme(directory))
     change = Adapter.read(adapter) if adapter is not None else None
-    slim = read_manifest(directory / MANIFEST_NAME)
+    slim = read_checkpoint_manifest(directory / MANIFEST_NAME)
     if slim is not None:
         slim.check(directory, detokenizer)
     segment_seconds = longest_segment(directory)
-    text_tokenizer = TextTokenizer(directory)
-    check_vocabulary(text_tokenizer, LanguageModelConfig.from_directory(directory), directory)
-    parts = checkpoint_parts(directory, detokenizer, quantized=True)
-    if detokenizer:
-        check_codes(LanguageModelConfig.from_directory(directory), directory)
+    text_tokenizer = checked_text_tokenizer(directory)
+    stored = checkpoint_components(directory, detokenizer, quantized=True)
     free = free_memory(device)
     if free is not None:
-        plan = memory_plan(directory, parts, dtype, kv_cache or "none", offload is not None)
+        plan = memory_plan(directory, stored, dtype, kv_cache or "none", offload is not None)
         plan.check(scheme, detokenizer, device, free)
     if change is not None:
-        _adapt(parts, change)
+        language_model, whisper = stored.language_model.component, stored.whisper.component
+        adapted = change.adapted({"language_model": language_model, "whisper": whisper})
+        stored = stored.changed(**adapted)
     if scheme != stored_scheme(directory):
-        parts[2] = replace(parts[2], part=quantized_part(parts[2].part, scheme))
+        quantized = quantized_component(stored.language_model.component, scheme)
+        stored = stored.changed(language_model=quantized)
     checksum = partial(slim.checksum, directory) if slim is not None else None
-    speech, encoder, language_model, *speaking = _load(parts, device, dtype, checksum, offload)
-    codes = SpeechCodes(speech, directory / SPEECH_TOKENIZER_FOLDER)
-    features = WhisperFeatures(encoder, directory / WHISPER_FOLDER)
+    modules = _load(stored, device, dtype, checksum, offload)
+    codes = SpeechCodes(modules["speech_tokenizer"], directory / SPEECH_TOKENIZER_FOLDER)
+    features = WhisperFeatures(modules["whisper"], directory / WHISPER_FOLDER)
     if offload is not None:
         codes, features = offloaded(codes, features, device)
-    return Stages(
+    return Components(
         text_tokenizer,
         codes,
         features,
-        language_model,
-        Detokenizer(*speaking) if speaking else None,
-        directory / VOCODER_FOLDER if speaking else None,
+        modules["language_model"],
+        Detokenizer(modules["dit"], modules["vocoder"]) if detokenizer else None,
+        directory / VOCODER_FOLDER if detokenizer else None,
         adapter,
         segment_seconds,
         offload,
     )
 
 
-def _adapt(parts: list[StoredPart], change: Adapter) -> None:
-    """Let the Whisper encoder and the language model be read with the adapter added to them."""
-    _, whisper, model, *_ = (entry.part for entry in parts)
-    adapted = change.adapted({"language_model": model, "whisper": whisper})
-    parts[1] = replace(parts[1], part=adapted["whisper"])
-    parts[2] = replace(parts[2], part=adapted["language_model"])
-
-
 def _load(
-    parts: Sequence[StoredPart],
+    components: StoredComponents,
     device: torch.device,
     dtype: torch.dtype,
     checksum: Callable[[StoredTensor], int] | None,
     offload: str | None,
-) -> list[nn.Module]:
-    """The modules of all parts, both encoders in host memory if they are offloaded."""
-    served = [(entry.part, entry.served(dtype)) for entry in parts]
-    groups = [(served, device)]
-    if offload is not None:
-        groups = [(served[:2], torch.device("cpu")), (served[2:], device)]
-    total = sum(entry.part.elements for entry in parts)
-    with tqdm(total=total, desc="Loading weights", unit=" values", unit_scale=True) as bar:
-        return [
-            module
-            for group, place in groups
-            for module in load_parts(group, place, bar.update, checksum)
-        ]
+) -> dict[str, nn.Module]:
+    """The modules of all components, both encoders in host memory if they are offloaded."""
+    host, placed = {}, {}
+    for name, stored in components.items():
+        group = host if offload is not None and name in ENCODERS else placed
+        group[name] = (stored.component, stored.served(dtype))
+    total = sum(component.elements for component, _ in (host | placed).values())
+    with progress("Loading weights", total, "values", unit_scale=True) as bar:
+        modules = load_modules(host, torch.device("cpu"), bar.update, checksum)
+        return modules | load_modules(placed, device, bar.update, checksum)
 
 
 def memory_plan(
     directory: Path,
-    parts: Sequence[StoredPart],
+    components: StoredComponents,
     dtype: torch.dtype,
     kv_cache: str,
     offload: bool,
 ) -> MemoryPlan:
-    """What the :func:`checkpoint_parts` of a directory will take in memory."""
+    """What the :func:`checkpoint_components` of a directory will take in memory."""
     with torch.device("meta"):
-        sizes = [weight_bytes(entry.part.build(), entry.served(dtype)) for entry in parts]
-    config = LanguageModelConfig.from_directory(directory)
-    stored = stored_scheme(directory)
-    return MemoryPlan(config, dtype, kv_cache, tuple(sizes[:2]), sum(sizes[3:]), offload, stored)
+        sizes = {
+            name: weight_bytes(stored.component.build(), stored.served(dtype))
+            for name, stored in components.items()
+        }
+    return MemoryPlan(
+        LanguageModelConfig.from_directory(directory),
+        dtype,
+        kv_cache,
+        tuple(sizes[name] for name in ENCODERS),
+        sizes.get("dit", 0) + sizes.get("vocoder", 0),
+        offload,
+        stored_scheme(directory),
+    )
 
 
 def choose_scheme(directory: Path, asked: str | None, adapter: Path | None) -> str:
@@ -190,30 +193,6 @@ def choose_scheme(directory: Path, asked: str | None, adapter: Path | None) -> s
             f"use the checkpoint that they were made from, with quantization {stored!r}"
         )
     return stored
-
-
-def check_vocabulary(
-    tokenizer: TextTokenizer, config: LanguageModelConfig, directory: Path
-) -> None:
-    """Raise CheckpointError unless tokenizer and model agree on where audio ids begin."""
-    if (tokenizer.base_tokens, tokenizer.vocab_size) != (config.base_tokens, config.token_offset):
-        raise CheckpointError(
-            f"{directory}: tiktoken.model holds {tokenizer.base_tokens} tokens and "
-            f"{tokenizer.vocab_size} with the special ones, but config.json says num_base_tokens "
-            f"{config.base_tokens} and kimia_token_offset {config.token_offset}; use files of the "
-            "same checkpoint"
-        )
-
-
-def check_codes(config: LanguageModelConfig, directory: Path) -> None:
-    """Raise CheckpointError unless the detokenizer knows every code that the model can say."""
-    codes, path = config.vocab_size - config.token_offset, directory / DETOKENIZER_FOLDER
-    known = DiTConfig.from_directory(path).codes
-    if codes > known:
-        raise CheckpointError(
-            f"{path / 'config.yaml'}: semantic_vocab_size is {known}, but the language model has "
-            f"{codes} speech codes; use files of the same checkpoint"
-        )
 
 
 def default_device() -> torch.device:

@@ -15,6 +15,8 @@ from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from kimia_infer.utils.errors import RequestError
 
 OFFLOADS = ("encoders",)
+ENCODERS = ("speech_tokenizer", "whisper")
+"""The components that ``offload="encoders"`` keeps in host memory."""
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from kimia_infer.audio.decode import SAMPLE_RATE
 from kimia_infer.audio.level import SILENCE_DBFS, is_silent, loudest_dbfs
 from kimia_infer.audio.split import LAST_SECONDS, LONGEST_SECONDS, SEARCH_SECONDS, split_at_quiet
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.component import read_json
 
 INSTRUCTION = "Please transcribe the following audio:"
 """The published example's request for a transcript."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.component import read_json
 
 # Floors of the magnitude (squared) and of the mel energy; published implementation.
 POWER_FLOOR = 1e-9

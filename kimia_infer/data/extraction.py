@@ -32,7 +32,7 @@ from kimia_infer.data.conversations import (
 )
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_part
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 
 JOBS_PER_WORKER = 4
 """Lines handed out ahead, so that no worker waits."""
@@ -59,7 +59,9 @@ class Encoder:
         return self.directory / SPEECH_TOKENIZER_FOLDER
 
     def load(self) -> SpeechCodes:
-        module = speech_tokenizer_part(self.folder).load(torch.device(self.device), torch.float32)
+        module = speech_tokenizer_component(self.folder).load(
+            torch.device(self.device), torch.float32
+        )
         return SpeechCodes(module, self.folder)
 
 
@@ -81,7 +83,7 @@ def extract_codes(
     file = ConversationFile(source)
     offset = LanguageModelConfig.from_directory(directory).token_offset
     encoder = Encoder(directory, offset, device)
-    speech_tokenizer_part(encoder.folder)  # checked here, so that workers need not report
+    speech_tokenizer_component(encoder.folder)  # checked here, so that workers need not report
     target.parent.mkdir(parents=True, exist_ok=True)
     journal = _Journal(target, {"sha256": _sha256(source), "model": str(directory.resolve())})
     faults = {}

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from kimia_infer.layers import triton_support
 from kimia_infer.layers.triton_support import fused
 from kimia_infer.utils.errors import CheckpointError, RequestError
-from kimia_infer.weights.checkpoint import Part, Slot
-from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
+from kimia_infer.weights.component import Component, Slot
+from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
 
 SCHEMES = ("none", "fp8", "int8", "int4")
 GROUP = 32
@@ -241,7 +241,7 @@ def quantize_model(model: Any, scheme: str) -> Any:
     return model
 
 
-def quantized_part(part: Part, scheme: str) -> Part:
+def quantized_component(part: Component, scheme: str) -> Component:
     """A language model's part that quantizes what it reads, one matrix at a time.
 
     Raises:
@@ -277,7 +277,7 @@ def stored_scheme(directory: Path) -> str:
         CheckpointError: in a way that this program does not know.
     """
     path = directory / MANIFEST_NAME
-    manifest = read_manifest(path)
+    manifest = read_checkpoint_manifest(path)
     found = None if manifest is None else manifest.quantization
     for scheme in SCHEMES:
         if found == description(scheme):

@@ -11,12 +11,12 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
-from kimia_infer.models.kimi_audio.components import understanding_parts
+from kimia_infer.models.kimi_audio.components import understanding_components
 from kimia_infer.models.kimi_audio.layout import TUNED_WHISPER
 from kimia_infer.training.adapters import ADAPTER, BASE, add_adapters, first_adapter_value
 from kimia_infer.training.network import PARTS, TrainingNetwork, recompute_activations
 from kimia_infer.training.parallel import assign, shard
-from kimia_infer.weights.checkpoint import Part
+from kimia_infer.weights.component import Component
 from kimia_infer.weights.tensors import Reader
 
 if TYPE_CHECKING:
@@ -30,13 +30,13 @@ class Source:
     """The checkpoint that training starts from, checked; ``directory`` is complete."""
 
     directory: Path
-    language_model: Part
-    whisper: Part
+    language_model: Component
+    whisper: Component
 
     @classmethod
     def open(cls, directory: Path) -> Source:
         """Raises CheckpointError for the first thing that does not fit."""
-        return cls(directory, *understanding_parts(directory))
+        return cls(directory, **understanding_components(directory))
 
     @property
     def tuned_whisper(self) -> bool:
@@ -44,8 +44,8 @@ class Source:
         return any(n.startswith(TUNED_WHISPER) for n in self.language_model.store.tensors)
 
     @property
-    def children(self) -> dict[str, Part]:
-        """The parts by their names in the network."""
+    def children(self) -> dict[str, Component]:
+        """The components by their names in the network."""
         return {"language_model": self.language_model, "whisper": self.whisper}
 
 
@@ -152,10 +152,10 @@ def _fill(
     The weights of the layers ``held`` are quantized.
     """
     reader = Reader()
-    for child, part in source.children.items():
+    for child, component in source.children.items():
         parameters = base_parameters(network, child)
         slots: dict[str, list] = {}
-        for slot in part.slots:
+        for slot in component.slots:
             slots.setdefault(slot.parameter, []).append(slot)
         for name, parameter in parameters.items():
             layer = held.get(f"{child}.{name}")
@@ -164,7 +164,7 @@ def _fill(
             else:
                 value = torch.empty(layer.out_features, layer.in_features, dtype=network.dtype)
             for slot in slots[name]:
-                part.fill(slot, value, reader, report)
+                component.fill(slot, value, reader, report)
             if layer is None:
                 assign(parameter, value)
             else:

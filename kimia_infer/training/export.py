@@ -12,9 +12,7 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 
-from kimia_infer.api.loading import check_codes
-from kimia_infer.models.kimi_audio.components import checkpoint_parts, understanding_parts
-from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.components import checkpoint_components, understanding_components
 from kimia_infer.models.kimi_audio.layout import TUNED_WHISPER, WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.published import (
     DETOKENIZER_FOLDER,
@@ -31,8 +29,8 @@ from kimia_infer.training.checkpoints import (
 )
 from kimia_infer.training.runs import FINAL
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
-from kimia_infer.weights.checkpoint import Part
-from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
+from kimia_infer.weights.component import Component
+from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
 from kimia_infer.weights.resolve import resolve_weights
 from kimia_infer.weights.tensors import Reader, TensorStore
 
@@ -128,12 +126,11 @@ def _export_adapter(
     if named is None:
         raise ExportError(f"{adapter.directory}: does not say what it was trained on; give --base")
     directory = resolve_weights(named, detokenizer=False)
-    model, whisper = understanding_parts(directory)
-    stages = {"language_model": model, "whisper": whisper}
-    adapter.adapted(stages)  # refuses one that does not fit
+    components = understanding_components(directory)
+    adapter.adapted(components)  # refuses one that does not fit
     _require_apart(output, directory)
     if merge:
-        _merge(adapter, directory, stages, part)
+        _merge(adapter, directory, components, part)
         return Exported(str(output), None)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         link_or_copy(adapter.directory / name, part / name)
@@ -151,8 +148,7 @@ def _replace_parts(found: Path, part: Path, output: Path, base: str) -> None:
             (part / name).mkdir()
             for path in sorted((found / name).iterdir()):
                 link_or_copy(path, part / name / path.name)
-    checkpoint_parts(part)
-    check_codes(LanguageModelConfig.from_directory(part), part)
+    checkpoint_components(part)
 
 
 def _require_apart(output: Path, base: Path) -> None:
@@ -160,27 +156,27 @@ def _require_apart(output: Path, base: Path) -> None:
         raise ExportError(f"{output}: lies in the model {base}; name a directory elsewhere")
 
 
-def _merge(adapter: Adapter, base: Path, stages: dict[str, Part], target: Path) -> None:
-    """Write the checkpoint ``base``, whose parts are ``stages``, with the adapter added.
+def _merge(adapter: Adapter, base: Path, components: dict[str, Component], target: Path) -> None:
+    """Write the checkpoint ``base``, whose components are ``components``, with the adapter added.
 
     Names and dtypes stay; what no change touches is linked where the file system allows. An
     adapted Whisper encoder is stored in its folder, and with the language model if it was there.
     """
-    adapted = adapter.adapted(stages)
+    adapted = adapter.adapted(components)
     values = {
         prefix + name: slot.combine
-        for stage, prefix in (("language_model", ""), ("whisper", TUNED_WHISPER))
-        for slot in adapted[stage].slots
+        for component, prefix in (("language_model", ""), ("whisper", TUNED_WHISPER))
+        for slot in adapted[component].slots
         for name in slot.sources
         if slot.combine is not None
     }
-    model, whisper = (stages[stage].store for stage in ("language_model", "whisper"))
+    model, whisper = (components[name].store for name in ("language_model", "whisper"))
     files = {".": _tensor_file(model, values.get)}
     if any(name.startswith(TUNED_WHISPER) for name in values):
         files[WHISPER_FOLDER] = _tensor_file(
             whisper, lambda name: values.get(TUNED_WHISPER + name), "model.encoder."
         )
-    slim = read_manifest(base / MANIFEST_NAME)
+    slim = read_checkpoint_manifest(base / MANIFEST_NAME)
     reader = Reader(partial(slim.checksum, base) if slim is not None else None)
     with _progress(sum(file.size for file in files.values())) as bar:
         for folder, file in files.items():

@@ -12,15 +12,16 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from kimia_infer.api.loading import check_vocabulary
 from kimia_infer.data.checking import hold_out
 from kimia_infer.data.conversations import ConversationFile
-from kimia_infer.models.kimi_audio.components import understanding_parts
+from kimia_infer.models.kimi_audio.components import (
+    checked_text_tokenizer,
+    understanding_components,
+)
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_part
-from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.whisper import feature_extractor
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.building import Source, build_network
@@ -121,9 +122,8 @@ def _with_stored_features(
 def make_builder(settings: FinetuneSettings, directory: Path) -> SampleBuilder:
     """Builds samples with the tokenizers of ``directory``; codes that lack are computed."""
     config = LanguageModelConfig.from_directory(directory)
-    tokenizer = TextTokenizer(directory)
-    check_vocabulary(tokenizer, config, directory)
-    _, whisper = understanding_parts(directory)
+    tokenizer = checked_text_tokenizer(directory)
+    whisper = understanding_components(directory)["whisper"]
     mels = whisper.store.tensors["conv1.weight"].shape[1]
     return SampleBuilder(
         tokenizer.encode,
@@ -146,8 +146,8 @@ class LazySpeechCodes:
 
     def __call__(self, wave):
         if self._encode is None:
-            part = speech_tokenizer_part(self.directory)
-            module = part.load(torch.device("cpu"), torch.float32)
+            component = speech_tokenizer_component(self.directory)
+            module = component.load(torch.device("cpu"), torch.float32)
             self._encode = SpeechCodes(module, self.directory).encode
         return self._encode(wave)
 
@@ -156,7 +156,7 @@ def _network(
     settings: FinetuneSettings, source: Source, adapters: LoraConfig | None, state: PartialState
 ) -> TrainingNetwork:
     precision = settings.precision or ("fp32" if state.device.type == "cpu" else "bf16")
-    elements = sum(part.elements for part in source.children.values())
+    elements = sum(component.elements for component in source.children.values())
     shown = state.is_main_process
     with tqdm(
         total=elements, desc="Loading weights", unit=" values", unit_scale=True, disable=not shown

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import Part, Slot, read_json
+from kimia_infer.weights.component import Component, Slot, read_json
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -106,7 +106,7 @@ class Adapter:
     def _origin(self) -> str:
         return f"it was trained on {self.base or 'another model'}"
 
-    def adapted(self, parts: Mapping[str, Part]) -> dict[str, Part]:
+    def adapted(self, parts: Mapping[str, Component]) -> dict[str, Component]:
         """The ``language_model`` and ``whisper`` parts with this adapter in their weights.
 
         A stored weight is changed in float32 and rounded to the dtype that it is stored in, so

@@ -37,7 +37,7 @@ class FileEntry:
 
 
 @dataclass
-class Manifest:
+class CheckpointManifest:
     """What a slim checkpoint was made from, how, and its files by their relative names.
 
     ``dtype`` is "served" or "source"; ``sources`` are the hub repositories that the download
@@ -111,7 +111,7 @@ class Manifest:
         new.replace(path)
 
 
-def read_manifest(path: Path) -> Manifest | None:
+def read_checkpoint_manifest(path: Path) -> CheckpointManifest | None:
     """The manifest at ``path``, or None where there is no such file.
 
     Raises:
@@ -128,7 +128,7 @@ def read_manifest(path: Path) -> Manifest | None:
         for name in map(PurePosixPath, files):
             if name.is_absolute() or ".." in name.parts:
                 raise ValueError(f"{name} lies outside the directory")
-        return Manifest(**values, files=files)
+        return CheckpointManifest(**values, files=files)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: not a manifest of prepare_weights ({error})") from error
 

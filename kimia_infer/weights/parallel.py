@@ -1,9 +1,9 @@
-"""Load parts of a checkpoint with several readers at once, straight to the device."""
+"""Load components of a checkpoint with several readers at once, straight to the device."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from kimia_infer.weights.checkpoint import Part, Slot
+from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.tensors import Reader, Report, StoredTensor
 
 READERS = 8
@@ -24,7 +24,7 @@ JOB_BYTES = 128 * 2**20
 class _Job:
     """Neighboring tensors of one file, read by one thread."""
 
-    part: Part
+    component: Component
     parameters: dict[str, Tensor]
     slots: list[Slot]
     nbytes: int
@@ -49,7 +49,7 @@ class _Work:
     def run(self, job: _Job) -> None:
         for slot in job.slots:
             with self._stopping():
-                job.part.place(slot, job.parameters, self._own.reader, self._count)
+                job.component.place(slot, job.parameters, self._own.reader, self._count)
 
     def _count(self, values: int) -> None:
         with self._counting, self._stopping():
@@ -68,14 +68,14 @@ class _Work:
             raise
 
 
-def load_parts(
-    parts: Sequence[tuple[Part, torch.dtype]],
+def load_modules(
+    components: Mapping[str, tuple[Component, torch.dtype]],
     device: torch.device,
     report: Report | None = None,
     checksum: Callable[[StoredTensor], int] | None = None,
     readers: int = READERS,
-) -> list[nn.Module]:
-    """The modules of ``parts``, each in its dtype on ``device``, ready for inference.
+) -> dict[str, nn.Module]:
+    """The modules of ``components``, each in its dtype on ``device``, ready for inference.
 
     ``report`` gets the number of values read each time, from one thread at a time;
     ``checksum`` gives the CRC-32 that a stored tensor must have. A pickle is read by one
@@ -85,11 +85,13 @@ def load_parts(
         CheckpointError: a tensor is damaged or cannot be read; the first one found ends the
             work of all readers.
     """
-    modules = [part.allocate(device, dtype) for part, dtype in parts]
+    modules = {
+        name: component.allocate(device, dtype) for name, (component, dtype) in components.items()
+    }
     jobs = [
         job
-        for (part, _), module in zip(parts, modules, strict=True)
-        for job in _jobs(part, dict(module.named_parameters()))
+        for name, (component, _) in components.items()
+        for job in _jobs(component, dict(modules[name].named_parameters()))
     ]
     jobs.sort(key=lambda job: -job.nbytes)  # the longest first, so that all end together
     work = _Work(report, checksum)
@@ -105,22 +107,22 @@ def load_parts(
     return modules
 
 
-def _jobs(part: Part, parameters: dict[str, Tensor]) -> Iterator[_Job]:
-    """Cut a part into jobs of about JOB_BYTES; what comes from a pickle stays together."""
-    tensors = part.store.tensors
+def _jobs(component: Component, parameters: dict[str, Tensor]) -> Iterator[_Job]:
+    """Cut a component into jobs of about JOB_BYTES; what comes from a pickle stays together."""
+    tensors = component.store.tensors
 
     def place(slot: Slot) -> tuple[str, int]:
         first = tensors[next(iter(slot.sources))]
         return str(first.file), first.offset or 0
 
     job, file = None, None
-    for slot in sorted(part.slots, key=place):
+    for slot in sorted(component.slots, key=place):
         first = tensors[next(iter(slot.sources))]
         full = job is not None and job.nbytes >= JOB_BYTES and first.offset is not None
         if job is None or first.file != file or full:
             if job is not None:
                 yield job
-            job, file = _Job(part, parameters, [], 0), first.file
+            job, file = _Job(component, parameters, [], 0), first.file
         job.slots.append(slot)
         job.nbytes += sum(tensors[name].nbytes for name in slot.sources)
     if job is not None:

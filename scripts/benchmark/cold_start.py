@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.loading import Stages, load_stages
+from kimia_infer.api.loading import Components, load_components
 from scripts.benchmark.bandwidth import memory
-from scripts.benchmark.random_models import random_stages
+from scripts.benchmark.random_models import random_components
 from scripts.benchmark.requests import REQUESTS, answer, usual_question
 from scripts.benchmark.sizes import SIZES
 from scripts.benchmark.timing import synchronize
@@ -55,13 +55,13 @@ def cold_start(
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _stages(arguments: dict) -> Stages:
+def _components(arguments: dict) -> Components:
     device, dtype = torch.device(arguments["device"]), getattr(torch, arguments["dtype"])
     if arguments["size"] is not None:
         scheme = arguments["quantization"] or "none"
-        return random_stages(SIZES[arguments["size"]], device, dtype, scheme)
+        return random_components(SIZES[arguments["size"]], device, dtype, scheme)
     scheme = arguments["quantization"]
-    return load_stages(Path(arguments["directory"]), True, device, dtype, quantization=scheme)
+    return load_components(Path(arguments["directory"]), True, device, dtype, quantization=scheme)
 
 
 def _first_answer(arguments: dict) -> dict:
@@ -69,11 +69,11 @@ def _first_answer(arguments: dict) -> dict:
     times = [arguments["started"], time.monotonic()]
     torch.set_num_threads(arguments["threads"])
     audio = usual_question() if arguments["audio"] is None else Path(arguments["audio"])
-    stages = _stages(arguments)
-    synchronize(stages.language_model.device)
+    components = _components(arguments)
+    synchronize(components.language_model.device)
     times.append(time.monotonic())
-    model = KimiAudio.from_stages(stages, head_rows="track")
-    del stages  # as in KimiAudio, so that what is not used is freed
+    model = KimiAudio.from_components(components, head_rows="track")
+    del components  # as in KimiAudio, so that what is not used is freed
     synchronize(model.device)
     times.append(time.monotonic())
     metrics = answer(model, audio, REQUESTS["speech"]).metrics

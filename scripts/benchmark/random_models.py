@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from kimia_infer.api.loading import Stages
+from kimia_infer.api.loading import Components
 from kimia_infer.layers.quantization import quantize_model
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.dit import DiT
@@ -74,9 +74,9 @@ def random_language_model(sizes: Sizes, device: torch.device, dtype: torch.dtype
     return model
 
 
-def random_stages(
+def random_components(
     sizes: Sizes, device: torch.device, dtype: torch.dtype, quantization: str = "none"
-) -> Stages:
+) -> Components:
     """All that :class:`KimiAudio` is made of; the speech tokenizer in float32."""
     speech = random_module(lambda: SpeechTokenizer(sizes.speech_tokenizer), device, torch.float32)
     whisper = random_module(lambda: WhisperEncoder(sizes.whisper), device, dtype)
@@ -84,7 +84,7 @@ def random_stages(
         random_module(lambda: DiT(sizes.dit), device, dtype),
         random_module(lambda: Vocoder(sizes.vocoder), device, dtype),
     )
-    return Stages(
+    return Components(
         NumberTokenizer(sizes.language_model.base_tokens),
         SpeechCodes(speech, NO_FOLDER),
         WhisperFeatures(whisper, NO_FOLDER),

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.loading import load_stages
+from kimia_infer.api.loading import load_components
 from kimia_infer.models.kimi_audio.detokenizer import WaveOverlap
 from kimia_infer.models.kimi_audio.flow import MelStream
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
@@ -26,7 +26,7 @@ from kimia_infer.utils.errors import CheckpointError, RequestError
 from scripts.benchmark.bandwidth import BOTH, memory
 from scripts.benchmark.decoding import Contender, library_decoder, library_loop
 from scripts.benchmark.quality import Reference, compare, refer
-from scripts.benchmark.random_models import random_stages
+from scripts.benchmark.random_models import random_components
 from scripts.benchmark.requests import REQUESTS, answer, usual_question
 from scripts.benchmark.sizes import SIZES
 
@@ -36,7 +36,7 @@ PARTS = {
     "detokenizer": (MelStream, "push"),
     "vocoder": (WaveOverlap, "push"),
 }
-"""Stages within those that a request times itself, and the methods in which they happen."""
+"""Components within those that a request times itself, and the methods in which they happen."""
 
 CLEAR_REFS = Path("/proc/self/clear_refs")
 """Where Linux forgets the peak of resident memory, written "5"."""
@@ -75,18 +75,18 @@ class Variant:
         dtype, scheme, kv_cache = getattr(torch, given["dtype"]), given["scheme"], given["kv_cache"]
         start = time.perf_counter()
         if given["directory"] is None:
-            stages = random_stages(SIZES[given["size"]], device, dtype, scheme)
+            components = random_components(SIZES[given["size"]], device, dtype, scheme)
         else:
             directory = Path(given["directory"])
-            stages = load_stages(directory, True, device, dtype, kv_cache=kv_cache)
-        self.model = KimiAudio.from_stages(stages, head_rows="track", kv_cache=kv_cache)
+            components = load_components(directory, True, device, dtype, kv_cache=kv_cache)
+        self.model = KimiAudio.from_components(components, head_rows="track", kv_cache=kv_cache)
         seconds = time.perf_counter() - start
         modules = (
             self.model.language_model,
-            stages.speech_codes.module,
-            stages.whisper_features.encoder,
-            stages.detokenizer.dit,
-            stages.detokenizer.vocoder,
+            components.speech_tokenizer.module,
+            components.whisper.encoder,
+            components.detokenizer.dit,
+            components.detokenizer.vocoder,
         )
         self.loaded = {
             # Random weights are made, which takes another time.
@@ -95,7 +95,7 @@ class Variant:
         }
         self.audio = usual_question() if given["audio"] is None else Path(given["audio"])
         self.parts = Parts(device)
-        del stages, modules  # what the model does not use, as the uncut head, is freed
+        del components, modules  # what the model does not use, as the uncut head, is freed
         forget_peak(device)
 
     def warm_up(self) -> dict:

@@ -22,7 +22,7 @@ from kimia_infer.models.kimi_audio.published import (
 )
 from kimia_infer.training.checkpoints import publish
 from kimia_infer.training.codec.settings import EncoderSize
-from kimia_infer.weights.checkpoint import manifest, read_json
+from kimia_infer.weights.component import expected_tensors, read_json
 from scripts.miniature.spoken_world import READ, REPEAT, TRANSCRIBE
 from scripts.miniature.untrained import Sizes, write_miniature
 from scripts.miniature.whisper_encoder import WhisperSize
@@ -85,7 +85,7 @@ def untrained_language_model(config: LanguageModelConfig, seed: int) -> dict[str
     generator = torch.Generator().manual_seed(seed)
     depth = 1 / math.sqrt(2 * (config.trunk_layers + config.mimo_layers))
     tensors = {}
-    for name, shape in sorted(manifest(language_model_slots(config)).items()):
+    for name, shape in sorted(expected_tensors(language_model_slots(config)).items()):
         if len(shape) == 1:
             gain = EMBEDDING_SCALE if "vq_adaptor" in name else 1.0
             tensors[name] = torch.zeros(shape) if name.endswith("bias") else torch.full(shape, gain)

@@ -15,15 +15,15 @@ from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.engine.speech import SpeechPipeline
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
-from kimia_infer.models.kimi_audio.dit import dit_part
+from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.flow import Noise
 from kimia_infer.models.kimi_audio.published import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
 )
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_part
-from kimia_infer.models.kimi_audio.vocoder import vocoder_part
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
+from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.codec.data import Sound
 from kimia_infer.utils.randomness import SeededRandomness
 from scripts.miniature.judge import Heard, Judge
@@ -41,11 +41,11 @@ class Codec:
 
     def __init__(self, directory: Path):
         tokenizer = directory / SPEECH_TOKENIZER_FOLDER
-        module = speech_tokenizer_part(tokenizer).load(CPU, torch.float32)
+        module = speech_tokenizer_component(tokenizer).load(CPU, torch.float32)
         self.speech_codes = SpeechCodes(module, tokenizer)
         self.mel = MelConfig.from_directory(directory / VOCODER_FOLDER)
-        self.vocoder = vocoder_part(directory / VOCODER_FOLDER).load(CPU, torch.float32)
-        dit = dit_part(directory / DETOKENIZER_FOLDER).load(CPU, torch.float32)
+        self.vocoder = vocoder_component(directory / VOCODER_FOLDER).load(CPU, torch.float32)
+        dit = dit_component(directory / DETOKENIZER_FOLDER).load(CPU, torch.float32)
         self.detokenizer = Detokenizer(dit, self.vocoder)
 
     @torch.inference_mode()

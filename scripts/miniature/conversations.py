@@ -23,7 +23,7 @@ from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile, writ
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.segments import SEGMENT_SAMPLES
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_part
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from scripts.miniature.spoken_world import READ, SPOKEN, TRANSCRIBE
 
 JOINED_SENTENCES = (2, 2, 3, 3, 4)
@@ -187,7 +187,7 @@ def _codes(base: Path, paths: Sequence[str]) -> dict[str, list[int]]:
         LanguageModelConfig.from_directory(base).token_offset,
     )
     tokenizer = SpeechCodes(
-        speech_tokenizer_part(folder).load(torch.device("cpu"), torch.float32), folder
+        speech_tokenizer_component(folder).load(torch.device("cpu"), torch.float32), folder
     )
     paths = sorted(set(paths))
     return {

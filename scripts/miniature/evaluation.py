@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from kimia_infer.api.engine import HeadRows
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.loading import load_stages
+from kimia_infer.api.loading import load_components
 from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
@@ -117,11 +117,11 @@ def load_model(
 ) -> KimiAudio:
     """The checkpoint on the CPU; ``audio_delay`` replaces the one that it was trained with."""
     cpu, scheme = torch.device("cpu"), serving.quantization
-    stages = load_stages(directory, True, cpu, torch.float32, quantization=scheme)
+    components = load_components(directory, True, cpu, torch.float32, quantization=scheme)
     if audio_delay is not None:
-        model = stages.language_model
+        model = components.language_model
         model.config = replace(model.config, audio_delay=audio_delay)
-    return KimiAudio.from_stages(stages, head_rows=head_rows, kv_cache=serving.kv_cache)
+    return KimiAudio.from_components(components, head_rows=head_rows, kv_cache=serving.kv_cache)
 
 
 @torch.inference_mode()

@@ -49,7 +49,7 @@ from kimia_infer.training.codec.settings import (
     TokenizerSettings,
     VocoderSettings,
 )
-from kimia_infer.weights.checkpoint import Slot, manifest
+from kimia_infer.weights.component import Slot, expected_tensors
 from scripts.miniature import whisper_encoder
 from scripts.miniature.byte_pairs import ranks_of
 from scripts.miniature.whisper_encoder import WhisperSettings, WhisperSize
@@ -162,7 +162,7 @@ class _Writer:
         ``scaled_rows`` multiplies the rows of a tensor by the given factors [rows].
         """
         tensors = {}
-        for source, shape in manifest(slots).items():
+        for source, shape in expected_tensors(slots).items():
             value = initial_value(prefix + source, shape, self.seed)
             if scaled_rows and source in scaled_rows:
                 value = value * scaled_rows[source][:, None]

@@ -29,7 +29,7 @@ from kimia_infer.models.kimi_audio.whisper import (
     POSITIONS,
     encoder_config,
     feature_extractor,
-    whisper_part,
+    whisper_component,
 )
 from kimia_infer.training.codec.data import Example, Examples, Sound
 from kimia_infer.training.codec.recognizer import ConvolutionBlock, ctc
@@ -37,7 +37,7 @@ from kimia_infer.training.codec.run import (
     CodecNetwork,
     load_trainable,
     mixed_precision,
-    write_part,
+    write_component,
 )
 from kimia_infer.training.codec.settings import CodecSettings
 from kimia_infer.training.codec.spoken_text import (
@@ -50,7 +50,7 @@ from kimia_infer.training.codec.spoken_text import (
 from kimia_infer.training.config import ConfigError, option
 from kimia_infer.training.servable import WHISPER_PREFIX
 from kimia_infer.training.trainer import Outcome
-from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.component import read_json
 
 MELS = 128  # published configuration
 MEL_PER_CODE = 8  # spectrogram frames: two per frame of the encoder, four of which a code spans
@@ -102,7 +102,7 @@ def train_whisper(settings: WhisperSettings, resume: bool = False) -> Outcome:
     def build(written: Path | None, device: torch.device, units: Units) -> WhisperNetwork:
         folder = written / WHISPER_FOLDER if written else initial
         if folder:
-            encoder = load_trainable(whisper_part(folder), device)
+            encoder = load_trainable(whisper_component(folder), device)
         else:
             encoder = new_encoder(WhisperEncoder(config)).to(device)
         return WhisperNetwork(encoder, values, settings, units)
@@ -207,7 +207,7 @@ class WhisperNetwork(CodecNetwork):
     def write(self, folder: Path) -> None:
         parameters = self.encoder.named_parameters()
         tensors = {WHISPER_PREFIX + name: p.detach() for name, p in parameters}
-        write_part(folder / WHISPER_FOLDER, "config.json", self.values, tensors)
+        write_component(folder / WHISPER_FOLDER, "config.json", self.values, tensors)
 
 
 def arrange(

@@ -23,7 +23,7 @@ def checkpoint(golden: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def load(*_: object) -> None:
         pytest.fail("weights were loaded from a bad checkpoint")
 
-    monkeypatch.setattr("kimia_infer.api.loading.load_parts", load)
+    monkeypatch.setattr("kimia_infer.api.loading.load_modules", load)
     return Path(shutil.copytree(golden / "e2e" / "checkpoint", tmp_path / "checkpoint"))
 
 

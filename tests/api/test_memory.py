@@ -20,7 +20,7 @@ from kimia_infer.api.memory import (
 )
 from kimia_infer.layers import triton_support
 from kimia_infer.layers.quantization import SCHEMES
-from kimia_infer.models.kimi_audio.components import checkpoint_parts
+from kimia_infer.models.kimi_audio.components import checkpoint_components
 from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
@@ -186,7 +186,7 @@ def test_refused_before_anything_is_loaded(scheme: str, monkeypatch: pytest.Monk
         raise AssertionError("weights were read")
 
     monkeypatch.setattr(loading, "free_memory", lambda device: RESERVE)
-    monkeypatch.setattr(loading, "load_parts", load)
+    monkeypatch.setattr(loading, "load_modules", load)
     with pytest.raises(
         RequestError, match=rf"memory: quantization '{scheme}' with text and speech"
     ):
@@ -197,7 +197,7 @@ def test_refused_before_anything_is_loaded(scheme: str, monkeypatch: pytest.Monk
 
 def test_a_prepared_checkpoint_offers_what_can_be_done_with_it(tmp_path, monkeypatch) -> None:
     prepare_weights(MINI, tmp_path / "int8", quantization="int8")
-    parts = checkpoint_parts(tmp_path / "int8", quantized=True)
+    parts = checkpoint_components(tmp_path / "int8", quantized=True)
     plan = loading.memory_plan(tmp_path / "int8", parts, torch.float32, "none", False)
     assert plan.stored == "int8"
     monkeypatch.setattr(loading, "free_memory", lambda device: plan.needed("int8", True) - 1)
@@ -207,7 +207,7 @@ def test_a_prepared_checkpoint_offers_what_can_be_done_with_it(tmp_path, monkeyp
     assert not any(f"quantization '{other}'" in str(caught.value) for other in ("fp8", "int4"))
     monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
     with pytest.raises(RequestError, match=r"use the checkpoint that .* with quantization 'none'$"):
-        loading.load_stages(tmp_path / "int8", True, GPU, HALF)
+        loading.load_components(tmp_path / "int8", True, GPU, HALF)
 
 
 def test_a_checkpoint_is_counted_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,19 +215,19 @@ def test_a_checkpoint_is_counted_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(loading, "free_memory", lambda device: 2 * RESERVE)
     plan = loading.memory_plan
     monkeypatch.setattr(loading, "memory_plan", lambda *given: seen.append(plan(*given)) or seen[0])
-    stages = loading.load_stages(MINI, True, CPU, HALF, quantization="int8", kv_cache="fp8")
+    components = loading.load_components(MINI, True, CPU, HALF, quantization="int8", kv_cache="fp8")
 
     def held(*modules: torch.nn.Module) -> int:
         return sum(p.nbytes for module in modules for p in module.parameters())
 
     (found,) = seen
     assert found.kv_cache == "fp8" and not found.offload
-    encoders = stages.speech_codes.module, stages.whisper_features.encoder
+    encoders = components.speech_tokenizer.module, components.whisper.encoder
     assert found.encoders == tuple(held(module) for module in encoders)
-    assert found.detokenizer == held(stages.detokenizer.dit, stages.detokenizer.vocoder)
+    assert found.detokenizer == held(components.detokenizer.dit, components.detokenizer.vocoder)
     rest = replace(found, detokenizer=0, encoders=()).needed("int8", False)
     empty = rest - found._cache() - found._work("int8") - RESERVE
-    assert empty == held(stages.language_model)
+    assert empty == held(components.language_model)
 
 
 def test_the_memory_of_the_host_is_left_to_it() -> None:

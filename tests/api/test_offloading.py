@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.loading import load_stages
+from kimia_infer.api.loading import load_components
 from kimia_infer.api.offloading import check_offload, visiting
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
@@ -43,7 +43,7 @@ def test_it_returns_after_a_failure() -> None:
 def models() -> tuple[KimiAudio, KimiAudio]:
     """Plain and offloaded, both on the CPU."""
     return tuple(
-        KimiAudio.from_stages(load_stages(MINI, True, CPU, torch.float32, offload=offload))
+        KimiAudio.from_components(load_components(MINI, True, CPU, torch.float32, offload=offload))
         for offload in (None, "encoders")
     )
 

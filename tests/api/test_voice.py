@@ -10,7 +10,7 @@ import torch
 
 from kimia_infer.api.events import AudioChunk
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.loading import Stages
+from kimia_infer.api.loading import Components
 from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.api.voice import MAX_SECONDS, MIN_SECONDS
 from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
@@ -149,6 +149,6 @@ def test_where_no_voice_can_be(model: KimiAudio) -> None:
     with pytest.raises(RequestError, match=r"voice: .*output_type='both'"):
         model.generate(CHAT, voice=VOICE)
     parts = (model.text_tokenizer, model.speech_codes, model.whisper_features)
-    stages = Stages(*parts, model.language_model, model.detokenizer)
+    components = Components(*parts, model.language_model, model.detokenizer)
     with pytest.raises(RequestError, match=r"voice: .*vocoder folder"):
-        KimiAudio.from_stages(stages).generate(CHAT, **ARGUMENTS, voice=VOICE)
+        KimiAudio.from_components(components).generate(CHAT, **ARGUMENTS, voice=VOICE)

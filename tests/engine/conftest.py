@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_part
+from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def recorded(golden: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def model(golden: Path) -> LanguageModel:
-    return language_model_part(golden / "llm").load(torch.device("cpu"), torch.float32)
+    return language_model_component(golden / "llm").load(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="session")

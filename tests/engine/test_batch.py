@@ -16,7 +16,7 @@ from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers.quantization import quantize_model
-from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_part
+from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from kimia_infer.utils.graphs import graphs_for
 from kimia_infer.utils.randomness import SeededRandomness
 from tests.engine.test_decode import (
@@ -105,7 +105,7 @@ def test_recorded_run(
 @pytest.fixture(scope="module")
 def decoders(model: LanguageModel, prompts: dict, control) -> dict[str, Decoder]:
     """One for each way in which a model may be held; texts end early by a token they say."""
-    quantized = language_model_part(GOLDEN / "llm")
+    quantized = language_model_component(GOLDEN / "llm")
     int8 = quantize_model(quantized.load(torch.device("cpu"), torch.float32), "int8")
     probe = Decoder(model, control, CAPACITY)
     often, _, _ = alone(Generation(probe, prompts["two_audio"], "text", 40, sampling_of({}),

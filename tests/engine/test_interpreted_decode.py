@@ -13,7 +13,7 @@ from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers.attention import BACKENDS, choose_backend
 from kimia_infer.models.kimi_audio import language_model as model_module
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.language_model import language_model_part
+from kimia_infer.models.kimi_audio.language_model import language_model_component
 from tests.engine.test_decode import (
     RUNS,
     put_heads,
@@ -38,7 +38,7 @@ def generate(run: dict, steps: int) -> tuple[list[int], list[int]]:
     """The first ids of a recorded run, every kernel interpreted; for the worker process."""
     assert os.environ["TRITON_INTERPRET"] == "1"
     model_module.fused = lambda x: True
-    model = language_model_part(GOLDEN / "llm").load(torch.device("cpu"), torch.float32)
+    model = language_model_component(GOLDEN / "llm").load(torch.device("cpu"), torch.float32)
     put_heads(model, run["heads"])
     assert choose_backend(model.device, model.dtype, HEAD_DIM) is BACKENDS["triton"]
     ids = json.loads((GOLDEN / "llm" / "special_tokens.json").read_text())

@@ -17,12 +17,12 @@ from kimia_infer.audio.decode import load_audio
 from kimia_infer.layers.attention import CachedAttention, choose_backend
 from kimia_infer.layers.cache import KeyValueCache
 from kimia_infer.layers.onednn import MIN_ELEMENTS, OneDNNLinear, use_onednn
-from kimia_infer.models.kimi_audio.dit import dit_part
+from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.flow_evaluation import FrameCache
-from kimia_infer.models.kimi_audio.language_model import language_model_part
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_part
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_part
-from kimia_infer.weights.checkpoint import Part
+from kimia_infer.models.kimi_audio.language_model import language_model_component
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component
+from kimia_infer.weights.component import Component
 from tests.paths import GOLDEN
 
 CPU = torch.device("cpu")
@@ -50,7 +50,7 @@ def layer() -> OneDNNLinear:
     return OneDNNLinear(random(OUT, IN) / IN**0.5, random(OUT, seed=1))
 
 
-def served_by_onednn(part: Part) -> nn.Module:
+def served_by_onednn(part: Component) -> nn.Module:
     """The part with every linear layer replaced."""
     module = part.load(CPU, torch.float32)
     names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)]
@@ -150,7 +150,7 @@ def test_nothing_is_replaced_elsewhere(absent: str, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("file", FILES)
 def test_recorded_features(file: str, golden: Path) -> None:
     directory = golden / "e2e" / "checkpoint" / "whisper-large-v3"
-    features = WhisperFeatures(served_by_onednn(whisper_part(directory)), directory)
+    features = WhisperFeatures(served_by_onednn(whisper_component(directory)), directory)
     found = features.encode(load_audio(golden / "e2e" / "audio" / file))
     expected = load_file(golden / "e2e" / "cases.safetensors")[f"features.{file}"]
     close(found[FILES[file]["feature_rows_stored"]], expected)
@@ -159,7 +159,7 @@ def test_recorded_features(file: str, golden: Path) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_recorded_speech_codes(file: str, golden: Path) -> None:
     directory = golden / "e2e" / "checkpoint" / "glm-4-voice-tokenizer"
-    codes = SpeechCodes(served_by_onednn(speech_tokenizer_part(directory)), directory)
+    codes = SpeechCodes(served_by_onednn(speech_tokenizer_component(directory)), directory)
     wave = load_audio(golden / "e2e" / "audio" / file)
     assert codes.encode(wave).tolist() == FILES[file]["codes"]
 
@@ -168,7 +168,7 @@ def test_recorded_speech_codes(file: str, golden: Path) -> None:
 def test_recorded_language_model(golden: Path) -> None:
     """Logits of both heads at every position of the prompt."""
     recorded = load_file(golden / "llm" / "forward.safetensors")
-    model = served_by_onednn(language_model_part(golden / "llm"))
+    model = served_by_onednn(language_model_component(golden / "llm"))
     names = sorted(name for name in recorded if name.startswith("prefill.whisper_feature."))
     features = torch.cat([recorded[name] for name in names])
     ids = (recorded[f"prefill.{track}_ids"] for track in ("audio", "text"))
@@ -186,7 +186,7 @@ def test_recorded_velocities(golden: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").symlink_to(golden / "detok" / "audio_detokenizer.safetensors")
     (tmp_path / "config.yaml").symlink_to(golden / "detok" / "config.yaml")
     dit, recorded = (
-        served_by_onednn(dit_part(tmp_path)),
+        served_by_onednn(dit_component(tmp_path)),
         load_file(golden / "detok" / "unit.safetensors"),
     )
     times = sorted(int(n[5:-4]) for n in recorded if n[:5] == "dit.t" and n[-4:] == ".out")

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kimia_infer.data.conversations import parse_conversation
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.language_model import language_model_part
+from kimia_infer.models.kimi_audio.language_model import language_model_component
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
-from kimia_infer.models.kimi_audio.whisper import feature_extractor, whisper_part
+from kimia_infer.models.kimi_audio.whisper import feature_extractor, whisper_component
 from kimia_infer.training.building import Source, build_network
 from kimia_infer.training.network import PARTS, TrainingNetwork
 from kimia_infer.training.samples import Sample, SampleBuilder
@@ -38,7 +38,9 @@ CONFIG = LanguageModelConfig.from_directory(GOLDEN / "llm")
 
 def source() -> Source:
     return Source(
-        GOLDEN / "llm", language_model_part(GOLDEN / "llm"), whisper_part(GOLDEN / "whisper")
+        GOLDEN / "llm",
+        language_model_component(GOLDEN / "llm"),
+        whisper_component(GOLDEN / "whisper"),
     )
 
 
@@ -70,7 +72,7 @@ def published_gradients(network: TrainingNetwork) -> dict[str, Tensor | None]:
     """Gradients by published names; those of joined parameters are cut into their rows."""
     parameters = dict(network.language_model.named_parameters())
     gradients = {}
-    for slot in language_model_part(GOLDEN / "llm").slots:
+    for slot in language_model_component(GOLDEN / "llm").slots:
         (name,) = slot.sources
         gradient = parameters[slot.parameter].grad
         if gradient is not None and slot.rows is not None:

@@ -16,7 +16,7 @@ from torch import nn
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights import adapter as adapter_module
 from kimia_infer.weights.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME, Adapter
-from kimia_infer.weights.checkpoint import Part, Slot
+from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.tensors import open_directory
 
 CONFIG = {
@@ -41,7 +41,7 @@ def stages(width: int = 5, layers: int = 1) -> dict[str, nn.Module]:
 
 def parts(
     folder: Path, width: int = 5, layers: int = 1, dtype: torch.dtype = torch.float32
-) -> dict[str, Part]:
+) -> dict[str, Component]:
     """The stages as they are stored; ``qkv`` in two tensors."""
     found = {}
     for stage, module in stages(width, layers).items():
@@ -56,7 +56,7 @@ def parts(
         (folder / stage).mkdir(parents=True)
         save_file(tensors, folder / stage / "model.safetensors")
         build = partial(copy.deepcopy, module)
-        found[stage] = Part(stage, build, slots, open_directory(folder / stage))
+        found[stage] = Component(stage, build, slots, open_directory(folder / stage))
     return found
 
 

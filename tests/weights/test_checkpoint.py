@@ -17,13 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import (
-    Part,
+from kimia_infer.weights.component import (
+    Component,
     Slot,
+    expected_tensors,
     identity_slots,
-    manifest,
-    open_directory,
-    open_model_file,
     read_json,
 )
 from kimia_infer.weights.parallel import READERS
@@ -31,6 +29,8 @@ from kimia_infer.weights.tensors import (
     BLOCK_BYTES,
     Reader,
     TensorStore,
+    open_directory,
+    open_model_file,
     open_pickle,
     open_safetensors,
 )
@@ -60,7 +60,7 @@ LAST = "model-2-of-2.safetensors"
 
 def stored() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {n: torch.randn(s, generator=generator) for n, s in manifest(SLOTS).items()}
+    return {n: torch.randn(s, generator=generator) for n, s in expected_tensors(SLOTS).items()}
 
 
 def write(directory: Path, tensors: dict[str, Tensor]) -> Path:
@@ -76,8 +76,8 @@ def write(directory: Path, tensors: dict[str, Tensor]) -> Path:
     return directory
 
 
-def part(store: TensorStore, ignored: tuple[str, ...] | None = ()) -> Part:
-    return Part("pair", Pair, SLOTS, store, ignored)
+def part(store: TensorStore, ignored: tuple[str, ...] | None = ()) -> Component:
+    return Component("pair", Pair, SLOTS, store, ignored)
 
 
 def edit_index(directory: Path, change: Callable[[dict], None]) -> None:
@@ -104,7 +104,7 @@ def test_identity_slots_load_a_module_as_it_was_stored(tmp_path: Path):
     original = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
     save_file(original.state_dict(), tmp_path / "model.safetensors")
     slots = identity_slots(original)
-    loaded = Part(
+    loaded = Component(
         "stack",
         lambda: nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)),
         slots,
@@ -296,7 +296,7 @@ def test_pickles_are_read_by_section_and_safetensors_come_first(tmp_path: Path):
     module = part(open_model_file(tmp_path, "generator")).load(CPU, torch.float32)
     assert torch.equal(module.norm.weight, tensors["norm.weight"])
     with pytest.raises(CheckpointError, match=rf"{tmp_path / 'model.pt'}: tensor b\.g has shape"):
-        Part(
+        Component(
             "x", Pair, [Slot("norm.weight", {"b.g": (9,)})], open_model_file(tmp_path, "generator")
         )
     save_file({**tensors, "norm.weight": torch.full((4,), 7.0)}, tmp_path / "model.safetensors")
@@ -321,8 +321,9 @@ import sys, torch
 from pathlib import Path
 from torch import nn
 from kimia_infer.weights import tensors
-from kimia_infer.weights.checkpoint import Part, identity_slots, open_directory, open_model_file
-from kimia_infer.weights.parallel import load_parts
+from kimia_infer.weights.component import Component, identity_slots
+from kimia_infer.weights.tensors import open_directory, open_model_file
+from kimia_infer.weights.parallel import load_modules
 
 def memory(field):
     for line in open("/proc/self/status"):
@@ -343,8 +344,8 @@ open("/proc/self/clear_refs", "w").write("5")  # start the high-water mark afres
 before = memory("VmRSS")
 sharded = (directory / "model.safetensors.index.json").exists()
 store = open_directory(directory) if sharded else open_model_file(directory, "state_dict")
-part = Part("stack", lambda: Stack(layers, rows), slots, store, ignored=())
-(module,) = load_parts([(part, torch.bfloat16)], torch.device("cpu"))
+part = Component("stack", lambda: Stack(layers, rows), slots, store, ignored=())
+module = load_modules({"rows": (part, torch.bfloat16)}, torch.device("cpu"))["rows"]
 print(memory("VmHWM") - before, sum(p.nbytes for p in module.parameters()),
       sum(float(p.float().sum()) for p in module.parameters()))
 """

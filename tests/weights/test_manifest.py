@@ -17,7 +17,7 @@ from kimia_infer.models.kimi_audio.language_model import (
     language_model_slots,
 )
 from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_slots
-from kimia_infer.weights.checkpoint import Slot, manifest
+from kimia_infer.weights.component import Slot, expected_tensors
 
 LANGUAGE_MODEL = {
     "hidden_act": "silu",
@@ -93,7 +93,7 @@ def on_meta(build) -> nn.Module:
 
 
 def elements(slots: list[Slot]) -> int:
-    return sum(math.prod(shape) for shape in manifest(slots).values())
+    return sum(math.prod(shape) for shape in expected_tensors(slots).values())
 
 
 def assert_filled_exactly_once(module: nn.Module, slots: list[Slot]) -> None:
@@ -121,7 +121,7 @@ def assert_filled_exactly_once(module: nn.Module, slots: list[Slot]) -> None:
 def test_language_model() -> None:
     config = LanguageModelConfig.from_dict(LANGUAGE_MODEL)
     slots = language_model_slots(config)
-    learned, ignored = manifest(slots), ignored_tensors(config)
+    learned, ignored = expected_tensors(slots), ignored_tensors(config)
     assert (len(learned), len(ignored), len({*learned, *ignored})) == (419, 34, 453)
     width = config.stored_dtype.itemsize
     assert elements(slots) * width == 19_532_668_928
@@ -133,7 +133,7 @@ def test_language_model() -> None:
 def test_detokenizer() -> None:
     config = DiTConfig.from_dict(DETOKENIZER)
     slots = dit_slots(config)
-    assert len(manifest(slots)) == 171
+    assert len(expected_tensors(slots)) == 171
     # A third of what the published fp32 weights and two optimizer moments add up to.
     assert elements(slots) == 1_584_023_120
     assert_filled_exactly_once(on_meta(lambda: DiT(config)), slots)
@@ -142,7 +142,7 @@ def test_detokenizer() -> None:
 def test_vocoder() -> None:
     config = VocoderConfig.from_dict(VOCODER)
     slots = vocoder_slots(config)
-    assert len(manifest(slots)) == 868
+    assert len(expected_tensors(slots)) == 868
     # The published fp32 file has 964 918 850 bytes, container overhead included.
     assert 0 < 964_918_850 - 4 * elements(slots) < 500_000
     assert_filled_exactly_once(on_meta(lambda: Vocoder(config)), slots)

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from kimia_infer.models.kimi_audio.components import checkpoint_parts
+from kimia_infer.models.kimi_audio.components import checkpoint_components
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights import parallel, tensors
-from kimia_infer.weights.checkpoint import Part, Slot, open_model_file
-from kimia_infer.weights.parallel import load_parts
-from kimia_infer.weights.tensors import TensorStore, open_safetensors
+from kimia_infer.weights.component import Component, Slot
+from kimia_infer.weights.parallel import load_modules
+from kimia_infer.weights.tensors import TensorStore, open_model_file, open_safetensors
 from tests.paths import MINI
 from tests.weights.bloated import write_bloated
 
@@ -37,18 +37,21 @@ def test_readers_give_what_one_part_at_a_time_gives(
     tmp_path: Path, small: None, dtype: torch.dtype, pickled: bool
 ) -> None:
     directory = write_bloated(MINI, tmp_path / "bloated") if pickled else MINI
-    parts = [entry.part for entry in checkpoint_parts(directory)]
-    expected = [part.load(CPU, dtype) for part in parts]
+    components = {
+        name: stored.component for name, stored in checkpoint_components(directory).items()
+    }
     reports: list[int] = []
-    modules = load_parts([(part, dtype) for part in parts], CPU, reports.append)
-    for module, reference in zip(modules, expected, strict=True):
-        state, other = module.state_dict(), reference.state_dict()
+    given = {name: (component, dtype) for name, component in components.items()}
+    modules = load_modules(given, CPU, reports.append)
+    assert modules.keys() == components.keys()
+    for name, module in modules.items():
+        state, other = module.state_dict(), components[name].load(CPU, dtype).state_dict()
         assert state.keys() == other.keys()
         assert all(torch.equal(state[name], other[name]) for name in state)
         assert not module.training and not any(p.requires_grad for p in module.parameters())
         assert all(p.dtype == dtype for p in module.parameters())
-    assert sum(reports) == sum(part.elements for part in parts)
-    assert len(reports) > sum(len(part.slots) for part in parts) // 2
+    assert sum(reports) == sum(component.elements for component in components.values())
+    assert len(reports) > sum(len(component.slots) for component in components.values()) // 2
 
 
 class Rows(nn.Module):
@@ -57,12 +60,12 @@ class Rows(nn.Module):
         self.rows = nn.ParameterList(nn.Parameter(torch.zeros(4096)) for _ in range(count))
 
 
-def rows_part(directory: Path, count: int) -> Part:
+def rows_component(directory: Path, count: int) -> Component:
     names = [f"rows.{index}" for index in range(count)]
     path = directory / "model.safetensors"
     save_file({name: torch.full((4096,), float(i)) for i, name in enumerate(names)}, path)
     slots = [Slot(name, {name: (4096,)}) for name in names]
-    return Part("rows", lambda: Rows(count), slots, open_safetensors([path]), ())
+    return Component("rows", lambda: Rows(count), slots, open_safetensors([path]), ())
 
 
 def test_tensors_are_read_at_the_same_time(tmp_path: Path, small: None, monkeypatch) -> None:
@@ -77,15 +80,15 @@ def test_tensors_are_read_at_the_same_time(tmp_path: Path, small: None, monkeypa
             meeting.wait()
         return blocks(store, name, buffer)
 
-    part = rows_part(tmp_path, 64)
+    part = rows_component(tmp_path, 64)
     monkeypatch.setattr(TensorStore, "blocks", wait)
-    (module,) = load_parts([(part, torch.float32)], CPU, readers=readers)
+    module = load_modules({"rows": (part, torch.float32)}, CPU, readers=readers)["rows"]
     assert [int(row[0]) for row in module.rows] == list(range(64))
     assert not meeting.broken
 
 
 def test_the_first_error_stops_the_others(tmp_path: Path, small: None) -> None:
-    part = rows_part(tmp_path, 400)
+    part = rows_component(tmp_path, 400)
     path = tmp_path / "model.safetensors"
     started = threading.active_count()
     checked: list[str] = []
@@ -95,13 +98,13 @@ def test_the_first_error_stops_the_others(tmp_path: Path, small: None) -> None:
         return -1
 
     with pytest.raises(CheckpointError, match=rf"{path}: tensor rows\.\d+ is damaged"):
-        load_parts([(part, torch.float32)], CPU, checksum=checksum, readers=2)
+        load_modules({"rows": (part, torch.float32)}, CPU, checksum=checksum, readers=2)
     assert len(checked) <= 2  # one per reader
     assert threading.active_count() == started
 
 
 def test_an_error_stops_a_reader_in_the_middle_of_its_job(tmp_path: Path, monkeypatch) -> None:
-    part = rows_part(tmp_path, 400)
+    part = rows_component(tmp_path, 400)
     total = sum(tensor.nbytes for tensor in part.store.tensors.values())
     monkeypatch.setattr(parallel, "JOB_BYTES", total // 2)
     damaged = min(part.store.tensors.values(), key=lambda tensor: tensor.offset)
@@ -117,7 +120,7 @@ def test_an_error_stops_a_reader_in_the_middle_of_its_job(tmp_path: Path, monkey
         return zlib.crc32(torch.full((4096,), float(stored.name.split(".")[1])).numpy())
 
     with pytest.raises(CheckpointError, match=rf"tensor {damaged.name} is damaged"):
-        load_parts([(part, torch.float32)], CPU, checksum=checksum, readers=2)
+        load_modules({"rows": (part, torch.float32)}, CPU, checksum=checksum, readers=2)
     assert len(checked) < 200
 
 
@@ -133,19 +136,21 @@ def test_an_interruption_ends_all_readers(
             raise error
 
     with pytest.raises(error):
-        load_parts([(rows_part(tmp_path, 400), torch.float32)], CPU, report, readers=3)
+        load_modules(
+            {"rows": (rows_component(tmp_path, 400), torch.float32)}, CPU, report, readers=3
+        )
     assert len(reports) == 5
     assert threading.active_count() == started
 
 
 def test_a_file_that_shrinks_after_its_header_was_read_is_named(tmp_path: Path) -> None:
-    part, path = rows_part(tmp_path, 4), tmp_path / "model.safetensors"
+    part, path = rows_component(tmp_path, 4), tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=rf"{path}: tensor rows\.3: the file ends"):
-        load_parts([(part, torch.float32)], CPU)
+        load_modules({"rows": (part, torch.float32)}, CPU)
     path.unlink()
     with pytest.raises(CheckpointError, match=rf"{path}: tensor rows\.\d: .*No such file"):
-        load_parts([(part, torch.float32)], CPU)
+        load_modules({"rows": (part, torch.float32)}, CPU)
 
 
 def test_a_pickle_is_read_by_one_thread_at_a_time(tmp_path: Path, small: None, monkeypatch) -> None:
@@ -153,7 +158,7 @@ def test_a_pickle_is_read_by_one_thread_at_a_time(tmp_path: Path, small: None, m
     values = {name: torch.full((4096,), float(i)) for i, name in enumerate(names)}
     torch.save({"state_dict": values}, tmp_path / "model.pt")
     slots = [Slot(name, {name: (4096,)}) for name in names]
-    part = Part("rows", lambda: Rows(40), slots, open_model_file(tmp_path, "state_dict"), ())
+    part = Component("rows", lambda: Rows(40), slots, open_model_file(tmp_path, "state_dict"), ())
     threads, blocks = set(), TensorStore.blocks
 
     def note(store: TensorStore, name: str, buffer: torch.Tensor):
@@ -161,6 +166,6 @@ def test_a_pickle_is_read_by_one_thread_at_a_time(tmp_path: Path, small: None, m
         return blocks(store, name, buffer)
 
     monkeypatch.setattr(TensorStore, "blocks", note)
-    (module,) = load_parts([(part, torch.float32)], CPU)
+    module = load_modules({"rows": (part, torch.float32)}, CPU)["rows"]
     assert [int(row[0]) for row in module.rows] == list(range(40))
     assert len(threads) == 1

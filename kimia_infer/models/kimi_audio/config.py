@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.component import read_json
 
 # Published field name -> field of LanguageModelConfig.
 _FIELDS = {

@@ -21,12 +21,8 @@ import yaml
 from torch import Tensor, nn
 
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import (
-    Part,
-    Slot,
-    identity_slots,
-    open_model_file,
-)
+from kimia_infer.weights.component import Component, Slot, identity_slots
+from kimia_infer.weights.tensors import open_model_file
 
 NORM_EPS = 1e-6  # published implementation
 TIMESTEP_FEATURES = 256  # published implementation
@@ -315,10 +311,10 @@ def dit_slots(config: DiTConfig) -> list[Slot]:
         return identity_slots(DiT(config))
 
 
-def dit_part(directory: Path) -> Part:
+def dit_component(directory: Path) -> Component:
     """The network of a checkpoint's ``audio_detokenizer`` folder, published or slim."""
     config = DiTConfig.from_directory(directory)
-    return Part(
+    return Component(
         name="detokenizer",
         build=lambda: DiT(config),
         slots=dit_slots(config),

@@ -21,8 +21,9 @@ from kimia_infer.layers.quantization import stored_build, stored_scheme, stored_
 from kimia_infer.layers.triton_support import fused
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import Part, Slot, open_directory
+from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.manifest import MANIFEST_NAME
+from kimia_infer.weights.tensors import open_directory
 
 
 class RMSNorm(nn.Module):
@@ -271,7 +272,7 @@ def ignored_tensors(config: LanguageModelConfig) -> dict[str, tuple[int, ...]]:
     return {f"{p}.self_attn.rotary_emb.inv_freq": (config.head_dim // 2,) for p in prefixes}
 
 
-def language_model_part(directory: Path, quantized: bool = False) -> Part:
+def language_model_component(directory: Path, quantized: bool = False) -> Component:
     """The language model of a checkpoint directory.
 
     Fine-tuned checkpoints also hold the Whisper encoder under ``whisper_model.``; serving
@@ -291,7 +292,7 @@ def language_model_part(directory: Path, quantized: bool = False) -> Part:
             f"{directory}: quantized weights need the {MANIFEST_NAME} that they were written with; "
             "put it there, or prepare them again from the unquantized checkpoint"
         )
-    return Part(
+    return Component(
         name="language model",
         build=stored_build(lambda: LanguageModel(config), scheme),
         slots=stored_slots(language_model_slots(config), scheme),

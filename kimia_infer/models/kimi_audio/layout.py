@@ -14,7 +14,7 @@ from kimia_infer.models.kimi_audio.published import (
     VOCODER_FOLDER,
 )
 from kimia_infer.utils.errors import WeightsError
-from kimia_infer.weights.manifest import MANIFEST_NAME, read_manifest
+from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
 
 RECORD_NAME = "download.json"
 INDEX_NAME = "model.safetensors.index.json"
@@ -46,7 +46,7 @@ def missing_files(directory: Path, detokenizer: bool = True) -> list[str]:
     """
     if (directory / UNFINISHED_NAME).is_file():
         raise WeightsError(f"{directory}: unfinished; run scripts/prepare_weights again")
-    slim = read_manifest(directory / MANIFEST_NAME)
+    slim = read_checkpoint_manifest(directory / MANIFEST_NAME)
     if slim is not None:
         return [name for name in slim.needed(detokenizer) if not (directory / name).is_file()]
     missing = layout_gaps(lambda name: (directory / name).is_file(), detokenizer)
@@ -68,7 +68,7 @@ def incomplete_files(directory: Path, detokenizer: bool = True) -> list[str]:
     missing = missing_files(directory, detokenizer)
     if missing:
         return missing
-    slim = read_manifest(directory / MANIFEST_NAME)
+    slim = read_checkpoint_manifest(directory / MANIFEST_NAME)
     if slim is not None:
         recorded = {name: entry.size for name, entry in slim.needed(detokenizer).items()}
         names = list(recorded)
@@ -116,7 +116,7 @@ def require_source(directory: Path, name: str, revision: str) -> None:
     """Refuse a directory that was downloaded from somewhere else, or prepared from such a one."""
     sources = read_record(directory).get("sources")
     if sources is None:
-        slim = read_manifest(directory / MANIFEST_NAME)
+        slim = read_checkpoint_manifest(directory / MANIFEST_NAME)
         sources = slim.sources if slim is not None else None
     if not sources:
         return

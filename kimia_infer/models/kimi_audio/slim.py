@@ -16,7 +16,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -27,9 +26,9 @@ from tqdm import tqdm
 from kimia_infer.layers.quantization import (
     check_quantization,
     description,
-    quantized_part,
+    quantized_component,
 )
-from kimia_infer.models.kimi_audio.components import StoredPart, checkpoint_parts
+from kimia_infer.models.kimi_audio.components import StoredComponents, checkpoint_components
 from kimia_infer.models.kimi_audio.layout import INDEX_NAME, UNFINISHED_NAME, read_record
 from kimia_infer.models.kimi_audio.published import MODEL
 from kimia_infer.models.kimi_audio.writing import (
@@ -37,10 +36,15 @@ from kimia_infer.models.kimi_audio.writing import (
     NewTensor,
     SmallFile,
     TensorFile,
-    part_tensors,
+    component_tensors,
 )
 from kimia_infer.utils.errors import WeightsError
-from kimia_infer.weights.manifest import MANIFEST_NAME, Manifest, read_manifest, sha256_of
+from kimia_infer.weights.manifest import (
+    MANIFEST_NAME,
+    CheckpointManifest,
+    read_checkpoint_manifest,
+    sha256_of,
+)
 from kimia_infer.weights.tensors import Reader
 
 DTYPES = ("served", "source")
@@ -53,7 +57,7 @@ def prepare_weights(
     dtype: str = "served",
     shard_bytes: int = SHARD_BYTES,
     quantization: str = "none",
-) -> Manifest:
+) -> CheckpointManifest:
     """Write the slim checkpoint of ``source`` to ``target``, or continue to.
 
     Only whole files get their names in ``target``, and the manifest comes last. A call that
@@ -69,16 +73,18 @@ def prepare_weights(
     if dtype not in DTYPES:
         raise WeightsError(f"dtype: expected {' or '.join(DTYPES)}, found {dtype!r}")
     _require_usable(source, target)
-    origin = read_manifest(source / MANIFEST_NAME)
+    origin = read_checkpoint_manifest(source / MANIFEST_NAME)
     if origin is not None:
         origin.check(source)
-    parts = checkpoint_parts(source)
+    components = checkpoint_components(source)
     check_quantization(quantization, torch.device("cpu"))
-    parts[2] = replace(parts[2], part=quantized_part(parts[2].part, quantization))
+    components = components.changed(
+        language_model=quantized_component(components.language_model.component, quantization)
+    )
     sources = origin.sources if origin else read_record(source).get("sources", {})
-    state, held = _state(source, parts), description(quantization)
-    planned = Manifest(dtype, shard_bytes, sources, state, files={}, quantization=held)
-    files = _plan(source, parts, dtype, shard_bytes)
+    state, held = _state(source, components), description(quantization)
+    planned = CheckpointManifest(dtype, shard_bytes, sources, state, files={}, quantization=held)
+    files = _plan(source, components, dtype, shard_bytes)
     reader = Reader(partial(origin.checksum, source) if origin else None)
     with _locked(target):
         known = _begun(target, planned)
@@ -89,7 +95,7 @@ def prepare_weights(
                 _require_space(target, [files[name].size for name in todo])
                 for name in todo:
                     _write(target, name, files[name], known, reader, bar)
-                if _state(source, parts) != planned.source_files:
+                if _state(source, components) != planned.source_files:
                     raise WeightsError(
                         f"{source}: changed while it was read; delete {target} and run this again"
                     )
@@ -122,9 +128,13 @@ def _small_files(source: Path) -> list[str]:
     return [name for name in names if name not in generated and (source / name).is_file()]
 
 
-def _state(source: Path, parts: list[StoredPart]) -> dict[str, dict[str, int]]:
+def _state(source: Path, components: StoredComponents) -> dict[str, dict[str, int]]:
     """Size and modification time of every file that is read."""
-    paths = {stored.file for entry in parts for stored in entry.part.store.tensors.values()}
+    paths = {
+        stored.file
+        for _, entry in components.items()
+        for stored in entry.component.store.tensors.values()
+    }
     paths |= {source / name for name in (*_small_files(source), INDEX_NAME)}
     paths = {path for path in paths if path.is_file()}  # one file needs no index
     facts = {path.relative_to(source).as_posix(): path.stat() for path in sorted(paths)}
@@ -132,14 +142,14 @@ def _state(source: Path, parts: list[StoredPart]) -> dict[str, dict[str, int]]:
 
 
 def _plan(
-    source: Path, parts: list[StoredPart], dtype: str, shard_bytes: int
+    source: Path, components: StoredComponents, dtype: str, shard_bytes: int
 ) -> dict[str, NewFile]:
     """Every file of the slim checkpoint by its name."""
     files: dict[str, NewFile] = {
         name: SmallFile((source / name).read_bytes()) for name in _small_files(source)
     }
-    for entry in parts:
-        tensors = part_tensors(entry, served=dtype == "served")
+    for _, entry in components.items():
+        tensors = component_tensors(entry, served=dtype == "served")
         if entry.folder:
             files[f"{entry.folder}/model.safetensors"] = TensorFile(tensors)
         else:
@@ -185,10 +195,10 @@ def _locked(target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _begun(target: Path, planned: Manifest) -> Manifest:
+def _begun(target: Path, planned: CheckpointManifest) -> CheckpointManifest:
     """What an earlier call has done of the plan, or the plan itself."""
-    unfinished = read_manifest(target / UNFINISHED_NAME)
-    known = unfinished or read_manifest(target / MANIFEST_NAME) or planned
+    unfinished = read_checkpoint_manifest(target / UNFINISHED_NAME)
+    known = unfinished or read_checkpoint_manifest(target / MANIFEST_NAME) or planned
     if not known.files:
         return planned
     held = (known.quantization or {}).get("scheme", "none")
@@ -202,7 +212,7 @@ def _begun(target: Path, planned: Manifest) -> Manifest:
     return known
 
 
-def _reopen(target: Path, known: Manifest) -> None:
+def _reopen(target: Path, known: CheckpointManifest) -> None:
     """From here on the target counts as unfinished, so that nobody serves it."""
     for rest in (target / UNFINISHED_NAME).parent.glob("*.part"):
         rest.unlink()
@@ -213,7 +223,7 @@ def _reopen(target: Path, known: Manifest) -> None:
 
 
 def _is_whole(
-    target: Path, name: str, files: dict[str, NewFile], known: Manifest, bar: tqdm
+    target: Path, name: str, files: dict[str, NewFile], known: CheckpointManifest, bar: tqdm
 ) -> bool:
     path, entry = target / name, known.files.get(name)
     if entry is None or not path.is_file() or path.stat().st_size != entry.size:
@@ -234,7 +244,7 @@ def _require_space(target: Path, sizes: list[int]) -> None:
 
 
 def _write(
-    target: Path, name: str, file: NewFile, known: Manifest, reader: Reader, bar: tqdm
+    target: Path, name: str, file: NewFile, known: CheckpointManifest, reader: Reader, bar: tqdm
 ) -> None:
     part = (target / UNFINISHED_NAME).with_name(name.replace("/", "--") + ".part")
     try:

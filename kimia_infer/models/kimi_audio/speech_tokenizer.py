@@ -33,13 +33,8 @@ from kimia_infer.models.kimi_audio.whisper import (
 )
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
-from kimia_infer.weights.checkpoint import (
-    Part,
-    Slot,
-    identity_slots,
-    open_directory,
-    read_json,
-)
+from kimia_infer.weights.component import Component, Slot, identity_slots, read_json
+from kimia_infer.weights.tensors import open_directory
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig
@@ -153,7 +148,7 @@ class SpeechCodes:
     """Waves to semantic codes.
 
     Args:
-        module: the loaded :func:`speech_tokenizer_part`.
+        module: the loaded :func:`speech_tokenizer_component`.
         directory: its checkpoint folder, for the settings of the spectrogram.
         graphs: how the encoder is launched; chosen by its device.
     """
@@ -217,7 +212,7 @@ def speech_tokenizer_slots(config: SpeechTokenizerConfig) -> list[Slot]:
         return identity_slots(SpeechTokenizer(config))
 
 
-def speech_tokenizer_part(directory: Path) -> Part:
+def speech_tokenizer_component(directory: Path) -> Component:
     """The speech tokenizer of a checkpoint folder.
 
     Tensors may be named without prefix or ``model.encoder.*``. What training and the upper
@@ -230,7 +225,7 @@ def speech_tokenizer_part(directory: Path) -> Part:
     path = directory / "config.json"
     config = SpeechTokenizerConfig.from_json(read_json(path), path)
     feature_extractor(directory, config.encoder.num_mel_bins)  # refuses a bad folder early
-    return Part(
+    return Component(
         name="speech tokenizer",
         build=lambda: SpeechTokenizer(config),
         slots=speech_tokenizer_slots(config),

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.component import read_json
 
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from kimia_infer.layers.snake import AntiAliasedSnake
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import Part, Slot, open_model_file, read_json
+from kimia_infer.weights.component import Component, Slot, read_json
+from kimia_infer.weights.tensors import open_model_file
 
 OUTER_KERNEL = 7  # of the first and the last convolution, published implementation
 
@@ -204,14 +205,14 @@ def vocoder_slots(config: VocoderConfig, folded: bool = False) -> list[Slot]:
     return slots
 
 
-def vocoder_part(directory: Path) -> Part:
+def vocoder_component(directory: Path) -> Component:
     """The generator of a checkpoint's ``vocoder`` folder, published or slim.
 
     The stored filters are computed from their definition and not read.
     """
     config = VocoderConfig.from_directory(directory)
     store = open_model_file(directory, "generator")
-    return Part(
+    return Component(
         name="vocoder",
         build=lambda: Vocoder(config),
         slots=vocoder_slots(config, folded="conv_pre.weight" in store.tensors),

@@ -19,14 +19,8 @@ from kimia_infer.models.kimi_audio.segments import (
 )
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
-from kimia_infer.weights.checkpoint import (
-    Part,
-    Slot,
-    identity_slots,
-    open_directory,
-    read_json,
-)
-from kimia_infer.weights.tensors import TensorStore
+from kimia_infer.weights.component import Component, Slot, identity_slots, read_json
+from kimia_infer.weights.tensors import TensorStore, open_directory
 
 if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until an encoder is built
     from transformers import WhisperConfig, WhisperFeatureExtractor
@@ -119,7 +113,7 @@ class WhisperFeatures:
     """Whisper encoder frames, joined to one continuous vector per semantic code.
 
     Args:
-        encoder: the loaded :func:`whisper_part`.
+        encoder: the loaded :func:`whisper_component`.
         directory: its checkpoint folder, for the settings of the spectrogram.
         graphs: how the encoder is launched; chosen by its device.
     """
@@ -167,7 +161,7 @@ def _build(config: WhisperConfig) -> WhisperEncoder:
     return WhisperEncoder(config)
 
 
-def whisper_part(directory: Path, tuned: TensorStore | None = None) -> Part:
+def whisper_component(directory: Path, tuned: TensorStore | None = None) -> Component:
     """The Whisper encoder of a checkpoint folder; its decoder is ignored.
 
     Tensors may be named ``model.encoder.*``, as published, or ``encoder.*``, as exported
@@ -183,7 +177,7 @@ def whisper_part(directory: Path, tuned: TensorStore | None = None) -> Part:
     values = read_json(path) if path.is_file() else _sizes(store, path)
     config = encoder_config(values, path)
     feature_extractor(directory, config.num_mel_bins)  # refuses a bad folder before loading
-    return Part(
+    return Component(
         name="Whisper encoder",
         build=lambda: _build(config),
         slots=whisper_slots(config),

@@ -16,8 +16,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kimia_infer.models.kimi_audio.components import StoredPart
-from kimia_infer.weights.checkpoint import Slot
+from kimia_infer.models.kimi_audio.components import StoredComponent
+from kimia_infer.weights.component import Slot
 from kimia_infer.weights.manifest import FileEntry
 from kimia_infer.weights.tensors import DTYPES, Reader, Report, TensorStore
 
@@ -54,16 +54,16 @@ class NewTensor:
             yield memoryview(value.to(self.dtype).view(torch.uint8).numpy())
 
 
-def part_tensors(entry: StoredPart, served: bool) -> list[NewTensor]:
-    """What a slim checkpoint stores of a part, by published names.
+def component_tensors(entry: StoredComponent, served: bool) -> list[NewTensor]:
+    """What a slim checkpoint stores of a component, by published names.
 
     ``served``: combined tensors under the names of their parameters, everything in the dtype
     that it has in a model served in bfloat16. Otherwise the stored tensors as they are. What is
     quantized is so in both cases.
     """
-    store = entry.part.store
+    store = entry.component.store
     tensors = []
-    for slot in entry.part.slots:
+    for slot in entry.component.slots:
         if slot.quantize is not None:
             tensors += _quantized_tensors(entry, slot)
             continue
@@ -80,7 +80,7 @@ def part_tensors(entry: StoredPart, served: bool) -> list[NewTensor]:
     return tensors
 
 
-def _quantized_tensors(entry: StoredPart, slot: Slot) -> list[NewTensor]:
+def _quantized_tensors(entry: StoredComponent, slot: Slot) -> list[NewTensor]:
     """A matrix under its published name; what else holds it has a name that begins so."""
     ((name, shape),) = slot.sources.items()
     held = slot.quantize(torch.empty(shape, device="meta"))
@@ -93,7 +93,7 @@ def _quantized_tensors(entry: StoredPart, slot: Slot) -> list[NewTensor]:
             entry.prefix + (name if leaf == "weight" else f"{name}_{leaf}"),
             tuple(value.shape),
             value.dtype,
-            entry.part.store,
+            entry.component.store,
             (name,),
             made(leaf),
         )

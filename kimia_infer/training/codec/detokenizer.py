@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_part
+from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_component
 from kimia_infer.models.kimi_audio.flow import StreamConfig
 from kimia_infer.models.kimi_audio.published import (
     DETOKENIZER_FOLDER,
@@ -25,7 +25,7 @@ from kimia_infer.models.kimi_audio.published import (
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechCodes,
     SpeechTokenizerConfig,
-    speech_tokenizer_part,
+    speech_tokenizer_component,
 )
 from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
 from kimia_infer.training.codec.flow_matching import (
@@ -40,11 +40,11 @@ from kimia_infer.training.codec.run import (
     load_trainable,
     mixed_precision,
     run,
-    write_part,
+    write_component,
 )
 from kimia_infer.training.codec.settings import DetokenizerSettings, DiTSize
 from kimia_infer.training.trainer import Outcome
-from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.component import read_json
 
 PREFIX = "speech_model."
 
@@ -65,7 +65,7 @@ def train_detokenizer(settings: DetokenizerSettings, resume: bool = False) -> Ou
         initial = settings.initial and Path(settings.initial)
         folder = written / DETOKENIZER_FOLDER if written else initial
         if folder:
-            dit = load_trainable(dit_part(folder), device)
+            dit = load_trainable(dit_component(folder), device)
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         else:
             config = new_config(settings, samples, reader)
@@ -121,7 +121,7 @@ class SoundReader:
                 raise DataError(f"codes: {max(sound.codes)} is not below {self.codes}")
             return torch.tensor(sound.codes)
         if self._encode is None:
-            part = speech_tokenizer_part(self.folder)
+            part = speech_tokenizer_component(self.folder)
             module = part.load(torch.device("cpu"), torch.float32)
             self._encode = SpeechCodes(module, self.folder)
         return self._encode.encode(load_audio(sound.path, sample_rate=SAMPLE_RATE))
@@ -178,7 +178,7 @@ class DetokenizerNetwork(CodecNetwork):
 
     def write(self, folder: Path) -> None:
         tensors = {PREFIX + name: value for name, value in self.average.values.items()}
-        write_part(folder / DETOKENIZER_FOLDER, "config.yaml", self.config, tensors)
+        write_component(folder / DETOKENIZER_FOLDER, "config.yaml", self.config, tensors)
 
 
 def new_config(settings: DetokenizerSettings, samples: SoundSamples, reader: SoundReader) -> dict:

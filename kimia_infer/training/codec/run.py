@@ -24,7 +24,7 @@ from kimia_infer.training.network import recompute_activations
 from kimia_infer.training.parallel import start
 from kimia_infer.training.runs import checkpoint_to_resume, finish, note_settings
 from kimia_infer.training.trainer import Outcome, Trainer
-from kimia_infer.weights.checkpoint import Part
+from kimia_infer.weights.component import Component
 
 KEPT = "kept.safetensors"
 """In a checkpoint's state: tensors that training changes but the optimizer does not."""
@@ -182,13 +182,15 @@ def mixed_precision(settings: CodecSettings, device: torch.device) -> AbstractCo
     return torch.autocast(device.type, torch.bfloat16, precision == "bf16")
 
 
-def load_trainable(part: Part, device: torch.device) -> nn.Module:
+def load_trainable(part: Component, device: torch.device) -> nn.Module:
     """The module of ``part`` in float32, to be trained further."""
     module = part.load(device, torch.float32)
     return module.requires_grad_(True).train()
 
 
-def write_part(folder: Path, config_name: str, config: dict, tensors: dict[str, Tensor]) -> None:
+def write_component(
+    folder: Path, config_name: str, config: dict, tensors: dict[str, Tensor]
+) -> None:
     """Write the configuration, YAML or JSON by its name, and ``model.safetensors``, float32."""
     folder.mkdir(parents=True)
     if config_name.endswith(".yaml"):

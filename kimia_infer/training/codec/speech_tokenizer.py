@@ -23,7 +23,7 @@ from kimia_infer.models.kimi_audio.segments import CODE_SAMPLES, segment_codes
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizer,
     SpeechTokenizerConfig,
-    speech_tokenizer_part,
+    speech_tokenizer_component,
 )
 from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE, POSITIONS, feature_extractor
 from kimia_infer.training.codec.code_book import RunningCodeBook
@@ -33,7 +33,7 @@ from kimia_infer.training.codec.run import (
     CodecNetwork,
     load_trainable,
     mixed_precision,
-    write_part,
+    write_component,
 )
 from kimia_infer.training.codec.settings import TokenizerSettings
 from kimia_infer.training.codec.spoken_text import (
@@ -46,7 +46,7 @@ from kimia_infer.training.codec.spoken_text import (
     texts_of,
 )
 from kimia_infer.training.trainer import Outcome
-from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.component import read_json
 
 MELS = 128  # published configuration
 FRAME_RATE = 50  # of the encoder, per second
@@ -69,7 +69,7 @@ def train_tokenizer(settings: TokenizerSettings, resume: bool = False) -> Outcom
     def build(written: Path | None, device: torch.device, units: Units) -> TokenizerNetwork:
         folder = written / SPEECH_TOKENIZER_FOLDER if written else initial
         if folder:
-            tokenizer = load_trainable(speech_tokenizer_part(folder), device)
+            tokenizer = load_trainable(speech_tokenizer_component(folder), device)
         else:
             tokenizer = new_tokenizer(config).to(device)
         network = TokenizerNetwork(tokenizer, values, settings, units)
@@ -241,7 +241,7 @@ class TokenizerNetwork(CodecNetwork):
     def write(self, folder: Path) -> None:
         tensors = {name: p.detach() for name, p in self.tokenizer.named_parameters()}
         tensors |= {"ema_count": self.code_book.counts, "ema_weight": self.code_book.sums}
-        write_part(folder / SPEECH_TOKENIZER_FOLDER, "config.json", self.values, tensors)
+        write_component(folder / SPEECH_TOKENIZER_FOLDER, "config.json", self.values, tensors)
 
 
 def _padded(batch: Examples) -> tuple[Tensor, Tensor, Tensor]:

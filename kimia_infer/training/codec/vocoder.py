@@ -17,7 +17,7 @@ from kimia_infer.audio.decode import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.layers.snake import SnakeBeta
 from kimia_infer.models.kimi_audio.published import VOCODER_FOLDER
-from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_part
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_component
 from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
 from kimia_infer.training.codec.discriminators import (
     Discriminators,
@@ -30,14 +30,14 @@ from kimia_infer.training.codec.run import (
     load_trainable,
     mixed_precision,
     run,
-    write_part,
+    write_component,
 )
 from kimia_infer.training.codec.settings import VocoderSettings
 from kimia_infer.training.codec.spectral_loss import RESOLUTIONS, log_mels, stft_loss
 from kimia_infer.training.codec.trainable_activation import use_activations
 from kimia_infer.training.config import ConfigError
 from kimia_infer.training.trainer import Outcome
-from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.component import read_json
 
 N_FFT = 1024  # published configuration
 SAMPLE_RATE = 24_000  # published configuration
@@ -64,7 +64,7 @@ def train_vocoder(settings: VocoderSettings, resume: bool = False) -> Outcome:
     def build(samples: SoundSamples, written: Path | None, device: torch.device) -> VocoderNetwork:
         folder = written / VOCODER_FOLDER if written else initial
         if folder:
-            vocoder = load_trainable(vocoder_part(folder), device)
+            vocoder = load_trainable(vocoder_component(folder), device)
         else:
             vocoder = new_vocoder(VocoderConfig.from_dict(config)).to(device)
         return VocoderNetwork(vocoder, config, settings)
@@ -172,7 +172,7 @@ class VocoderNetwork(CodecNetwork):
                 tensors |= {f"{name}_g": norm, f"{name}_v": value}
             else:
                 tensors[name] = value
-        write_part(folder / VOCODER_FOLDER, "config.json", self.config, tensors)
+        write_component(folder / VOCODER_FOLDER, "config.json", self.config, tensors)
 
 
 def waves(vocoder: Vocoder, mel: Tensor) -> Tensor:

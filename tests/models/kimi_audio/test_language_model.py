@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from kimia_infer.layers.attention import CachedAttention, choose_backend
 from kimia_infer.layers.cache import KeyValueCache
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_part
+from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from kimia_infer.utils.errors import CheckpointError
 
 TOLERANCE = 1e-4
@@ -141,7 +141,7 @@ def test_skipping_a_track_leaves_the_other_unchanged(
 def test_bfloat16(golden: Path, recorded: Recorded, features: torch.Tensor) -> None:
     """bf16 weights and activations stay within rounding of the recorded bf16 run."""
     expected = load_file(golden / "llm" / "forward_bf16.safetensors")
-    model = language_model_part(golden / "llm").load(torch.device("cpu"), torch.bfloat16)
+    model = language_model_component(golden / "llm").load(torch.device("cpu"), torch.bfloat16)
     with torch.inference_mode():
         x = model.embed(
             recorded["prefill.audio_ids"],

@@ -19,11 +19,11 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechCodes,
     SpeechTokenizer,
     SpeechTokenizerConfig,
-    speech_tokenizer_part,
+    speech_tokenizer_component,
     speech_tokenizer_slots,
 )
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import manifest
+from kimia_infer.weights.component import expected_tensors
 from tests.paths import GOLDEN
 from tests.traced import FixedShapes, TracedGraphs
 
@@ -39,7 +39,7 @@ TOLERANCE = 1e-4
 
 
 def load_codes(directory: Path, dtype: torch.dtype = torch.float32) -> SpeechCodes:
-    return SpeechCodes(speech_tokenizer_part(directory).load(CPU, dtype), directory)
+    return SpeechCodes(speech_tokenizer_component(directory).load(CPU, dtype), directory)
 
 
 def recorded_wave(name: str) -> np.ndarray:
@@ -71,7 +71,7 @@ def test_recorded_codes_of_the_checkpoint(name: str, checkpoint_codes: SpeechCod
 
 def test_recorded_codes_with_recorded_graphs() -> None:
     graphs = TracedGraphs(CPU)
-    part = speech_tokenizer_part(COMPONENT)
+    part = speech_tokenizer_component(COMPONENT)
     codes = SpeechCodes(part.load(CPU, torch.float32), COMPONENT, graphs)
     for name in NAMES:
         assert codes.encode(recorded_wave(name)).tolist() == CODES[name]["codes"]
@@ -216,13 +216,13 @@ def test_other_networks_are_refused(field: str, value: object) -> None:
 def test_another_spectrogram_is_refused(tmp_path: Path) -> None:
     directory = _rewrite(COMPONENT, tmp_path, str, {"hop_length": 80})
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: hop_length is 80"):
-        speech_tokenizer_part(directory)
+        speech_tokenizer_component(directory)
 
 
 def test_missing_tensor_is_named(tmp_path: Path) -> None:
     directory = _rewrite(COMPONENT, tmp_path, lambda n: n.replace("codebook", "book"))
     with pytest.raises(CheckpointError, match=r"codebook\.weight is missing"):
-        speech_tokenizer_part(directory)
+        speech_tokenizer_component(directory)
 
 
 def test_full_size() -> None:
@@ -237,7 +237,7 @@ def test_full_size() -> None:
         "quantize_vocab_size": 16384,
     }
     config = SpeechTokenizerConfig.from_json(values, COMPONENT)
-    shapes = manifest(speech_tokenizer_slots(config))
+    shapes = expected_tensors(speech_tokenizer_slots(config))
     assert len(shapes) == 16 * 15 + 6
     assert shapes["codebook.weight"] == (16384, 1280)
     assert shapes["conv1.weight"] == (1280, 128, 3)

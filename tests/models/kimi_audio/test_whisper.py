@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.models.kimi_audio import whisper
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_part, whisper_slots
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component, whisper_slots
 from kimia_infer.utils.errors import CheckpointError
 from tests.paths import GOLDEN
 from tests.traced import TracedGraphs
@@ -31,7 +31,7 @@ TOLERANCE = 1e-4
 
 
 def load_features(directory: Path, dtype: torch.dtype = torch.float32) -> WhisperFeatures:
-    return WhisperFeatures(whisper_part(directory).load(CPU, dtype), directory)
+    return WhisperFeatures(whisper_component(directory).load(CPU, dtype), directory)
 
 
 def recorded_wave(name: str) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_recorded_features(name: str, features: WhisperFeatures) -> None:
 
 def test_recorded_features_with_recorded_graphs() -> None:
     graphs = TracedGraphs(CPU)
-    encoder = whisper_part(COMPONENT).load(CPU, torch.float32)
+    encoder = whisper_component(COMPONENT).load(CPU, torch.float32)
     features = WhisperFeatures(encoder, COMPONENT, graphs)
     for name in NAMES:
         encoded = features.encode(recorded_wave(name))
@@ -168,10 +168,10 @@ def test_other_encoders_are_refused(file: str, field: str, value: object, direct
     path = directory / file
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(CheckpointError, match=rf"{file}: .*{field}"):
-        whisper_part(directory)
+        whisper_component(directory)
 
 
 def test_missing_file_is_named(directory: Path) -> None:
     (directory / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json: file missing"):
-        whisper_part(directory)
+        whisper_component(directory)

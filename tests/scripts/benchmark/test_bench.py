@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kimia_infer.layers.onednn import use_onednn
-from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_part
+from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from scripts.benchmark import bandwidth, decoding, report
 from scripts.benchmark.bandwidth import BOTH, MODES, Mode, step_bytes
 from tests.paths import ROOT
@@ -29,7 +29,7 @@ COLUMNS = 100
 
 @pytest.fixture(scope="module")
 def model(golden: Path) -> LanguageModel:
-    return language_model_part(golden / "llm").load(torch.device("cpu"), torch.float32)
+    return language_model_component(golden / "llm").load(torch.device("cpu"), torch.float32)
 
 
 def bench(*arguments, cwd: Path) -> subprocess.CompletedProcess:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
-from kimia_infer.models.kimi_audio.dit import dit_part
-from kimia_infer.models.kimi_audio.vocoder import vocoder_part
+from kimia_infer.models.kimi_audio.dit import dit_component
+from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from scripts.benchmark.plain_detokenizer import synthesize
 
 CPU = torch.device("cpu")
@@ -22,8 +22,8 @@ CPU = torch.device("cpu")
 def detokenizer(golden: Path) -> Detokenizer:
     checkpoint = golden / "e2e" / "checkpoint"
     return Detokenizer(
-        dit_part(checkpoint / "audio_detokenizer").load(CPU, torch.float32),
-        vocoder_part(checkpoint / "vocoder").load(CPU, torch.float32),
+        dit_component(checkpoint / "audio_detokenizer").load(CPU, torch.float32),
+        vocoder_component(checkpoint / "vocoder").load(CPU, torch.float32),
     )
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from kimia_infer.engine.decode import DecodeInput
 from kimia_infer.engine.state import ControlTokens
-from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_part
+from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from scripts.benchmark.plain_language_model import PlainGeneration
 from tests.paths import GOLDEN
 
@@ -52,7 +52,7 @@ def prompt_of(golden: Path, name: str) -> DecodeInput:
 
 
 def model_with_heads(golden: Path, name: str) -> LanguageModel:
-    model = language_model_part(golden / "llm").load(torch.device("cpu"), torch.float32)
+    model = language_model_component(golden / "llm").load(torch.device("cpu"), torch.float32)
     heads = load_file(golden / "llm" / "heads.safetensors")
     for module, stored in ((model.text_head, "lm_head"), (model.audio_head, "mimo_output")):
         if f"{name}.{stored}.weight" in heads:
@@ -89,7 +89,7 @@ def test_layers_of_the_library_are_not_used(
     def refuse(*arguments) -> None:
         raise AssertionError("a layer of the library was called")
 
-    model = language_model_part(golden / "llm").load(torch.device("cpu"), torch.float32)
+    model = language_model_component(golden / "llm").load(torch.device("cpu"), torch.float32)
     for module in (*model.layers, *model.mimo_layers, model.text_head, model.audio_head):
         for layer in module.modules():
             monkeypatch.setattr(layer, "forward", refuse)

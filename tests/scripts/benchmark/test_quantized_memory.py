@@ -22,7 +22,7 @@ from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 from kimia_infer.utils.graphs import Direct
-from kimia_infer.weights.checkpoint import Part
+from kimia_infer.weights.component import Component
 from kimia_infer.weights.tensors import TensorStore
 from scripts.benchmark.sizes import PUBLISHED
 from scripts.benchmark.training_memory import _Peak
@@ -38,7 +38,7 @@ FUSED = Backend("fused", lambda query, keys, values: torch.empty_like(query), No
 
 
 def allocated(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    return Part("part", build, [], TensorStore({}, GOLDEN)).allocate(CPU, dtype)
+    return Component("part", build, [], TensorStore({}, GOLDEN)).allocate(CPU, dtype)
 
 
 @dataclass

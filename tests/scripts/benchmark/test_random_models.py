@@ -13,7 +13,7 @@ from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE
 from kimia_infer.utils.errors import RequestError
 from scripts.benchmark import overlap, report
-from scripts.benchmark.random_models import random_stages
+from scripts.benchmark.random_models import random_components
 from scripts.benchmark.requests import (
     QUESTION_SECONDS,
     REPLY_SECONDS,
@@ -30,8 +30,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def model(request: pytest.FixtureRequest) -> KimiAudio:
-    stages = random_stages(SIZES["tiny"], CPU, getattr(torch, request.param))
-    return KimiAudio.from_stages(stages, head_rows="track")
+    components = random_components(SIZES["tiny"], CPU, getattr(torch, request.param))
+    return KimiAudio.from_components(components, head_rows="track")
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -73,22 +73,22 @@ def test_speeds_follow_from_the_metrics(model: KimiAudio) -> None:
 
 
 def test_unknown_head_rows_are_refused() -> None:
-    stages = random_stages(SIZES["tiny"], CPU, torch.float32)
+    components = random_components(SIZES["tiny"], CPU, torch.float32)
     with pytest.raises(RequestError, match="head_rows"):
-        KimiAudio.from_stages(stages, head_rows="half")
+        KimiAudio.from_components(components, head_rows="half")
 
 
-def test_stages_keep_their_full_heads() -> None:
-    """The plain loop reads the language model that the stages hold."""
-    stages = random_stages(SIZES["tiny"], CPU, torch.float32)
-    model = KimiAudio.from_stages(stages, head_rows="track")
-    vocabulary = stages.language_model.config.vocab_size
-    assert len(stages.language_model.audio_head.weight) == vocabulary
+def test_components_keep_their_full_heads() -> None:
+    """The plain loop reads the language model that the components hold."""
+    components = random_components(SIZES["tiny"], CPU, torch.float32)
+    model = KimiAudio.from_components(components, head_rows="track")
+    vocabulary = components.language_model.config.vocab_size
+    assert len(components.language_model.audio_head.weight) == vocabulary
     assert len(model.language_model.audio_head.weight) < vocabulary
 
 
 def test_decoding_while_speaking(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = random_stages(SIZES["tiny"], CPU, torch.float32)
+    components = random_components(SIZES["tiny"], CPU, torch.float32)
     speaking, take_turn = overlap.speaking, overlap.Contender.take_turn
     talks, turns = False, []
 
@@ -106,7 +106,9 @@ def test_decoding_while_speaking(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(overlap, "speaking", watched_speaking)
     monkeypatch.setattr(overlap.Contender, "take_turn", watched_turn)
-    found = overlap.decode_while_speaking(stages.language_model, stages.detokenizer, 64, runs=2)
+    found = overlap.decode_while_speaking(
+        components.language_model, components.detokenizer, 64, runs=2
+    )
     assert turns == 2 * [("alone", False), ("while speaking", True)]
     assert found["real_time_factor"] > 0
     for row in found["modes"]:

@@ -14,7 +14,7 @@ from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.building import plan_training
 from kimia_infer.training.config import LoraSettings
 from kimia_infer.training.network import TrainingNetwork
-from kimia_infer.weights.checkpoint import read_json
+from kimia_infer.weights.component import read_json
 from scripts.benchmark.sizes import PUBLISHED, Sizes
 from scripts.benchmark.training_memory import Plan, count_memory, make_batch, measure
 from tests.paths import GOLDEN

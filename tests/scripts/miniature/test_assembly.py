@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.loading import load_stages
+from kimia_infer.api.loading import load_components
 from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
@@ -43,12 +43,12 @@ def test_the_base_is_whole(base: Path):
 def test_the_assembled_miniature_has_every_part(base: Path, tmp_path: Path):
     target = tmp_path / "whole"
     assemble(base, MINI / "audio_detokenizer", MINI / "vocoder", target)
-    stages = load_stages(target, True, torch.device("cpu"), torch.float32)
-    expected = load_stages(MINI, True, torch.device("cpu"), torch.float32)
+    components = load_components(target, True, torch.device("cpu"), torch.float32)
+    expected = load_components(MINI, True, torch.device("cpu"), torch.float32)
     for name in ("dit", "vocoder"):
-        found = getattr(stages.detokenizer, name).state_dict()
+        found = getattr(components.detokenizer, name).state_dict()
         for key, value in getattr(expected.detokenizer, name).state_dict().items():
             torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-3)
-    found = stages.language_model.state_dict()
+    found = components.language_model.state_dict()
     for name, value in load_model(base, "full").language_model.state_dict().items():
         assert torch.equal(found[name], value)

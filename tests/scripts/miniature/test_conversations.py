@@ -12,7 +12,7 @@ from kimia_infer.audio.decode import load_audio
 from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_part
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from scripts.miniature.conversations import write_conversations
 from scripts.miniature.spoken_world import READ, SPOKEN
 
@@ -26,7 +26,7 @@ def test_what_is_learned(base: Path, world: Path, tmp_path: Path):
     write_conversations(world, base, tmp_path, joined=4, transcribed=1.0)
     offset = LanguageModelConfig.from_directory(base).token_offset
     folder = base / SPEECH_TOKENIZER_FOLDER
-    part = speech_tokenizer_part(folder).load(torch.device("cpu"), torch.float32)
+    part = speech_tokenizer_component(folder).load(torch.device("cpu"), torch.float32)
     codes = SpeechCodes(part, folder)
     lines = read(tmp_path / "train.jsonl")
     assert read(tmp_path / "validation.jsonl") == lines[:3]

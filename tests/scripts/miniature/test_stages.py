@@ -15,7 +15,7 @@ from kimia_infer.audio.mel import MelConfig
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizerConfig,
-    speech_tokenizer_part,
+    speech_tokenizer_component,
 )
 from kimia_infer.training.checkpoints import TrainingError
 from kimia_infer.training.codec.detokenizer import SoundReader
@@ -98,7 +98,7 @@ def test_the_encoder_is_the_rounded_tokenizer(tmp_path: Path):
     found = load_file(stored / "model.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensors[name].half()) for name in tensors)
-    served = speech_tokenizer_part(stored).load(CPU, torch.float32)
+    served = speech_tokenizer_component(stored).load(CPU, torch.float32)
     assert torch.equal(served.codebook.weight, tensors["codebook.weight"].half().float())
     reader = SoundReader(tmp_path / "encoder")
     assert reader.codes == 20

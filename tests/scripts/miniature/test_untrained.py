@@ -15,15 +15,15 @@ import yaml
 from safetensors import safe_open
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.models.kimi_audio.dit import dit_part
-from kimia_infer.models.kimi_audio.language_model import language_model_part
+from kimia_infer.models.kimi_audio.dit import dit_component
+from kimia_infer.models.kimi_audio.language_model import language_model_component
 from kimia_infer.models.kimi_audio.layout import missing_files
-from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_part
+from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
-from kimia_infer.models.kimi_audio.vocoder import VocoderConfig, vocoder_part
-from kimia_infer.models.kimi_audio.whisper import whisper_part
+from kimia_infer.models.kimi_audio.vocoder import VocoderConfig, vocoder_component
+from kimia_infer.models.kimi_audio.whisper import whisper_component
 from kimia_infer.training.codec.settings import DiTSize, EncoderSize, GeneratorSize
-from kimia_infer.weights.checkpoint import Part, manifest
+from kimia_infer.weights.component import Component, expected_tensors
 from scripts.miniature.byte_pairs import train_merges
 from scripts.miniature.untrained import CORPUS, SEED, Sizes, write_miniature
 from scripts.miniature.whisper_encoder import WhisperSize
@@ -40,13 +40,13 @@ def checksums(directory: Path) -> dict[str, str]:
     }
 
 
-def parts(directory: Path) -> dict[str, Part]:
+def parts(directory: Path) -> dict[str, Component]:
     return {
-        "": language_model_part(directory),
-        "whisper-large-v3": whisper_part(directory / "whisper-large-v3"),
-        "glm-4-voice-tokenizer": speech_tokenizer_part(directory / "glm-4-voice-tokenizer"),
-        "audio_detokenizer": dit_part(directory / "audio_detokenizer"),
-        "vocoder": vocoder_part(directory / "vocoder"),
+        "": language_model_component(directory),
+        "whisper-large-v3": whisper_component(directory / "whisper-large-v3"),
+        "glm-4-voice-tokenizer": speech_tokenizer_component(directory / "glm-4-voice-tokenizer"),
+        "audio_detokenizer": dit_component(directory / "audio_detokenizer"),
+        "vocoder": vocoder_component(directory / "vocoder"),
     }
 
 
@@ -81,7 +81,7 @@ def test_every_stored_tensor_is_used_and_sound(untrained: Path):
     for folder, part in parts(untrained).items():
         with safe_open(untrained / folder / "model.safetensors", "pt") as stored:
             names = set(stored.keys())
-            assert len(names) == len(manifest(part.slots)) == len(part.store.tensors)
+            assert len(names) == len(expected_tensors(part.slots)) == len(part.store.tensors)
             assert all(torch.isfinite(stored.get_tensor(name)).all() for name in names)
 
 
@@ -108,7 +108,7 @@ def test_the_names_are_those_of_a_recorded_checkpoint(untrained: Path, golden: P
 
     recorded = parts(golden / "e2e" / "checkpoint")
     for folder, part in parts(untrained).items():
-        ours, theirs = manifest(part.slots), manifest(recorded[folder].slots)
+        ours, theirs = expected_tensors(part.slots), expected_tensors(recorded[folder].slots)
         assert {shape_free(name) for name in ours} == {shape_free(name) for name in theirs}
 
 

@@ -20,7 +20,7 @@ from kimia_infer.models.kimi_audio.whisper import (
     WhisperFeatures,
     encoder_config,
     feature_extractor,
-    whisper_part,
+    whisper_component,
 )
 from kimia_infer.training.codec.data import Examples, Sound
 from kimia_infer.training.codec.spoken_text import Units
@@ -147,7 +147,7 @@ def test_a_run_learns_and_is_served(data: Path, tmp_path: Path):
     found = losses(outcome, "characters_loss")
     assert sum(found[-5:]) < 0.6 * sum(found[:5])
     folder = tmp_path / FINAL / WHISPER_FOLDER
-    encoder = whisper_part(folder).load(torch.device("cpu"), torch.float32)
+    encoder = whisper_component(folder).load(torch.device("cpu"), torch.float32)
     wave = load_audio(data.parent / "5.wav")
     assert WhisperFeatures(encoder, folder).encode(wave).shape == (segment_codes(len(wave)), 128)
     stored = load_file(folder / "model.safetensors")

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.dit import dit_part
+from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.training.checkpoints import all_checkpoints
 from kimia_infer.training.codec.data import SoundSamples, find_sounds
 from kimia_infer.training.codec.detokenizer import (
@@ -103,7 +103,7 @@ def test_half_precision_is_near(sounds: Path, tmp_path: Path):
 
 def test_the_evaluation_is_that_of_what_is_written(sounds: Path, tmp_path: Path):
     outcome = run(sounds, tmp_path, f"eval_data={sounds}", "batch_size=1", "eval_every=2")
-    part = dit_part(tmp_path / FINAL / "audio_detokenizer")
+    part = dit_component(tmp_path / FINAL / "audio_detokenizer")
     settings = read_settings(DetokenizerSettings, None, assignments(sounds, tmp_path))
     network = DetokenizerNetwork(part.load(torch.device("cpu"), torch.float32), {}, settings).eval()
     reader = SoundReader(MINI)

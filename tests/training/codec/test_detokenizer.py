@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
-from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_part
+from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_component
 from kimia_infer.models.kimi_audio.flow import (
     CACHE_TIMESTEP,
     MelStream,
@@ -20,7 +20,7 @@ from kimia_infer.models.kimi_audio.flow import (
     ode_timesteps,
 )
 from kimia_infer.models.kimi_audio.flow_evaluation import Evaluator
-from kimia_infer.models.kimi_audio.vocoder import vocoder_part
+from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
 from kimia_infer.training.codec.data import SoundSamples, find_sounds
 from kimia_infer.training.codec.detokenizer import (
@@ -213,8 +213,8 @@ def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
     assert len(losses(outcome, "eval_loss")) == 2
     assert (tmp_path / PLOT).stat().st_size > 1_000
     folder = tmp_path / FINAL / "audio_detokenizer"
-    dit = dit_part(folder).load(CPU, torch.float32)
-    detokenizer = Detokenizer(dit, vocoder_part(MINI / "vocoder").load(CPU, torch.float32))
+    dit = dit_component(folder).load(CPU, torch.float32)
+    detokenizer = Detokenizer(dit, vocoder_component(MINI / "vocoder").load(CPU, torch.float32))
     codes = torch.randint(0, dit.config.codes, (35,))
     wave = detokenizer.synthesize(codes, lambda _, frames: torch.zeros(frames, 80))
     assert wave.shape == (1, 35 * detokenizer.samples_per_code)

@@ -16,7 +16,7 @@ from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechCodes,
     SpeechTokenizerConfig,
-    speech_tokenizer_part,
+    speech_tokenizer_component,
 )
 from kimia_infer.training.checkpoints import TrainingError
 from kimia_infer.training.codec.code_book import RunningCodeBook
@@ -197,7 +197,7 @@ def test_a_run_learns_and_is_served(data: Path, tmp_path: Path):
     assert sum(found[-5:]) < 0.6 * sum(found[:5])
     assert losses(outcome, "commitment_loss")[0] == 0 < losses(outcome, "commitment_loss")[-1]
     folder = tmp_path / FINAL / SPEECH_TOKENIZER_FOLDER
-    codes = SpeechCodes(speech_tokenizer_part(folder).load(CPU, torch.float32), folder)
+    codes = SpeechCodes(speech_tokenizer_component(folder).load(CPU, torch.float32), folder)
     wave = load_audio(data.parent / "5.wav")
     served = codes.encode(wave)
     assert len(served) == -(-len(wave) // 1280)

@@ -14,7 +14,7 @@ from kimia_infer.audio.decode import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.conversations import DataError
 from kimia_infer.layers.snake import AntiAliasedSnake
-from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_part
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_component
 from kimia_infer.training.checkpoints import TrainingError
 from kimia_infer.training.codec.data import Examples, Sound, find_sounds
 from kimia_infer.training.codec.discriminators import (
@@ -170,7 +170,7 @@ def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
     folder = tmp_path / FINAL / "vocoder"
     stored = load_file(folder / "model.safetensors")
     assert {"conv_pre.weight_g", "conv_pre.weight_v", "conv_post.weight_g"} <= stored.keys()
-    vocoder = vocoder_part(folder).load(CPU, torch.float32)
+    vocoder = vocoder_component(folder).load(CPU, torch.float32)
     batch = batch_of(sounds, tmp_path, 1)
     mel, wave = batch.items[0]["mel"], batch.items[0]["wave"]
     with torch.no_grad():
@@ -181,7 +181,7 @@ def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
     further = settings(sounds, tmp_path / "more", f"initial={folder}", "max_steps=1",
                        "learning_rate=0", "size.channels=64")  # fmt: skip
     train_vocoder(further)
-    again = vocoder_part(tmp_path / "more" / FINAL / "vocoder").load(CPU, torch.float32)
+    again = vocoder_component(tmp_path / "more" / FINAL / "vocoder").load(CPU, torch.float32)
     for (name, expected), parameter in zip(
         vocoder.named_parameters(), again.parameters(), strict=True
     ):

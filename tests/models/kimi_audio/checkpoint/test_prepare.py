@@ -106,7 +106,7 @@ def test_a_killed_call_is_continued(tmp_path: Path, whole: Path, monkeypatch) ->
     folder.mkdir()
     (folder / "vocoder--model.safetensors.part").write_bytes(b"half")
     (folder / "lock").write_bytes(b"")
-    manifest = slim.read_manifest(target / "manifest.json")
+    manifest = slim.read_checkpoint_manifest(target / "manifest.json")
     del manifest.files["tiktoken.model"]
     manifest.write(folder / "manifest.json")
     (target / "manifest.json").unlink()

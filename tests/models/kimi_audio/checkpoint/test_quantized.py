@@ -19,15 +19,15 @@ from kimia_infer.layers.quantization import (
     SCHEMES,
     QuantizedLinear,
     quantize_model,
-    quantized_part,
+    quantized_component,
 )
-from kimia_infer.models.kimi_audio.components import checkpoint_parts
-from kimia_infer.models.kimi_audio.language_model import language_model_part
+from kimia_infer.models.kimi_audio.components import checkpoint_components
+from kimia_infer.models.kimi_audio.language_model import language_model_component
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.utils.errors import CheckpointError, RequestError, WeightsError
 from kimia_infer.weights.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME
-from kimia_infer.weights.checkpoint import Part, Slot
-from kimia_infer.weights.parallel import load_parts
+from kimia_infer.weights.component import Component, Slot
+from kimia_infer.weights.parallel import load_modules
 from tests.paths import ROOT
 
 MINI, QUESTION = ROOT / "weights" / "mini", ROOT / "scripts" / "question.wav"
@@ -88,9 +88,9 @@ def test_prepared_weights_are_those_quantized_at_load(
 @pytest.mark.parametrize("scheme", QUANTIZED)
 def test_quantizing_at_load_and_in_memory_agree(scheme: str) -> None:
     """Queries, keys and values are stored apart; the matrix in memory is quantized whole."""
-    part = language_model_part(MINI)
+    part = language_model_component(MINI)
     expected = quantize_model(part.load(CPU, torch.float32), scheme)
-    assert_equal(quantized_part(part, scheme).load(CPU, torch.float32), expected)
+    assert_equal(quantized_component(part, scheme).load(CPU, torch.float32), expected)
     assert not any(p.requires_grad for p in expected.parameters())
 
 
@@ -103,7 +103,7 @@ def test_files_hold_what_memory_does(scheme: str, prepared) -> None:
     stored = {
         n: t for path in target.glob("model*.safetensors") for n, t in load_file(path).items()
     }
-    model = language_model_part(target, quantized=True).load(CPU, torch.bfloat16)
+    model = language_model_component(target, quantized=True).load(CPU, torch.bfloat16)
     assert sum(t.nbytes for t in stored.values()) == sum(p.nbytes for p in model.parameters())
     query = stored["model.layers.0.self_attn.q_proj.weight"]
     scale = stored["model.layers.0.self_attn.q_proj.weight_scale"]
@@ -173,7 +173,7 @@ def test_without_its_manifest_it_is_refused(scheme: str, tmp_path: Path, prepare
 
 
 def test_only_serving_takes_quantized_weights(prepared, tmp_path: Path) -> None:
-    for use in (checkpoint_parts, language_model_part):
+    for use in (checkpoint_components, language_model_component):
         with pytest.raises(CheckpointError, match="can only be served"):
             use(prepared("int8"))
     with pytest.raises(CheckpointError, match="can only be served"):
@@ -211,29 +211,29 @@ class Watch:
 @pytest.mark.parametrize("readers", [1, 2])
 def test_a_reader_holds_one_matrix_at_most(readers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(monkeypatch)
-    part = quantized_part(language_model_part(MINI), "int8")
+    part = quantized_component(language_model_component(MINI), "int8")
     allocated: list[int] = []
-    allocate = Part.allocate
+    allocate = Component.allocate
 
-    def watched(self: Part, *arguments) -> nn.Module:
+    def watched(self: Component, *arguments) -> nn.Module:
         module = allocate(self, *arguments)
         allocated.append(sum(p.nbytes for p in module.parameters()))
         return module
 
-    monkeypatch.setattr(Part, "allocate", watched)
-    (model,) = load_parts([(part, torch.bfloat16)], CPU, readers=readers)
+    monkeypatch.setattr(Component, "allocate", watched)
+    model = load_modules({"rows": (part, torch.bfloat16)}, CPU, readers=readers)["rows"]
     layers = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
     assert len(watch.seen) == 7 * len(layers) // 4  # q, k, v, o, gate, up, down
     assert 1 <= watch.most <= readers
-    plain = language_model_part(MINI).load(CPU, torch.bfloat16)
+    plain = language_model_component(MINI).load(CPU, torch.bfloat16)
     saved = sum(m.out_features * (m.in_features - 2) for m in layers)  # scales take 2 bytes
     assert allocated[0] == sum(p.nbytes for p in plain.parameters()) - saved
 
 
 def test_prepared_weights_need_no_larger_tensors(monkeypatch: pytest.MonkeyPatch, prepared) -> None:
     watch = Watch(monkeypatch)
-    part = language_model_part(prepared("int4"), quantized=True)
-    load_parts([(part, torch.bfloat16)], CPU)
+    part = language_model_component(prepared("int4"), quantized=True)
+    load_modules({"rows": (part, torch.bfloat16)}, CPU)
     assert not watch.seen
 
 
@@ -241,7 +241,7 @@ def test_prepared_weights_need_no_larger_tensors(monkeypatch: pytest.MonkeyPatch
 def adapter(tmp_path: Path) -> Path:
     """Changes one layer's queries, keys and values, and one feed-forward matrix."""
     generator, tensors = torch.Generator().manual_seed(0), {}
-    model = language_model_part(MINI).build()
+    model = language_model_component(MINI).build()
     for name in ("layers.1.attention.qkv", "layers.2.feed_forward.down"):
         layer, where = model.get_submodule(name), f"{PREFIX}language_model.{name}"
         a = torch.randn(2, layer.in_features, generator=generator)

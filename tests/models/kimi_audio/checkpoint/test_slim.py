@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.audio.decode import load_audio
-from kimia_infer.models.kimi_audio.components import checkpoint_parts
+from kimia_infer.models.kimi_audio.components import checkpoint_components
 from kimia_infer.models.kimi_audio.layout import incomplete_files
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.utils.errors import CheckpointError, WeightsError
-from kimia_infer.weights.checkpoint import manifest
+from kimia_infer.weights.component import expected_tensors
 from kimia_infer.weights.resolve import resolve_weights
 from tests.paths import ROOT
 from tests.weights.bloated import CARD, write_bloated
@@ -94,9 +94,9 @@ def data_bytes(path: Path) -> int:
 @pytest.mark.parametrize("name", SOURCES)
 def test_bytes_as_served_follow_from_the_parameters(name: str, sources, slim) -> None:
     target = slim(name, "served")
-    for entry in checkpoint_parts(sources[name]):
+    for _, entry in checkpoint_components(sources[name]).items():
         with torch.device("meta"):
-            values = sum(parameter.numel() for parameter in entry.part.build().parameters())
+            values = sum(parameter.numel() for parameter in entry.component.build().parameters())
         files = weight_files(target, entry.folder)
         assert sum(data_bytes(path) for path in files) == values * WIDTHS[entry.folder]
     assert not list(target.rglob("*.pt"))
@@ -105,10 +105,12 @@ def test_bytes_as_served_follow_from_the_parameters(name: str, sources, slim) ->
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_dtype_source_keeps_every_tensor_that_is_read(name: str, sources, slim) -> None:
     target = slim(name, "source")
-    originals = {entry.folder: entry.part for entry in checkpoint_parts(sources[name])}
-    for entry in checkpoint_parts(target):
-        tensors, original = entry.part.store.tensors, originals[entry.folder].store.tensors
-        assert tensors.keys() == manifest(originals[entry.folder].slots).keys()
+    originals = {
+        entry.folder: entry.component for _, entry in checkpoint_components(sources[name]).items()
+    }
+    for _, entry in checkpoint_components(target).items():
+        tensors, original = entry.component.store.tensors, originals[entry.folder].store.tensors
+        assert tensors.keys() == expected_tensors(originals[entry.folder].slots).keys()
         for tensor in tensors:
             assert tensors[tensor].dtype == original[tensor].dtype
             assert tensors[tensor].shape == original[tensor].shape

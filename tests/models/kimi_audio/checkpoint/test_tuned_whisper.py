@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.models.kimi_audio.components import understanding_parts
+from kimia_infer.models.kimi_audio.components import understanding_components
 from kimia_infer.models.kimi_audio.layout import missing_files
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.training.config import FinetuneSettings, read_settings
@@ -81,7 +81,7 @@ def test_a_run_begins_with_it_and_keeps_it(tuned: Path, tmp_path: Path):
     for name, tensor in before.items():
         changed = not torch.equal(after[name], tensor)
         assert not changed or "mimo" in name
-    _, whisper = understanding_parts(final)
+    whisper = understanding_components(final)["whisper"]
     stored = load_file(final / FOLDER / "model.safetensors")
     module = whisper.load(torch.device("cpu"), torch.float32)
     for name, parameter in module.named_parameters():

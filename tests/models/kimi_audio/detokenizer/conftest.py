@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kimia_infer.models.kimi_audio.dit import DiT, dit_part
-from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_part
+from kimia_infer.models.kimi_audio.dit import DiT, dit_component
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_component
 
 CPU = torch.device("cpu")
 
@@ -30,12 +30,12 @@ def checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dit(checkpoint: Path) -> DiT:
-    return dit_part(checkpoint / "audio_detokenizer").load(CPU, torch.float32)
+    return dit_component(checkpoint / "audio_detokenizer").load(CPU, torch.float32)
 
 
 @pytest.fixture(scope="session")
 def vocoder(checkpoint: Path) -> Vocoder:
-    return vocoder_part(checkpoint / "vocoder").load(CPU, torch.float32)
+    return vocoder_component(checkpoint / "vocoder").load(CPU, torch.float32)
 
 
 @pytest.fixture(scope="module", autouse=True)

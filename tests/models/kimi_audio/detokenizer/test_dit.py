@@ -10,12 +10,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_part, dit_slots
+from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_component, dit_slots
 from kimia_infer.models.kimi_audio.flow import CACHE_TIMESTEP, euler, ode_timesteps
 from kimia_infer.models.kimi_audio.flow_evaluation import Evaluator, FrameCache
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Direct
-from kimia_infer.weights.checkpoint import manifest
+from kimia_infer.weights.component import expected_tensors
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")
@@ -152,7 +152,7 @@ def test_full_size_manifest() -> None:
     """Tensors and values of the published file, derived from the configuration alone."""
     config = DiTConfig.from_dict(FULL_SIZE)
     slots = dit_slots(config)
-    shapes = manifest(slots)
+    shapes = expected_tensors(slots)
     assert len(shapes) == 171
     assert sum(torch.Size(shape).numel() for shape in shapes.values()) == 1_584_023_120
     assert shapes["semantic_token_embedding.weight"] == (16385, 2304)
@@ -167,7 +167,7 @@ def test_slim_checkpoint_without_prefix(dit: DiT, checkpoint: Path, tmp_path: Pa
     save_file(dict(dit.state_dict()), tmp_path / "model.safetensors")
     config = (checkpoint / "audio_detokenizer" / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(config)
-    slim = dit_part(tmp_path).load(CPU, torch.float32)
+    slim = dit_component(tmp_path).load(CPU, torch.float32)
     for name, value in dit.state_dict().items():
         assert torch.equal(slim.get_parameter(name), value)
 
@@ -179,7 +179,7 @@ def test_surplus_tensor_is_refused(dit: DiT, checkpoint: Path, tmp_path: Path) -
     config = (checkpoint / "audio_detokenizer" / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(config)
     with pytest.raises(CheckpointError, match=r"surplus\.weight has no place"):
-        dit_part(tmp_path)
+        dit_component(tmp_path)
 
 
 @pytest.mark.parametrize(

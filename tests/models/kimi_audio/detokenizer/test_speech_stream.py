@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from kimia_infer.models.kimi_audio import detokenizer as stream_module
 from kimia_infer.models.kimi_audio import flow
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, SpeechStream, _cross_fade
-from kimia_infer.models.kimi_audio.dit import DiT, dit_part
+from kimia_infer.models.kimi_audio.dit import DiT, dit_component
 from kimia_infer.models.kimi_audio.flow import Noise, StreamConfig
 from kimia_infer.models.kimi_audio.flow_evaluation import Evaluator, FrameCache
-from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_part
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_component
 from tests.paths import GOLDEN
 from tests.traced import TracedGraphs
 
@@ -58,8 +58,8 @@ def bf16_recorded(golden: Path) -> Recorded:
 @pytest.fixture(scope="module")
 def bf16(checkpoint: Path) -> Detokenizer:
     return Detokenizer(
-        dit_part(checkpoint / "audio_detokenizer").load(CPU, torch.bfloat16),
-        vocoder_part(checkpoint / "vocoder").load(CPU, torch.bfloat16),
+        dit_component(checkpoint / "audio_detokenizer").load(CPU, torch.bfloat16),
+        vocoder_component(checkpoint / "vocoder").load(CPU, torch.bfloat16),
     )
 
 
@@ -167,8 +167,8 @@ def published(golden: Path) -> Detokenizer:
     """From the published layout: pickles with surplus entries and weight norm."""
     root = golden / "e2e" / "checkpoint"
     return Detokenizer(
-        dit_part(root / "audio_detokenizer").load(CPU, torch.float32),
-        vocoder_part(root / "vocoder").load(CPU, torch.float32),
+        dit_component(root / "audio_detokenizer").load(CPU, torch.float32),
+        vocoder_component(root / "vocoder").load(CPU, torch.float32),
     )
 
 

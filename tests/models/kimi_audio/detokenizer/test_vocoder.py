@@ -23,11 +23,11 @@ from kimia_infer.models.kimi_audio.vocoder import (
     Vocoder,
     VocoderConfig,
     fold_weight_norm,
-    vocoder_part,
+    vocoder_component,
     vocoder_slots,
 )
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.checkpoint import manifest
+from kimia_infer.weights.component import expected_tensors
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")
@@ -175,7 +175,7 @@ def test_full_size_manifest() -> None:
     """Names before folding and bytes of the published file, from the configuration alone."""
     config = VocoderConfig.from_dict(FULL_SIZE)
     slots = vocoder_slots(config)
-    shapes = manifest(slots)
+    shapes = expected_tensors(slots)
     assert len(shapes) == 868
     filters = PUBLISHED_TENSORS - len(shapes)
     stored = 4 * (sum(math.prod(s) for s in shapes.values()) + filters * len(low_pass_filter()))
@@ -189,8 +189,8 @@ def test_full_size_manifest() -> None:
 
 
 def test_every_stored_tensor_is_expected_or_a_filter(checkpoint: Path) -> None:
-    part = vocoder_part(checkpoint / "vocoder")
-    surplus = part.store.tensors.keys() - manifest(part.slots).keys()
+    part = vocoder_component(checkpoint / "vocoder")
+    surplus = part.store.tensors.keys() - expected_tensors(part.slots).keys()
     assert surplus and all(part.store.tensors[name].shape[-1] == 12 for name in surplus)
 
 
@@ -198,7 +198,7 @@ def test_slim_checkpoint(vocoder: Vocoder, checkpoint: Path, tmp_path: Path) -> 
     save_file(dict(vocoder.state_dict()), tmp_path / "model.safetensors")
     config = (checkpoint / "vocoder" / "config.json").read_text()
     (tmp_path / "config.json").write_text(config)
-    slim = vocoder_part(tmp_path).load(CPU, torch.float32)
+    slim = vocoder_component(tmp_path).load(CPU, torch.float32)
     for name, value in vocoder.state_dict().items():
         assert torch.equal(slim.get_parameter(name), value)
 

@@ -1,9 +1,8 @@
-"""What the parts of the model expect of a checkpoint, and how it fills them.
+"""What a component of a model expects of a checkpoint, and how it is filled from one.
 
-A part of the model (language model, Whisper encoder, ...) is described by a list of
-:class:`Slot`: which stored tensors fill which parameter. The same list is the manifest of
-the checkpoint that the part expects, so what is loaded, what is checked and what is
-documented cannot drift apart.
+A component (language model, Whisper encoder, ...) is described by a list of :class:`Slot`:
+which stored tensors fill which parameter. The same list says which tensors the checkpoint must
+have, so that what is loaded and what is checked cannot drift apart.
 """
 
 from __future__ import annotations
@@ -19,24 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.tensors import (
-    Reader,
-    Report,
-    TensorStore,
-    open_directory,
-    open_model_file,
-)
-
-__all__ = [
-    "CheckpointError",
-    "Part",
-    "Slot",
-    "identity_slots",
-    "manifest",
-    "open_directory",
-    "open_model_file",
-    "read_json",
-]
+from kimia_infer.weights.tensors import Reader, Report, TensorStore
 
 
 @dataclass(frozen=True)
@@ -83,10 +65,10 @@ def read_json(path: Path) -> dict:
 
 
 @dataclass
-class Part:
-    """One module of the model with the tensors it expects and the place they come from.
+class Component:
+    """A module of the model with the tensors it expects and the files they come from.
 
-    Creating a part checks every name, shape and kind against the file headers, so a bad
+    Creating one checks every name, shape and kind against the file headers, so a bad
     checkpoint is reported before any weight is loaded. ``ignored`` lists name patterns that
     a store may hold besides the slots; None allows anything.
     """
@@ -98,7 +80,7 @@ class Part:
     ignored: tuple[str, ...] | None = field(default=None)
 
     def __post_init__(self) -> None:
-        expected = manifest(self.slots)
+        expected = expected_tensors(self.slots)
         for slot in self.slots:
             for name, shape in slot.sources.items():
                 self._check(name, shape, slot.dtype)
@@ -130,7 +112,7 @@ class Part:
     @property
     def elements(self) -> int:
         """Stored values that loading reads."""
-        return sum(math.prod(shape) for shape in manifest(self.slots).values())
+        return sum(math.prod(shape) for shape in expected_tensors(self.slots).values())
 
     def load(
         self, device: torch.device, dtype: torch.dtype, report: Report | None = None
@@ -194,6 +176,6 @@ def _rows(parameter: Tensor, slot: Slot) -> Tensor:
     return parameter.data if slot.rows is None else parameter.data[slot.rows[0] : slot.rows[1]]
 
 
-def manifest(slots: Iterable[Slot]) -> dict[str, tuple[int, ...]]:
+def expected_tensors(slots: Iterable[Slot]) -> dict[str, tuple[int, ...]]:
     """Every stored tensor that ``slots`` need, with its shape."""
     return {name: shape for slot in slots for name, shape in slot.sources.items()}
