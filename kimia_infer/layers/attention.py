@@ -20,7 +20,7 @@ from kimia_infer.layers import triton_support
 from kimia_infer.layers.cache import KeyValueCache
 from kimia_infer.utils.errors import RequestError
 
-# Projected queries, keys and values [1, length, rows] of a layer -> [1, length, heads * head_dim].
+# Joined projections [batch, length, rows] of a layer -> [batch, length, heads * head_dim].
 Attend = Callable[[Tensor, int], Tensor]
 
 

@@ -34,6 +34,54 @@ def low_pass_filter() -> tuple[float, ...]:
     return tuple((taps / taps.sum()).tolist())
 
 
+def upsample(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The even and the odd samples of x [..., time] at twice the rate, each [..., time]."""
+    return _Upsample.apply(x)
+
+
+def downsample(even: Tensor, odd: Tensor) -> Tensor:
+    """Back to half the rate, from the even and the odd samples, each [..., time]."""
+    return _Downsample.apply(even, odd)
+
+
+class _Upsample(torch.autograd.Function):
+    """The gradient is a filter too; autograd would run one operation per tap."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        taps = [2 * tap for tap in reversed(low_pass_filter())]
+        padded = F.pad(x, (3, 3), mode="replicate")
+        return _correlate(padded[..., :-1], taps[0::2]), _correlate(padded[..., 1:], taps[1::2])
+
+    @staticmethod
+    def backward(ctx, even: Tensor, odd: Tensor) -> Tensor:
+        taps = [2 * tap for tap in reversed(low_pass_filter())]
+        padded = _spread(even, taps[0::2], (0, 1)).add_(_spread(odd, taps[1::2], (1, 0)))
+        return _fold(padded, 3, 3)
+
+
+class _Downsample(torch.autograd.Function):
+    """As :class:`_Upsample`. At both edges the first even and the last odd sample repeat."""
+
+    @staticmethod
+    def forward(ctx, even: Tensor, odd: Tensor) -> Tensor:
+        taps = low_pass_filter()
+        first, last = even[..., :1], odd[..., -1:]
+        even = torch.cat([first, first, even, last, last, last], dim=-1)
+        odd = torch.cat([first, first, first, odd, last, last], dim=-1)
+        return _correlate(odd, taps[0::2], total=_correlate(even, taps[1::2]))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        taps = low_pass_filter()
+        even, odd = _spread(grad, taps[1::2]), _spread(grad, taps[0::2])
+        first, last = odd[..., :3].sum(-1), even[..., -3:].sum(-1)
+        even, odd = _fold(even[..., :-3], 2, 0), _fold(odd[..., 3:], 0, 2)
+        even[..., 0] += first
+        odd[..., -1] += last
+        return even, odd
+
+
 def _correlate(x: Tensor, taps: Sequence[float], total: Tensor | None = None) -> Tensor:
     """Sum of ``taps[k] * x[..., n + k]``, shorter than x by ``len(taps) - 1``; onto ``total``.
 
@@ -49,20 +97,29 @@ def _correlate(x: Tensor, taps: Sequence[float], total: Tensor | None = None) ->
     return total
 
 
-def upsample(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The even and the odd samples of x [..., time] at twice the rate, each [..., time]."""
-    taps = [2 * tap for tap in reversed(low_pass_filter())]
-    padded = F.pad(x, (3, 3), mode="replicate")
-    return _correlate(padded[..., :-1], taps[0::2]), _correlate(padded[..., 1:], taps[1::2])
+def _spread(grad: Tensor, taps: Sequence[float], longer: tuple[int, int] = (0, 0)) -> Tensor:
+    """Gradient of x, where ``grad[n]`` is that of the sum of ``taps[k] * x[n + k]``.
+
+    ``longer``: values before and after those, of which there is no gradient.
+    """
+    reach = len(taps) - 1
+    padded = F.pad(grad, (reach + longer[0], reach + longer[1]))
+    length = padded.shape[-1] - reach
+    total = padded[..., reach:] * taps[0]
+    for shift, tap in enumerate(taps[1:], 1):
+        total.add_(padded[..., reach - shift : reach - shift + length], alpha=tap)
+    return total
 
 
-def downsample(even: Tensor, odd: Tensor) -> Tensor:
-    """Back to half the rate, from the even and the odd samples, each [..., time]."""
-    taps = low_pass_filter()
-    first, last = even[..., :1], odd[..., -1:]
-    even = torch.cat([first, first, even, last, last, last], dim=-1)
-    odd = torch.cat([first, first, first, odd, last, last], dim=-1)
-    return _correlate(odd, taps[0::2], total=_correlate(even, taps[1::2]))
+def _fold(padded: Tensor, before: int, after: int) -> Tensor:
+    """Gradient of x from that of x with its edges repeated ``before`` and ``after`` times."""
+    end = padded.shape[-1] - after
+    inner = padded[..., before:end].clone()
+    if before:
+        inner[..., 0] += padded[..., :before].sum(-1)
+    if after:
+        inner[..., -1] += padded[..., end:].sum(-1)
+    return inner
 
 
 class SnakeBeta(nn.Module):
@@ -83,21 +140,26 @@ class AntiAliasedSnake(nn.Module):
     """SnakeBeta of x [..., channels, time], in fp32 whatever the dtype of x.
 
     Summing twelve taps in bf16 would round twelve times; the filters of other implementations
-    also accumulate in fp32.
+    also accumulate in fp32. Without ``anti_aliased``, for the first steps of a training, the rate
+    is not doubled, which is several times faster and nearly the same.
     """
 
     def __init__(self, channels: int):
         super().__init__()
         self.act = SnakeBeta(channels)
+        self.anti_aliased = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if fused(x):
+        if fused(x) and self.anti_aliased:
             from kimia_infer.layers.snake_kernels import anti_aliased_snake
 
             return anti_aliased_snake(x, self.act.alpha, self.act.beta, low_pass_filter())
         frequency, amplitude = self.act.coefficients()
-        even, odd = (
-            torch.addcmul(y, amplitude, (y * frequency).sin_().square_())
-            for y in upsample(x.float())
-        )
+
+        def snake(y: Tensor) -> Tensor:
+            return torch.addcmul(y, amplitude, (y * frequency).sin_().square_())
+
+        if not self.anti_aliased:
+            return snake(x.float()).to(x.dtype)
+        even, odd = map(snake, upsample(x.float()))
         return downsample(even, odd).to(x.dtype)

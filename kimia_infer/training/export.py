@@ -27,7 +27,7 @@ from kimia_infer.training.checkpoints import (
     publish,
     take_over,
 )
-from kimia_infer.training.runs import FINAL
+from kimia_infer.training.run_directory import FINAL
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from kimia_infer.weights.component import Component
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest

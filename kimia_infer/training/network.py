@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.language_model import LanguageModel, causal_attention
 from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE
-from kimia_infer.training.attention import causal_attention
-from kimia_infer.training.batch import Batch
-from kimia_infer.training.loss import TrackLosses, track_loss
-from kimia_infer.training.stream_dropout import StreamDropout
+from kimia_infer.training.dataset import Batch
+
+SMOOTHING = 1e-4
+"""Added to the number of positions that count (published fine-tuning code)."""
+
+CHUNK_POSITIONS = 256
+"""Positions whose logits exist at a time: 0.17 GB in float32 at the published vocabulary."""
 
 PARTS = {
     "embedding": ("language_model.embedding.",),
@@ -70,36 +75,30 @@ class TrainingNetwork(nn.Module):
         return torch.autocast(device.type, torch.bfloat16, self.dtype == torch.bfloat16)
 
     def _embed(self, batch: Batch) -> Tensor:
-        """Sum of both tracks' embeddings [batch, length, hidden_size].
-
-        As :meth:`LanguageModel.embed` does it, for parameters that may differ in dtype. The
-        text track of a sample is never all 0, which alone is treated differently there.
-        """
-        model, audio_ids, features = self.language_model, batch.audio_ids, self._features(batch)
-        heard = batch.mel is not None or batch.features is not None
-        if self.training and self.stream_dropout is not None and heard:
+        """Sum of both tracks' embeddings [batch, length, hidden_size]."""
+        audio_ids, features = batch.audio_ids, self._features(batch)
+        if self.training and self.stream_dropout is not None and len(features):
             audio_ids, features = self.stream_dropout(audio_ids, batch.is_continuous, features)
-        audio, text = model.embedding(torch.stack([audio_ids, batch.text_ids])).to(self.dtype)
-        adapted = model.adaptor(features).to(self.dtype)
-        if not heard:
-            return audio + text + 0 * adapted.sum()
-        scale = torch.tensor(math.sqrt(2.0), dtype=self.dtype, device=audio.device)
-        continuous = batch.is_continuous
-        joined = (audio[continuous] + adapted) * scale
-        return audio.index_put((continuous,), joined) + text
+        return self.language_model.embed(
+            audio_ids, batch.text_ids, batch.is_continuous, features, self.dtype
+        )
 
     def _features(self, batch: Batch) -> Tensor:
-        """Whisper features [positions, adaptor_input_dim] of all sounds; one of zeros without."""
+        """Whisper features [positions, adaptor_input_dim] of all audio in the batch.
+
+        A trained encoder runs on silence where there is no audio; nothing of that is used.
+        """
         if batch.features is not None:
             return batch.features
-        config, mel, counts = self.language_model.config, batch.mel, batch.segment_codes
+        config, device = self.language_model.config, batch.audio_ids.device
+        mel, counts = batch.mel, batch.segment_codes
         trained = any(parameter.requires_grad for parameter in self.whisper.parameters())
         if mel is None:
             if not trained:
-                return torch.zeros(1, config.adaptor_input_dim, device=batch.audio_ids.device)
+                return torch.zeros(0, config.adaptor_input_dim, device=device)
             encoder = self.whisper.config
             shape = (1, encoder.num_mel_bins, 2 * encoder.max_source_positions)
-            mel, counts = torch.zeros(shape, device=batch.audio_ids.device), [1]
+            mel, counts = torch.zeros(shape, device=device), [0]
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             return self.whisper_features(mel, counts)
 
@@ -133,3 +132,68 @@ def _recomputed(forward, *arguments, **options):
     if not torch.is_grad_enabled():
         return forward(*arguments, **options)
     return checkpoint(forward, *arguments, use_reentrant=False, **options)
+
+
+@dataclass(frozen=True)
+class StreamDropout:
+    """Takes Whisper features or speech codes from whole sounds, never both from one.
+
+    Args:
+        features: part of the sounds whose features are zeroed.
+        codes: part of the sounds whose codes are replaced.
+        blank: id that replaces them.
+    """
+
+    features: float
+    codes: float
+    blank: int
+
+    def __call__(
+        self, audio_ids: Tensor, is_continuous: Tensor, features: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Audio ids and features with what is left; drawn from the default generator.
+
+        audio_ids int64 and is_continuous bool [batch, length]; features [positions, dim], one row
+        for each continuous position. A sound is a run of continuous positions.
+        """
+        before = F.pad(is_continuous[:, :-1], (1, 0))
+        sounds = (is_continuous & ~before).flatten().cumsum(0)[is_continuous.flatten()] - 1
+        draws = torch.rand(int(sounds[-1]) + 1).to(sounds.device)[sounds]
+        unheard = draws < self.features
+        uncoded = is_continuous.clone()
+        uncoded[is_continuous] = draws >= 1.0 - self.codes
+        return audio_ids.masked_fill(uncoded, self.blank), features * ~unheard[:, None]
+
+
+class TrackLosses(NamedTuple):
+    """Losses of every sample, float32 [batch]; their sum is what is trained."""
+
+    audio: Tensor
+    text: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        return self.audio + self.text
+
+
+def track_loss(hidden: Tensor, head: nn.Module, labels: Tensor, mask: Tensor) -> Tensor:
+    """Mean cross entropy of one track, float32 [batch]: sum(ce * mask) / (sum(mask) + 1e-4).
+
+    hidden [batch, length, hidden_size]; labels int64 and mask bool [batch, length]. Logits are
+    computed only where the mask holds, in chunks that the backward pass computes again. A
+    sample without such a position has the loss 0, and zero gradients.
+    """
+    states, targets = hidden[mask], labels[mask]
+    entropies = [
+        checkpoint(_cross_entropy, part, head, target, use_reentrant=False)
+        for part, target in zip(
+            states.split(CHUNK_POSITIONS), targets.split(CHUNK_POSITIONS), strict=True
+        )
+    ]
+    rows = mask.nonzero()[:, 0]
+    sums = torch.zeros(len(mask), device=hidden.device).index_add(0, rows, torch.cat(entropies))
+    return sums / (mask.sum(dim=1) + SMOOTHING)
+
+
+def _cross_entropy(states: Tensor, head: nn.Module, labels: Tensor) -> Tensor:
+    return F.cross_entropy(head(states).float(), labels, reduction="none")

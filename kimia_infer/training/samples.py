@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +19,6 @@ from kimia_infer.models.kimi_audio.messages import Message
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Prompt, PromptBuilder
 from kimia_infer.models.kimi_audio.segments import code_count, segment_codes, split_segments
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
-from kimia_infer.training.labels import next_token_labels
-from kimia_infer.training.spoken_answers import learn_spoken_answers
 from kimia_infer.utils.errors import RequestError
 
 Wave = np.ndarray
@@ -234,3 +232,70 @@ def _require_equal_length(index: int, ids: list[int], wave: Wave) -> None:
             f"conversation[{index}].audio_tokens: {len(ids)} codes, but the sound gives "
             f"{expected}; extract the codes of this file again"
         )
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The next id of each track and whether predicting it counts; as long as the prompt."""
+
+    audio_ids: list[int]
+    text_ids: list[int]
+    audio_loss_mask: list[bool]
+    text_loss_mask: list[bool]
+
+
+def next_token_labels(prompt: Prompt, pad: int) -> Labels:
+    """Both tracks and their loss masks shifted left by one; the last position predicts ``pad``.
+
+    ``pad`` never counts. As in the published fine-tuning code.
+    """
+    return Labels(
+        [*prompt.audio_ids[1:], pad],
+        [*prompt.text_ids[1:], pad],
+        [*prompt.audio_loss_mask[1:], False],
+        [*prompt.text_loss_mask[1:], False],
+    )
+
+
+def learn_spoken_answers(
+    prompt: Prompt, messages: Sequence[EncodedMessage], tokens: SpecialTokens, audio_delay: int
+) -> None:
+    """Mark the answers of ``prompt``, laid out from ``messages``, and end their texts.
+
+    What the token loop decides by itself is not learned: the blanks before the speech and those
+    after the text.
+
+    Raises:
+        DataError: an answer is not the end of its turn, or its text leaves no room for the end.
+    """
+    position = 0
+    for index, message in enumerate(messages):
+        opens = index == 0 or messages[index - 1].role != message.role
+        closes = index + 1 == len(messages) or messages[index + 1].role != message.role
+        position += opens
+        length = _length(message, closes, audio_delay)
+        if message.role == "assistant" and message.message_type == "audio-text":
+            if not closes:
+                raise DataError(f"conversation[{index}]: a spoken answer has to end its turn")
+            end = position + len(message.text_ids)
+            if end == position + length:
+                raise DataError(
+                    f"conversation[{index}].content[1]: {len(message.text_ids)} text tokens and "
+                    f"their end do not fit beside {len(message.codes)} speech codes; shorten it"
+                )
+            prompt.text_ids[end] = tokens.text_eos
+            prompt.text_loss_mask[position : end + 1] = [True] * (end + 1 - position)
+            speech, close = position + audio_delay, position + length
+            prompt.audio_loss_mask[speech : close + 1] = [True] * (close + 1 - speech)
+        position += length + closes
+
+
+def _length(message: EncodedMessage, closes: bool, audio_delay: int) -> int:
+    """Positions of a message between the tokens that open and close its turn."""
+    if message.message_type == "text":
+        return len(message.text_ids) + (message.role == "assistant")
+    if message.message_type == "audio":
+        return len(message.codes) + 2 + closes
+    if message.message_type == "audio-text":
+        return len(message.codes) + audio_delay
+    return 0

@@ -22,14 +22,13 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kimia_infer.training.batch import Batch
-from kimia_infer.training.building import trained_parameters
 from kimia_infer.training.checkpoints import TrainingError, read_facts, restore, save
 from kimia_infer.training.config import TrainingSettings, to_dict
-from kimia_infer.training.dataset import Samples, batches
-from kimia_infer.training.logs import RunLog
+from kimia_infer.training.dataset import Batch, Samples, batches
+from kimia_infer.training.model_files import trained_parameters
 from kimia_infer.training.parallel import clip_gradients, release, total
 from kimia_infer.training.plan import StepPlan, learning_rate_factor
+from kimia_infer.training.report import RunLog
 
 
 @dataclass(frozen=True)

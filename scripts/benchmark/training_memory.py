@@ -22,9 +22,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.whisper import POSITIONS
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.batch import Batch
-from kimia_infer.training.building import plan_training, trained_parameters
 from kimia_infer.training.config import LORA_PARTS, LoraSettings, Part
+from kimia_infer.training.dataset import Batch
+from kimia_infer.training.model_files import plan_training, trained_parameters
 from kimia_infer.training.network import TrainingNetwork
 from scripts.benchmark.sizes import Sizes
 

@@ -21,7 +21,7 @@ from kimia_infer.models.kimi_audio.published import (
     VOCODER_FOLDER,
 )
 from kimia_infer.training.checkpoints import publish
-from kimia_infer.training.codec.settings import EncoderSize
+from kimia_infer.training.tasks.config import EncoderSize
 from kimia_infer.weights.component import expected_tensors, read_json
 from scripts.miniature.spoken_world import READ, REPEAT, TRANSCRIBE
 from scripts.miniature.untrained import Sizes, write_miniature

@@ -24,7 +24,7 @@ from kimia_infer.models.kimi_audio.published import (
 )
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
-from kimia_infer.training.codec.data import Sound
+from kimia_infer.training.recordings import Sound
 from kimia_infer.utils.randomness import SeededRandomness
 from scripts.miniature.judge import Heard, Judge
 

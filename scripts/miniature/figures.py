@@ -15,7 +15,7 @@ from tqdm import tqdm
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.data.conversations import ConversationFile
-from kimia_infer.training.codec.data import Sound, find_sounds
+from kimia_infer.training.recordings import Sound, find_sounds
 from scripts.miniature.codec_scores import Codec, score_codec
 from scripts.miniature.espeak import Utterance
 from scripts.miniature.evaluation import (

@@ -39,8 +39,9 @@ from kimia_infer.training.checkpoints import (
     publish,
     write_tensors,
 )
-from kimia_infer.training.codec.detokenizer import train_detokenizer
-from kimia_infer.training.codec.settings import (
+from kimia_infer.training.config import FinetuneSettings
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.config import (
     CodecSettings,
     DetokenizerSettings,
     DiTSize,
@@ -49,11 +50,10 @@ from kimia_infer.training.codec.settings import (
     TokenizerSettings,
     VocoderSettings,
 )
-from kimia_infer.training.codec.speech_tokenizer import train_tokenizer
-from kimia_infer.training.codec.vocoder import new_config, train_vocoder
-from kimia_infer.training.config import FinetuneSettings
-from kimia_infer.training.finetune import finetune
-from kimia_infer.training.runs import FINAL
+from kimia_infer.training.tasks.detokenizer import train_detokenizer
+from kimia_infer.training.tasks.finetune import finetune
+from kimia_infer.training.tasks.speech_tokenizer import train_tokenizer
+from kimia_infer.training.tasks.vocoder import new_config, train_vocoder
 from kimia_infer.training.trainer import Outcome
 from scripts.miniature.assembly import assemble, write_base
 from scripts.miniature.conversations import write_conversations

@@ -41,8 +41,8 @@ from kimia_infer.models.kimi_audio.whisper import (
     encoder_config,
     whisper_slots,
 )
-from kimia_infer.training.codec import detokenizer, speech_tokenizer, vocoder
-from kimia_infer.training.codec.settings import (
+from kimia_infer.training.tasks import detokenizer, speech_tokenizer, vocoder
+from kimia_infer.training.tasks.config import (
     DiTSize,
     EncoderSize,
     GeneratorSize,

@@ -31,24 +31,25 @@ from kimia_infer.models.kimi_audio.whisper import (
     feature_extractor,
     whisper_component,
 )
-from kimia_infer.training.codec.data import Example, Examples, Sound
-from kimia_infer.training.codec.recognizer import ConvolutionBlock, ctc
-from kimia_infer.training.codec.run import (
+from kimia_infer.training.config import ConfigError, option
+from kimia_infer.training.model_files import WHISPER_PREFIX
+from kimia_infer.training.recordings import Example, Examples, Sound
+from kimia_infer.training.tasks.codec import (
     CodecNetwork,
     load_trainable,
     mixed_precision,
     write_component,
 )
-from kimia_infer.training.codec.settings import CodecSettings
-from kimia_infer.training.codec.spoken_text import (
+from kimia_infer.training.tasks.config import CodecSettings
+from kimia_infer.training.tasks.recognizer import (
+    ConvolutionBlock,
     Units,
     check_speakable,
     code_points,
+    ctc,
     run_spoken,
     texts_of,
 )
-from kimia_infer.training.config import ConfigError, option
-from kimia_infer.training.servable import WHISPER_PREFIX
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.component import read_json
 

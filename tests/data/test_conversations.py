@@ -15,7 +15,7 @@ from kimia_infer.data.conversations import (
     write_lines,
 )
 from kimia_infer.training.dataset import check_lines
-from kimia_infer.training.finetune import LazySpeechCodes
+from kimia_infer.training.tasks.finetune import LazySpeechCodes
 from tests.paths import GOLDEN
 from tests.training import recorded
 from tests.training.recorded import CONFIG, SAMPLES

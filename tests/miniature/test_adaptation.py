@@ -17,8 +17,8 @@ from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.extraction import extract_codes
 from kimia_infer.training.config import FinetuneSettings, read_settings
 from kimia_infer.training.export import export
-from kimia_infer.training.finetune import finetune
-from kimia_infer.training.runs import FINAL
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.finetune import finetune
 from scripts.miniature.espeak import Utterance, speak_all
 from scripts.miniature.evaluation import Case, answer, right
 from scripts.miniature.spoken_world import (

@@ -13,7 +13,7 @@ from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import language_model_component
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.models.kimi_audio.whisper import feature_extractor, whisper_component
-from kimia_infer.training.building import Source, build_network
+from kimia_infer.training.model_files import Source, build_network
 from kimia_infer.training.network import PARTS, TrainingNetwork
 from kimia_infer.training.samples import Sample, SampleBuilder
 from tests.paths import GOLDEN

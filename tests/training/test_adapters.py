@@ -10,11 +10,10 @@ from accelerate import PartialState
 from peft import PeftModel
 
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.batch import Batch, join
-from kimia_infer.training.building import trained_parameters
 from kimia_infer.training.config import LORA_PARTS, ConfigError, LoraSettings
+from kimia_infer.training.dataset import Batch, join
+from kimia_infer.training.model_files import trained_parameters, write_adapter
 from kimia_infer.training.network import TrainingNetwork
-from kimia_infer.training.servable import write_adapter
 from kimia_infer.weights.adapter import Adapter
 from tests.training import recorded
 from tests.training.recorded import SAMPLES, SPECIAL

@@ -8,9 +8,9 @@ from accelerate import PartialState
 from torch import Tensor
 
 from kimia_infer.data.conversations import parse_conversation
-from kimia_infer.training import loss as loss_module
-from kimia_infer.training.batch import join
-from kimia_infer.training.building import build_network
+from kimia_infer.training import network as loss_module
+from kimia_infer.training.dataset import join
+from kimia_infer.training.model_files import build_network
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.training.samples import Sample
 from tests.training import recorded

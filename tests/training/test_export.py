@@ -18,8 +18,8 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.training import export as export_module
 from kimia_infer.training.export import ExportError, export, find_result
-from kimia_infer.training.finetune import finetune
-from kimia_infer.training.runs import FINAL
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.finetune import finetune
 from kimia_infer.utils.errors import CheckpointError, WeightsError
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from tests.paths import ROOT

@@ -10,10 +10,10 @@ import torch
 from accelerate import PartialState
 
 from kimia_infer.data.conversations import DataError, parse_conversation
-from kimia_infer.training.batch import join
 from kimia_infer.training.config import ConfigError
+from kimia_infer.training.dataset import join
 from kimia_infer.training.feature_cache import FeatureCache
-from kimia_infer.training.finetune import finetune
+from kimia_infer.training.tasks.finetune import finetune
 from tests.training import recorded
 from tests.training.recorded import SAMPLES, SPECIAL
 from tests.training.runs import losses, settings, write_data

@@ -20,9 +20,9 @@ from kimia_infer.data.conversations import DataError
 from kimia_infer.training import trainer as trainer_module
 from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
 from kimia_infer.training.config import ConfigError
-from kimia_infer.training.finetune import finetune
-from kimia_infer.training.logs import BOARD, PLOT
-from kimia_infer.training.runs import FINAL
+from kimia_infer.training.report import BOARD, PLOT
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.finetune import finetune
 from tests.paths import MINI
 from tests.training import runs
 from tests.training.runs import interrupt, losses

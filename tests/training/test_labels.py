@@ -8,7 +8,7 @@ import pytest
 
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, PromptBuilder
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
-from kimia_infer.training.labels import next_token_labels
+from kimia_infer.training.samples import next_token_labels
 from tests.paths import GOLDEN
 
 SAMPLES = json.loads((GOLDEN / "finetune" / "finetune.json").read_text())["samples"]

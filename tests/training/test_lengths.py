@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pytest import MonkeyPatch
 
-from kimia_infer.training import finetune as module
+from kimia_infer.training.tasks import finetune as module
 from kimia_infer.training.trainer import Trainer
 from tests.paths import MINI
 from tests.training.runs import settings, write_data

@@ -11,12 +11,12 @@ from torch import nn
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.building import Source, build_network, trained_parameters
 from kimia_infer.training.config import LORA_PARTS, ConfigError, LoraSettings
-from kimia_infer.training.finetune import finetune
+from kimia_infer.training.model_files import Source, build_network, trained_parameters
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.training.quantized import QuantizedLinear
-from kimia_infer.training.runs import FINAL
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.finetune import finetune
 from tests.paths import MINI
 from tests.training import recorded, runs
 

@@ -11,10 +11,10 @@ from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from kimia_infer.training.attention import causal_attention
-from kimia_infer.training.batch import join
+from kimia_infer.models.kimi_audio.language_model import causal_attention
+from kimia_infer.training.dataset import join
+from kimia_infer.training.model_files import write_model
 from kimia_infer.training.network import TrainingNetwork, recompute_activations
-from kimia_infer.training.servable import write_model
 from tests.paths import GOLDEN
 from tests.training import recorded
 from tests.training.recorded import RECORD, SAMPLES, SPECIAL
@@ -72,7 +72,9 @@ def test_losses_and_gradients(network: TrainingNetwork, index: int):
 def test_logits(network: TrainingNetwork, index: int):
     batch = join([recorded.sample(SAMPLES[index])], SPECIAL.pad, [1.0])
     model = network.language_model
-    hidden = model(network._embed(batch), causal_attention(model.config))
+    features = network.whisper_features(batch.mel, batch.segment_codes)
+    x = model.embed(batch.audio_ids, batch.text_ids, batch.is_continuous, features)
+    hidden = model(x, causal_attention(model.config))
     audio, text = model.audio_head(hidden.audio)[0], model.text_head(hidden.text)[0]
     torch.testing.assert_close(audio, TENSORS[f"{index}.audio_logits"], rtol=0, atol=1e-4)
     torch.testing.assert_close(text, TENSORS[f"{index}.text_logits"], rtol=0, atol=1e-4)

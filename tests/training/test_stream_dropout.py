@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kimia_infer.training.batch import join
 from kimia_infer.training.config import ConfigError, FinetuneSettings, from_dict
+from kimia_infer.training.dataset import join
+from kimia_infer.training.network import StreamDropout
 from kimia_infer.training.samples import Sample
-from kimia_infer.training.stream_dropout import StreamDropout
 from tests.training import recorded
 from tests.training.recorded import SAMPLES, SPECIAL
 

@@ -14,8 +14,8 @@ from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.data.extraction import extract_codes
 from kimia_infer.serving.cog.interface import read_interface
 from kimia_infer.training.export import export
-from kimia_infer.training.finetune import finetune
-from kimia_infer.training.runs import FINAL
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.finetune import finetune
 from predict import Predictor
 from scripts.miniature.espeak import RATE, Utterance, Voice, speak_all
 from tests.paths import ROOT

@@ -126,12 +126,16 @@ def _lookup(values: Any, path: str) -> Any:
     return values
 
 
-# Queries, keys and values [heads, frames, head_dim] of a layer -> the attended values, likewise.
+# Queries, keys, values [..., heads, frames, head_dim] of a layer -> the attended values, likewise.
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 class StepConditioning(NamedTuple):
-    """Modulation of one evaluation: blocks [depth, codes, 6, hidden], final [codes, 2, hidden]."""
+    """Modulation of one evaluation.
+
+    blocks [depth, ..., codes, 6, hidden]: shift, scale and gate of the attention, then of the
+    feed-forward; final [..., codes, 2, hidden]: shift and scale.
+    """
 
     blocks: Tensor
     final: Tensor
@@ -165,7 +169,7 @@ def rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
 
 class TimestepEmbedder(nn.Module):
-    """Integer times [n] of the flow (0 .. 1000) -> embeddings [n, hidden_size]."""
+    """Integer times [...] of the flow (0 .. 1000) -> embeddings [..., hidden_size]."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -178,7 +182,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, times: Tensor) -> Tensor:
         half = TIMESTEP_FEATURES // 2
         exponents = torch.arange(half, dtype=torch.float32, device=times.device) / half
-        angles = times[:, None].float() * torch.exp(-math.log(TIMESTEP_PERIOD) * exponents)
+        angles = times[..., None].float() * torch.exp(-math.log(TIMESTEP_PERIOD) * exponents)
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
         return self.mlp(waves.to(self.mlp[0].weight.dtype))
 
@@ -193,11 +197,11 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, x: Tensor, rotary: Tensor, attend: Attend, layer: int) -> Tensor:
-        """x [frames, hidden_size] -> the same shape."""
-        qkv = self.qkv(x).view(len(x), 3, self.heads, -1).permute(1, 2, 0, 3)
+        """x [..., frames, hidden_size] -> the same shape."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1)).movedim(-3, 0).transpose(-3, -2)
         query, keys = rotate(qkv[:2], rotary)
         mixed = attend(query, keys, qkv[2], layer)
-        return self.proj(mixed.transpose(0, 1).reshape(x.shape))
+        return self.proj(mixed.transpose(-3, -2).reshape(x.shape))
 
 
 class FeedForward(nn.Module):
@@ -225,9 +229,9 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, modulation: Tensor, rotary: Tensor, attend: Attend, layer: int
     ) -> Tensor:
-        """x [codes, frames per code, hidden_size], modulation [codes, 6, hidden_size]."""
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation[:, :, None].unbind(1)
-        inner = modulated_norm(x, shift, scale).flatten(0, 1)
+        """x [..., codes, frames per code, hidden_size], modulation [..., codes, 6, hidden_size]."""
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation[..., None, :].unbind(-3)
+        inner = modulated_norm(x, shift, scale).flatten(-3, -2)
         x = x + gate * self.attn(inner, rotary, attend, layer).view_as(x)
         return x + gate_mlp * self.mlp(modulated_norm(x, shift_mlp, scale_mlp))
 
@@ -241,8 +245,8 @@ class FinalLayer(nn.Module):
         )
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """x [codes, frames per code, hidden_size], modulation [codes, 2, hidden_size]."""
-        shift, scale = modulation[:, :, None].unbind(1)
+        """x [..., codes, frames per code, hidden_size], modulation [..., codes, 2, hidden_size]."""
+        shift, scale = modulation[..., None, :].unbind(-3)
         return self.linear(modulated_norm(x, shift, scale))
 
 
@@ -271,15 +275,19 @@ class DiT(nn.Module):
 
         At full size in bf16 the largest published chunk (42 codes, 30 timesteps) takes 570 MB.
         """
-        times = self.t_embedder(torch.tensor(timesteps, device=self.device))
-        tokens = self.semantic_token_embedding(codes.to(self.device))
-        condition = times[:, None] + tokens
-        outer, hidden = condition.shape[:2], self.config.hidden_size
-        blocks = condition.new_empty(outer[0], len(self.blocks), outer[1], 6, hidden)
+        times = torch.tensor(timesteps, device=self.device)[:, None]
+        blocks, final = self.modulation(codes.to(self.device), times)
+        return Conditioning(blocks.movedim(0, 1), final)
+
+    def modulation(self, codes: Tensor, times: Tensor) -> StepConditioning:
+        """Modulation by codes and times of the flow, int64 of shapes that broadcast."""
+        condition = self.t_embedder(times) + self.semantic_token_embedding(codes)
+        shape, hidden = condition.shape[:-1], self.config.hidden_size
+        blocks = condition.new_empty(len(self.blocks), *shape, 6, hidden)
         for index, block in enumerate(self.blocks):
-            blocks[:, index] = block.adaLN_modulation(condition).view(*outer, 6, hidden)
-        final = self.final_layer.adaLN_modulation(condition).view(*outer, 2, hidden)
-        return Conditioning(blocks, final)
+            blocks[index] = block.adaLN_modulation(condition).view(*shape, 6, hidden)
+        final = self.final_layer.adaLN_modulation(condition).view(*shape, 2, hidden)
+        return StepConditioning(blocks, final)
 
     def rotary(self, start: int, frames: int) -> Tensor:
         """cos and sin, fp32 [frames, head_dim / 2, 2], of the positions from ``start``."""
@@ -293,16 +301,16 @@ class DiT(nn.Module):
     def forward(
         self, x: Tensor, conditioning: StepConditioning, rotary: Tensor, attend: Attend
     ) -> Tensor:
-        """Velocity [frames, mel_bins] of the noisy, normalized mel x of the same shape.
+        """Velocity [..., frames, mel_bins] of the noisy, normalized mel x of the same shape.
 
         The frames are split evenly over the codes of ``conditioning``; ``attend`` says what
         they see besides themselves.
         """
-        codes = conditioning.final.shape[0]
-        x = self.input_linear(x).view(codes, -1, self.config.hidden_size)
+        codes = conditioning.final.shape[-3]
+        x = self.input_linear(x).unflatten(-2, (codes, -1))
         for index, block in enumerate(self.blocks):
             x = block(x, conditioning.blocks[index], rotary, attend, index)
-        return self.final_layer(x, conditioning.final).flatten(0, 1)
+        return self.final_layer(x, conditioning.final).flatten(-3, -2)
 
 
 def dit_slots(config: DiTConfig) -> list[Slot]:

@@ -129,7 +129,7 @@ class ResidualBlock(nn.Module):
         self.activations = nn.ModuleList(AntiAliasedSnake(channels) for _ in 2 * dilations)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [channels, time] -> the same shape."""
+        """x [..., channels, time] -> the same shape."""
         before, between = self.activations[::2], self.activations[1::2]
         for first, dilated, second, plain in zip(
             before, self.convs1, between, self.convs2, strict=True
@@ -172,14 +172,18 @@ class Vocoder(nn.Module):
         return self.conv_pre.weight.dtype
 
     def forward(self, mel: Tensor) -> Tensor:
-        """Wave [hop_size * frames] in -1 .. 1 of a natural-log mel [frames, mel_bins]."""
-        x = self.conv_pre(mel.T)
+        """Wave [..., hop_size * frames] in -1 .. 1 of a natural-log mel [..., frames, mel_bins]."""
+        return self.generate(mel).clamp(-1, 1)
+
+    def generate(self, mel: Tensor) -> Tensor:
+        """:meth:`forward` without limits, beyond which a sample would have no gradient."""
+        x = self.conv_pre(mel.mT)
         branches = len(self.config.resblock_kernel_sizes)
         for stage, up in enumerate(self.ups):
             x = up(x)
             blocks = self.resblocks[stage * branches : (stage + 1) * branches]
             x = sum(block(x) for block in blocks) / branches
-        return self.conv_post(self.activation_post(x)).clamp(-1, 1)[0]
+        return self.conv_post(self.activation_post(x)).squeeze(-2)
 
 
 def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from torch import nn
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.whisper import encoder_config
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.building import plan_training
 from kimia_infer.training.config import LoraSettings
+from kimia_infer.training.model_files import plan_training
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.weights.component import read_json
 from scripts.benchmark.sizes import PUBLISHED, Sizes

@@ -9,7 +9,7 @@ import torch
 
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import log_mel
-from kimia_infer.training.codec.data import Sound
+from kimia_infer.training.recordings import Sound
 from scripts.miniature.codec_scores import Codec, score_codec
 from scripts.miniature.judge import Heard, recall
 from scripts.miniature.untrained import write_miniature

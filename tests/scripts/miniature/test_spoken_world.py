@@ -13,7 +13,7 @@ import pytest
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.encode import FULL_SCALE, wav_bytes
 from kimia_infer.data.conversations import ConversationFile
-from kimia_infer.training.codec.data import find_sounds
+from kimia_infer.training.recordings import find_sounds
 from scripts.miniature import espeak
 from scripts.miniature.espeak import (
     RATE,

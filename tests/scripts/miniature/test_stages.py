@@ -18,14 +18,14 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
     speech_tokenizer_component,
 )
 from kimia_infer.training.checkpoints import TrainingError
-from kimia_infer.training.codec.detokenizer import SoundReader
-from kimia_infer.training.codec.settings import (
+from kimia_infer.training.tasks.config import (
     DiTSize,
     EncoderSize,
     GeneratorSize,
     TokenizerSettings,
 )
-from kimia_infer.training.codec.speech_tokenizer import new_config, new_tokenizer
+from kimia_infer.training.tasks.detokenizer import SoundReader
+from kimia_infer.training.tasks.speech_tokenizer import new_config, new_tokenizer
 from scripts.miniature import evaluation, figures, stages
 from scripts.miniature.spoken_world import WorldSize
 from scripts.miniature.stages import STAGES, Stage, done, make, make_encoder, ready

@@ -22,7 +22,7 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_comp
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kimi_audio.vocoder import VocoderConfig, vocoder_component
 from kimia_infer.models.kimi_audio.whisper import whisper_component
-from kimia_infer.training.codec.settings import DiTSize, EncoderSize, GeneratorSize
+from kimia_infer.training.tasks.config import DiTSize, EncoderSize, GeneratorSize
 from kimia_infer.weights.component import Component, expected_tensors
 from scripts.miniature.byte_pairs import train_merges
 from scripts.miniature.untrained import CORPUS, SEED, Sizes, write_miniature

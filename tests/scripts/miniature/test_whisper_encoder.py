@@ -22,10 +22,10 @@ from kimia_infer.models.kimi_audio.whisper import (
     feature_extractor,
     whisper_component,
 )
-from kimia_infer.training.codec.data import Examples, Sound
-from kimia_infer.training.codec.spoken_text import Units
 from kimia_infer.training.config import ConfigError, read_settings
-from kimia_infer.training.runs import FINAL
+from kimia_infer.training.recordings import Examples, Sound
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.recognizer import Units
 from scripts.miniature.whisper_encoder import (
     SEGMENT_CODES,
     Place,

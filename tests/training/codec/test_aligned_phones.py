@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from kimia_infer.data.conversations import DataError
-from kimia_infer.training.codec.data import Sound, find_sounds
-from kimia_infer.training.codec.settings import TokenizerSettings
-from kimia_infer.training.codec.speech_tokenizer import frame_phones, train_tokenizer
-from kimia_infer.training.codec.spoken_text import Units, phone_number
 from kimia_infer.training.config import ConfigError, read_settings
+from kimia_infer.training.recordings import Sound, find_sounds
+from kimia_infer.training.tasks.config import TokenizerSettings
+from kimia_infer.training.tasks.recognizer import Units, phone_number
+from kimia_infer.training.tasks.speech_tokenizer import frame_phones, train_tokenizer
 from tests.training.runs import losses, write_sound
 
 PHONES = [[["h", 0.0], ["E", 0.2]], [["j", 0.05], ["E", 0.3], ["s", 0.5]], [["E", 0.1]]]

@@ -15,17 +15,17 @@ from torch import nn
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.training.checkpoints import all_checkpoints
-from kimia_infer.training.codec.data import SoundSamples, find_sounds
-from kimia_infer.training.codec.detokenizer import (
+from kimia_infer.training.config import describe, read_settings
+from kimia_infer.training.plan import MicroBatch
+from kimia_infer.training.recordings import SoundSamples, find_sounds
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.codec import WeightAverage
+from kimia_infer.training.tasks.config import PARTS, DetokenizerSettings
+from kimia_infer.training.tasks.detokenizer import (
     DetokenizerNetwork,
     SoundReader,
     train_detokenizer,
 )
-from kimia_infer.training.codec.run import WeightAverage
-from kimia_infer.training.codec.settings import PARTS, DetokenizerSettings
-from kimia_infer.training.config import describe, read_settings
-from kimia_infer.training.plan import MicroBatch
-from kimia_infer.training.runs import FINAL
 from kimia_infer.training.trainer import Outcome
 from tests.paths import MINI
 from tests.training.runs import losses, write_sound

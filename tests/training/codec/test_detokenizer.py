@@ -22,20 +22,20 @@ from kimia_infer.models.kimi_audio.flow import (
 from kimia_infer.models.kimi_audio.flow_evaluation import Evaluator
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
-from kimia_infer.training.codec.data import SoundSamples, find_sounds
-from kimia_infer.training.codec.detokenizer import (
+from kimia_infer.training.config import ConfigError, read_settings
+from kimia_infer.training.plan import MicroBatch
+from kimia_infer.training.recordings import SoundSamples, find_sounds
+from kimia_infer.training.report import PLOT
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.config import DetokenizerSettings
+from kimia_infer.training.tasks.detokenizer import (
     DetokenizerNetwork,
     SoundReader,
     mel_statistics,
     new_dit,
     train_detokenizer,
 )
-from kimia_infer.training.codec.flow_matching import Chunk, FlowMatcher, chunk_layout, draw_chunks
-from kimia_infer.training.codec.settings import DetokenizerSettings
-from kimia_infer.training.config import ConfigError, read_settings
-from kimia_infer.training.logs import PLOT
-from kimia_infer.training.plan import MicroBatch
-from kimia_infer.training.runs import FINAL
+from kimia_infer.training.tasks.flow_matching import Chunk, FlowMatcher, chunk_layout, draw_chunks
 from kimia_infer.utils.graphs import graphs_for
 from tests.paths import MINI
 from tests.training.runs import interrupt, losses, write_sound, write_sounds

@@ -19,20 +19,19 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
     speech_tokenizer_component,
 )
 from kimia_infer.training.checkpoints import TrainingError
-from kimia_infer.training.codec.code_book import RunningCodeBook
-from kimia_infer.training.codec.data import Examples, find_sounds
-from kimia_infer.training.codec.recognizer import Recognizer, ctc
-from kimia_infer.training.codec.settings import TokenizerSettings
-from kimia_infer.training.codec.speech_tokenizer import (
+from kimia_infer.training.config import ConfigError, read_settings
+from kimia_infer.training.recordings import Examples, find_sounds
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.config import TokenizerSettings
+from kimia_infer.training.tasks.recognizer import Recognizer, Units, ctc, frames_needed
+from kimia_infer.training.tasks.speech_tokenizer import (
+    RunningCodeBook,
     SpokenTextReader,
     TokenizerNetwork,
     new_config,
     new_tokenizer,
     train_tokenizer,
 )
-from kimia_infer.training.codec.spoken_text import Units, frames_needed
-from kimia_infer.training.config import ConfigError, read_settings
-from kimia_infer.training.runs import FINAL
 from tests.training.runs import SPOKEN_TEXTS, interrupt, losses, write_spoken
 
 CPU = torch.device("cpu")

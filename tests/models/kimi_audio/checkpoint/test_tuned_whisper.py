@@ -15,8 +15,8 @@ from kimia_infer.models.kimi_audio.components import understanding_components
 from kimia_infer.models.kimi_audio.layout import missing_files
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.training.config import FinetuneSettings, read_settings
-from kimia_infer.training.finetune import finetune
-from kimia_infer.training.runs import FINAL
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.finetune import finetune
 from tests.training import runs
 
 FOLDER, PREFIX = "whisper-large-v3", "whisper_model.speech_encoder."

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kimia_infer.training.checkpoints import MODEL, STATE, TrainingError, live, write_tensors
-from kimia_infer.training.codec.data import Examples, SoundSamples
-from kimia_infer.training.codec.settings import CodecSettings
 from kimia_infer.training.network import recompute_activations
 from kimia_infer.training.parallel import start
-from kimia_infer.training.runs import checkpoint_to_resume, finish, note_settings
+from kimia_infer.training.recordings import Examples, SoundSamples
+from kimia_infer.training.run_directory import checkpoint_to_resume, finish, note_settings
+from kimia_infer.training.tasks.config import CodecSettings
 from kimia_infer.training.trainer import Outcome, Trainer
 from kimia_infer.weights.component import Component
 

@@ -24,16 +24,14 @@ from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.whisper import feature_extractor
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.building import Source, build_network
 from kimia_infer.training.config import ConfigError, FinetuneSettings
 from kimia_infer.training.dataset import Samples, check_lines
 from kimia_infer.training.feature_cache import FeatureCache
-from kimia_infer.training.network import TrainingNetwork
+from kimia_infer.training.model_files import Source, build_network, write_adapter, write_model
+from kimia_infer.training.network import StreamDropout, TrainingNetwork
 from kimia_infer.training.parallel import start
-from kimia_infer.training.runs import checkpoint_to_resume, finish, note_settings
+from kimia_infer.training.run_directory import checkpoint_to_resume, finish, note_settings
 from kimia_infer.training.samples import EncodeSpeech, SampleBuilder
-from kimia_infer.training.servable import write_adapter, write_model
-from kimia_infer.training.stream_dropout import StreamDropout
 from kimia_infer.training.trainer import Outcome, Trainer
 from kimia_infer.weights.resolve import resolve_weights
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.models.kimi_audio.dit import DiT, StepConditioning
+from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.flow import CACHE_TIMESTEP, StreamConfig
 
 TIMESTEPS = 1000  # of the flow, as the network is told (published implementation)
@@ -127,7 +127,7 @@ class FlowMatcher(nn.Module):
             layout: the sequence; the same for all crops.
             lengths: int64 [batch], codes of each crop; those beyond are padding.
         """
-        batch, repeat, device = len(frames), self.stream.frames_per_code, frames.device
+        repeat, device = self.stream.frames_per_code, frames.device
         places = layout.codes.to(device)
         rotary = self.dit.rotary(0, int(layout.codes.max() + 1) * repeat)
         positions = (places[:, None] * repeat + torch.arange(repeat, device=device)).flatten()
@@ -137,28 +137,9 @@ class FlowMatcher(nn.Module):
         visible = visible.repeat_interleave(repeat, 1).repeat_interleave(repeat, 2)[:, None]
 
         def attend(query: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
-            parts = [x.unflatten(1, (batch, -1)).transpose(0, 1) for x in (query, keys, values)]
-            mixed = F.scaled_dot_product_attention(*parts, attn_mask=visible)
-            return mixed.transpose(0, 1).flatten(1, 2)
+            return F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
 
-        found = self.dit(
-            frames.flatten(0, 1),
-            self._condition(codes.flatten(), times.flatten()),
-            rotary[positions].repeat(batch, 1, 1),
-            attend,
-        )
-        return found.unflatten(0, (batch, -1))
-
-    def _condition(self, codes: Tensor, times: Tensor) -> StepConditioning:
-        """As :meth:`DiT.condition`, for codes [n] that each have a time of their own, [n]."""
-        dit = self.dit
-        distinct, inverse = times.unique(return_inverse=True)
-        condition = dit.t_embedder(distinct)[inverse] + dit.semantic_token_embedding(codes)
-        blocks = [block.adaLN_modulation(condition) for block in dit.blocks]
-        final = dit.final_layer.adaLN_modulation(condition)
-        return StepConditioning(
-            torch.stack(blocks).unflatten(-1, (6, -1)), final.unflatten(-1, (2, -1))
-        )
+        return self.dit(frames, self.dit.modulation(codes, times), rotary[positions], attend)
 
     def loss(
         self,

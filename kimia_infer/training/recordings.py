@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from kimia_infer.audio.decode import AudioError
 from kimia_infer.data.checking import hold_out, usable
 from kimia_infer.data.conversations import ConversationFile, DataError
-from kimia_infer.training.codec.settings import CodecSettings
 from kimia_infer.training.plan import MicroBatch
+from kimia_infer.training.tasks.config import CodecSettings
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 

@@ -15,16 +15,12 @@ from torch import Tensor, nn
 
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
-from kimia_infer.layers.snake import SnakeBeta
+from kimia_infer.layers.snake import AntiAliasedSnake, SnakeBeta
 from kimia_infer.models.kimi_audio.published import VOCODER_FOLDER
 from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_component
-from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
-from kimia_infer.training.codec.discriminators import (
-    Discriminators,
-    discriminator_loss,
-    generator_losses,
-)
-from kimia_infer.training.codec.run import (
+from kimia_infer.training.config import ConfigError
+from kimia_infer.training.recordings import Example, Examples, Sound, SoundSamples, read_samples
+from kimia_infer.training.tasks.codec import (
     CodecNetwork,
     WeightAverage,
     load_trainable,
@@ -32,10 +28,15 @@ from kimia_infer.training.codec.run import (
     run,
     write_component,
 )
-from kimia_infer.training.codec.settings import VocoderSettings
-from kimia_infer.training.codec.spectral_loss import RESOLUTIONS, log_mels, stft_loss
-from kimia_infer.training.codec.trainable_activation import use_activations
-from kimia_infer.training.config import ConfigError
+from kimia_infer.training.tasks.config import VocoderSettings
+from kimia_infer.training.tasks.vocoder_losses import (
+    RESOLUTIONS,
+    Discriminators,
+    discriminator_loss,
+    generator_losses,
+    log_mels,
+    stft_loss,
+)
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.component import read_json
 
@@ -118,22 +119,24 @@ class VocoderNetwork(CodecNetwork):
         self.vocoder = vocoder
         self.config, self.settings = config, settings
         self.mel = MelConfig.from_dict(config)
-        self.judges = Discriminators() if settings.adversarial else None
+        self.discriminators = Discriminators() if settings.adversarial else None
         self.average = WeightAverage(vocoder, settings.average)
 
     def forward(self, batch: Examples) -> VocoderLosses:
         mel, real = self._crops(batch, self.chance(batch))
         served = self.progress >= self.settings.anti_aliased_from or not self.training
-        use_activations(self.vocoder, served)
+        for module in self.vocoder.modules():
+            if isinstance(module, AntiAliasedSnake):
+                module.anti_aliased = served
         with mixed_precision(self.settings, mel.device), self.average.used(not self.training):
-            fake = waves(self.vocoder, mel).float()
+            fake = self.vocoder.generate(mel).float()
             none = torch.zeros(len(fake), device=fake.device)
             adversarial, features, discriminator = none, none, none
-            if self.judges is not None:
+            if self.discriminators is not None:
                 weight = self.settings.adversarial
-                adversarial, features = generator_losses(self.judges, fake, real)
+                adversarial, features = generator_losses(self.discriminators, fake, real)
                 adversarial, features = weight * adversarial, weight * FEATURE_WEIGHT * features
-                discriminator = discriminator_loss(self.judges, fake, real)
+                discriminator = discriminator_loss(self.discriminators, fake, real)
         distance = (log_mels(fake, self.mel) - log_mels(real, self.mel)).abs().mean((1, 2))
         return VocoderLosses(
             stft_loss(fake, real),
@@ -173,20 +176,6 @@ class VocoderNetwork(CodecNetwork):
             else:
                 tensors[name] = value
         write_component(folder / VOCODER_FOLDER, "config.json", self.config, tensors)
-
-
-def waves(vocoder: Vocoder, mel: Tensor) -> Tensor:
-    """What ``vocoder`` gives for several mels [batch, frames, mel_bins]: [batch, samples].
-
-    Not clamped, as a clamped sample has no gradient.
-    """
-    x = vocoder.conv_pre(mel.mT)
-    branches = len(vocoder.config.resblock_kernel_sizes)
-    for stage, up in enumerate(vocoder.ups):
-        x = up(x)
-        blocks = vocoder.resblocks[stage * branches : (stage + 1) * branches]
-        x = sum(block(x) for block in blocks) / branches
-    return vocoder.conv_post(vocoder.activation_post(x))[:, 0]
 
 
 def new_config(settings: VocoderSettings) -> dict:

@@ -27,14 +27,8 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizerConfig,
     speech_tokenizer_component,
 )
-from kimia_infer.training.codec.data import Example, Examples, Sound, SoundSamples, read_samples
-from kimia_infer.training.codec.flow_matching import (
-    FlowLosses,
-    FlowMatcher,
-    chunk_layout,
-    draw_chunks,
-)
-from kimia_infer.training.codec.run import (
+from kimia_infer.training.recordings import Example, Examples, Sound, SoundSamples, read_samples
+from kimia_infer.training.tasks.codec import (
     CodecNetwork,
     WeightAverage,
     load_trainable,
@@ -42,7 +36,13 @@ from kimia_infer.training.codec.run import (
     run,
     write_component,
 )
-from kimia_infer.training.codec.settings import DetokenizerSettings, DiTSize
+from kimia_infer.training.tasks.config import DetokenizerSettings, DiTSize
+from kimia_infer.training.tasks.flow_matching import (
+    FlowLosses,
+    FlowMatcher,
+    chunk_layout,
+    draw_chunks,
+)
 from kimia_infer.training.trainer import Outcome
 from kimia_infer.weights.component import read_json
 
