@@ -4,41 +4,48 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from kimia_infer.api.kimia import CHECK_INTERVAL
 from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
+from kimia_infer.layers.cache import KV_CACHES
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.quantization import QuantizedLinear
 from kimia_infer.layers.sampler import Sampling, TrackSampling
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.utils.randomness import SeededRandomness
-from scripts.benchmark.bandwidth import BOTH, MODES, Mode, memory, step_bytes
+from scripts.benchmark.measuring import (
+    BOTH,
+    MODES,
+    copy_bandwidth,
+    memory,
+    step_bytes,
+    synchronize,
+)
 from scripts.benchmark.plain_language_model import PlainGeneration
-from scripts.benchmark.timing import synchronize
+from scripts.benchmark.report import Cell, Table
 
 PROMPT_LENGTH = 128
 LONG_RUN_STEPS = 1500
-WINDOW = 100  # steps at both ends of a long run
+WINDOW = 100
+"""Steps at both ends of a long run."""
 SEED = 0
 GREEDY = Sampling(audio=TrackSampling(0.0, 5, 1.0, 64), text=TrackSampling(0.0, 5, 1.0, 16))
-
-# On the CPU the loops take turns of this many steps, so that what else the machine does
-# slows all of them alike. An accelerator is not shared: there a turn is a whole run.
 CPU_TURN = 4
+"""On the CPU the loops take turns of this many steps, so that other work on the machine slows all
+of them alike. An accelerator is not shared: there a turn is a whole run."""
 
 Loop = Generation | PlainGeneration
 
 
 def check_interval(device: torch.device) -> int:
-    """Steps between two looks at the device, as KimiAudio has it."""
+    """Steps between two polls of the device, as KimiAudio has it."""
     return 1 if device.type == "cpu" else CHECK_INTERVAL
 
 
@@ -49,20 +56,21 @@ def first_timed_step(device: torch.device) -> int:
 
 @dataclass
 class Contender:
-    """One way of decoding and the seconds per step that it showed."""
+    """One way of decoding and the seconds per step that it took."""
 
     name: str
-    mode: Mode
+    mode: str
     head_rows: str
     model: LanguageModel
     make: Callable[[], Loop]
+    cache_dtype: torch.dtype | None = None
     seconds: list[float] = field(default_factory=list)
 
     def begin(self) -> None:
         self.loop = self.make()
         self.run: Iterator = self.loop.run()
 
-    def take_turn(self, steps: int | None) -> bool:
+    def take_turn(self, steps: int | None = None) -> bool:
         """Go on for ``steps``, or to the end with None; False once there is no more."""
         device = self.model.device
         synchronize(device)
@@ -77,6 +85,11 @@ class Contender:
             before, start = after, time.perf_counter()
         return False
 
+    @property
+    def median(self) -> float:
+        """Seconds of a step."""
+        return statistics.median(self.seconds)
+
 
 def random_prompt(model: LanguageModel) -> tuple[DecodeInput, ControlTokens]:
     """Ids of both tracks, and control tokens that are never sampled: no run ends early."""
@@ -88,15 +101,14 @@ def random_prompt(model: LanguageModel) -> tuple[DecodeInput, ControlTokens]:
     return prompt, ControlTokens(SpecialTokens.after(config.base_tokens).text_blank, -1, (-1,))
 
 
-def library_models(model: LanguageModel) -> dict[str, LanguageModel]:
-    """``model`` with cut and with full heads as KimiAudio runs it, by head rows.
+def with_cut_heads(model: LanguageModel) -> LanguageModel:
+    """``model`` as KimiAudio runs it with ``head_rows="track"``.
 
-    They share its parameters with the plain loop, which does not use its linear layers.
+    It shares its parameters with the plain loop, which does not use its linear layers.
     """
-    models = {"track": model.with_cut_heads(), "full": model}
-    for each in models.values():
-        use_onednn(each)
-    return models
+    cut = model.with_cut_heads()
+    use_onednn(cut)
+    return cut
 
 
 def library_decoder(model: LanguageModel, steps: int, kv_cache: str = "none") -> Decoder:
@@ -104,14 +116,15 @@ def library_decoder(model: LanguageModel, steps: int, kv_cache: str = "none") ->
     return Decoder(model, control, PROMPT_LENGTH + steps, kv_cache=kv_cache)
 
 
-def library_loop(decoder: Decoder, mode: Mode, steps: int) -> Generation:
+def library_loop(decoder: Decoder, mode: str, steps: int) -> Generation:
+    """A greedy generation that stays in ``mode``."""
     prompt, _ = random_prompt(decoder.model)
-    output = "both" if mode.tracks.audio else "text"
-    interval = check_interval(decoder.model.device)
+    tracks, interval = MODES[mode], check_interval(decoder.model.device)
+    output = "both" if tracks.audio else "text"
     generation = Generation(
         decoder, prompt, output, steps, GREEDY, SeededRandomness(SEED), interval
     )
-    generation.tracks = mode.tracks
+    generation.tracks = tracks
     return generation
 
 
@@ -131,70 +144,89 @@ def dequantized(model: LanguageModel) -> LanguageModel:
     return plain.eval()
 
 
-def make_contenders(model: LanguageModel, steps: int) -> list[Contender]:
-    """The plain loop, then every mode with cut and with full heads.
-
-    The plain loop knows no quantization: it computes with the values of quantized matrices.
-    """
+def plain_contender(model: LanguageModel, steps: int) -> Contender:
+    """The plain loop. It computes with the values of quantized matrices."""
     whole = dequantized(model)
-
-    def plain() -> PlainGeneration:
-        return PlainGeneration(whole, *random_prompt(model), "both", steps)
-
-    def ours(mode: Mode, head_rows: str) -> Contender:
-        make = lambda: library_loop(decoders[head_rows], mode, steps)  # noqa: E731
-        return Contender(mode.name, mode, head_rows, decoders[head_rows].model, make)
-
-    decoders = {
-        head_rows: library_decoder(each, steps) for head_rows, each in library_models(model).items()
-    }
-    return [
-        Contender("plain loop", BOTH, "full", whole, plain),
-        *(ours(mode, head_rows) for head_rows in decoders for mode in MODES),
-    ]
+    make = lambda: PlainGeneration(whole, *random_prompt(model), "both", steps)  # noqa: E731
+    return Contender("plain loop", BOTH, "full", whole, make)
 
 
-def compare_decoding(model: LanguageModel, steps: int, runs: int) -> dict:
-    """Run all contenders interleaved; medians of their seconds per step, and what they read."""
-    turn = CPU_TURN if model.device.type == "cpu" else None
-    contenders = make_contenders(model, steps)
-    with tqdm(total=runs * steps * len(contenders), desc="Decoding", disable=None) as bar:
-        for _ in range(runs):
-            active = list(contenders)
-            for contender in active:
-                contender.begin()
-            while active:
-                for contender in list(active):
-                    before = contender.loop.launched
-                    if not contender.take_turn(turn):
-                        active.remove(contender)
-                    bar.update(contender.loop.launched - before)
-    plain = contenders[0]
-    full = next(c for c in contenders[1:] if (c.mode, c.head_rows) == (BOTH, "full"))
-    filled = PROMPT_LENGTH + (first_timed_step(model.device) + steps) / 2
-    return {
-        "prompt_length": PROMPT_LENGTH,
-        "steps": steps,
-        "runs": runs,
-        "check_interval": check_interval(model.device),
-        "attention": library_decoder(model, steps).backend.name,
-        "equal_steps": equal_steps(plain.loop, full.loop, model.config.audio_delay),
-        "modes": [_row(contender, plain, filled) for contender in contenders],
-    }
+def contenders(
+    name: str, model: LanguageModel, head_rows: str, steps: int, kv_cache: str = "none"
+) -> list[Contender]:
+    """The library's loop in every mode."""
+    decoder = library_decoder(model, steps, kv_cache)
+
+    def one(mode: str) -> Contender:
+        make = lambda: library_loop(decoder, mode, steps)  # noqa: E731
+        return Contender(name, mode, head_rows, model, make, KV_CACHES[kv_cache])
+
+    return [one(mode) for mode in MODES]
 
 
-def _row(contender: Contender, plain: Contender, filled: float) -> dict:
-    median = statistics.median(contender.seconds)
-    size = step_bytes(contender.model, contender.mode, filled)
-    return {
-        "name": contender.name,
-        "head_rows": contender.head_rows,
-        "step_seconds": median,
-        "steps_per_second": 1 / median,
-        "ratio_to_plain": statistics.median(plain.seconds) / median,
-        "bytes_per_step": size,
-        "bytes_per_second": size / median,
-    }
+def race(entered: Sequence[Contender], runs: int) -> None:
+    """Run all contenders ``runs`` times, interleaved."""
+    turn = CPU_TURN if entered[0].model.device.type == "cpu" else None
+    for _ in range(runs):
+        active = list(entered)
+        for contender in active:
+            contender.begin()
+        while active:
+            active = [contender for contender in active if contender.take_turn(turn)]
+
+
+def step_rows(
+    entered: Sequence[Contender], steps: int, bandwidth: float, against: Callable[..., Contender]
+) -> list[dict[str, Cell]]:
+    """A row each, with its speed relative to that of the contender that ``against`` gives."""
+    rows = []
+    for contender in entered:
+        model, seconds = contender.model, contender.median
+        filled = PROMPT_LENGTH + (first_timed_step(model.device) + steps) / 2
+        size = step_bytes(model, contender.mode, filled, contender.cache_dtype)
+        rows.append(
+            {
+                "loop": contender.name,
+                "mode": contender.mode,
+                "heads": contender.head_rows,
+                "steps/s": 1 / seconds,
+                "ratio": against(contender).median / seconds,
+                "ms/step": 1e3 * seconds,
+                "MB/step": size / 1e6,
+                "GB/s": size / seconds / 1e9,
+                "% of copy": 100 * size / seconds / bandwidth,
+            }
+        )
+    return rows
+
+
+BANDWIDTH_NOTE = (
+    "MB/step: weights and filled cache that a step has to read, each once. Copy bandwidth: "
+    "{:.1f} GB/s, bytes read plus bytes written, best of several large copies."
+)
+
+
+def compare_decoding(model: LanguageModel, steps: int, runs: int) -> Table:
+    """The plain loop beside every mode with cut and with full heads."""
+    device = model.device
+    bandwidth = copy_bandwidth(device)
+    use_onednn(model)
+    plain, full = plain_contender(model, steps), contenders("library", model, "full", steps)
+    entered = [plain, *contenders("library", with_cut_heads(model), "track", steps), *full]
+    race(entered, runs)
+    bandwidth = max(bandwidth, copy_bandwidth(device))
+    delay, compared = model.config.audio_delay, full[list(MODES).index(BOTH)]
+    equal = equal_steps(plain.loop, compared.loop, delay)
+    return Table(
+        f"Decode steps: prompt of {PROMPT_LENGTH} positions, {steps} steps, {runs} runs, medians; "
+        f"attention: {library_decoder(model, steps).backend.name}",
+        step_rows(entered, steps, bandwidth, lambda _: plain),
+        [
+            BANDWIDTH_NOTE.format(bandwidth / 1e9),
+            f"Both tracks with full heads chose the plain loop's tokens in the first {equal} of "
+            f"{steps} steps.",
+        ],
+    )
 
 
 def equal_steps(first: Loop, second: Loop, delay: int) -> int:
@@ -209,14 +241,15 @@ def _common(first: list[int], second: list[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def long_run(model: LanguageModel) -> dict:
+def long_run(model: LanguageModel) -> Table:
     """Time per step and memory near both ends of a long generation with both tracks."""
-    decoder = library_decoder(library_models(model)["track"], LONG_RUN_STEPS)
+    decoder = library_decoder(with_cut_heads(model), LONG_RUN_STEPS)
     loop = library_loop(decoder, BOTH, LONG_RUN_STEPS)
     skip = first_timed_step(model.device)
-    early, late, at_first = [], [], {}
+    early, late = [], []
+    at_first: dict[str, float] = {}
     before, start = 0, time.perf_counter()
-    for _ in tqdm(loop.run(), desc="Long run", disable=None):
+    for _ in loop.run():
         now, after = time.perf_counter(), loop.launched
         seconds = (now - start) / (after - before)
         if skip <= before < skip + WINDOW:
@@ -225,11 +258,11 @@ def long_run(model: LanguageModel) -> dict:
         elif before >= LONG_RUN_STEPS - WINDOW:
             late.append(seconds)
         before, start = after, time.perf_counter()
-    return {
-        "steps": loop.launched,
-        "window": WINDOW,
-        "first_step_seconds": statistics.median(early),
-        "last_step_seconds": statistics.median(late),
-        "first_memory": at_first,
-        "last_memory": memory(model.device),
-    }
+    steps = {"first": early, "last": late}
+    rows = [
+        {"steps": f"{name} {WINDOW}", "ms/step": 1e3 * statistics.median(seconds), **used}
+        for (name, seconds), used in zip(
+            steps.items(), (at_first, memory(model.device)), strict=True
+        )
+    ]
+    return Table(f"A long run of {loop.launched} steps, both tracks", rows)

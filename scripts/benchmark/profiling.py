@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections import Counter
@@ -11,17 +12,19 @@ from pathlib import Path
 from torch.profiler import ProfilerActivity, profile, record_function, supported_activities
 
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from scripts.benchmark.bandwidth import BOTH
 from scripts.benchmark.decoding import (
     first_timed_step,
     library_decoder,
     library_loop,
-    library_models,
+    with_cut_heads,
 )
-from scripts.benchmark.timing import synchronize
+from scripts.benchmark.measuring import BOTH, synchronize
+from scripts.benchmark.report import Table
 
 PROFILED_STEPS = 48
 MARK = "decode steps"
+KERNELS, KERNEL_NAME = 12, 60
+"""Kernels that are listed, and how much of their names."""
 
 HOST_CALLS = ("cuda_runtime", "cuda_driver")
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
@@ -29,9 +32,9 @@ DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
 WAITS = re.compile("Synchronize|Memcpy")
 
 
-def profile_decoding(model: LanguageModel, path: Path) -> dict:
+def profile_decoding(model: LanguageModel, path: Path) -> Table:
     """Write a Chrome trace of steps with both tracks and cut heads; count what waits in them."""
-    model = library_models(model)["track"]
+    model = with_cut_heads(model)
     device, skipped = model.device, first_timed_step(model.device)
     steps = skipped + 2 * PROFILED_STEPS  # does not end within the profiled ones
     loop = library_loop(library_decoder(model, steps), BOTH, steps)
@@ -43,23 +46,42 @@ def profile_decoding(model: LanguageModel, path: Path) -> dict:
         activities = supported_activities()
     with profile(activities=activities, acc_events=True) as profiler:
         synchronize(device)
-        first, looks = loop.launched, 0
+        first, polls = loop.launched, 0
         with record_function(MARK):
             while loop.launched < first + PROFILED_STEPS:
                 next(run)
-                looks += 1
-        done = loop.launched
+                polls += 1
+        done = loop.launched - first
         synchronize(device)
     run.close()
     profiler.export_chrome_trace(str(path))
-    counted = count_events(json.loads(path.read_text())["traceEvents"])
-    return {"steps": done - first, "looks": looks, "device": device.type, **counted}
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        counted = count_events(json.load(file)["traceEvents"])
+    title = f"Profile of {done} decode steps, both tracks, {polls} polls"
+    return profile_table(title, counted, device.type)
+
+
+def profile_table(title: str, counted: dict, device: str) -> Table:
+    """The longest kernels; how often the host can wait; how busy the device is."""
+    if device == "cpu":
+        return Table(title, [], ["On the CPU there is no device to wait for."])
+    notes = [
+        f"{what}: {', '.join(f'{n} {name}' for name, n in counted[key].items()) or 'none'}"
+        for what, key in (("Calls that can wait", "calls"), ("Copies to the host", "copies"))
+    ]
+    rows = [
+        {"kernel": name[:KERNEL_NAME], "times": times, "ms": microseconds / 1e3}
+        for name, (times, microseconds) in counted["kernels"].items()
+    ]
+    return Table(title, rows, [*notes, f"Device busy: {counted['busy']:.1%} of the time"])
 
 
 def count_events(events: list[dict]) -> dict:
     """Calls of the host that can wait and copies to the host, by name, within the mark.
 
-    ``busy`` is the share of the time in which the device works on something.
+    ``busy`` is the share of the time in which the device works on something; ``kernels`` are
+    those that take most of it, with their number and microseconds.
     """
     mark = next(e for e in events if e.get("name") == MARK and e.get("cat") == "user_annotation")
     start, end = mark["ts"], mark["ts"] + mark["dur"]
@@ -69,5 +91,10 @@ def count_events(events: list[dict]) -> dict:
 
     calls = Counter(e["name"] for e in within(HOST_CALLS) if WAITS.search(e["name"]))
     copies = Counter(e["name"] for e in within(("gpu_memcpy",)) if "DtoH" in e["name"])
-    worked = sum(e["dur"] for e in within(DEVICE_WORK))
-    return {"calls": dict(calls), "copies_to_host": dict(copies), "busy": worked / mark["dur"]}
+    times, taken = Counter(), Counter()
+    for event in within(DEVICE_WORK):
+        times[event["name"]] += 1
+        taken[event["name"]] += event["dur"]
+    kernels = {name: (times[name], spent) for name, spent in taken.most_common(KERNELS)}
+    busy = taken.total() / mark["dur"]
+    return {"calls": dict(calls), "copies": dict(copies), "busy": busy, "kernels": kernels}

@@ -1,4 +1,4 @@
-"""How near a variant of the language model stays to another one: tokens and logits."""
+"""How close a variant of the language model stays to another one: tokens and logits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.parameters import CODES_PER_SECOND, parse_parameters
-from kimia_infer.engine.decode import DecodeInput, Generation
+from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
 from kimia_infer.layers.attention import CachedAttention
 from kimia_infer.layers.cache import KV_CACHES, KeyValueCache
-from kimia_infer.models.kimi_audio.messages import parse_messages
 from kimia_infer.utils.randomness import SeededRandomness
-from scripts.benchmark.requests import REPLY_SECONDS, Audio
+from scripts.benchmark.decoding import GREEDY
+from scripts.benchmark.report import Cell
 
 TRACKS = ("text", "audio")
 
@@ -34,48 +32,49 @@ class Reference:
     end: dict[str, int]
 
 
-def refer(model: KimiAudio, audio: Audio) -> Reference:
-    """The answer of ``model`` in text and speech to a spoken question."""
-    prompt = _prompt(model, audio)
-    ids, generation = _greedy(model, prompt)
+def refer(decoder: Decoder, prompt: DecodeInput, steps: int) -> Reference:
+    """The answer of a decoder's model in text and speech, of at most ``steps``."""
+    ids, generation = _greedy(decoder, prompt, steps)
     first = {"text": 0, "audio": generation.delay}
     end = {"text": len(generation.text_ids), "audio": generation.steps}
-    return Reference(ids, _logits(model, prompt, ids), first, end)
+    return Reference(ids, _logits(decoder, prompt, ids), first, end)
 
 
 def compare(
-    model: KimiAudio, audio: Audio, reference: Reference
-) -> dict[str, dict[str, float] | None]:
-    """By track, as parts of 1 but for ``divergence``, which is in nats a token.
+    decoder: Decoder, prompt: DecodeInput, steps: int, reference: Reference
+) -> list[dict[str, Cell]]:
+    """A row for each track that the reference's answer has.
 
-    ``leading`` is what of the reference's answer comes before the first other token of the
-    model's own. The rest is seen while it is given the reference's tokens: ``agreement`` of the
-    likeliest ones, the mean ``cosine`` of logits, and the mean ``divergence`` (Kullback-Leibler,
-    of the reference from it) of distributions. A track that the reference's answer does not have
-    is None.
+    ``equal tokens`` is the share of the reference's answer before the first different token of
+    the model's own. The rest is seen while it is given the reference's tokens: ``agreement`` of the
+    most likely ones, the mean ``cosine`` of logits, and the mean Kullback-Leibler ``divergence`` of
+    the reference from it, in nats a token.
     """
-    prompt = _prompt(model, audio)
-    own, _ = _greedy(model, prompt)
-    logits = _logits(model, prompt, reference.ids)
-    return {track: _compare_track(track, own[track], logits[track], reference) for track in TRACKS}
+    own, _ = _greedy(decoder, prompt, steps)
+    logits = _logits(decoder, prompt, reference.ids)
+    compared = ((t, compare_track(t, own[t], logits[t], reference)) for t in TRACKS)
+    return [{"track": track, **found} for track, found in compared if found]
 
 
-def _compare_track(
+def compare_track(
     track: str, own: Tensor, logits: Tensor, reference: Reference
 ) -> dict[str, float] | None:
+    """The figures of :func:`compare` for a track; None if no step of it counts."""
     steps = slice(reference.first[track], reference.end[track])
     if steps.start >= steps.stop:
         return None
     # Divergences of nearly equal distributions are below the rounding of float32.
     expected, found = reference.logits[track][steps].double(), logits[steps].double()
     ids = reference.ids[track][steps]
-    known, log_found = F.log_softmax(expected, -1), F.log_softmax(found, -1)
+    log_expected, log_found = F.log_softmax(expected, -1), F.log_softmax(found, -1)
     same = expected.argmax(-1) == found.argmax(-1)
     return {
-        "leading": _leading(own[steps], ids) / len(ids),
+        "equal tokens": _leading(own[steps], ids) / len(ids),
         "agreement": same.float().mean().item(),
         "cosine": F.cosine_similarity(expected, found, dim=-1).mean().item(),
-        "divergence": F.kl_div(log_found, known, reduction="batchmean", log_target=True).item(),
+        "divergence": F.kl_div(
+            log_found, log_expected, reduction="batchmean", log_target=True
+        ).item(),
     }
 
 
@@ -86,47 +85,33 @@ def _leading(own: Tensor, ids: Tensor) -> int:
     return int(different[0]) if len(different) else length
 
 
-def _prompt(model: KimiAudio, audio: Audio) -> DecodeInput:
-    content = audio if isinstance(audio, bytes) else str(audio)
-    chat = [{"role": "user", "message_type": "audio", "content": content}]
-    prompt, features = model.encode_chat(parse_messages(chat), parse_parameters(output_type="both"))
-    ids = torch.tensor([[prompt.audio_ids], [prompt.text_ids]], device=model.device)
-    mask = torch.tensor([prompt.is_continuous], device=model.device)
-    return DecodeInput(ids[0], ids[1], mask, features)
-
-
-def _greedy(model: KimiAudio, prompt: DecodeInput) -> tuple[dict[str, Tensor], Generation]:
+def _greedy(
+    decoder: Decoder, prompt: DecodeInput, steps: int
+) -> tuple[dict[str, Tensor], Generation]:
     """Ids of both tracks of every step of an answer."""
-    options = parse_parameters(output_type="both")
-    delay = model.language_model.config.audio_delay
-    limit = min(delay + round(REPLY_SECONDS * CODES_PER_SECOND), options.step_limit(prompt.length))
-    generation = Generation(
-        model.decoder, prompt, "both", limit, options.sampling, SeededRandomness(0)
-    )
+    generation = Generation(decoder, prompt, "both", steps, GREEDY, SeededRandomness(0))
     for _ in generation.run():
         pass
-    with model.decoder.borrow() as state:  # the one that it has just given back
+    with decoder.borrow() as state:  # the one that it has just given back
         stores = {"text": state.text.store, "audio": state.audio.store}
         return {track: s[: generation.steps].cpu() for track, s in stores.items()}, generation
 
 
 @torch.inference_mode()
-def _logits(model: KimiAudio, prompt: DecodeInput, ids: dict[str, Tensor]) -> dict[str, Tensor]:
+def _logits(decoder: Decoder, prompt: DecodeInput, ids: dict[str, Tensor]) -> dict[str, Tensor]:
     """Of both tracks before each of ``ids``, which are what the model is given."""
-    language_model, decoder = model.language_model, model.decoder
+    model = decoder.model
     audio, text = (ids[track][:-1, None].to(model.device) for track in ("audio", "text"))
     # Each step is a row of its own, whose text counts by itself.
-    steps = language_model.embed(audio, text).transpose(0, 1)
-    read = language_model.embed(
-        prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features
-    )
-    x = torch.cat([read, steps], dim=1)
+    given = model.embed(audio, text).transpose(0, 1)
+    read = model.embed(prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features)
+    x = torch.cat([read, given], dim=1)
     cache = KeyValueCache(
-        language_model.config, x.shape[1], model.device, x.dtype, KV_CACHES[decoder.kv_cache]
+        model.config, x.shape[1], model.device, x.dtype, KV_CACHES[decoder.kv_cache]
     )
-    hidden = language_model(x, CachedAttention(decoder.backend, cache).at(0))
+    hidden = model(x, CachedAttention(decoder.backend, cache).at(0))
     first = prompt.length - 1
     return {
-        "text": language_model.text_head(hidden.text[0, first:]).cpu(),
-        "audio": language_model.audio_head(hidden.audio[0, first:]).cpu(),
+        "text": model.text_head(hidden.text[0, first:]).cpu(),
+        "audio": model.audio_head(hidden.audio[0, first:]).cpu(),
     }

@@ -75,9 +75,14 @@ def random_language_model(sizes: Sizes, device: torch.device, dtype: torch.dtype
 
 
 def random_components(
-    sizes: Sizes, device: torch.device, dtype: torch.dtype, quantization: str = "none"
+    sizes: Sizes,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: str = "none",
+    language_model: LanguageModel | None = None,
 ) -> Components:
     """All that :class:`KimiAudio` is made of; the speech tokenizer in float32."""
+    language_model = language_model or random_language_model(sizes, device, dtype)
     speech = random_module(lambda: SpeechTokenizer(sizes.speech_tokenizer), device, torch.float32)
     whisper = random_module(lambda: WhisperEncoder(sizes.whisper), device, dtype)
     detokenizer = Detokenizer(
@@ -88,6 +93,6 @@ def random_components(
         NumberTokenizer(sizes.language_model.base_tokens),
         SpeechCodes(speech, NO_FOLDER),
         WhisperFeatures(whisper, NO_FOLDER),
-        quantize_model(random_language_model(sizes, device, dtype), quantization),
+        quantize_model(language_model, quantization),
         detokenizer,
     )

@@ -6,18 +6,17 @@ import io
 import statistics
 import time
 import wave as riff
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from kimia_infer.api.events import AudioChunk, Completion
+from kimia_infer.api.events import AudioChunk, Completion, Event, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import CODES_PER_SECOND
 from kimia_infer.audio.decode import SAMPLE_RATE
-from scripts.benchmark.bandwidth import memory
+from scripts.benchmark.report import Table
 
 QUESTION = Path(__file__).resolve().parents[1] / "question.wav"
 QUESTION_SECONDS = 5
@@ -51,42 +50,104 @@ def usual_question() -> bytes:
     return file.getvalue()
 
 
-def measure_requests(model: KimiAudio, audio: Audio, runs: int) -> list[dict]:
-    """Every kind of request, warm: medians of the seconds per stage, and the peak of memory."""
+LENGTHS = ("input_audio_seconds", "output_audio_seconds", "least_lead_seconds")
+MOMENTS = ("first_text_seconds", "first_audio_seconds", "total_seconds")
+"""Metrics of a request that are not seconds of a stage."""
+COUNTS = ("prompt_tokens", "decode_steps", "text_tokens", "speech_codes")
+
+
+def measure_first(model: KimiAudio, audio: Audio, runs: int) -> Table:
+    """Seconds to the first text and the first sound of warm requests, which are then stopped."""
     rows = []
-    for name, options in tqdm(REQUESTS.items(), desc="Requests", disable=None):
+    for name, options in REQUESTS.items():
+        found: dict[str, list[float]] = {"text": [], "sound": []}
+        for run in range(runs + 1):
+            moments = first_moments(model, audio, options)
+            for what, moment in moments.items() if run > 0 else ():
+                found[what].append(moment)
+        first = {
+            f"first {what}, ms": 1e3 * statistics.median(moments) if moments else None
+            for what, moments in found.items()
+        }
+        rows.append({"request": name, **first})
+    return Table(f"First text and first sound: medians of {runs} warm requests", rows)
+
+
+def first_moments(model: KimiAudio, audio: Audio, options: dict) -> dict[str, float]:
+    """Seconds until the first text and, if it is asked for, the first sound of an answer."""
+    wanted = {"text"} if options["output_type"] == "text" else {"text", "sound"}
+    kinds = {TextDelta: "text", AudioChunk: "sound"}
+    found: dict[str, float] = {}
+    start = time.perf_counter()
+    events = ask(model, audio, options)
+    for event in events:
+        if kind := kinds.get(type(event)):
+            found.setdefault(kind, time.perf_counter() - start)
+        if found.keys() == wanted:
+            break
+    events.close()
+    return found
+
+
+def measure_requests(model: KimiAudio, audio: Audio, runs: int) -> Table:
+    """Every kind of request, warm: median seconds by stage, and what came of it."""
+    columns = {}
+    for name, options in REQUESTS.items():
         if model.device.type != "cpu":
             torch.accelerator.empty_cache()  # what other measurements left behind
             torch.accelerator.reset_peak_memory_stats(model.device)
-        answers = [answer(model, audio, options).metrics for _ in range(runs + 1)][1:]
-        timed = [key for key in answers[0] if key.endswith("_seconds")]
-        metrics = answers[0] | {key: statistics.median(a[key] for a in answers) for key in timed}
-        # That of a CPU cannot be reset; the cold start shows it.
-        peak = memory(model.device).get("peak_reserved")
-        rows.append({"name": name, "metrics": metrics, "peak_memory": peak, **_speeds(metrics)})
-    return rows
+        metrics = median_metrics([answer(model, audio, options) for _ in range(runs + 1)][1:])
+        if metrics["decode_steps"] > 1:  # the first step belongs to the prefill
+            metrics["steps/s"] = (metrics["decode_steps"] - 1) / metrics["decode_seconds"]
+        if "output_audio_seconds" in metrics:
+            factor = metrics["total_seconds"] / metrics["output_audio_seconds"]
+            metrics["real-time factor"] = factor
+        if model.device.type != "cpu":
+            peak = torch.accelerator.max_memory_reserved(model.device)
+            metrics["peak memory, GB"] = peak / 1e9
+        columns[name] = metrics
+    return Table(
+        f"Whole requests by stage: medians of {runs}, in seconds", request_rows(columns),
+        ["least lead: how long before its turn the latest chunk was ready; below 0 is a gap"],
+    )  # fmt: skip
 
 
-def _speeds(metrics: dict) -> dict:
-    speeds = {}
-    if metrics["decode_steps"] > 1:
-        # The first step belongs to the prefill.
-        speeds["steps_per_second"] = (metrics["decode_steps"] - 1) / metrics["decode_seconds"]
-    if "output_audio_seconds" in metrics:
-        speeds["real_time_factor"] = metrics["total_seconds"] / metrics["output_audio_seconds"]
-    return speeds
+def request_rows(columns: dict[str, dict]) -> list[dict]:
+    """A row for each stage, moment, length and count, a column for each request."""
+    names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
+    others = (*MOMENTS, *LENGTHS, *COUNTS, "steps/s", "real-time factor", "peak memory, GB")
+    components = [name for name in names if name.endswith("_seconds") and name not in others]
+    return [
+        {
+            "": name.removesuffix("_seconds").replace("_", " "),
+            **{column: metrics.get(name) for column, metrics in columns.items()},
+        }
+        for name in (*components, *(name for name in others if name in names))
+    ]
 
 
-def answer(model: KimiAudio, audio: Audio, options: dict) -> Completion:
-    """The completion of one spoken question; it arrives as a stream.
+def median_metrics(answers: Sequence[Completion]) -> dict:
+    """The metrics of the first answer, with the medians of all seconds."""
+    metrics = [answer.metrics for answer in answers]
+    timed = [key for key in metrics[0] if key.endswith("_seconds")]
+    return metrics[0] | {key: statistics.median(m[key] for m in metrics) for key in timed}
 
-    To the metrics of an answer of several chunks it adds ``least_lead_seconds``.
-    """
+
+def ask(model: KimiAudio, audio: Audio, options: dict) -> Iterator[Event]:
+    """The events of the answer to one spoken question."""
     content = audio if isinstance(audio, bytes) else str(audio)
     chat = [{"role": "user", "message_type": "audio", "content": content}]
     steps = model.language_model.config.audio_delay + round(REPLY_SECONDS * CODES_PER_SECOND)
+    return model.stream(chat, max_new_tokens=steps, **options, **SAMPLING)
+
+
+def answer(model: KimiAudio, audio: Audio, options: dict) -> Completion:
+    """The completion of one spoken question.
+
+    To the metrics of an answer of several chunks it adds ``least_lead_seconds``.
+    """
     arrivals = []
-    for event in model.stream(chat, max_new_tokens=steps, **options, **SAMPLING):
+    for event in ask(model, audio, options):
         if isinstance(event, AudioChunk):
             arrivals.append((time.perf_counter(), len(event.wav)))
     if len(arrivals) > 1:

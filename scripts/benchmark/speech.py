@@ -1,38 +1,49 @@
-"""Speech synthesis and the audio encoders, each alone."""
+"""Speech synthesis and the audio encoders, each alone, and speech beside decode steps."""
 
 from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import CODES_PER_SECOND
 from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.engine.speech import FIRST_CHUNKS
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.flow import Noise
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.utils.randomness import SeededRandomness
+from scripts.benchmark.decoding import Contender, library_decoder, library_loop, with_cut_heads
+from scripts.benchmark.measuring import BOTH, medians, synchronize
 from scripts.benchmark.plain_detokenizer import PlainVocoder, synthesize
-from scripts.benchmark.timing import medians
+from scripts.benchmark.report import Table
 
 SEED = 0
 SPEECH_CODES = 60  # two published chunks
-VOCODER_FRAMES = 120  # about what a chunk brings
+CHUNKS = 6
+VOCODER_FRAMES = 120  # about as many as a chunk has
 FRAMES_PER_SECOND = 50
 
 
-def utterance(detokenizer: Detokenizer) -> tuple[Tensor, Noise]:
-    """Random codes int64 [SPEECH_CODES] and the noise to speak them from."""
+def utterance(detokenizer: Detokenizer, count: int = SPEECH_CODES) -> tuple[Tensor, Noise]:
+    """Random codes int64 [count] and the noise to speak them from."""
     randomness, mel_bins = SeededRandomness(SEED), detokenizer.dit.config.mel_bins
     generator = torch.Generator().manual_seed(SEED)
-    codes = torch.randint(detokenizer.dit.config.codes, (SPEECH_CODES,), generator=generator)
+    codes = torch.randint(detokenizer.dit.config.codes, (count,), generator=generator)
     return codes, lambda chunk, frames: randomness.noise(chunk, frames, mel_bins)
 
 
-def compare_speech(detokenizer: Detokenizer, runs: int) -> list[dict]:
-    """Codes to wave, and the vocoder alone, beside the plain implementation; interleaved."""
+def compare_speech(detokenizer: Detokenizer, runs: int) -> Table:
+    """Codes to waveform, and the vocoder alone, beside the plain implementation; interleaved."""
     use_onednn(detokenizer.dit)  # as KimiAudio does; the plain one reads parameters only
     device = detokenizer.dit.device
     codes, noise = utterance(detokenizer)
@@ -51,22 +62,59 @@ def compare_speech(detokenizer: Detokenizer, runs: int) -> list[dict]:
         ),
     }
     rows = []
-    for name, (audio_seconds, plain, ours) in tqdm(pairs.items(), desc="Speech", disable=None):
+    for name, (audio_seconds, plain, ours) in pairs.items():
+        with torch.inference_mode():
+            expected, found = plain().float().cpu(), ours().float().cpu()
         plain_seconds, seconds = medians([plain, ours], runs, device)
         rows.append(
             {
-                "name": name,
-                "audio_seconds": audio_seconds,
-                "plain_seconds": plain_seconds,
-                "seconds": seconds,
-                "ratio_to_plain": plain_seconds / seconds,
-                "real_time_factor": seconds / audio_seconds,
+                "what": name,
+                "audio s": audio_seconds,
+                "plain s": plain_seconds,
+                "s": seconds,
+                "ratio": plain_seconds / seconds,
+                "real-time factor": seconds / audio_seconds,
+                "difference": float((found - expected).norm() / expected.norm()),
             }
         )
-    return rows
+    return Table("Speech beside the plain implementation", rows, [
+        "Difference: of both waveforms, relative to the plain one.",
+    ])  # fmt: skip
 
 
-def measure_encoders(model: KimiAudio, wave: np.ndarray, runs: int) -> list[dict]:
+def chunk_times(detokenizer: Detokenizer, runs: int) -> Table:
+    """Seconds of the first chunks of an utterance in both presets."""
+    device, rows = detokenizer.dit.device, []
+    for preset, first in FIRST_CHUNKS.items():
+        sizes = [*first, *[detokenizer.config.chunk_codes] * (CHUNKS - len(first))]
+        codes, noise = utterance(detokenizer, sum(sizes))
+        taken: list[list[float]] = [[] for _ in sizes]
+        samples = [0] * CHUNKS
+        for run in range(runs + 1):
+            stream = detokenizer.start(noise)
+            for index, chunk in enumerate(codes.split(sizes)):
+                synchronize(device)
+                start = time.perf_counter()
+                with torch.inference_mode(), detokenizer.graphs.lane():
+                    wave = stream.push(chunk, final=index == CHUNKS - 1).cpu()
+                if run > 0:
+                    taken[index].append(time.perf_counter() - start)
+                samples[index] = len(wave)
+        rate = detokenizer.sample_rate
+        rows += [
+            {
+                "preset": preset,
+                "chunk": index + 1,
+                "codes": sizes[index],
+                "ms": 1e3 * statistics.median(taken[index]),
+                "audio released, s": samples[index] / rate,
+            }
+            for index in range(CHUNKS)
+        ]
+    return Table("Chunks of speech, median", rows)
+
+
+def measure_encoders(model: KimiAudio, wave: np.ndarray, runs: int) -> Table:
     """Both encoders alone and as a request runs them, on a wave [samples] at 16 kHz."""
     actions = {
         "speech codes": lambda: model.speech_codes.encode(wave),
@@ -74,14 +122,70 @@ def measure_encoders(model: KimiAudio, wave: np.ndarray, runs: int) -> list[dict
         "both, as in a request": lambda: model.encoder.encode_waves({0: wave}, [0]),
     }
     audio_seconds = len(wave) / SAMPLE_RATE
-    return [
+    seconds = medians(list(actions.values()), runs, model.device)
+    rows = [
         {
-            "name": name,
-            "audio_seconds": audio_seconds,
-            "seconds": seconds,
-            "real_time_factor": seconds / audio_seconds,
+            "encoder": name,
+            "audio s": audio_seconds,
+            "ms": 1e3 * taken,
+            "real-time factor": taken / audio_seconds,
         }
-        for name, seconds in zip(
-            actions, medians(list(actions.values()), runs, model.device), strict=True
-        )
+        for name, taken in zip(actions, seconds, strict=True)
     ]
+    return Table("Audio encoders", rows)
+
+
+def decode_while_speaking(
+    model: LanguageModel, detokenizer: Detokenizer, steps: int, runs: int
+) -> Table:
+    """Both tracks with cut heads, undisturbed and while a thread speaks without a pause.
+
+    In an answer it speaks part of the time only, so that this is the slowest it gets.
+    """
+    model = with_cut_heads(model)
+    decoder = library_decoder(model, steps)
+
+    def contender(name: str) -> Contender:
+        return Contender(name, BOTH, "track", model, lambda: library_loop(decoder, BOTH, steps))
+
+    quiet, disturbed = contender("alone"), contender("while speaking")
+    factors = []
+    for _ in range(runs):
+        quiet.begin()
+        quiet.take_turn()
+        with speaking(detokenizer) as real_time_factor:
+            disturbed.begin()
+            disturbed.take_turn()
+        factors.append(real_time_factor())
+    rows = [
+        {"decode steps": c.name, "steps/s": 1 / c.median, "ms/step": 1e3 * c.median}
+        for c in (quiet, disturbed)
+    ]
+    note = f"Real-time factor of the speech meanwhile: {statistics.median(factors):.3f}"
+    return Table("Decode steps while speech is synthesized", rows, [note])
+
+
+@contextmanager
+def speaking(detokenizer: Detokenizer) -> Iterator[Callable[[], float]]:
+    """A thread speaks within; afterwards, seconds that it took for a second of sound."""
+    codes, noise = utterance(detokenizer)
+
+    def speak() -> None:
+        with torch.inference_mode():
+            detokenizer.synthesize(codes, noise)
+
+    def repeat() -> float:
+        start, times = time.perf_counter(), 0
+        while times == 0 or not stop.is_set():
+            speak()
+            times += 1
+        return (time.perf_counter() - start) / (times * SPEECH_CODES / CODES_PER_SECOND)
+
+    speak()  # records what is not yet recorded
+    stop = threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(repeat)
+        try:
+            yield future.result
+        finally:
+            stop.set()

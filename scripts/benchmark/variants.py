@@ -1,259 +1,116 @@
-"""Quantized variants beside each other: the same whole requests in turns, one process for each."""
+"""A quantized variant beside the plain model: decode steps, whole requests, tokens and logits."""
 
 from __future__ import annotations
 
-import json
-import statistics
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from kimia_infer.layers.quantization import SCHEMES
-from kimia_infer.models.kimi_audio.slim import prepare_weights
-from kimia_infer.utils.errors import CheckpointError, RequestError, WeightsError
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.parameters import CODES_PER_SECOND, parse_parameters
+from kimia_infer.engine.decode import DecodeInput
+from kimia_infer.layers.quantization import check_quantization
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.messages import parse_messages
+from scripts.benchmark.decoding import (
+    BANDWIDTH_NOTE,
+    Contender,
+    contenders,
+    library_decoder,
+    race,
+    random_prompt,
+    step_rows,
+    with_cut_heads,
+)
+from scripts.benchmark.measuring import copy_bandwidth
+from scripts.benchmark.quality import compare, refer
+from scripts.benchmark.report import Table
+from scripts.benchmark.requests import (
+    REPLY_SECONDS,
+    REQUESTS,
+    answer,
+    median_metrics,
+    request_rows,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-REFERENCE = "none"
-NARROW_CACHE = "+fp8-kv"
-REQUESTS = ("text", "speech")
-ROOM = 1.2
-"""Each further process is expected to need as much as the first one, times this."""
-
-
-MEMINFO = Path("/proc/meminfo")
-
-
-class VariantError(RuntimeError):
-    """A process of a variant could not go on; the message is its own."""
-
-
-FAILURES = (RequestError, CheckpointError, WeightsError, VariantError)
-"""Of one variant; the others are measured nevertheless."""
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What all variants share. ``size`` names random weights, ``directory`` a checkpoint."""
-
-    directory: str | None
-    size: str | None
-    audio: str | None
-    device: str
-    dtype: str
-    threads: int
-    steps: int
+QUALITY_STEPS = 64
+"""Of an answer of random weights; that of a checkpoint has up to REPLY_SECONDS."""
 
 
-def parse_variants(text: str) -> list[str]:
-    """Names of variants, the reference first; "all" stands for every scheme.
+def compare_steps(
+    plain: LanguageModel,
+    load: Callable[[str], LanguageModel],
+    scheme: str,
+    kv_cache: str,
+    steps: int,
+    runs: int,
+) -> list[Table]:
+    """Decode steps, and tokens and logits of random weights after a random prompt."""
+    check_quantization(scheme, plain.device)
+    model = with_cut_heads(load(scheme) if scheme != "none" else plain)
+    cut = with_cut_heads(plain)
+    name = scheme if kv_cache == "none" else f"{scheme}, {kv_cache} cache"
+    reference = contenders("none", cut, "track", steps)
+    entered = [*reference, *contenders(name, model, "track", steps, kv_cache)]
+    race(entered, runs)
+    bandwidth = copy_bandwidth(plain.device)
 
-    Raises:
-        RequestError: naming what is not known.
-    """
-    names = list(SCHEMES) if text == "all" else text.split(",")
-    for name in names:
-        if name.removesuffix(NARROW_CACHE) not in SCHEMES:
-            raise RequestError(
-                f"--variants: expected 'all' or some of {', '.join(SCHEMES)}, separated by commas "
-                f"and each with {NARROW_CACHE} behind it if wanted; found {name!r}"
-            )
-    return list(dict.fromkeys([REFERENCE, *names]))
+    def against(contender: Contender) -> Contender:
+        return next(other for other in reference if other.mode == contender.mode)
 
-
-class Worker:
-    """A process that has loaded one variant and does what it is asked; close it in the end."""
-
-    def __init__(self, setup: Setup, name: str, directory: Path | None):
-        scheme, _, cache = name.partition("+")
-        given = asdict(setup) | {
-            "directory": None if directory is None else str(directory),
-            "scheme": scheme,
-            "kv_cache": "fp8" if cache else "none",
-        }
-        command = [sys.executable, "-m", "scripts.benchmark.variant_worker", json.dumps(given)]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
-        try:
-            self.loaded = self._answer()
-        except BaseException:
-            self.close()
-            raise
-
-    def ask(self, what: str, **details: object) -> dict:
-        """What the process measured; VariantError with its message if it failed."""
-        try:
-            self._process.stdin.write(json.dumps({"what": what, **details}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError as error:
-            raise VariantError(f"its process ended with status {self._process.wait()}") from error
-        return self._answer()
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            raise VariantError(f"its process ended with status {self._process.wait()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise VariantError(answer["error"])
-        return answer
-
-    def close(self) -> None:
-        with suppress(BrokenPipeError):  # it has died, and left a question unread
-            self._process.stdin.close()  # which ends it
-        self._process.wait()
-        self._process.stdout.close()
-
-
-def measure_variants(
-    setup: Setup, names: Sequence[str], runs: int, prepared: Path | None = None
-) -> dict:
-    """Every variant on the same requests, in rounds of all of them; medians over ``runs``.
-
-    All processes stay while memory is known to be enough for them, else each round loads them
-    one after another. Checkpoints are prepared in ``prepared``, or for the time of the
-    measurement. A variant that fails, in whichever round, has no row: ``left_out`` says why.
-
-    Raises:
-        VariantError: no variant could be measured.
-    """
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="variants-")))
-        fleet = _Fleet(setup, folder, prepared or folder)
-        stack.callback(fleet.close)
-        rounds = (runs + 1) * len(names)
-        with tqdm(total=rounds, desc="Variants", disable=None) as bar:
-            for index, name in enumerate(names):
-                fleet.introduce(name, len(names) - index)
-                bar.update()
-            for _ in range(runs):
-                for name in list(fleet.rows):
-                    fleet.take_turn(name)
-                    bar.update()
-        if not fleet.rows:
-            raise VariantError("; ".join(f"{n}: {why}" for n, why in fleet.left_out.items()))
-        rows = [fleet.result(name) for name in fleet.rows]
-    return {
-        "runs": runs,
-        "steps": setup.steps,
-        "together": fleet.together,
-        "left_out": fleet.left_out,
-        "rows": rows,
+    weights = {
+        name: sum(p.nbytes for p in each.parameters()) / 1e9
+        for name, each in (("none", cut), (name, model))
     }
+    note = ", ".join(f"{name} {size:.2f} GB" for name, size in weights.items())
+    tables = [
+        Table(
+            f"{name} beside none: decode steps, {steps} steps, {runs} interleaved runs, medians",
+            step_rows(entered, steps, bandwidth, against),
+            [BANDWIDTH_NOTE.format(bandwidth / 1e9), f"Weights of the language model: {note}."],
+        )
+    ]
+    prompt, _ = random_prompt(plain)
+    decoders = [
+        library_decoder(each, QUALITY_STEPS, cache)
+        for each, cache in ((cut, "none"), (model, kv_cache))
+    ]
+    found = compare(decoders[1], prompt, QUALITY_STEPS, refer(decoders[0], prompt, QUALITY_STEPS))
+    return [*tables, Table(f"{name} against none, from a random prompt", found)]
 
 
-class _Fleet:
-    """The processes that are there, and what they have found so far."""
-
-    def __init__(self, setup: Setup, folder: Path, prepared: Path):
-        self.setup, self.folder, self.prepared = setup, folder, prepared
-        self.workers: dict[str, Worker] = {}
-        self.rows: dict[str, dict] = {}
-        self.left_out: dict[str, str] = {}
-        self.together: bool | None = None
-        self.complete: set[str] = set()
-
-    def close(self) -> None:
-        with ExitStack() as closing:  # each, whatever becomes of the others
-            for worker in self.workers.values():
-                closing.callback(worker.close)
-        self.workers.clear()
-
-    @contextmanager
-    def _worker(self, name: str) -> Iterator[Worker]:
-        worker = self.workers.pop(name, None)
-        if worker is None:
-            worker = Worker(self.setup, name, self._checkpoint(name))
-        try:
-            yield worker
-        except BaseException:
-            worker.close()
-            raise
-        if self.together:
-            self.workers[name] = worker
-        else:
-            worker.close()
-
-    def _checkpoint(self, name: str) -> Path | None:
-        if self.setup.directory is None:
-            return None
-        scheme = name.removesuffix(NARROW_CACHE)
-        target = self.prepared / scheme
-        if scheme not in self.complete:
-            kept = "served" if self.setup.dtype == "bfloat16" else "source"
-            prepare_weights(Path(self.setup.directory), target, kept, quantization=scheme)
-            self.complete.add(scheme)
-        return target
-
-    def introduce(self, name: str, left: int) -> None:
-        """Load a variant, judge it, and see whether ``left`` like it fit in memory together."""
-        reference = str(self.folder / "reference.pt")
-        try:
-            with self._worker(name) as worker:
-                peak = worker.ask("warm_up")["peak_memory"]
-                if self.together is None:
-                    free = free_memory(torch.device(self.setup.device))
-                    known = None not in (peak, free)
-                    self.together = known and ROOM * peak * (left - 1) <= free
-                quality = None
-                if name == REFERENCE:
-                    worker.ask("refer", path=reference)
-                elif REFERENCE in self.rows:
-                    quality = worker.ask("compare", path=reference)
-                loaded = worker.loaded
-        except FAILURES as error:
-            self.left_out[name] = str(error)
-            return
-        measured = loaded | {"peak_memory": peak, "quality": quality}
-        self.rows[name] = {"measured": measured, "turns": []}
-
-    def take_turn(self, name: str) -> None:
-        """One of every request, and decode steps of the language model alone."""
-        try:
-            with self._worker(name) as worker:
-                if not self.together:
-                    worker.ask("warm_up")
-                found = {request: worker.ask("answer", request=request) for request in REQUESTS}
-                decoded = worker.ask("decode")
-        except FAILURES as error:
-            self.left_out[name] = str(error)
-            del self.rows[name]
-            return
-        self.rows[name]["turns"].append({"requests": found, **decoded})
-
-    def result(self, name: str) -> dict:
-        row = self.rows[name]
-        turns = row["turns"]
-        requests = {request: [turn["requests"][request] for turn in turns] for request in REQUESTS}
-        files = None
-        if self.setup.directory is not None:
-            folder = self.prepared / name.removesuffix(NARROW_CACHE)
-            files = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        return {
-            "name": name,
-            "requests": {request: _medians(found) for request, found in requests.items()},
-            "steps_per_second": 1 / statistics.median(turn["step_seconds"] for turn in turns),
-            "disk_bytes": files,
-            **row["measured"],
-        }
+def compare_requests(
+    plain: KimiAudio, variant: KimiAudio, name: str, audio: Path | bytes, runs: int
+) -> list[Table]:
+    """Whole requests of both, in turns; tokens and logits of the spoken answer."""
+    models = {"none": plain, name: variant}
+    columns = {}
+    for request in ("text", "speech"):
+        answers: dict[str, list] = {label: [] for label in models}
+        for _ in range(runs + 1):
+            for label, model in models.items():
+                answers[label].append(answer(model, audio, REQUESTS[request]))
+        columns |= {f"{request}, {k}": median_metrics(found[1:]) for k, found in answers.items()}
+    speech = [columns[f"speech, {label}"]["total_seconds"] for label in models]
+    prompts = [encoded(model, audio) for model in models.values()]
+    steps = plain.language_model.config.audio_delay + round(REPLY_SECONDS * CODES_PER_SECOND)
+    quality = compare(variant.decoder, prompts[1], steps, refer(plain.decoder, prompts[0], steps))
+    return [
+        Table(
+            f"{name} beside none: whole requests, {runs} interleaved runs, median seconds",
+            request_rows(columns),
+            [f"Spoken requests a second, none = 1: {speech[0] / speech[1]:.2f}."],
+        ),
+        Table(f"{name} against none, answer to the question", quality),
+    ]
 
 
-def _medians(found: Sequence[dict]) -> dict:
-    timed = {key for key in found[0] if key.endswith("_seconds")}
-    return found[0] | {key: statistics.median(each[key] for each in found) for key in timed}
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are left on ``device``; of the host's, what Linux calls available, else None."""
-    if device.type != "cpu":
-        return torch.accelerator.get_memory_info(device)[0]
-    if not MEMINFO.exists():
-        return None
-    lines = MEMINFO.read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+def encoded(model: KimiAudio, audio: Path | bytes) -> DecodeInput:
+    """The prompt of a spoken question that is answered in text and speech."""
+    content = audio if isinstance(audio, bytes) else str(audio)
+    chat = [{"role": "user", "message_type": "audio", "content": content}]
+    prompt, features = model.encode_chat(parse_messages(chat), parse_parameters(output_type="both"))
+    ids = torch.tensor([[prompt.audio_ids], [prompt.text_ids]], device=model.device)
+    mask = torch.tensor([prompt.is_continuous], device=model.device)
+    return DecodeInput(ids[0], ids[1], mask, features)

@@ -1,0 +1,121 @@
+"""What can be measured: functions of a :class:`Bench` that give tables, named in the runner."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import torch
+
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.memory import MemoryPlan
+from kimia_infer.api.parameters import BUDGETS
+from kimia_infer.audio.decode import load_audio
+from kimia_infer.layers.quantization import SCHEMES
+from scripts.benchmark import cold_start as cold
+from scripts.benchmark import decoding, profiling, requests, variants
+from scripts.benchmark import references as recorded
+from scripts.benchmark import speech as synthesis
+from scripts.benchmark.measuring import memory as used_memory
+from scripts.benchmark.report import Table
+from scripts.benchmark.sizes import SIZES
+from scripts.benchmark.worker import Bench
+
+
+def references(bench: Bench) -> list[Table]:
+    sizes = SIZES[bench.setup.size or "mid"]
+    return [recorded.check_all(recorded.Place(bench.device), sizes)]
+
+
+def decode(bench: Bench) -> list[Table]:
+    return [decoding.compare_decoding(bench.language_model, bench.steps, bench.runs)]
+
+
+def long_run(bench: Bench) -> list[Table]:
+    return [decoding.long_run(bench.language_model)]
+
+
+def first(bench: Bench) -> list[Table]:
+    return [requests.measure_first(bench.model, bench.question, bench.runs)]
+
+
+def whole_requests(bench: Bench) -> list[Table]:
+    return [requests.measure_requests(bench.model, bench.question, bench.runs)]
+
+
+def speech(bench: Bench) -> list[Table]:
+    detokenizer = bench.components.detokenizer
+    return [
+        synthesis.compare_speech(detokenizer, bench.runs),
+        synthesis.chunk_times(detokenizer, bench.runs),
+    ]
+
+
+def encoders(bench: Bench) -> list[Table]:
+    wave = load_audio(bench.question)
+    return [synthesis.measure_encoders(bench.model, wave, bench.runs)]
+
+
+def speaking(bench: Bench) -> list[Table]:
+    model, detokenizer = bench.language_model, bench.components.detokenizer
+    return [synthesis.decode_while_speaking(model, detokenizer, bench.steps, bench.runs)]
+
+
+def variant(bench: Bench, scheme: str, kv_cache: str) -> list[Table]:
+    tables = variants.compare_steps(
+        bench.language_model, bench.load_language_model, scheme, kv_cache, bench.steps, bench.runs
+    )
+    if bench.setup.weights is not None:
+        components = bench.load_components(scheme)
+        other = KimiAudio.from_components(components, head_rows="track", kv_cache=kv_cache)
+        name = scheme if kv_cache == "none" else f"{kv_cache} cache"
+        tables += variants.compare_requests(bench.model, other, name, bench.question, bench.runs)
+    return tables
+
+
+def memory(bench: Bench) -> list[Table]:
+    """What loading promises to need, and what the longest prompts then take."""
+    rows = [_memory_of(bench, scheme) for scheme in SCHEMES]
+    return [Table(
+        "Memory: what the loader asks for before it loads, and the most that was taken", rows,
+        ["Promised includes what PyTorch does not count: the context and recorded graphs."],
+    )]  # fmt: skip
+
+
+def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str | None]:
+    accelerator = bench.device.type != "cpu"
+    gc.collect()
+    if accelerator:
+        torch.accelerator.empty_cache()
+        torch.accelerator.reset_peak_memory_stats(bench.device)
+        free = torch.accelerator.get_memory_info(bench.device)[0]
+    components = bench.load_components(scheme)
+    modules = components.speech_tokenizer.module, components.whisper.encoder
+    encoders = tuple(sum(p.nbytes for p in module.parameters()) for module in modules)
+    speaking = [components.detokenizer.dit, components.detokenizer.vocoder]
+    spoken = sum(p.nbytes for module in speaking for p in module.parameters())
+    plan = MemoryPlan(components.language_model.config, bench.dtype, "none", encoders, spoken)
+    weights = sum(p.nbytes for p in components.language_model.parameters()) + sum(encoders) + spoken
+    model = KimiAudio.from_components(components, head_rows="track")
+    del components, modules, speaking
+    for output in ("text", "both"):
+        chat = [{"role": "user", "message_type": "text", "content": "a" * (BUDGETS[output] - 40)}]
+        model.generate(chat, output_type=output, max_new_tokens=20)
+    row = {"weights": scheme, "weights, GB": weights / 1e9}
+    row["promised, GB"] = plan.needed(scheme, True) / 1e9
+    if accelerator:
+        left = torch.accelerator.get_memory_info(bench.device)[0]
+        row["taken of the card, GB"] = (free - left) / 1e9
+        row |= used_memory(bench.device)
+    return row
+
+
+def cold_start(bench: Bench) -> list[Table]:
+    return [cold.cold_start(bench.setup)]
+
+
+def profile(bench: Bench) -> list[Table]:
+    if bench.setup.folder is None:
+        raise ValueError("a profile needs a folder for its trace; use --everything DIR")
+    path = Path(bench.setup.folder) / "trace.json.gz"
+    return [profiling.profile_decoding(bench.language_model, path)]

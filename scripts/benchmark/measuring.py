@@ -1,0 +1,109 @@
+"""Seconds on a device, bytes that a decode step has to read, and how fast they can be moved."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from kimia_infer.engine import state
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+
+MODES = {"text only": state.TEXT, "both tracks": state.BOTH, "after text end": state.AUDIO}
+"""What a decode step computes, by name."""
+BOTH = "both tracks"
+
+COPY_BYTES = {"cpu": 512 * 2**20}
+"""Larger than every cache; two such buffers are allocated."""
+ACCELERATOR_COPY_BYTES = 2 * 2**30
+COPIES = 10
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was launched on an accelerator."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+@torch.inference_mode()
+def medians(
+    actions: Sequence[Callable[[], object]], runs: int, device: torch.device
+) -> list[float]:
+    """Median seconds of each action over interleaved runs, after one that does not count."""
+    seconds: list[list[float]] = [[] for _ in actions]
+    for run in range(runs + 1):
+        for action, values in zip(actions, seconds, strict=True):
+            synchronize(device)
+            start = time.perf_counter()
+            action()
+            synchronize(device)
+            if run > 0:
+                values.append(time.perf_counter() - start)
+    return [statistics.median(values) for values in seconds]
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes per second of the best of several large copies, bytes read plus bytes written.
+
+    Other work on the machine makes a copy slower, never faster.
+    """
+    size = COPY_BYTES.get(device.type, ACCELERATOR_COPY_BYTES)
+    source = torch.ones(size // 4, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(COPIES + 1):  # the first one touches the memory
+        synchronize(device)
+        start = time.perf_counter()
+        target.copy_(source)
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size / best
+
+
+def step_bytes(
+    model: LanguageModel, mode: str, filled: float, cache_dtype: torch.dtype | None = None
+) -> int:
+    """Bytes that a decode step with ``filled`` cache positions has to read, each once.
+
+    Weights of the layers, norms and heads of ``mode``, the two rows of the embedding, and keys
+    and values of the filled positions.
+    """
+    config, tracks = model.config, MODES[mode]
+    layers = list(model.layers[: config.trunk_layers if tracks.text else config.fork_layer + 1])
+    rest: list[nn.Module] = []
+    if tracks.text:
+        rest += [model.norm, model.text_head]
+    if tracks.audio:
+        layers += model.mimo_layers
+        rest += [model.mimo_norm, model.audio_head]
+    weights = sum(p.nbytes for module in (*layers, *rest) for p in module.parameters())
+    cache = len(layers) * 2 * config.kv_heads * config.head_dim * filled
+    embedding = 2 * config.hidden_size * model.dtype.itemsize
+    return weights + embedding + round((cache_dtype or model.dtype).itemsize * cache)
+
+
+def resident_bytes(peak: bool = False) -> int | None:
+    """Memory of this process in RAM, at present or at most so far; None without /proc."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    field = "VmHWM:" if peak else "VmRSS:"
+    lines = [line.split() for line in status.read_text().splitlines()]
+    return next(1024 * int(words[1]) for words in lines if words[0] == field)
+
+
+def memory(device: torch.device) -> dict[str, float]:
+    """GB in use and at most: in RAM; on an accelerator also as PyTorch counts it.
+
+    ``reserved`` is what PyTorch took from the device, recorded graphs included.
+    """
+    found = {"RAM, GB": resident_bytes(), "RAM at most, GB": resident_bytes(peak=True)}
+    if device.type != "cpu":
+        found["allocated, GB"] = torch.accelerator.memory_allocated(device)
+        found["allocated at most, GB"] = torch.accelerator.max_memory_allocated(device)
+        found["reserved at most, GB"] = torch.accelerator.max_memory_reserved(device)
+    return {name: value / 1e9 for name, value in found.items() if value is not None}

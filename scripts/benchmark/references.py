@@ -1,0 +1,448 @@
+"""The recorded references on a device, and fast paths there against slow ones.
+
+References were recorded in float32 on a CPU from the published implementation, see
+tests/golden/README.md. Each check gives the largest error and the limit that it has to keep.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from kimia_infer.audio.decode import load_audio
+from kimia_infer.engine.batch import Batch
+from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
+from kimia_infer.engine.state import ControlTokens
+from kimia_infer.layers import triton_support
+from kimia_infer.layers.attention import BACKENDS, CachedAttention, choose_backend
+from kimia_infer.layers.cache import KV_CACHES, KeyValueCache
+from kimia_infer.layers.quantization import SCHEMES, check_quantization, quantize_model
+from kimia_infer.layers.sampler import Sampling, TrackSampling
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.dit import dit_component
+from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_component
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component
+from kimia_infer.utils.graphs import Direct, Graphs, graphs_for
+from kimia_infer.utils.randomness import SeededRandomness
+from scripts.benchmark.decoding import dequantized, random_prompt
+from scripts.benchmark.random_models import random_language_model, random_module
+from scripts.benchmark.report import Table
+from scripts.benchmark.runner import ROOT
+from scripts.benchmark.sizes import Sizes
+
+GOLDEN = ROOT / "tests" / "golden"
+FLOAT_LIMIT = 1e-3
+"""Of values in float32 with a scale of 1 to 25. On the CPU they keep 1e-4; another device adds in
+another order."""
+GRAPH_STEPS = 64
+EAGER_FACTOR = 1.5
+"""What a kernel in bfloat16 may be further from float32 than PyTorch's operations are."""
+
+MakeGraphs = Callable[[torch.device], Graphs]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where checks run; ``make_graphs`` is how work is launched there."""
+
+    device: torch.device
+    make_graphs: MakeGraphs = graphs_for
+
+    def launches(self) -> dict[str, MakeGraphs]:
+        """How work can be launched here, by name."""
+        recorded = self.make_graphs(self.device).captures
+        return {"eager": launch_directly} | (
+            {"recorded graphs": self.make_graphs} if recorded else {}
+        )
+
+
+def launch_directly(device: torch.device) -> Graphs:
+    return Direct()
+
+
+@dataclass(frozen=True)
+class Found:
+    """The largest error of a check, and the most that it may be; None if it cannot be made."""
+
+    error: float | None
+    limit: float
+    note: str = ""
+
+
+Findings = Iterator[tuple[str, Found]]
+
+
+def check_all(place: Place, sizes: Sizes) -> Table:
+    """Every check, whatever becomes of the others."""
+    checks: dict[str, Callable[[], Findings]] = {
+        "language model": lambda: logits(place),
+        "token loop": lambda: token_loop(place),
+        "batch": lambda: batched(place),
+        "detokenizer": lambda: speech_streams(place),
+        "vocoder": lambda: vocoder(place),
+        "Whisper": lambda: whisper(place),
+        "speech tokenizer": lambda: speech_codes(place),
+        "kernels": lambda: kernels(place, sizes),
+        "graphs": lambda: graphs(place, sizes),
+    }
+    # Products of float32 have to be those of float32.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    table = Table("Recorded references, and kernels and graphs against eager operations", [])
+    for component, check in checks.items():
+        try:
+            for name, found in check():
+                _add(table, component, name, found)
+        except Exception as error:
+            traceback.print_exc()
+            _add(table, component, "", Found(None, 0.0, "failed"))
+            table.problems.append(f"{component}: {type(error).__name__}: {error}")
+    return table
+
+
+def _add(table: Table, component: str, name: str, found: Found) -> None:
+    wrong = found.error is not None and not found.error <= found.limit
+    result = "WRONG" if wrong else "ok" if found.error is not None else found.note
+    row = {"component": component, "check": name, "largest error": found.error}
+    table.rows.append(row | {"limit": found.limit, "result": result})
+    if wrong:
+        table.problems.append(f"{component}, {name}: {found.error:.3g} is above {found.limit:.3g}")
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    return float((found.float().cpu() - expected.float().cpu()).abs().max())
+
+
+def _golden_model(device: torch.device) -> LanguageModel:
+    return language_model_component(GOLDEN / "llm").load(device, torch.float32)
+
+
+def _read(*names: str) -> dict[str, Tensor]:
+    return load_file(GOLDEN.joinpath(*names))
+
+
+def _json(*names: str):
+    return json.loads(GOLDEN.joinpath(*names).read_text(encoding="utf-8"))
+
+
+@torch.inference_mode()
+def logits(place: Place) -> Findings:
+    """Logits of a prompt and of single steps after it, by each backend of attention."""
+    device, model = place.device, _golden_model(place.device)
+    recorded = _read("llm", "forward.safetensors")
+    on = {name: value.to(device) for name, value in recorded.items()}
+    features = torch.cat([on[n] for n in sorted(on) if n.startswith("prefill.whisper_feature.")])
+    length, steps = on["prefill.audio_ids"].shape[1], len(on["decode.audio_ids"])
+    for name in BACKENDS:
+        try:
+            backend = choose_backend(device, model.dtype, model.config.head_dim, name)
+        except ValueError as error:
+            yield f"logits, {name}", Found(None, FLOAT_LIMIT, f"skipped: {error}")
+            continue
+        cache = KeyValueCache(model.config, length + steps, device, model.dtype)
+        cache.keys.zero_()  # a recorded step reads what is not filled, times 0
+        cache.values.zero_()
+        attention = CachedAttention(backend, cache)
+        x = model.embed(
+            on["prefill.audio_ids"], on["prefill.text_ids"], on["prefill.is_continuous_mask"],
+            features,
+        )  # fmt: skip
+        hidden = model(x, attention.at(0))
+        error = max(
+            _difference(model.text_head(hidden.text[0]), on["prefill.text_logits"]),
+            _difference(model.audio_head(hidden.audio[0]), on["prefill.audio_logits"]),
+        )
+        yield f"prompt, {name}", Found(error, FLOAT_LIMIT)
+        error = 0.0
+        for step in range(steps):
+            audio, text = (on[f"decode.{t}_ids"][step].view(1, 1) for t in ("audio", "text"))
+            position = torch.tensor([length + step], device=device)
+            attend = attention.at_position(position, length + steps)
+            hidden = model(model.embed(audio, text), attend)
+            error = max(
+                error,
+                _difference(model.text_head(hidden.text[0, 0]), on["decode.text_logits"][step]),
+                _difference(model.audio_head(hidden.audio[0, 0]), on["decode.audio_logits"][step]),
+            )
+        yield f"steps, {name}", Found(error, FLOAT_LIMIT)
+
+
+class RecordedDraws:
+    """Recorded uniform numbers in place of a seeded generator."""
+
+    def __init__(self, run: dict, sampling: Sampling):
+        order = [t for t in ("text", "audio") if not getattr(sampling, t).greedy]
+        self.drawn = {
+            (order[i % len(order)], i // len(order)): drawn["u"]
+            for i, drawn in enumerate(run.get("draws", []))
+        }
+
+    def uniforms(self, track: str, steps: int) -> Tensor:
+        values = [self.drawn.get((track, step), 0.0) for step in range(steps)]
+        return torch.tensor(values, dtype=torch.float64)
+
+    def noise(self, chunk: int, frames: int, channels: int) -> Tensor:
+        raise NotImplementedError("the token loop makes no sound")
+
+
+def recorded_prompt(name: str, device: torch.device) -> DecodeInput:
+    """A prompt of the recorded runs."""
+    tensors = {k: v.to(device) for k, v in _read("llm", "prompts.safetensors").items()}
+    features = [tensors[k] for k in sorted(tensors) if k.startswith(f"{name}.feat.")]
+    mask = tensors.get(f"{name}.mask")
+    return DecodeInput(
+        tensors[f"{name}.audio_ids"].view(1, -1),
+        tensors[f"{name}.text_ids"].view(1, -1),
+        None if mask is None else mask.view(1, -1),
+        torch.cat(features) if features else None,
+    )
+
+
+def recorded_sampling(params: dict) -> Sampling:
+    """How the tokens of a recorded run were chosen."""
+
+    def track(name: str, window: int) -> TrackSampling:
+        return TrackSampling(
+            params.get(f"{name}_temperature", 0.0),
+            params.get(f"{name}_top_k", 5),
+            params.get(f"{name}_repetition_penalty", 1.0),
+            params.get(f"{name}_repetition_window_size", window),
+        )
+
+    return Sampling(audio=track("audio", 64), text=track("text", 16))
+
+
+def _control() -> ControlTokens:
+    ids = _json("llm", "special_tokens.json")
+    ends = (ids["msg_end"], ids["media_end"])
+    return ControlTokens(ids["kimia_text_blank"], ids["kimia_text_eos"], ends)
+
+
+def token_loop(place: Place) -> Findings:
+    """The tokens of every recorded run, each an error if it is not the same."""
+    device, control = place.device, _control()
+    heads = {k: v.to(device) for k, v in _read("llm", "heads.safetensors").items()}
+    for launch, make_graphs in place.launches().items():
+        different = []
+        runs = _json("llm", "generate.json")
+        for run in runs:
+            model = _golden_model(device)
+            for head, stored in ((model.text_head, "lm_head"), (model.audio_head, "mimo_output")):
+                if (weight := heads.get(f"{run['heads']}.{stored}.weight")) is not None:
+                    head.weight.data = weight
+            params, sampling = run["params"], recorded_sampling(run["params"])
+            prompt, steps = recorded_prompt(run["prompt"], device), params["max_new_tokens"]
+            decoder = Decoder(model, control, prompt.length + steps, make_graphs=make_graphs)
+            draws = RecordedDraws(run, sampling)
+            found = generated(
+                Generation(decoder, prompt, params["output_type"], steps, sampling, draws, 7)
+            )
+            if found != (run["returned_text"], run["returned_audio"]):
+                different.append(run["name"])
+        yield f"{len(runs)} runs, {launch}", Found(len(different), 0, ", ".join(different))
+
+
+def generated(generation: Generation) -> tuple[list[int], list[int]]:
+    """The ids of a generation that is run to its end."""
+    for _ in generation.run():
+        pass
+    return generation.text_ids, generation.audio_ids
+
+
+def batched(place: Place) -> Findings:
+    """Texts that are generated side by side are those that are generated alone."""
+    model, control, steps = _golden_model(place.device), _control(), 40
+    prompts = [recorded_prompt(name, place.device) for name in ("two_audio", "text_only")]
+    sampling = recorded_sampling({"text_temperature": 0.8})
+    capacity = steps + max(prompt.length for prompt in prompts)
+    for launch, make_graphs in place.launches().items():
+        decoder = Decoder(model, control, capacity, "sdpa", make_graphs)
+
+        def start(seed: int, decoder: Decoder = decoder) -> Generation:
+            prompt, draws = prompts[seed % len(prompts)], SeededRandomness(seed)
+            return Generation(decoder, prompt, "text", steps, sampling, draws)
+
+        alone = [generated(start(seed))[0] for seed in range(3)]
+        batch = Batch(decoder, 3, sampling.text, make_graphs=make_graphs)
+        together = [start(seed) for seed in range(3)]
+        for generation in together:
+            batch.begin(generation)
+        while batch.running:
+            for slot, progress in batch.advance():
+                if progress.finished:
+                    batch.release(slot)
+        different = sum(g.text_ids != ids for g, ids in zip(together, alone, strict=True))
+        yield f"3 texts side by side, {launch}", Found(different, 0)
+
+
+def golden_vocoder(device: torch.device, folder: Path) -> Vocoder:
+    """The recorded vocoder, laid out in ``folder`` as in a checkpoint."""
+    _lay_out(folder, "vocoder", "generator.safetensors", "config.json")
+    return vocoder_component(folder).load(device, torch.float32)
+
+
+def _lay_out(folder: Path, source: str, weights: str, config: str) -> None:
+    (folder / "model.safetensors").symlink_to(GOLDEN / source / weights)
+    (folder / config).symlink_to(GOLDEN / source / config)
+
+
+def speech_streams(place: Place) -> Findings:
+    """Mel and waveform of every chunk of the recorded utterances."""
+    device, recorded = place.device, _read("detok", "stream.safetensors")
+    runs = {name: run for name, run in _json("detok", "stream.json").items() if "_" not in name}
+    with TemporaryDirectory() as first, TemporaryDirectory() as second:
+        _lay_out(Path(first), "detok", "audio_detokenizer.safetensors", "config.yaml")
+        dit = dit_component(Path(first)).load(device, torch.float32)
+        wave_maker = golden_vocoder(device, Path(second))
+    for launch, make_graphs in place.launches().items():
+        detokenizer = Detokenizer(dit, wave_maker, graphs=make_graphs(device))
+        mel_error = wave_error = 0.0
+        for name, run in runs.items():
+            noise = lambda chunk, _, name=name: recorded[f"{name}.noise.{chunk}"]  # noqa: E731
+            stream = detokenizer.start(noise)
+            chunks = torch.tensor(run["codes"]).split(detokenizer.config.chunk_codes)
+            for index, codes in enumerate(chunks):
+                wave = stream.push(codes, final=index == len(chunks) - 1)
+                assert stream.mel is not None
+                mel_error = max(mel_error, _difference(stream.mel, recorded[f"{name}.mel.{index}"]))
+                wave_error = max(wave_error, _difference(wave, recorded[f"{name}.wav.{index}"]))
+        yield f"mel, {launch}", Found(mel_error, FLOAT_LIMIT)
+        yield f"waveform, {launch}", Found(wave_error, FLOAT_LIMIT)
+
+
+@torch.inference_mode()
+def vocoder(place: Place) -> Findings:
+    recorded = _read("vocoder", "golden.safetensors")
+    with TemporaryDirectory() as folder:
+        model = golden_vocoder(place.device, Path(folder))
+    errors = [
+        _difference(model(recorded[f"mel.{n}"].to(place.device)), recorded[f"wav.{n}"])
+        for n in (1, 5, 33)
+    ]
+    yield "waveform", Found(max(errors), FLOAT_LIMIT)
+
+
+def whisper(place: Place) -> Findings:
+    recorded, folder = _read("whisper", "golden.safetensors"), GOLDEN / "whisper"
+    encoder = whisper_component(folder).load(place.device, torch.float32)
+    for launch, make_graphs in place.launches().items():
+        features = WhisperFeatures(encoder, folder, make_graphs(place.device))
+        errors = [
+            _difference(
+                features.encode(load_audio(GOLDEN / "audio" / f"{name}.wav")),
+                recorded[f"{name}.features"],
+            )
+            for name in _plain_sounds(_json("whisper", "meta.json"))
+        ]
+        yield f"features, {launch}", Found(max(errors), FLOAT_LIMIT)
+
+
+def _plain_sounds(recorded: dict) -> list[str]:
+    """Those at 16 kHz, which are read without further packages."""
+    meta = _json("audio", "meta.json")
+    return [n for n in recorded if n in meta and meta[n]["sr"] == 16_000]
+
+
+def speech_codes(place: Place) -> Findings:
+    """Codes that are not the recorded ones."""
+    folder, recorded = GOLDEN / "glm4", _json("glm4", "codes.json")
+    module = speech_tokenizer_component(folder).load(place.device, torch.float32)
+    for launch, make_graphs in place.launches().items():
+        codes, different, total = SpeechCodes(module, folder, make_graphs(place.device)), 0, 0
+        for name in _plain_sounds(recorded):
+            found = codes.encode(load_audio(GOLDEN / "audio" / f"{name}.wav")).tolist()
+            expected = recorded[name]["codes"]
+            different += abs(len(found) - len(expected))
+            different += sum(a != b for a, b in zip(found, expected, strict=False))
+            total += len(expected)
+        # One code of the longest recording is almost as near to another entry of the code book.
+        yield f"{total} codes, {launch}", Found(different, 1)
+
+
+def short_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """Random weights of full width, and few layers."""
+    config = replace(sizes.language_model, trunk_layers=2, fork_layer=0, mimo_layers=1)
+    return random_language_model(replace(sizes, language_model=config), device, dtype)
+
+
+def step_logits(model: LanguageModel, backend: str, kv_cache: str, eager: bool) -> Tensor:
+    """Logits [2, rows] of a step after a random prompt, with PyTorch's operations if ``eager``."""
+    prompt, _ = random_prompt(model)
+    cache_dtype = KV_CACHES[kv_cache]
+    cache = KeyValueCache(model.config, 2 * prompt.length, model.device, model.dtype, cache_dtype)
+    cache.keys.zero_()
+    cache.values.zero_()
+    attention = CachedAttention(BACKENDS[backend], cache)
+    # Kernels have no gradient, so where one may be wanted they are not used.
+    with torch.inference_mode(not eager), torch.set_grad_enabled(eager):
+        model(model.embed(prompt.audio_ids, prompt.text_ids), attention.at(0))
+        position = torch.tensor([prompt.length], device=model.device)
+        x = model.embed(prompt.audio_ids[:, :1], prompt.text_ids[:, :1])
+        hidden = model(x, attention.at_position(position, 2 * prompt.length))
+        tracks = model.text_head(hidden.text[0, 0]), model.audio_head(hidden.audio[0, 0])
+        return torch.stack(tracks).float().cpu()
+
+
+def kernels(place: Place, sizes: Sizes) -> Findings:
+    """Steps of full width in bfloat16, with kernels and without: how far both are from float32."""
+    device = place.device
+    if (lacking := triton_support.missing(device)) is not None:
+        yield "Triton", Found(None, 0.0, f"skipped: {lacking}")
+        return
+    for scheme in SCHEMES:
+        for kv_cache in KV_CACHES:
+            name = f"step, weights {scheme}, cache {kv_cache}"
+            try:
+                check_quantization(scheme, device)
+            except ValueError as error:
+                yield name, Found(None, 0.0, f"skipped: {error}")
+                continue
+            model = quantize_model(short_model(sizes, device, torch.bfloat16), scheme)
+            exact = step_logits(dequantized(model).float(), "sdpa", "none", eager=True)
+            fused = step_logits(model, "triton", kv_cache, eager=False)
+            eager = step_logits(model, "sdpa", kv_cache, eager=True)
+            error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
+            yield name, Found(float(error), EAGER_FACTOR * float(limit))
+    build = lambda: Vocoder(sizes.vocoder)  # noqa: E731
+    half = random_module(build, device, torch.bfloat16)
+    whole = random_module(build, device, torch.float32)
+    whole.load_state_dict(half.state_dict())
+    mel = torch.randn(30, sizes.vocoder.mel_bins, generator=torch.Generator().manual_seed(0))
+    with torch.enable_grad():
+        exact = whole(mel.to(device)).float()
+        eager = half(mel.to(device, torch.bfloat16)).float()
+    with torch.inference_mode():
+        fused = half(mel.to(device, torch.bfloat16)).float()
+    error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
+    yield "vocoder", Found(float(error), EAGER_FACTOR * float(limit))
+
+
+def graphs(place: Place, sizes: Sizes) -> Findings:
+    """Tokens of full-width steps in bfloat16: recorded, against launched one by one."""
+    launches = place.launches()
+    if len(launches) == 1:
+        yield "recorded graphs", Found(None, 0.0, f"skipped: {place.device} records none")
+        return
+    model = short_model(sizes, place.device, torch.bfloat16)
+    prompt, control = random_prompt(model)
+    track = TrackSampling(0.9, 10, 1.1, 16)
+    sampling = Sampling(audio=track, text=track)
+    for output in ("text", "both"):
+        found = []
+        for make_graphs in launches.values():
+            capacity = prompt.length + GRAPH_STEPS
+            decoder = Decoder(model, control, capacity, make_graphs=make_graphs)
+            draws = SeededRandomness(0)
+            generation = Generation(decoder, prompt, output, GRAPH_STEPS, sampling, draws, 8)
+            found.append(generated(generation))
+        different = sum(one != other for one, other in zip(*found, strict=True))
+        yield f"{GRAPH_STEPS} sampled steps, {output}", Found(different, 0)
