@@ -116,13 +116,13 @@ def request_rows(columns: dict[str, dict]) -> list[dict]:
     """A row for each stage, moment, length and count, a column for each request."""
     names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
     others = (*MOMENTS, *LENGTHS, *COUNTS, "steps/s", "real-time factor", "peak memory, GB")
-    components = [name for name in names if name.endswith("_seconds") and name not in others]
+    stages = [name for name in names if name.endswith("_seconds") and name not in others]
     return [
         {
             "": name.removesuffix("_seconds").replace("_", " "),
             **{column: metrics.get(name) for column, metrics in columns.items()},
         }
-        for name in (*components, *(name for name in others if name in names))
+        for name in (*stages, *(name for name in others if name in names))
     ]
 
 

@@ -29,6 +29,7 @@ START_SECONDS = 180.0
 CPU_FACTOR = 10
 """How much longer than on an accelerator a measurement may take on a CPU."""
 LOG_LINES = 40
+WORKER = (sys.executable, "-m", "scripts.benchmark.worker")
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,13 @@ class Setup:
 class Worker:
     """A process that makes measurements one after another and reports each as a line of JSON."""
 
-    def __init__(self, setup: Setup, names: Sequence[str], log: IO[bytes]):
-        command = [sys.executable, "-m", "scripts.benchmark.worker"]
-        command.append(json.dumps({"setup": asdict(setup), "names": list(names)}))
+    def __init__(
+        self, setup: Setup, names: Sequence[str], log: IO[bytes], command: Sequence[str] = WORKER
+    ):
+        asked = json.dumps({"setup": asdict(setup), "names": list(names)})
         self._log, self._start = log, log.tell()
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen([*command, asked], cwd=ROOT, stdout=pipe, stderr=log)
         self._lines: queue.Queue[bytes | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -167,10 +170,12 @@ def run(
     results: Results,
     minutes: float | None,
     show: Callable[[str, dict[str, Any]], None],
+    command: Sequence[str] = WORKER,
 ) -> bool:
     """Make the measurements ``names``; whether all are done and nothing is wrong.
 
-    Nothing is begun once ``minutes`` are over. ``show`` is called with each result.
+    Nothing is begun once ``minutes`` are over. ``show`` is called with each result. ``command``
+    starts a worker.
     """
 
     def group(name: str) -> str:
@@ -181,7 +186,7 @@ def run(
     with _log(setup) as log:
         while waiting:
             together = list(takewhile(lambda name: group(name) == group(waiting[0]), waiting))
-            for name, entry in _measure(setup, together, log, results, deadline):
+            for name, entry in _measure(setup, together, log, results, deadline, command):
                 waiting.remove(name)
                 results.add(name, entry)
                 show(name, entry)
@@ -190,13 +195,18 @@ def run(
 
 
 def _measure(
-    setup: Setup, names: Sequence[str], log: IO[bytes], results: Results, deadline: float
+    setup: Setup,
+    names: Sequence[str],
+    log: IO[bytes],
+    results: Results,
+    deadline: float,
+    command: Sequence[str],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The results of ``names`` from one process, up to the first that fails."""
     if time.monotonic() > deadline:
         yield names[0], {"error": "not begun: no time was left", "tables": []}
         return
-    worker = Worker(setup, names, log)
+    worker = Worker(setup, names, log, command)
     try:
         begun = time.monotonic()
         about = worker.receive(START_SECONDS)

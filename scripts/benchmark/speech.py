@@ -29,7 +29,7 @@ from scripts.benchmark.report import Table
 
 SEED = 0
 SPEECH_CODES = 60  # two published chunks
-CHUNKS = 6
+CHUNKS = 5
 VOCODER_FRAMES = 120  # about as many as a chunk has
 FRAMES_PER_SECOND = 50
 

@@ -1,258 +1,85 @@
-"""scripts/bench: what it counts, what it compares, and the command as a user runs it."""
+"""scripts/bench as a user runs it: whole on a small size, and its usage."""
 
 from __future__ import annotations
 
-import copy
 import json
-import shutil
+import os
 import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from kimia_infer.layers.onednn import use_onednn
-from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
-from scripts.benchmark import bandwidth, decoding, report
-from scripts.benchmark.bandwidth import BOTH, MODES, Mode, step_bytes
-from tests.paths import ROOT
+from scripts.benchmark.runner import MEASUREMENTS
+from tests.paths import MINI, ROOT
 
 BENCH = [sys.executable, str(ROOT / "scripts" / "bench")]
-STEPS = 64
-COLUMNS = 100
+QUICK = "decode,first,int4,memory,cold_start,profile"
+
+# What a machine with PyTorch and transformers alone does not have.
+BARE = """
+import sys
+for name in ("pydantic", "tiktoken", "soxr", "torchcodec", "cog", "peft", "accelerate", "jiwer"):
+    sys.modules[name] = None
+"""
 
 
-@pytest.fixture(scope="module")
-def model(golden: Path) -> LanguageModel:
-    return language_model_component(golden / "llm").load(torch.device("cpu"), torch.float32)
-
-
-def bench(*arguments, cwd: Path) -> subprocess.CompletedProcess:
+def bench(*arguments, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
     command = [*BENCH, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, timeout=600,
+        env=os.environ | environment,
+    )  # fmt: skip
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """scripts/bench as a module, with a copy that takes no time."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    monkeypatch.setitem(bandwidth.COPY_BYTES, "cpu", 2**20)
-    loader = SourceFileLoader("bench", str(ROOT / "scripts" / "bench"))
-    module = module_from_spec(spec_from_loader("bench", loader))
-    loader.exec_module(module)
-    return module
-
-
-def run_main(script: ModuleType, *arguments) -> int:
-    """The exit status of a short run in this process."""
-    common = ["--device", "cpu", "--steps", STEPS, "--runs", 1, "--threads", 1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["bench", *map(str, (*arguments, *common))])
-        return script.main()
-
-
-class ReadWeights(TorchDispatchMode):
-    """Notes every part of a parameter that an operation reads."""
-
-    def __init__(self, model: LanguageModel):
-        super().__init__()
-        self.parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-        self.table = model.embedding.weight.untyped_storage().data_ptr()
-        self.parts: dict[tuple[int, int], int] = {}
-        self.embedded = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            for tensor in filter(torch.is_tensor, torch.utils._pytree.tree_leaves((args, kwargs))):
-                storage = tensor.untyped_storage().data_ptr()
-                if storage == self.table:
-                    self.embedded += result.nbytes
-                elif storage in self.parameters:
-                    self.parts[storage, tensor.storage_offset()] = tensor.nbytes
-        return result
-
-
-@pytest.mark.parametrize("head_rows", ["track", "full"])
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-def test_step_bytes_are_what_a_step_reads(mode: Mode, head_rows: str, model: LanguageModel) -> None:
-    steps = decoding.first_timed_step(model.device) + 1
-    model = model.with_cut_heads() if head_rows == "track" else model
-    loop = decoding.library_loop(decoding.library_decoder(model, steps), mode, steps)
-    run = loop.run()
-    while loop.launched < steps - 1:
-        next(run)
-    with ReadWeights(model) as read:
-        next(run)
-    assert loop.launched == steps
-    weights = sum(read.parts.values()) + read.embedded
-    assert step_bytes(model, mode, filled=0) == weights
-    # Only layers that run read their cache; with both tracks all of it.
-    cache = step_bytes(model, mode, filled=10) - weights
-    config = model.config
-    values = 2 * config.total_layers * config.kv_heads * config.head_dim * 10
-    whole_bytes = values * model.dtype.itemsize
-    assert (cache == whole_bytes) == (mode is BOTH) and 0 < cache <= whole_bytes
-
-
-def test_step_bytes_count_with_onednn_layers(model: LanguageModel) -> None:
-    with_onednn = copy.deepcopy(model)
-    use_onednn(with_onednn, min_elements=0)
-    for mode in MODES:
-        assert step_bytes(with_onednn, mode, filled=10) == step_bytes(model, mode, filled=10)
-
-
-def test_all_loops_are_timed_and_the_plain_one_agrees(model: LanguageModel) -> None:
-    contenders = decoding.make_contenders(model, STEPS)
-    table = decoding.compare_decoding(model, STEPS, runs=1)
-    assert len(table["modes"]) == len(contenders) == 1 + 2 * len(MODES)
-    assert table["equal_steps"] == STEPS
-    plain = table["modes"][0]
-    assert plain["ratio_to_plain"] == 1
-    for row in table["modes"]:
-        speed = row["bytes_per_step"] / row["step_seconds"]
-        assert row["bytes_per_second"] == pytest.approx(speed)
-        assert row["ratio_to_plain"] == pytest.approx(
-            plain["step_seconds"] / row["step_seconds"], rel=1e-6
-        )
-
-
-def test_turns_cover_a_run_once(model: LanguageModel) -> None:
-    """Every step after the first few is timed once, however the run is cut in turns."""
-    for contender in decoding.make_contenders(model, STEPS):
-        for turn in (3, None):
-            contender.seconds.clear()
-            contender.begin()
-            turns = 1
-            while contender.take_turn(turn):
-                turns += 1
-            assert turns == (1 if turn is None else -(-(STEPS + 1) // turn))
-            assert contender.loop.launched == STEPS
-            assert len(contender.seconds) == STEPS - decoding.first_timed_step(model.device)
-
-
-def test_accelerators_are_looked_at_rarely(
-    model: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Steps between two looks share their time; the plain loop still stops at every step."""
-    monkeypatch.setattr(decoding, "check_interval", lambda device: decoding.CHECK_INTERVAL)
-    plain, *others = decoding.make_contenders(model, STEPS)
-    for contender in (plain, *others):
-        contender.begin()
-        assert not contender.take_turn(None)
-        assert contender.loop.launched == STEPS
-    assert all(len(other.seconds) < len(plain.seconds) for other in others)
-    assert decoding.equal_steps(plain.loop, others[-2].loop, model.config.audio_delay) == STEPS
-    assert (others[-2].mode, others[-2].head_rows) == (BOTH, "full")
-
-
-def test_equal_steps_stops_at_the_first_difference(model: LanguageModel) -> None:
-    decoder, delay = decoding.library_decoder(model, STEPS), model.config.audio_delay
-    loops = [decoding.library_loop(decoder, BOTH, STEPS) for _ in range(2)]
-    for loop in loops:
-        for _ in loop.run():
-            pass
-    assert decoding.equal_steps(*loops, delay) == STEPS
-    loops[0].audio_ids[5] += 1
-    assert decoding.equal_steps(*loops, delay) == delay + 5
-    loops[1].text_ids[3] += 1
-    assert decoding.equal_steps(*loops, delay) == 3
-
-
-def test_bar_adds_up_where_speech_is_hidden_by_decoding() -> None:
-    metrics = {"prefill_seconds": 1.0, "decode_seconds": 4.0, "detokenizer_seconds": 3.0}
-    metrics |= {"first_audio_seconds": 2.0, "output_audio_seconds": 9.0}
-    for total, speech, other in ((5.5, 0.5, 0.0), (8.5, 3.0, 0.5)):
-        bar = report._bar(metrics | {"total_seconds": total})
-        assert bar == {"prefill": 1.0, "decode": 4.0, "detokenizer": speech, "other": other}
-
-
-def test_random_weights(tmp_path: Path) -> None:
-    arguments = ["--random", "tiny", "--device", "cpu", "--steps", STEPS, "--runs", 1, "--long-run"]
-    files = ["--json", "r.json", "--plot", "r.png", "--profile", "t.json"]
-    done = bench(*arguments, *files, "--threads", 1, cwd=tmp_path)
+def test_everything_where_little_is_installed(tmp_path: Path, long: bool) -> None:
+    """A rehearsal of the whole command; without ``--long`` of most of it."""
+    (tmp_path / "sitecustomize.py").write_text(BARE)
+    arguments = ["--random", "tiny", "--everything", "out", "--device", "cpu"]
+    arguments += ["--threads", 1, "--steps", 64, "--runs", 1]
+    names = list(MEASUREMENTS) if long else QUICK.split(",")
+    if not long:
+        arguments += ["--only", QUICK]
+    done = bench(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert max(map(len, done.stdout.splitlines())) <= COLUMNS
-    results = json.loads((tmp_path / "r.json").read_text())
-    assert results["about"]["threads"] == 1 and results["about"]["dtype"] == "float32"
-    assert results["long_run"]["steps"] == decoding.LONG_RUN_STEPS
-    assert results["bandwidth"] > 0 and len(results["speech"]) == 2
-    assert len(results["encoders"]) == 3 and len(results["requests"]) == 3
-    assert results["profile"]["steps"] > 0 and (tmp_path / "t.json").is_file()
-    assert "load: random weights are made" in done.stdout and "to first audio" in done.stdout
-    assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["about"]["dtype"] == "float32" and results["about"]["threads"] == 1
+    assert list(results["measurements"]) == names
+    assert (tmp_path / "out" / "trace.json.gz").is_file()
+    report = (tmp_path / "out" / "report.md").read_text()
+    for words in ("steps/s", "first sound, ms", "int4 beside none", "promised, GB", "warm-up"):
+        assert words in report and words in done.stdout
+    again = bench(*arguments, cwd=tmp_path)
+    assert again.returncode == 0 and "measurements" not in again.stderr
+    assert "### " not in again.stdout  # all of it is in the folder
 
 
-def test_whole_requests(script: ModuleType, golden: Path, tmp_path: Path, capsys) -> None:
+def test_a_checkpoint(golden: Path, tmp_path: Path) -> None:
     question = golden / "e2e" / "audio" / "station.wav"
-    path = tmp_path / "w.json"
-    arguments = ["--weights", ROOT / "weights" / "mini", "--audio", question, "--json", path]
-    assert run_main(script, *arguments) == 0
-    assert max(map(len, capsys.readouterr().out.splitlines())) <= COLUMNS
-    results = json.loads(path.read_text())
-    text, speech, _ = (row["metrics"] for row in results["requests"])
-    assert "detokenizer_seconds" in speech and "detokenizer_seconds" not in text
-    for name in ("prompt", "encoders", "prefill", "decode", "total"):
-        assert text[f"{name}_seconds"] > 0
-    cold = results["cold_start"]
-    parts = ("import", "load", "warm_up", "first_request")
-    assert cold["total_seconds"] == pytest.approx(sum(cold[f"{p}_seconds"] for p in parts))
-    assert cold["from_files"]
+    arguments = ["--weights", MINI, "--audio", question, "--only", "requests,int8,cold_start"]
+    done = bench(*arguments, "--threads", 1, "--steps", 64, "--runs", 1, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("prefill", "int8 beside none: whole requests", "files may be cached"):
+        assert words in done.stdout
+    assert "| text  |" in done.stdout and "divergence" in done.stdout
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
-def test_quantized(scheme: str, script: ModuleType, tmp_path: Path, capsys) -> None:
-    """The plain loop has the same values in float32, reads more, and chooses the same tokens."""
-    path = tmp_path / "q.json"
-    arguments = ["--random", "tiny", "--quantization", scheme, "--json", path]
-    assert run_main(script, *arguments) == 0
-    assert "quantization  " in capsys.readouterr().out
-    results = json.loads(path.read_text())
-    assert results["about"]["quantization"] == scheme
-    assert results["cold_start"]["first_request_metrics"]["quantization"] == scheme
-    plain, *_, ours, _ = results["decoding"]["modes"]
-    assert (ours["name"], ours["head_rows"]) == (BOTH.name, "full")
-    assert ours["bytes_per_step"] < plain["bytes_per_step"]
-    assert results["decoding"]["equal_steps"] == STEPS
-
-
-def test_language_model_alone(script: ModuleType, golden: Path, capsys) -> None:
-    """A checkpoint without the other parts still gets its decode steps measured."""
-    assert run_main(script, "--weights", golden / "llm") == 0
-    shown = capsys.readouterr()
-    assert "no whole requests" in shown.err and "tiktoken.model" in shown.err
-    assert "Decode steps" in shown.out and "Speech" not in shown.out
-
-
-def test_bad_checkpoints(script: ModuleType, tmp_path: Path, capsys) -> None:
-    assert run_main(script, "--weights", tmp_path) == 1
-    assert "config.json" in capsys.readouterr().err.splitlines()[-1]
-    copy = tmp_path / "mini"
-    shutil.copytree(ROOT / "weights" / "mini", copy)
-    (copy / "vocoder" / "config.json").write_text("{}")
-    assert run_main(script, "--weights", copy) == 1
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("bench: cold start failed") and "vocoder/config.json" in last
+def test_language_model_alone(golden: Path, tmp_path: Path) -> None:
+    """A checkpoint without its other components still gets its decode steps measured."""
+    arguments = ["--weights", golden / "llm", "--only", "decode,requests", "--threads", 1]
+    done = bench(*arguments, "--device", "cpu", "--steps", 64, "--runs", 1, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "bench: decode: done" in done.stderr and "bench: requests: failed" in done.stderr
+    assert "CheckpointError" in done.stderr and "Decode steps" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--weights"),
+        ((), "expected --weights"),
         (("--random", "tiny", "--steps", 3), "--steps"),
-        (("--random", "tiny", "--json", "nowhere/r.json"), "nowhere"),
+        (("--random", "tiny", "--only", "int2"), "--only: expected some of references, decode"),
         (("--weights", ".", "--audio", "missing.wav"), "missing.wav"),
-        (("--random", "tiny", "--profile", "nowhere/t.json"), "nowhere"),
-        (("--weights", ".", "--prepared", "kept"), "no effect without --variants"),
-        (
-            ("--random", "tiny", "--variants", "all", "--prepared", "kept"),
-            "no effect with --random",
-        ),
     ],
 )
 def test_usage(arguments: tuple, message: str, tmp_path: Path) -> None:
@@ -260,7 +87,7 @@ def test_usage(arguments: tuple, message: str, tmp_path: Path) -> None:
     assert done.returncode == 2 and message in done.stderr
 
 
-def test_help_has_examples(tmp_path: Path) -> None:
+def test_help_names_every_measurement(tmp_path: Path) -> None:
     shown = bench("--help", cwd=tmp_path)
-    assert shown.returncode == 0
-    assert "examples:" in shown.stdout and "Exit status" in shown.stdout
+    assert shown.returncode == 0 and "examples:" in shown.stdout
+    assert all(name in shown.stdout for name in MEASUREMENTS)

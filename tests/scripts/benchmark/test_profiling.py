@@ -7,8 +7,13 @@ from pathlib import Path
 
 import torch
 
-from scripts.benchmark import report
-from scripts.benchmark.profiling import MARK, PROFILED_STEPS, count_events, profile_decoding
+from scripts.benchmark.profiling import (
+    MARK,
+    PROFILED_STEPS,
+    count_events,
+    profile_decoding,
+    profile_table,
+)
 from scripts.benchmark.random_models import random_language_model
 from scripts.benchmark.sizes import SIZES
 
@@ -40,24 +45,23 @@ EVENTS = [
 def test_calls_and_copies_within_the_mark_are_counted() -> None:
     assert count_events(EVENTS) == {
         "calls": {"cudaEventSynchronize": 2, "cudaMemcpyAsync": 1, "cuStreamSynchronize": 1},
-        "copies_to_host": {TO_HOST: 1},
+        "copies": {TO_HOST: 1},
         "busy": 0.25,
+        "kernels": {"gemm": (1, 20.0), "Memcpy DtoD (Device -> Device)": (1, 3.0), TO_HOST: (1, 2)},
     }
 
 
 def test_table_names_every_call() -> None:
-    found = {"steps": 48, "looks": 6, "device": "cuda", **count_events(EVENTS)}
-    shown = report.table({"profile": found}, "profile")
-    for part in ("48 decode steps", "6 looks", "2 cudaEventSynchronize", f"1 {TO_HOST}", "25.0%"):
-        assert part in shown
+    table = profile_table("Profile", count_events(EVENTS), "cuda").markdown()
+    for words in ("2 cudaEventSynchronize", f"1 {TO_HOST}", "25.0%", "gemm"):
+        assert words in table
 
 
 def test_profile_of_a_cpu(tmp_path: Path) -> None:
     model = random_language_model(SIZES["tiny"], torch.device("cpu"), torch.float32)
     path = tmp_path / "trace.json"
-    found = profile_decoding(model, path)
-    assert found["steps"] == found["looks"] == PROFILED_STEPS
-    assert found["calls"] == found["copies_to_host"] == {}
+    table = profile_decoding(model, path)
+    assert f"{PROFILED_STEPS} decode steps, both tracks, {PROFILED_STEPS} polls" in table.title
     names = {entry.get("name") for entry in json.loads(path.read_text())["traceEvents"]}
     assert {MARK, "aten::linear"} <= names
-    assert "nothing to count" in report.table({"profile": found}, "profile")
+    assert "no device to wait for" in table.markdown()

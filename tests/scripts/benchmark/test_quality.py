@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from scripts.benchmark import quality
-from scripts.benchmark.quality import Reference, _compare_track, compare, refer
-from tests.paths import ROOT
+from scripts.benchmark.quality import Reference, compare, compare_track, refer
+from scripts.benchmark.variants import encoded
+from tests.paths import MINI, ROOT
 
-MINI, QUESTION = ROOT / "weights" / "mini", ROOT / "scripts" / "question.wav"
+QUESTION = ROOT / "scripts" / "question.wav"
 
 
 def test_figures_by_hand() -> None:
@@ -25,8 +25,8 @@ def test_figures_by_hand() -> None:
         {"audio": 3},
     )
     found = torch.tensor([[0.0, 5.0], even, sure, [0.0, 5.0]])
-    values = _compare_track("audio", torch.tensor([7, 0, 0, 7]), found, reference)
-    assert values["leading"] == 0.5
+    values = compare_track("audio", torch.tensor([7, 0, 0, 7]), found, reference)
+    assert values["equal tokens"] == 0.5
     assert values["agreement"] == 1.0  # of equals the first is the likeliest
     # 3/4 against 1/2 and the other way round.
     first = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
@@ -41,7 +41,7 @@ def test_a_track_without_steps_has_no_figures() -> None:
     both = {"text": ids, "audio": ids}, {"text": logits, "audio": logits}
     reference = Reference(*both, {"text": 0, "audio": 6}, {"text": 0, "audio": 2})
     for track in ("text", "audio"):
-        assert _compare_track(track, ids, logits, reference) is None
+        assert compare_track(track, ids, logits, reference) is None
 
 
 @pytest.fixture(scope="module")
@@ -49,24 +49,25 @@ def miniature() -> KimiAudio:
     return KimiAudio(str(MINI), device="cpu", dtype="float32", head_rows="track")
 
 
-@pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quality, "REPLY_SECONDS", 2)
+STEPS = 31
 
 
 def test_a_model_is_near_itself(miniature: KimiAudio) -> None:
     """Also: given all tokens at once, it would have chosen each of them."""
-    reference = refer(miniature, QUESTION)
+    decoder, prompt = miniature.decoder, encoded(miniature, QUESTION)
+    reference = refer(decoder, prompt, STEPS)
     for track, step in (("text", 0), ("audio", reference.first["audio"])):
         end = reference.end[track]
         likeliest = reference.logits[track][step:end].argmax(-1)
         if track == "audio":
             likeliest = likeliest + miniature.language_model.first_audio_id
         assert torch.equal(likeliest, reference.ids[track][step:end]) and end > step
-    for values in compare(miniature, QUESTION, reference).values():
-        assert values["leading"] == values["agreement"] == 1
-        assert values["cosine"] == pytest.approx(1, abs=1e-6)
-        assert values["divergence"] == pytest.approx(0, abs=1e-6)
+    rows = compare(decoder, prompt, STEPS, reference)
+    assert [row["track"] for row in rows] == ["text", "audio"]
+    for row in rows:
+        assert row["equal tokens"] == row["agreement"] == 1
+        assert row["cosine"] == pytest.approx(1, abs=1e-6)
+        assert row["divergence"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +81,7 @@ def test_a_model_is_near_itself(miniature: KimiAudio) -> None:
 )
 def test_variants_of_the_miniature(options: dict, bound: float, miniature: KimiAudio) -> None:
     other = KimiAudio(str(MINI), device="cpu", dtype="float32", head_rows="track", **options)
-    for values in compare(other, QUESTION, refer(miniature, QUESTION)).values():
-        assert bound <= values["cosine"] < 1
-        assert 0 < values["divergence"] < 0.2
+    reference = refer(miniature.decoder, encoded(miniature, QUESTION), STEPS)
+    for row in compare(other.decoder, encoded(other, QUESTION), STEPS, reference):
+        assert bound <= row["cosine"] < 1
+        assert 0 < row["divergence"] < 0.2

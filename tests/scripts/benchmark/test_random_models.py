@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE
 from kimia_infer.utils.errors import RequestError
-from scripts.benchmark import overlap, report
 from scripts.benchmark.random_models import random_components
 from scripts.benchmark.requests import (
     QUESTION_SECONDS,
@@ -20,22 +15,28 @@ from scripts.benchmark.requests import (
     REQUESTS,
     answer,
     least_lead,
+    measure_first,
     measure_requests,
     usual_question,
 )
 from scripts.benchmark.sizes import SIZES
+from scripts.benchmark.speech import decode_while_speaking, speaking
 
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
-def model(request: pytest.FixtureRequest) -> KimiAudio:
-    components = random_components(SIZES["tiny"], CPU, getattr(torch, request.param))
+def tiny_model(dtype: torch.dtype) -> KimiAudio:
+    components = random_components(SIZES["tiny"], CPU, dtype)
     return KimiAudio.from_components(components, head_rows="track")
 
 
+@pytest.fixture(scope="module")
+def model() -> KimiAudio:
+    return tiny_model(torch.float32)
+
+
 @pytest.mark.parametrize("name", SIZES)
-def test_parts_fit_together(name: str) -> None:
+def test_components_fit_together(name: str) -> None:
     sizes = SIZES[name]
     model = sizes.language_model
     assert sizes.speech_tokenizer.codebook_size == model.vocab_size - model.token_offset
@@ -56,20 +57,33 @@ def test_answers_have_full_length(kind: str, model: KimiAudio) -> None:
         assert metrics["least_lead_seconds"] < REPLY_SECONDS
 
 
+def test_answer_in_bfloat16() -> None:
+    completion = answer(tiny_model(torch.bfloat16), usual_question(), REQUESTS["speech"])
+    assert completion.metrics["output_audio_seconds"] == REPLY_SECONDS
+
+
 def test_lead_of_the_latest_chunk() -> None:
     """The second chunk comes 0.5 s early; the third 1 s late, when 3 s have been played."""
     assert least_lead([(10.0, 200), (11.5, 100), (14.0, 500)], sample_rate=100) == -1.0
     assert least_lead([(10.0, 200), (11.5, 100)], sample_rate=100) == 0.5
 
 
-def test_speeds_follow_from_the_metrics(model: KimiAudio) -> None:
-    rows = {row["name"]: row for row in measure_requests(model, usual_question(), runs=1)}
-    assert list(rows) == list(REQUESTS)
-    metrics = rows["speech"]["metrics"]
-    factor = metrics["total_seconds"] / metrics["output_audio_seconds"]
-    assert rows["speech"]["real_time_factor"] == pytest.approx(factor)
-    assert "real_time_factor" not in rows["text"]
-    assert rows["text"]["steps_per_second"] > 0
+def test_requests_by_stage(model: KimiAudio) -> None:
+    table = measure_requests(model, usual_question(), runs=1)
+    rows = {row[""]: row for row in table.rows}
+    assert list(rows["total"])[1:] == list(REQUESTS)
+    factor = rows["total"]["speech"] / rows["output audio"]["speech"]
+    assert rows["real-time factor"]["speech"] == pytest.approx(factor)
+    assert rows["real-time factor"]["text"] is None
+    stages = sum(rows[name]["text"] for name in ("encoders", "prefill", "decode"))
+    assert 0 < stages < rows["total"]["text"]
+
+
+def test_first_text_and_sound(model: KimiAudio) -> None:
+    text, speech, early = measure_first(model, usual_question(), runs=1).rows
+    assert text["first sound, ms"] is None and text["first text, ms"] > 0
+    for row in (speech, early):
+        assert row["first sound, ms"] > row["first text, ms"] > 0
 
 
 def test_unknown_head_rows_are_refused() -> None:
@@ -87,30 +101,16 @@ def test_components_keep_their_full_heads() -> None:
     assert len(model.language_model.audio_head.weight) < vocabulary
 
 
-def test_decoding_while_speaking(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_while_speaking() -> None:
     components = random_components(SIZES["tiny"], CPU, torch.float32)
-    speaking, take_turn = overlap.speaking, overlap.Contender.take_turn
-    talks, turns = False, []
+    table = decode_while_speaking(components.language_model, components.detokenizer, 64, runs=2)
+    assert [row["decode steps"] for row in table.rows] == ["alone", "while speaking"]
+    for row in table.rows:
+        assert row["steps/s"] == pytest.approx(1e3 / row["ms/step"])
 
-    @contextmanager
-    def watched_speaking(detokenizer: Detokenizer) -> Iterator[Callable[[], float]]:
-        nonlocal talks
-        with speaking(detokenizer) as real_time_factor:
-            talks = True
-            yield real_time_factor
-        talks = False
 
-    def watched_turn(contender: overlap.Contender, steps: int | None) -> bool:
-        turns.append((contender.name, talks))
-        return take_turn(contender, steps)
-
-    monkeypatch.setattr(overlap, "speaking", watched_speaking)
-    monkeypatch.setattr(overlap.Contender, "take_turn", watched_turn)
-    found = overlap.decode_while_speaking(
-        components.language_model, components.detokenizer, 64, runs=2
-    )
-    assert turns == 2 * [("alone", False), ("while speaking", True)]
-    assert found["real_time_factor"] > 0
-    for row in found["modes"]:
-        assert row["steps_per_second"] == pytest.approx(1 / row["step_seconds"])
-    assert "while speaking" in report.table({"speaking": found}, "speaking")
+def test_speech_goes_on_while_it_is_asked_for() -> None:
+    detokenizer = random_components(SIZES["tiny"], CPU, torch.float32).detokenizer
+    with speaking(detokenizer) as real_time_factor:
+        pass
+    assert real_time_factor() > 0
