@@ -21,11 +21,11 @@ from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.engine.speech import SpeechPipeline, warm_up
 from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers.onednn import use_onednn
+from kimia_infer.layers.sampler import Randomness, SeededRandomness
 from kimia_infer.models.kimi_audio.messages import AudioSource, Message, parse_messages
 from kimia_infer.models.kimi_audio.prompt import Prompt, PromptBuilder
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
-from kimia_infer.utils.errors import RequestError
-from kimia_infer.utils.randomness import Randomness, SeededRandomness
+from kimia_infer.utils.errors import ConfigurationError, RequestError
 
 HeadRows = Literal["full", "track"]
 
@@ -234,9 +234,9 @@ class Engine:
 
 
 def check_head_rows(value: str) -> None:
-    """Raise RequestError unless ``value`` is one of HeadRows."""
+    """Raise ConfigurationError unless ``value`` is one of HeadRows."""
     if value not in ("full", "track"):
-        raise RequestError(f"head_rows: expected 'full' or 'track', found {value!r}")
+        raise ConfigurationError(f"head_rows: expected 'full' or 'track', found {value!r}")
 
 
 def _voice_reader(components: Components) -> VoiceReader | None:

@@ -29,11 +29,11 @@ from kimia_infer.api.transcription import (
 from kimia_infer.audio.decode import SAMPLE_RATE as INPUT_RATE
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.engine.repetition import RepetitionGuard
-from kimia_infer.layers.cache import check_kv_cache
+from kimia_infer.layers.attention import check_kv_cache
 from kimia_infer.layers.quantization import check_quantization
+from kimia_infer.layers.sampler import Randomness, SeededRandomness
 from kimia_infer.models.kimi_audio.messages import AudioSource, Message, parse_messages
 from kimia_infer.utils.errors import RequestError
-from kimia_infer.utils.randomness import Randomness, SeededRandomness
 from kimia_infer.weights.resolve import resolve_weights
 
 __all__ = ["CHECK_INTERVAL", "Completion", "KimiAudio"]
@@ -56,9 +56,9 @@ class KimiAudio(Engine):
     ``kv_cache="fp8"`` keeps keys and values of attention in 8 bits instead of ``dtype``.
     ``offload="encoders"`` keeps both encoders in host memory between the sounds they read.
 
-    Raises RequestError for a backend, a quantization or a cache that cannot be used here, and for
-    a model that does not fit in the memory of the device; CheckpointError or WeightsError before
-    anything is served if a file is missing or does not fit.
+    Raises ConfigurationError for an argument that is unknown or cannot be used here, and for a
+    model that does not fit in the memory of the device; CheckpointError or WeightsError if a file
+    is missing or does not fit.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER, VOC
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
-from kimia_infer.utils.errors import CheckpointError, RequestError
+from kimia_infer.utils.errors import CheckpointError, ConfigurationError
 from kimia_infer.utils.progress import progress
 from kimia_infer.weights.adapter import Adapter
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
@@ -89,7 +89,7 @@ def load_components(
 
     Raises:
         CheckpointError: the first file or tensor that does not fit.
-        RequestError: the quantization is not available here, or the device has too little memory.
+        ConfigurationError: the quantization cannot be used here, or too little memory is free.
     """
     scheme = choose_scheme(directory, quantization, adapter)
     check_quantization(scheme, device, stored_scheme(directory))
@@ -209,5 +209,5 @@ def parse_dtype(value: str | torch.dtype | None, device: torch.device) -> torch.
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = getattr(torch, value, None) if isinstance(value, str) else value
     if dtype not in (torch.float32, torch.bfloat16):
-        raise RequestError(f"dtype: expected 'float32' or 'bfloat16', found {value!r}")
+        raise ConfigurationError(f"dtype: expected 'float32' or 'bfloat16', found {value!r}")
     return dtype

@@ -8,11 +8,11 @@ from itertools import product
 import torch
 
 from kimia_infer.api.parameters import BUDGETS
-from kimia_infer.layers.cache import KV_CACHES, check_kv_cache
+from kimia_infer.layers.attention import KV_CACHES, check_kv_cache
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, stored_build
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import ConfigurationError
 
 GB = 10**9
 RESERVE = 1 * GB
@@ -52,9 +52,9 @@ class MemoryPlan:
         return weights + encoders + spoken + self._cache() + work + RESERVE
 
     def _cache(self) -> int:
-        config, held = self.config, KV_CACHES[self.kv_cache] or self.dtype
+        config, stored = self.config, KV_CACHES[self.kv_cache] or self.dtype
         values = 2 * config.total_layers * config.kv_heads * config.head_dim
-        return max(BUDGETS.values()) * values * held.itemsize
+        return max(BUDGETS.values()) * values * stored.itemsize
 
     def _work(self, scheme: str) -> int:
         """The largest feed-forward: gate and up joined, their product, and what it takes."""
@@ -67,12 +67,12 @@ class MemoryPlan:
         return positions * row * self.dtype.itemsize + matrix
 
     def check(self, scheme: str, speech: bool, device: torch.device, free: int) -> None:
-        """Raise RequestError, naming what would fit, unless ``free`` bytes are enough."""
+        """Raise ConfigurationError, naming what would fit, unless ``free`` bytes are enough."""
         needed = self.needed(scheme, speech)
         if needed <= free:
             return
         others = " or ".join(self._alternatives(speech, device, free))
-        raise RequestError(
+        raise ConfigurationError(
             f"memory: {self._described(scheme, speech)} needs {needed / GB:.1f} GB, and {device} "
             f"has {free / GB:.1f} GB free; {f'use {others}' if others else 'nothing smaller fits'}"
         )
@@ -104,7 +104,7 @@ class MemoryPlan:
         try:
             check_quantization(scheme, device)
             language_model(self.config, scheme)
-        except RequestError:
+        except ConfigurationError:
             return False
         return True
 
@@ -145,6 +145,6 @@ def free_memory(device: torch.device) -> int | None:
 def _has_narrow_cache(device: torch.device) -> bool:
     try:
         check_kv_cache("fp8", device)
-    except RequestError:
+    except ConfigurationError:
         return False
     return True

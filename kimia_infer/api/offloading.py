@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import ConfigurationError
 
 OFFLOADS = ("encoders",)
 ENCODERS = ("speech_tokenizer", "whisper")
@@ -79,8 +79,8 @@ def offloaded(
 
 
 def check_offload(value: str, device: torch.device) -> None:
-    """Raise RequestError unless ``value`` names what can be kept off ``device``."""
+    """Raise ConfigurationError unless ``value`` names what can be kept off ``device``."""
     if value not in OFFLOADS:
-        raise RequestError(f"offload: expected {' or '.join(OFFLOADS)}, found {value!r}")
+        raise ConfigurationError(f"offload: expected {' or '.join(OFFLOADS)}, found {value!r}")
     if device.type == "cpu":
-        raise RequestError("offload: the weights are in host memory on the CPU; leave it out")
+        raise ConfigurationError("offload: the weights are in host memory on the CPU; leave it out")

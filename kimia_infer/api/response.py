@@ -18,9 +18,9 @@ from kimia_infer.audio.mel import Voice
 from kimia_infer.engine.decode import Generation, Progress
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.engine.speech import SpeechPipeline
+from kimia_infer.layers.sampler import Randomness
 from kimia_infer.models.kimi_audio.messages import Message
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
-from kimia_infer.utils.randomness import Randomness
 
 SAMPLE_RATE = 24_000
 # A chunk is handed out at a look; the first one must not wait for long.

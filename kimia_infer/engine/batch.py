@@ -10,15 +10,13 @@ products of more rows.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from kimia_infer.engine.decode import Decoder, Generation, Progress
 from kimia_infer.engine.state import extent_of
-from kimia_infer.layers.attention import BACKENDS, CachedAttention
-from kimia_infer.layers.cache import KV_CACHES, KeyValueCache
+from kimia_infer.layers.attention import BACKENDS, KV_CACHES, CachedAttention
 from kimia_infer.layers.sampler import TrackSampling, draw_dtype, sample
 from kimia_infer.utils.graphs import Graphs, graphs_for
 
@@ -43,11 +41,8 @@ class Batch:
         self.decoder, self.sampling, self.check_interval = decoder, sampling, check_interval
         self.model, self.graphs = decoder.model, make_graphs(decoder.model.device)
         model, device, capacity = self.model, decoder.model.device, decoder.capacity
-        trunk, held = replace(model.config, mimo_layers=0), KV_CACHES[decoder.kv_cache]
-        self.cache = KeyValueCache(trunk, capacity, device, model.dtype, held, slots)
-        # Attention over the longest row multiplies what others have not filled by 0.
-        self.cache.keys.zero_()
-        self.cache.values.zero_()
+        self.cache = model.new_cache(capacity, KV_CACHES[decoder.kv_cache], slots, mimo=False)
+        self.cache.clear()
         self.generations: list[Generation | None] = [None] * slots
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:

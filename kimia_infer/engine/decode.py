@@ -24,12 +24,10 @@ from kimia_infer.engine.state import (
     DecodeState,
     Snapshot,
 )
-from kimia_infer.layers.attention import choose_backend
-from kimia_infer.layers.cache import KV_CACHES, check_kv_cache
-from kimia_infer.layers.sampler import Sampling
+from kimia_infer.layers.attention import KV_CACHES, check_kv_cache, choose_backend
+from kimia_infer.layers.sampler import Randomness, Sampling
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.utils.graphs import Graphs, graphs_for
-from kimia_infer.utils.randomness import Randomness
 
 OutputType = Literal["text", "both"]
 
@@ -54,8 +52,10 @@ class Decoder:
         config, dtype = model.config, model.dtype
         self.model, self.control, self.capacity = model, control, capacity
         check_kv_cache(kv_cache, model.device)
-        self.kv_cache, self._held = kv_cache, KV_CACHES[kv_cache]
-        self.backend = choose_backend(model.device, dtype, config.head_dim, attention, self._held)
+        self.kv_cache, self._cache_dtype = kv_cache, KV_CACHES[kv_cache]
+        self.backend = choose_backend(
+            model.device, dtype, config.head_dim, attention, self._cache_dtype
+        )
         self._make_graphs = make_graphs
         self._free: list[DecodeState] = []
 
@@ -67,7 +67,7 @@ class Decoder:
         except IndexError:
             graphs = self._make_graphs(self.model.device)
             state = DecodeState(
-                self.model, self.control, self.capacity, self.backend, graphs, self._held
+                self.model, self.control, self.capacity, self.backend, graphs, self._cache_dtype
             )
         usable = True
         try:

@@ -15,11 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from kimia_infer.layers.attention import Attend, Backend, CachedAttention
-from kimia_infer.layers.cache import KeyValueCache
-from kimia_infer.layers.sampler import Sampling, TrackSampling, draw_dtype, sample
+from kimia_infer.layers.sampler import Randomness, Sampling, TrackSampling, draw_dtype, sample
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.utils.graphs import Graphs
-from kimia_infer.utils.randomness import Randomness
 
 # Attention that reads all of its extent is recorded for these; longer ones for the capacity.
 EXTENTS = (256, 512, 1024, 2048, 4096)
@@ -91,7 +89,7 @@ class TrackState:
 class DecodeState:
     """What one request at a time needs on the device; made once, reused by later requests.
 
-    ``held`` is the dtype of the cache where it is not that of the model.
+    ``cache_dtype`` is the dtype of the cache where it is not that of the model.
     """
 
     def __init__(
@@ -101,15 +99,13 @@ class DecodeState:
         capacity: int,
         backend: Backend,
         graphs: Graphs,
-        held: torch.dtype | None = None,
+        cache_dtype: torch.dtype | None = None,
     ):
         device, blank = model.device, control.blank
         self.model, self.control, self.graphs = model, control, graphs
-        cache = KeyValueCache(model.config, capacity, device, model.dtype, held)
+        cache = model.new_cache(capacity, cache_dtype)
         if graphs.captures:
-            # Attention over a whole extent multiplies what is not filled by 0.
-            cache.keys.zero_()
-            cache.values.zero_()
+            cache.clear()
         self.attention = CachedAttention(backend, cache)
         self.text = TrackState(model.text_head, 0, capacity, blank)
         self.audio = TrackState(model.audio_head, model.first_audio_id, capacity, blank)
@@ -149,7 +145,7 @@ class DecodeState:
 
     def _extent(self, position: int) -> int:
         capacity = self.attention.cache.capacity
-        if self.attention.backend.any_extent:
+        if self.attention.backend.reads_filled:
             return capacity
         return extent_of(position, capacity)
 

@@ -19,11 +19,11 @@ from kimia_infer.engine.decode import Progress
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.evaluation.items import EvaluationError, Item
 from kimia_infer.evaluation.sounds import Loaded
+from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.messages import parse_messages
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 from kimia_infer.utils.errors import RequestError, RequestOutOfMemory
 from kimia_infer.utils.graphs import Graphs, graphs_for
-from kimia_infer.utils.randomness import SeededRandomness
 
 log = logging.getLogger(__name__)
 

@@ -1,13 +1,14 @@
-"""The one place that chooses how attention is computed.
+"""The key/value cache, and the one place that chooses how attention over it is computed.
 
-Every backend has two forms: of a sequence whose place the host knows, and of a single token
-whose place stands in a device tensor, with fixed shapes, so that it can be recorded in a graph.
-All read grouped keys and values as they are stored, Triton's kernel those in e4m3 as well; for
-the others these are widened first.
+Every backend has two forms: of a sequence whose position the host knows, and of a single token
+whose position is in a device tensor, with fixed shapes, so that it can be recorded in a graph.
+All read grouped keys and values as they are stored; Triton's kernel reads e4m3 as well, for the
+others these are widened first.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,41 +18,136 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimia_infer.layers import triton_support
-from kimia_infer.layers.cache import KeyValueCache
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.layers.quantization import FP8, check_fp8
+from kimia_infer.utils.errors import ConfigurationError
 
-# Joined projections [batch, length, rows] of a layer -> [batch, length, heads * head_dim].
+KV_CACHES: dict[str, torch.dtype | None] = {"none": None, "fp8": FP8}
+"""How keys and values can be stored: in the working dtype, or in e4m3."""
+
+# Joined projections [batch, length, rows], layer -> [batch, length, heads * head_dim].
 Attend = Callable[[Tensor, int], Tensor]
+
+
+class KeyValueCache:
+    """Keys (after rotation) and values of every layer, allocated once.
+
+    ``keys`` and ``values`` [layers, kv_heads, slots * capacity, head_dim] are stored in
+    ``cache_dtype``, or in ``dtype`` where that is None, and read in ``dtype``. ``cos`` and
+    ``sin`` [capacity, head_dim] are the rotary tables of the positions, computed in fp32 and cast
+    to ``dtype``. Each of the ``slots`` belongs to one request.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        *,
+        rope_theta: float,
+        device: torch.device,
+        dtype: torch.dtype,
+        cache_dtype: torch.dtype | None = None,
+        slots: int = 1,
+    ):
+        self.capacity, self.dtype, self.slots = capacity, dtype, slots
+        shape = (layers, kv_heads, slots * capacity, head_dim)
+        self.keys = torch.empty(shape, device=device, dtype=cache_dtype or dtype)
+        self.values = torch.empty_like(self.keys)
+        self.cos, self.sin = rotary_tables(head_dim, rope_theta, capacity, device, dtype)
+
+    def clear(self) -> None:
+        """Fill with zeros: attention over a whole bucket multiplies unfilled positions by 0."""
+        self.keys.zero_()
+        self.values.zero_()
+
+    def store(self, layer: int, place: slice | Tensor, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values [kv_heads, n, head_dim] at ``place``, a span or int64 [n]."""
+        for stored, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            if stored.dtype is FP8:
+                # Values too large for e4m3 become its largest number, on every device. Bytes are
+                # copied because not all operations know the dtype.
+                largest = torch.finfo(FP8).max
+                new = new.clamp(-largest, largest).to(FP8).view(torch.uint8)
+                stored = stored.view(torch.uint8)
+            if isinstance(place, slice):
+                stored[:, place] = new
+            else:
+                stored.index_copy_(1, place, new)
+
+    def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [slots, kv_heads, end, head_dim] of the first ``end`` positions."""
+        keys, values = (
+            joined[layer].unflatten(1, (self.slots, self.capacity))[:, :, :end].transpose(0, 1)
+            for joined in (self.keys, self.values)
+        )
+        return keys.to(self.dtype), values.to(self.dtype)
+
+    def places(self, positions: Tensor) -> Tensor:
+        """Where :meth:`store` puts one position of each slot, int64 [slots]."""
+        if self.slots == 1:
+            return positions
+        slots = torch.arange(self.slots, device=positions.device)
+        return slots * self.capacity + positions
+
+    def slot(self, index: int) -> KeyValueCache:
+        """A view of one slot."""
+        view, span = copy.copy(self), slice(index * self.capacity, (index + 1) * self.capacity)
+        view.slots, view.keys, view.values = 1, self.keys[:, :, span], self.values[:, :, span]
+        return view
+
+
+def check_kv_cache(name: str, device: torch.device) -> None:
+    """Raise ConfigurationError, naming alternatives, unless ``device`` supports this cache."""
+    if name not in KV_CACHES:
+        raise ConfigurationError(f"kv_cache: expected {' or '.join(KV_CACHES)}, found {name!r}")
+    if name == "fp8":
+        check_fp8("kv_cache", device, "'none'")
+
+
+def rotary_tables(
+    head_dim: int, theta: float, length: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin [length, head_dim] of the half-split rotary embedding with base ``theta``.
+
+    The frequencies are computed in fp32: those stored in the checkpoint are rounded to bf16, and
+    the published code ignores them.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / theta**exponents
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
 
 @dataclass(frozen=True)
 class Backend:
-    """An implementation of attention.
+    """An implementation of attention, with scale 1/sqrt(head_dim).
 
-    ``sequence(query, keys, values)``: query [1, heads, length, head_dim] stands at the end of
-    keys and values [1, kv_heads, total, head_dim]; returns the shape of query. Each query sees
-    the keys up to its own position.
-    ``token(qkv, cache, layer, position, extent)``: qkv [1, 1, rows] of the joined projection at
-    ``position`` int64 [1]; stores its key and value and returns [1, 1, heads * head_dim]. All
-    positions up to its own are below ``extent``. With ``any_extent`` that limit costs nothing.
-    That of ``"sdpa"`` also takes a cache with slots, and a token of each: 1 is their number then.
-    Scale 1/sqrt(head_dim).
+    ``sequence(query, keys, values)``: query [1, heads, length, head_dim] is at the end of keys and
+    values [1, kv_heads, total, head_dim]; returns the shape of query. Each query sees the keys up
+    to its own position.
+    ``token(qkv, cache, layer, position, bucket)``: qkv [slots, 1, rows] of the joined projection
+    at ``position`` int64 [slots]; stores keys and values and returns [slots, 1, heads * head_dim].
+    Every position is below ``bucket``, which bounds the positions that are read. Only ``"sdpa"``
+    takes more than one slot. With ``reads_filled`` only filled positions are read, so that one
+    bucket, the capacity, is enough.
     """
 
     name: str
     sequence: Callable[[Tensor, Tensor, Tensor], Tensor]
     token: Callable[[Tensor, KeyValueCache, int, Tensor, int], Tensor]
-    any_extent: bool
+    reads_filled: bool
 
 
 class CachedAttention:
-    """A backend at work on the cache of one request."""
+    """A backend that works on the cache of one request."""
 
     def __init__(self, backend: Backend, cache: KeyValueCache):
         self.backend, self.cache = backend, cache
 
     def at(self, start: int) -> Attend:
-        """Attention of positions from ``start`` on, which follow all that is filled."""
+        """Attention of positions from ``start`` on; those before are filled."""
         cache = self.cache
 
         def attend(qkv: Tensor, layer: int) -> Tensor:
@@ -65,9 +161,9 @@ class CachedAttention:
 
         return attend
 
-    def at_position(self, position: Tensor, extent: int) -> Attend:
-        """Attention of one token at ``position`` int64 [1], which is below ``extent``."""
-        return lambda qkv, layer: self.backend.token(qkv, self.cache, layer, position, extent)
+    def at_position(self, position: Tensor, bucket: int) -> Attend:
+        """Attention of one token at ``position`` int64 [1], which is below ``bucket``."""
+        return lambda qkv, layer: self.backend.token(qkv, self.cache, layer, position, bucket)
 
 
 def choose_backend(
@@ -75,20 +171,24 @@ def choose_backend(
     dtype: torch.dtype,
     head_dim: int,
     name: str | None = None,
-    held: torch.dtype | None = None,
+    cache_dtype: torch.dtype | None = None,
 ) -> Backend:
     """The backend called ``name``, or the best one for tensors of this kind.
 
-    ``held`` is the dtype that the cache keeps keys and values in, None for ``dtype``.
-    Raises RequestError, saying what is lacking, for a name that is unknown or cannot be used.
+    ``cache_dtype`` is the dtype of the cache, None for ``dtype``. Raises ConfigurationError for a
+    name that is unknown, or that cannot be used, with what is missing.
     """
     if name is not None and name not in BACKENDS:
-        raise RequestError(f"attention: expected one of {', '.join(BACKENDS)}, found {name!r}")
+        raise ConfigurationError(
+            f"attention: expected one of {', '.join(BACKENDS)}, found {name!r}"
+        )
     for candidate in BACKENDS if name is None else [name]:
-        lacking = _LACKING[candidate](device, dtype, head_dim, held)
+        lacking = _LACKING[candidate](device, dtype, head_dim, cache_dtype)
         if lacking is None:
             return BACKENDS[candidate]
-    raise RequestError(f"attention: {name!r} cannot be used here, {lacking}; leave it to choose")
+    raise ConfigurationError(
+        f"attention: {name!r} cannot be used here, {lacking}; leave it out to use the best one"
+    )
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -115,13 +215,13 @@ def _sdpa_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def _sdpa_token(
-    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, extent: int
+    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, bucket: int
 ) -> Tensor:
-    # The query heads that share a key head stand where a sequence would: [slots, kv, group, dim].
+    # Query heads that share a key head take the place of a sequence: [slots, kv, group, dim].
     query = _store(qkv, cache, layer, position).squeeze(2).unflatten(1, (cache.keys.shape[1], -1))
-    seen = torch.arange(extent, device=qkv.device) <= position[:, None, None, None]
+    seen = torch.arange(bucket, device=qkv.device) <= position[:, None, None, None]
     mixed = F.scaled_dot_product_attention(
-        query, *cache.read(layer, extent), attn_mask=seen.expand(-1, 1, query.shape[2], -1)
+        query, *cache.read(layer, bucket), attn_mask=seen.expand(-1, 1, query.shape[2], -1)
     )
     return mixed.flatten(1)[:, None]
 
@@ -137,7 +237,7 @@ def _flash_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 
 
 def _flash_token(
-    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, extent: int
+    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, bucket: int
 ) -> Tensor:
     from flash_attn import flash_attn_with_kvcache
 
@@ -152,7 +252,7 @@ def _flash_token(
 
 
 def _triton_token(
-    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, extent: int
+    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, bucket: int
 ) -> Tensor:
     from kimia_infer.layers.attention_kernels import rotate_append_attend
 
@@ -164,7 +264,7 @@ def _triton_token(
 
 
 def _store(qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor) -> Tensor:
-    """Put key and value of a token in their place; its rotated query [slots, heads, 1, dim]."""
+    """Store key and value of one token per slot; its rotated query [slots, heads, 1, dim]."""
     query, keys, values = split_heads(qkv, cache.keys.shape[1], cache.keys.shape[-1])
     cos, sin = cache.cos[position, None, None], cache.sin[position, None, None]
     keys, values = rotate(keys, cos, sin).squeeze(2), values.squeeze(2)
@@ -173,19 +273,19 @@ def _store(qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor) -> T
 
 
 def _lacks_flash(
-    device: torch.device, dtype: torch.dtype, head_dim: int, held: torch.dtype | None
+    device: torch.device, dtype: torch.dtype, head_dim: int, cache_dtype: torch.dtype | None
 ) -> str | None:
     if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
         return f"it computes in bfloat16 on CUDA devices, not in {dtype} on {device}"
     if importlib.util.find_spec("flash_attn") is None:
         return "the package flash-attn is not installed"
-    if held is not None:
-        return f"it reads keys and values in {dtype}, not in {held}"
+    if cache_dtype is not None:
+        return f"it reads keys and values in {dtype}, not in {cache_dtype}"
     return None
 
 
 def _lacks_triton(
-    device: torch.device, dtype: torch.dtype, head_dim: int, held: torch.dtype | None
+    device: torch.device, dtype: torch.dtype, head_dim: int, cache_dtype: torch.dtype | None
 ) -> str | None:
     if head_dim < 16 or head_dim & (head_dim - 1):
         return f"its kernel needs a head size of 16, 32, 64 or 128, not {head_dim}"
@@ -194,12 +294,12 @@ def _lacks_triton(
 
 BACKENDS = {
     # The best one first. Triton's kernel also rotates and stores, so it leads flash-attn.
-    "triton": Backend("triton", _sdpa_sequence, _triton_token, any_extent=True),
-    "flash-attn": Backend("flash-attn", _flash_sequence, _flash_token, any_extent=True),
-    "sdpa": Backend("sdpa", _sdpa_sequence, _sdpa_token, any_extent=False),
+    "triton": Backend("triton", _sdpa_sequence, _triton_token, reads_filled=True),
+    "flash-attn": Backend("flash-attn", _flash_sequence, _flash_token, reads_filled=True),
+    "sdpa": Backend("sdpa", _sdpa_sequence, _sdpa_token, reads_filled=False),
 }
 _LACKING: dict[str, Callable[[torch.device, torch.dtype, int, torch.dtype | None], str | None]] = {
     "triton": _lacks_triton,
     "flash-attn": _lacks_flash,
-    "sdpa": lambda device, dtype, head_dim, held: None,
+    "sdpa": lambda device, dtype, head_dim, cache_dtype: None,
 }

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from kimia_infer.layers import triton_support
 from kimia_infer.layers.triton_support import fused
-from kimia_infer.utils.errors import CheckpointError, RequestError
+from kimia_infer.utils.errors import CheckpointError, ConfigurationError
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
 
@@ -119,12 +119,12 @@ STORAGES = {
 
 
 def check_quantization(scheme: str, device: torch.device, stored: str = "none") -> None:
-    """Raise RequestError, naming what else can be used, unless ``scheme`` runs on ``device``.
+    """Raise ConfigurationError, naming what else can be used, unless ``scheme`` runs on ``device``.
 
     ``stored`` is the scheme of the checkpoint, which leaves no choice unless it is "none".
     """
     if scheme not in SCHEMES:
-        raise RequestError(f"quantization: expected {', '.join(SCHEMES)}, found {scheme!r}")
+        raise ConfigurationError(f"quantization: expected {', '.join(SCHEMES)}, found {scheme!r}")
     if scheme == "none" or device.type == "cpu":
         return
     other = ""
@@ -132,7 +132,7 @@ def check_quantization(scheme: str, device: torch.device, stored: str = "none") 
         other = "the checkpoint that these weights were made from, with quantization "
     lacking = triton_support.missing(device)
     if lacking is not None:
-        raise RequestError(
+        raise ConfigurationError(
             f"quantization: {scheme!r} needs Triton kernels, but {lacking}; use {other}'none'"
         )
     if scheme == "fp8":
@@ -140,16 +140,16 @@ def check_quantization(scheme: str, device: torch.device, stored: str = "none") 
 
 
 def check_fp8(argument: str, device: torch.device, others: str) -> None:
-    """Raise RequestError for ``argument``, naming ``others``, on devices that lack e4m3."""
+    """Raise ConfigurationError for ``argument``, naming ``others``, on devices that lack e4m3."""
     if device.type == "cpu":
         return
     if device.type != "cuda":
-        raise RequestError(
+        raise ConfigurationError(
             f"{argument}: 'fp8' needs a CUDA device or the CPU, not {device}; use {others}"
         )
     capability = torch.get_device_module(device).get_device_capability(device)
     if capability < FP8_CAPABILITY:
-        raise RequestError(
+        raise ConfigurationError(
             f"{argument}: 'fp8' needs compute capability 8.9 (Ada, Hopper) and {device} has "
             f"{'.'.join(map(str, capability))}; use {others}"
         )
@@ -204,14 +204,14 @@ def quantized_layers(model: nn.Module, scheme: str) -> Iterator[tuple[str, nn.Li
     """The linear layers of a language model that ``scheme`` quantizes.
 
     Raises:
-        RequestError: rows are not whole groups.
+        ConfigurationError: rows are not whole groups.
     """
     for name, layer in list(model.named_modules()):
         storage = storage_of(scheme, name)
         if storage is None or not isinstance(layer, nn.Linear):
             continue
         if storage.group is not None and layer.in_features % storage.group:
-            raise RequestError(
+            raise ConfigurationError(
                 f"quantization: {storage.name} has a scale for each {storage.group} values of a "
                 f"row, and {name} has rows of {layer.in_features}; use 'int8' or 'fp8'"
             )
@@ -245,7 +245,7 @@ def quantized_component(part: Component, scheme: str) -> Component:
     """A language model's part that quantizes what it reads, one matrix at a time.
 
     Raises:
-        RequestError: rows are not whole groups.
+        ConfigurationError: rows are not whole groups.
     """
     if scheme == "none":
         return part

@@ -1,14 +1,30 @@
-"""The sampler of both tracks: a pure function of logits, history and one uniform number."""
+"""The sampler of both tracks, and the random numbers that a request draws.
+
+The sampler is a pure function of logits, history and one uniform number. Every random number has
+an address: (seed, track, step) for tokens, (seed, chunk) for the noise that a speech chunk starts
+from. A request therefore gives the same answer on the same machine whatever is computed ahead,
+skipped or batched.
+"""
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-# At or below this temperature the published sampler takes the largest logit.
 GREEDY_TEMPERATURE = 1e-6
+"""At or below this temperature the published sampler takes the largest logit."""
+
+MAX_SEED = 2**32 - 1
+"""The largest integer that every client can represent, so that a drawn seed can be sent back."""
+
+Track = Literal["text", "audio"]
+_TRACK_STREAMS: dict[Track, int] = {"text": 0, "audio": 1}
+_FIRST_CHUNK_STREAM = len(_TRACK_STREAMS)
 
 
 @dataclass(frozen=True)
@@ -38,6 +54,38 @@ class Sampling:
     text: TrackSampling
 
 
+class Randomness(Protocol):
+    """Source of the random numbers of the decode loop and the detokenizer."""
+
+    def uniforms(self, track: Track, steps: int) -> Tensor:
+        """float64 [steps] in [0, 1): the draw of every decode step of a track."""
+
+    def noise(self, chunk: int, frames: int, channels: int) -> Tensor:
+        """float32 [frames, channels], standard normal: the start of a speech chunk."""
+
+
+class SeededRandomness:
+    """The random numbers of one request, from one seed.
+
+    The address is the key of the counter-based Philox generator, whose stream NumPy guarantees to
+    keep.
+    """
+
+    def __init__(self, seed: int | None = None):
+        """``seed`` in 0 .. 2**32 - 1; None draws one from the operating system."""
+        self.seed = secrets.randbelow(MAX_SEED + 1) if seed is None else seed
+
+    def _generator(self, stream: int) -> np.random.Generator:
+        return np.random.Generator(np.random.Philox(key=[self.seed, stream]))
+
+    def uniforms(self, track: Track, steps: int) -> Tensor:
+        return torch.from_numpy(self._generator(_TRACK_STREAMS[track]).random(steps))
+
+    def noise(self, chunk: int, frames: int, channels: int) -> Tensor:
+        generator = self._generator(_FIRST_CHUNK_STREAM + chunk)
+        return torch.from_numpy(generator.standard_normal((frames, channels), dtype=np.float32))
+
+
 def penalize_repetition(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:
     """Divide positive logits of the ids in ``recent`` by ``penalty``, multiply negative ones.
 
@@ -62,7 +110,7 @@ def draw_weights(logits: Tensor, temperature: float, top_k: int) -> tuple[Tensor
 
 
 def draw_dtype(device: torch.device) -> torch.dtype:
-    """In which a draw is computed: float64, but float32 on devices without it, such as MPS."""
+    """The dtype of a draw: float64, but float32 on devices without it, such as MPS."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
@@ -87,7 +135,7 @@ def sample(
 ) -> Tensor:
     """Choose the next id of a track: int64 [1].
 
-    logits [rows] stand for the ids from ``first_id`` on; ``history`` int64 [capacity] holds the
+    logits [rows] are those of the ids from ``first_id`` on; ``history`` int64 [capacity] holds the
     ids of steps 0 .. step-1 of this track, blanks and end tokens included; ``step`` int64 [1];
     ``uniform`` [1] as :func:`draw` takes it. No value is read by the host.
     """

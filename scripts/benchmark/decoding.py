@@ -13,13 +13,12 @@ from torch import nn
 from kimia_infer.api.kimia import CHECK_INTERVAL
 from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
-from kimia_infer.layers.cache import KV_CACHES
+from kimia_infer.layers.attention import KV_CACHES
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.quantization import QuantizedLinear
-from kimia_infer.layers.sampler import Sampling, TrackSampling
+from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
-from kimia_infer.utils.randomness import SeededRandomness
 from scripts.benchmark.measuring import (
     BOTH,
     MODES,

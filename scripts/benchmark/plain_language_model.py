@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from kimia_infer.engine.decode import DecodeInput
 from kimia_infer.engine.state import ControlTokens
-from kimia_infer.layers.attention import rotate
-from kimia_infer.layers.cache import rotary_tables
+from kimia_infer.layers.attention import rotary_tables, rotate
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import (
     Attention,
@@ -55,7 +54,9 @@ class PlainGeneration:
         """Generate until the end token or the step limit; yields the steps done."""
         model, prompt = self.model, self.prompt
         capacity = prompt.length + self.max_steps
-        cos, sin = rotary_tables(model.config, capacity, model.device, model.dtype)
+        cos, sin = rotary_tables(
+            model.config.head_dim, model.config.rope_theta, capacity, model.device, model.dtype
+        )
         x = model.embed(prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features)
         position = 0
         for step in range(self.max_steps):

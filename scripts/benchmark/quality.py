@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
-from kimia_infer.layers.attention import CachedAttention
-from kimia_infer.layers.cache import KV_CACHES, KeyValueCache
-from kimia_infer.utils.randomness import SeededRandomness
+from kimia_infer.layers.attention import KV_CACHES, CachedAttention
+from kimia_infer.layers.sampler import SeededRandomness
 from scripts.benchmark.decoding import GREEDY
 from scripts.benchmark.report import Cell
 
@@ -106,9 +105,7 @@ def _logits(decoder: Decoder, prompt: DecodeInput, ids: dict[str, Tensor]) -> di
     given = model.embed(audio, text).transpose(0, 1)
     read = model.embed(prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features)
     x = torch.cat([read, given], dim=1)
-    cache = KeyValueCache(
-        model.config, x.shape[1], model.device, x.dtype, KV_CACHES[decoder.kv_cache]
-    )
+    cache = model.new_cache(x.shape[1], KV_CACHES[decoder.kv_cache])
     hidden = model(x, CachedAttention(decoder.backend, cache).at(0))
     first = prompt.length - 1
     return {

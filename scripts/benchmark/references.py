@@ -22,10 +22,14 @@ from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers import triton_support
-from kimia_infer.layers.attention import BACKENDS, CachedAttention, choose_backend
-from kimia_infer.layers.cache import KV_CACHES, KeyValueCache
+from kimia_infer.layers.attention import (
+    BACKENDS,
+    KV_CACHES,
+    CachedAttention,
+    choose_backend,
+)
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, quantize_model
-from kimia_infer.layers.sampler import Sampling, TrackSampling
+from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
@@ -33,7 +37,6 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_t
 from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_component
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component
 from kimia_infer.utils.graphs import Direct, Graphs, graphs_for
-from kimia_infer.utils.randomness import SeededRandomness
 from scripts.benchmark.decoding import dequantized, random_prompt
 from scripts.benchmark.random_models import random_language_model, random_module
 from scripts.benchmark.report import Table
@@ -152,9 +155,8 @@ def logits(place: Place) -> Findings:
         except ValueError as error:
             yield f"logits, {name}", Found(None, FLOAT_LIMIT, _skipped(error))
             continue
-        cache = KeyValueCache(model.config, length + steps, device, model.dtype)
-        cache.keys.zero_()  # a recorded step reads what is not filled, times 0
-        cache.values.zero_()
+        cache = model.new_cache(length + steps)
+        cache.clear()
         attention = CachedAttention(backend, cache)
         x = model.embed(
             on["prefill.audio_ids"], on["prefill.text_ids"], on["prefill.is_continuous_mask"],
@@ -382,10 +384,8 @@ def short_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Langu
 def step_logits(model: LanguageModel, backend: str, kv_cache: str, eager: bool) -> Tensor:
     """Logits [2, rows] of a step after a random prompt, with PyTorch's operations if ``eager``."""
     prompt, _ = random_prompt(model)
-    cache_dtype = KV_CACHES[kv_cache]
-    cache = KeyValueCache(model.config, 2 * prompt.length, model.device, model.dtype, cache_dtype)
-    cache.keys.zero_()
-    cache.values.zero_()
+    cache = model.new_cache(2 * prompt.length, KV_CACHES[kv_cache])
+    cache.clear()
     attention = CachedAttention(BACKENDS[backend], cache)
     # Kernels have no gradient, so where one may be wanted they are not used.
     with torch.inference_mode(not eager), torch.set_grad_enabled(eager):

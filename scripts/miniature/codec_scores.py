@@ -14,6 +14,7 @@ from tqdm import tqdm
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.engine.speech import SpeechPipeline
+from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.flow import Noise
@@ -25,7 +26,6 @@ from kimia_infer.models.kimi_audio.published import (
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.recordings import Sound
-from kimia_infer.utils.randomness import SeededRandomness
 from scripts.miniature.judge import Heard, Judge
 
 SEED = 0

@@ -25,7 +25,7 @@ from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import ConfigurationError
 from scripts.benchmark.sizes import PUBLISHED
 from tests.paths import ROOT
 
@@ -135,7 +135,7 @@ def test_what_is_counted(published: MemoryPlan) -> None:
 def test_refusals_name_what_fits(
     card: int, scheme: str, speech: bool, message: str, published: MemoryPlan, ada
 ) -> None:
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(ConfigurationError, match=message):
         published.check(scheme, speech, GPU, room(card))
 
 
@@ -155,16 +155,16 @@ def test_quantized_checkpoints_are_offered_as_they_are_first(
     free: float, speech: bool, message: str, published: MemoryPlan, ada
 ) -> None:
     plan = replace(published, stored="int8")
-    with pytest.raises(RequestError, match=message):
+    with pytest.raises(ConfigurationError, match=message):
         plan.check("int8", speech, GPU, round(free * GB))
 
 
 def test_schemes_that_do_not_suit_the_model_are_not_offered(published: MemoryPlan, ada) -> None:
     """Rows of 48 values are no whole groups of int4, whatever was asked for."""
     odd = replace(published, config=replace(PUBLISHED.language_model, intermediate_size=48))
-    with pytest.raises(RequestError, match=r"'none' with text and speech needs .* GB free; "):
+    with pytest.raises(ConfigurationError, match=r"'none' with text and speech needs .* GB free; "):
         odd.check("none", True, GPU, odd.needed("none", True) - 1)
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         odd.check("int8", True, GPU, odd.needed("fp8", False) - 1)
     assert "int4" not in str(caught.value)
 
@@ -173,9 +173,9 @@ def test_what_the_device_cannot_compute_is_not_offered(
     published: MemoryPlan, ada, monkeypatch
 ) -> None:
     monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
-    with pytest.raises(RequestError, match=r"use quantization 'none' with text alone"):
+    with pytest.raises(ConfigurationError, match=r"use quantization 'none' with text alone"):
         published.check("none", True, GPU, round(25.5 * GB))
-    with pytest.raises(RequestError, match="nothing smaller fits"):
+    with pytest.raises(ConfigurationError, match="nothing smaller fits"):
         published.check("none", True, GPU, 10 * GB)
     published.check("none", True, GPU, 30 * GB)
 
@@ -188,10 +188,10 @@ def test_refused_before_anything_is_loaded(scheme: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(loading, "free_memory", lambda device: RESERVE)
     monkeypatch.setattr(loading, "load_modules", load)
     with pytest.raises(
-        RequestError, match=rf"memory: quantization '{scheme}' with text and speech"
+        ConfigurationError, match=rf"memory: quantization '{scheme}' with text and speech"
     ):
         KimiAudio(str(MINI), device="cpu", quantization=scheme)
-    with pytest.raises(RequestError, match=r"with text alone .* nothing smaller fits"):
+    with pytest.raises(ConfigurationError, match=r"with text alone .* nothing smaller fits"):
         KimiAudio(str(MINI), False, device="cpu", quantization=scheme)
 
 
@@ -201,12 +201,14 @@ def test_a_prepared_checkpoint_offers_what_can_be_done_with_it(tmp_path, monkeyp
     plan = loading.memory_plan(tmp_path / "int8", parts, torch.float32, "none", False)
     assert plan.stored == "int8"
     monkeypatch.setattr(loading, "free_memory", lambda device: plan.needed("int8", True) - 1)
-    with pytest.raises(RequestError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         KimiAudio(str(tmp_path / "int8"), device="cpu")
     assert str(caught.value).count("quantization 'int8'") == 2  # what was asked, and what fits
     assert not any(f"quantization '{other}'" in str(caught.value) for other in ("fp8", "int4"))
     monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
-    with pytest.raises(RequestError, match=r"use the checkpoint that .* with quantization 'none'$"):
+    with pytest.raises(
+        ConfigurationError, match=r"use the checkpoint that .* with quantization 'none'$"
+    ):
         loading.load_components(tmp_path / "int8", True, GPU, HALF)
 
 

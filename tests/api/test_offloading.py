@@ -14,7 +14,7 @@ from kimia_infer.api.offloading import check_offload, visiting
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from kimia_infer.serving.cog.self_test import self_test
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.graphs import Direct
 from tests.paths import ROOT
 
@@ -111,8 +111,10 @@ def test_the_self_test_passes(models) -> None:
 
 
 def test_what_is_refused() -> None:
-    with pytest.raises(RequestError, match="offload: expected encoders, found 'detokenizer'"):
+    with pytest.raises(ConfigurationError, match="offload: expected encoders, found 'detokenizer'"):
         check_offload("detokenizer", torch.device("cuda"))
     check_offload("encoders", torch.device("cuda"))
-    with pytest.raises(RequestError, match=r"offload: .* host memory on the CPU; leave it out"):
+    with pytest.raises(
+        ConfigurationError, match=r"offload: .* host memory on the CPU; leave it out"
+    ):
         KimiAudio(str(MINI), device="cpu", offload="encoders")

@@ -15,9 +15,8 @@ from kimia_infer.api.parameters import (
     parse_parameters,
 )
 from kimia_infer.engine.speech import PRESETS
-from kimia_infer.layers.sampler import TrackSampling
+from kimia_infer.layers.sampler import MAX_SEED, TrackSampling
 from kimia_infer.utils.errors import RequestError
-from kimia_infer.utils.randomness import MAX_SEED
 
 
 @pytest.mark.parametrize(

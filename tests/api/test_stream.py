@@ -15,9 +15,9 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.api.response import FIRST_SOUND_INTERVAL
 from kimia_infer.engine.speech import PRESETS, SpeechPipeline
+from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 from kimia_infer.utils.errors import RequestError
-from kimia_infer.utils.randomness import SeededRandomness
 
 CHAT = [{"role": "user", "message_type": "text", "content": "tell me about the weather"}]
 SAMPLED = {"audio_temperature": 1.0, "audio_top_k": 50, "text_temperature": 1.0, "seed": 4}

@@ -16,8 +16,8 @@ from kimia_infer.api.voice import MAX_SECONDS, MIN_SECONDS
 from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.engine.speech import PRESETS
+from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.utils.errors import RequestError
-from kimia_infer.utils.randomness import SeededRandomness
 from tests.api.sounds import noise, wav_bytes
 from tests.scripted import script
 

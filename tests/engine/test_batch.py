@@ -16,22 +16,17 @@ from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers.quantization import quantize_model
+from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from kimia_infer.utils.graphs import graphs_for
-from kimia_infer.utils.randomness import SeededRandomness
-from tests.engine.test_decode import (
+from tests.engine.helpers import (
     RUNS,
-    control,
-    prompts,
     recorded_uniforms,
     sampling_of,
-    with_heads,
 )
 from tests.paths import GOLDEN
 from tests.randomness import RecordedRandomness
 from tests.traced import TracedGraphs
-
-__all__ = ["control", "prompts", "with_heads"]  # fixtures
 
 TEXT_RUNS = [run for run in RUNS if run["params"]["output_type"] == "text"]
 SAMPLINGS = [

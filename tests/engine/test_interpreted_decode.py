@@ -14,7 +14,7 @@ from kimia_infer.layers.attention import BACKENDS, choose_backend
 from kimia_infer.models.kimi_audio import language_model as model_module
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import language_model_component
-from tests.engine.test_decode import (
+from tests.engine.helpers import (
     RUNS,
     put_heads,
     read_prompts,

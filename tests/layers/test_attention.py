@@ -15,12 +15,11 @@ from kimia_infer.layers import attention, triton_support
 from kimia_infer.layers.attention import (
     BACKENDS,
     CachedAttention,
+    KeyValueCache,
     choose_backend,
     rotate,
 )
-from kimia_infer.layers.cache import KeyValueCache
-from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import ConfigurationError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HEADS, KV_HEADS, DIM, FILLED, CAPACITY = 6, 2, 8, 7, 16
@@ -74,11 +73,11 @@ def test_sequence(name: str, length: int, flash_attn: None) -> None:
     torch.testing.assert_close(actual, reference(query, keys, values), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("extent", [FILLED + 1, 12, CAPACITY])
+@pytest.mark.parametrize("bucket", [FILLED + 1, 12, CAPACITY])
 @pytest.mark.parametrize("name", ["sdpa", "flash-attn"])
-def test_token(name: str, extent: int, golden, flash_attn: None) -> None:
+def test_token(name: str, bucket: int, flash_attn: None) -> None:
     """A token on top of what is filled: rotated, stored and attended with the rest."""
-    cache = small_cache(golden)
+    cache = small_cache()
     cache.keys[1, :, :FILLED], cache.values[1, :, :FILLED] = normal(2, KV_HEADS, FILLED, DIM)
     qkv = normal(1, 1, (HEADS + 2 * KV_HEADS) * DIM, seed=1)
     heads = qkv.view(1, -1, 1, DIM)
@@ -88,7 +87,7 @@ def test_token(name: str, extent: int, golden, flash_attn: None) -> None:
     values = torch.cat([cache.values[1, None, :, :FILLED], value], dim=2)
     others = cache.keys[0].clone()
 
-    actual = CachedAttention(BACKENDS[name], cache).at_position(torch.tensor([FILLED]), extent)(
+    actual = CachedAttention(BACKENDS[name], cache).at_position(torch.tensor([FILLED]), bucket)(
         qkv, 1
     )
 
@@ -99,13 +98,11 @@ def test_token(name: str, extent: int, golden, flash_attn: None) -> None:
     assert torch.equal(cache.keys[0], others)
 
 
-def small_cache(golden) -> KeyValueCache:
-    config = LanguageModelConfig.from_directory(golden / "llm")
-    sizes = {"heads": HEADS, "kv_heads": KV_HEADS, "hidden_size": HEADS * DIM}
-    config = type(config)(**{**vars(config), **sizes})
-    cache = KeyValueCache(config, CAPACITY, CPU, torch.float32)
-    cache.keys.zero_()
-    cache.values.zero_()
+def small_cache() -> KeyValueCache:
+    cache = KeyValueCache(
+        2, KV_HEADS, DIM, CAPACITY, rope_theta=1e4, device=CPU, dtype=torch.float32
+    )
+    cache.clear()
     return cache
 
 
@@ -157,5 +154,5 @@ def test_best(installed, device, dtype, head_dim, flash, triton, best: str) -> N
 )
 def test_what_is_asked_for_and_absent_is_an_error(installed, name, device, reason) -> None:
     installed(flash=False, triton=False)
-    with pytest.raises(RequestError, match=reason):
+    with pytest.raises(ConfigurationError, match=reason):
         choose_backend(device, torch.bfloat16, 128, name)

@@ -13,19 +13,20 @@ from kimia_infer.engine.decode import Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers.attention import (
     BACKENDS,
+    KV_CACHES,
     CachedAttention,
+    KeyValueCache,
+    check_kv_cache,
     choose_backend,
     rotate,
     split_heads,
 )
-from kimia_infer.layers.cache import KV_CACHES, KeyValueCache, check_kv_cache
 from kimia_infer.layers.quantization import SCHEMES, quantize_model
-from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.graphs import graphs_for
-from kimia_infer.utils.randomness import SeededRandomness
-from tests.engine.test_decode import read_prompts
+from tests.engine.helpers import read_prompts
 from tests.layers.test_attention import reference
 from tests.layers.test_quantization import (
     SAMPLING,
@@ -43,18 +44,18 @@ GIVEN = [1.07, -300.0, 449.0, -1e6, 0.0, 2.0**-9, 17.0, -1.0]
 HELD = [1.125, -288.0, 448.0, -448.0, 0.0, 2.0**-9, 16.0, -1.0]
 
 
-def narrow_cache(golden, capacity: int = 6, dtype: torch.dtype = torch.float32) -> KeyValueCache:
-    config = LanguageModelConfig.from_directory(golden / "llm")
-    cache = KeyValueCache(config, capacity, CPU, dtype, FP8)
-    cache.keys.zero_()
-    cache.values.zero_()
+def narrow_cache(capacity: int = 6, dtype: torch.dtype = torch.float32) -> KeyValueCache:
+    cache = KeyValueCache(
+        3, 2, 8, capacity, rope_theta=1e6, device=CPU, dtype=dtype, cache_dtype=FP8
+    )
+    cache.clear()
     return cache
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("place", [slice(2, 3), torch.tensor([2])], ids=["span", "index"])
-def test_what_is_read_is_what_e4m3_holds(place, dtype: torch.dtype, golden) -> None:
-    cache = narrow_cache(golden, dtype=dtype)
+def test_what_is_read_is_what_e4m3_holds(place, dtype: torch.dtype) -> None:
+    cache = narrow_cache(dtype=dtype)
     _, heads, _, dim = cache.keys.shape
     given = torch.tensor(GIVEN, dtype=dtype).repeat(dim // 8).expand(heads, 1, dim)
     cache.store(1, place, given, -given)
@@ -70,9 +71,9 @@ def rounded(x: Tensor) -> Tensor:
     return x.to(FP8).to(x.dtype)
 
 
-def test_attention_reads_rounded_keys_and_values(golden) -> None:
+def test_attention_reads_rounded_keys_and_values() -> None:
     """A sequence and, after it, a token; against attention written out per head."""
-    cache = narrow_cache(golden, 9)
+    cache = narrow_cache(9)
     _, kv_heads, _, dim = cache.keys.shape
     heads = 2 * kv_heads
     qkv = random(1, 6, (heads + 2 * kv_heads) * dim)
@@ -116,7 +117,7 @@ def test_logits_stay_near(make, nearest: float) -> None:
 def test_names_and_devices_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in KV_CACHES:
         check_kv_cache(name, CPU)
-    with pytest.raises(RequestError, match="kv_cache: expected none or fp8, found 'int8'"):
+    with pytest.raises(ConfigurationError, match="kv_cache: expected none or fp8, found 'int8'"):
         check_kv_cache("int8", CPU)
     for capability, refused in (((8, 6), True), ((8, 9), False), ((9, 0), False)):
         monkeypatch.setattr(torch, "get_device_module", lambda device, c=capability: Device(*c))
@@ -124,14 +125,16 @@ def test_names_and_devices_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
         if not refused:
             check_kv_cache("fp8", torch.device("cuda:0"))
             continue
-        with pytest.raises(RequestError, match=r"kv_cache: 'fp8' needs .*has 8\.6; use 'none'"):
+        with pytest.raises(
+            ConfigurationError, match=r"kv_cache: 'fp8' needs .*has 8\.6; use 'none'"
+        ):
             check_kv_cache("fp8", torch.device("cuda:0"))
 
 
 @pytest.mark.parametrize("kind", ["mps", "xpu"])
 def test_other_accelerators_have_no_narrow_cache(kind: str) -> None:
     check_kv_cache("none", torch.device(kind))
-    with pytest.raises(RequestError, match=rf"'fp8' needs a CUDA .* not {kind}; use 'none'"):
+    with pytest.raises(ConfigurationError, match=rf"'fp8' needs a CUDA .* not {kind}; use 'none'"):
         check_kv_cache("fp8", torch.device(kind))
 
 
@@ -142,11 +145,11 @@ def test_flash_attention_does_not_read_it(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(attention.triton_support, "missing", lambda device: "no C compiler")
     place = torch.device("cuda"), torch.bfloat16, 128
     assert choose_backend(*place).name == "flash-attn"
-    assert choose_backend(*place, held=FP8).name == "sdpa"
-    with pytest.raises(RequestError, match=r"flash-attn.*not in torch\.float8_e4m3fn"):
+    assert choose_backend(*place, cache_dtype=FP8).name == "sdpa"
+    with pytest.raises(ConfigurationError, match=r"flash-attn.*not in torch\.float8_e4m3fn"):
         choose_backend(*place, "flash-attn", FP8)
 
 
 def test_a_decoder_refuses_unknown_caches(model: LanguageModel) -> None:
-    with pytest.raises(RequestError, match="kv_cache: expected none or fp8"):
+    with pytest.raises(ConfigurationError, match="kv_cache: expected none or fp8"):
         Decoder(model, ControlTokens(0, 1, (1,)), 8, kv_cache="fp4")

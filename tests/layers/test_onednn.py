@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.layers.attention import CachedAttention, choose_backend
-from kimia_infer.layers.cache import KeyValueCache
 from kimia_infer.layers.onednn import MIN_ELEMENTS, OneDNNLinear, use_onednn
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.flow_evaluation import FrameCache
@@ -174,7 +173,7 @@ def test_recorded_language_model(golden: Path) -> None:
     ids = (recorded[f"prefill.{track}_ids"] for track in ("audio", "text"))
     x = model.embed(*ids, recorded["prefill.is_continuous_mask"], features)
     backend = choose_backend(CPU, torch.float32, model.config.head_dim)
-    cache = KeyValueCache(model.config, x.shape[1], CPU, torch.float32)
+    cache = model.new_cache(x.shape[1])
     hidden = model(x, CachedAttention(backend, cache).at(0))
     close(model.text_head(hidden.text[0]), recorded["prefill.text_logits"])
     close(model.audio_head(hidden.audio[0]), recorded["prefill.audio_logits"])

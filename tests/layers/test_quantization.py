@@ -18,7 +18,6 @@ from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers import quantization, triton_support
 from kimia_infer.layers.attention import CachedAttention, choose_backend
-from kimia_infer.layers.cache import KeyValueCache
 from kimia_infer.layers.quantization import (
     SCHEMES,
     STORAGES,
@@ -27,15 +26,14 @@ from kimia_infer.layers.quantization import (
     quantize,
     quantize_model,
 )
-from kimia_infer.layers.sampler import Sampling, TrackSampling
+from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.messages import parse_messages
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.graphs import graphs_for
-from kimia_infer.utils.randomness import SeededRandomness
 from scripts.benchmark.random_models import random_language_model
 from scripts.benchmark.sizes import SIZES
-from tests.engine.test_decode import read_prompts
+from tests.engine.helpers import read_prompts
 from tests.paths import ROOT
 from tests.traced import TracedGraphs
 
@@ -147,12 +145,12 @@ def middle() -> tuple[LanguageModel, DecodeInput]:
 
 @torch.inference_mode()
 def logits(
-    model: LanguageModel, prompt: DecodeInput, held: torch.dtype | None = None
+    model: LanguageModel, prompt: DecodeInput, cache_dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Of both heads at every position; ``held`` is the dtype of the cache."""
+    """Of both heads at every position; ``cache_dtype`` is the dtype of the cache."""
     x = model.embed(prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features)
     backend = choose_backend(CPU, model.dtype, model.config.head_dim)
-    cache = KeyValueCache(model.config, x.shape[1], CPU, model.dtype, held)
+    cache = model.new_cache(x.shape[1], cache_dtype)
     hidden = model(x, CachedAttention(backend, cache).at(0))
     return model.text_head(hidden.text[0]), model.audio_head(hidden.audio[0])
 
@@ -254,12 +252,14 @@ def test_recorded_graphs_choose_the_same_tokens(
 def test_short_rows_are_refused(model: LanguageModel) -> None:
     with torch.device("meta"):
         odd = LanguageModel(replace(model.config, intermediate_size=48))
-    with pytest.raises(RequestError, match=r"int4 .*\.down has rows of 48; use 'int8' or 'fp8'"):
+    with pytest.raises(
+        ConfigurationError, match=r"int4 .*\.down has rows of 48; use 'int8' or 'fp8'"
+    ):
         quantize_model(odd, "int4")
 
 
 def test_names_are_checked() -> None:
-    with pytest.raises(RequestError, match="expected none, fp8, int8, int4, found 'int2'"):
+    with pytest.raises(ConfigurationError, match="expected none, fp8, int8, int4, found 'int2'"):
         check_quantization("int2", CPU)
     for scheme in SCHEMES:
         check_quantization(scheme, CPU)
@@ -279,7 +279,9 @@ def test_devices_without_the_means_are_refused(monkeypatch: pytest.MonkeyPatch) 
     gpu = torch.device("cuda:0")
     monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
     for scheme in QUANTIZED:
-        with pytest.raises(RequestError, match=f"'{scheme}' needs .*no C compiler.*use 'none'"):
+        with pytest.raises(
+            ConfigurationError, match=f"'{scheme}' needs .*no C compiler.*use 'none'"
+        ):
             check_quantization(scheme, gpu)
     check_quantization("none", gpu)
     monkeypatch.setattr(triton_support, "missing", lambda device: None)
@@ -290,7 +292,7 @@ def test_devices_without_the_means_are_refused(monkeypatch: pytest.MonkeyPatch) 
         if fp8:
             check_quantization("fp8", gpu)
             continue
-        with pytest.raises(RequestError, match=r"has 8\.\d; use 'int8' or 'int4'"):
+        with pytest.raises(ConfigurationError, match=r"has 8\.\d; use 'int8' or 'int4'"):
             check_quantization("fp8", gpu)
 
 
@@ -298,8 +300,8 @@ def test_weights_that_are_quantized_already_have_no_other_scheme(monkeypatch) ->
     gpu, other = torch.device("cuda:0"), "; use the checkpoint that .* from, with quantization "
     monkeypatch.setattr(triton_support, "missing", lambda device: None)
     monkeypatch.setattr(torch, "get_device_module", lambda device: Device(8, 6))
-    with pytest.raises(RequestError, match=other + "'int8' or 'int4'$"):
+    with pytest.raises(ConfigurationError, match=other + "'int8' or 'int4'$"):
         check_quantization("fp8", gpu, "fp8")
     monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
-    with pytest.raises(RequestError, match=other + "'none'$"):
+    with pytest.raises(ConfigurationError, match=other + "'none'$"):
         check_quantization("int8", gpu, "int8")

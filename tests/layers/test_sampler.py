@@ -1,4 +1,4 @@
-"""The sampler against recorded calls, and its law."""
+"""The sampler against recorded calls, and its distribution."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_draw_is_the_inverse_cdf(weights: list[float], uniform: float) -> None:
     assert actual.item() == min(expected, len(weights) - 1)
 
 
-def test_draw_follows_the_published_law() -> None:
+def test_draw_follows_the_published_distribution() -> None:
     """Over an even grid of uniforms every id is drawn in proportion to softmax(logits / T)."""
     logits = torch.tensor([2.0, -1.0, 0.5, 1.5, -3.0])
     temperature, draws = 0.7, 20_000

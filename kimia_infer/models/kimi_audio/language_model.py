@@ -16,8 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.layers.attention import Attend, rotate, split_heads
-from kimia_infer.layers.cache import rotary_tables
+from kimia_infer.layers.attention import (
+    Attend,
+    KeyValueCache,
+    rotary_tables,
+    rotate,
+    split_heads,
+)
 from kimia_infer.layers.quantization import stored_build, stored_scheme, stored_slots
 from kimia_infer.layers.triton_support import fused
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
@@ -193,6 +198,31 @@ class LanguageModel(nn.Module):
             self.norm(*stream)[1] if text else None, self.mimo_norm(*fork)[1] if audio else None
         )
 
+    def new_cache(
+        self,
+        capacity: int,
+        cache_dtype: torch.dtype | None = None,
+        slots: int = 1,
+        mimo: bool = True,
+    ) -> KeyValueCache:
+        """A key/value cache for ``capacity`` positions in each of ``slots``.
+
+        ``cache_dtype`` is the dtype of what is stored, None for the dtype of the model. Without
+        ``mimo`` it has only the layers of the trunk, which is enough for text.
+        """
+        config = self.config
+        return KeyValueCache(
+            config.total_layers if mimo else config.trunk_layers,
+            config.kv_heads,
+            config.head_dim,
+            capacity,
+            rope_theta=config.rope_theta,
+            device=self.device,
+            dtype=self.dtype,
+            cache_dtype=cache_dtype,
+            slots=slots,
+        )
+
     def with_cut_heads(self) -> LanguageModel:
         """This model, sharing its weights, with each head cut to the rows of its own track.
 
@@ -220,7 +250,7 @@ def causal_attention(config: LanguageModelConfig) -> Attend:
     def attend(qkv: Tensor, layer: int) -> Tensor:
         kind = (qkv.shape[1], qkv.device, qkv.dtype)
         if kind not in tables:
-            tables[kind] = rotary_tables(config, *kind)
+            tables[kind] = rotary_tables(config.head_dim, config.rope_theta, *kind)
         cos, sin = tables[kind]
         query, keys, values = split_heads(qkv, config.kv_heads, config.head_dim)
         query, keys = rotate(query, cos, sin), rotate(keys, cos, sin)

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from kimia_infer.api.offloading import OFFLOADS
-from kimia_infer.layers.attention import BACKENDS
-from kimia_infer.layers.cache import KV_CACHES
+from kimia_infer.layers.attention import BACKENDS, KV_CACHES
 from kimia_infer.layers.quantization import SCHEMES
 
 DTYPES = ("float32", "bfloat16")

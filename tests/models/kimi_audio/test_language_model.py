@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file
 
 from kimia_infer.layers.attention import CachedAttention, choose_backend
-from kimia_infer.layers.cache import KeyValueCache
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from kimia_infer.utils.errors import CheckpointError
@@ -25,7 +24,7 @@ def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLER
 
 def new_attention(model: LanguageModel, capacity: int) -> CachedAttention:
     backend = choose_backend(model.device, model.dtype, model.config.head_dim)
-    cache = KeyValueCache(model.config, capacity, model.device, model.dtype)
+    cache = model.new_cache(capacity)
     return CachedAttention(backend, cache)
 
 

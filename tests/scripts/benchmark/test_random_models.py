@@ -7,7 +7,7 @@ import torch
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import ConfigurationError
 from scripts.benchmark.random_models import random_components
 from scripts.benchmark.requests import (
     QUESTION_SECONDS,
@@ -88,7 +88,7 @@ def test_first_text_and_sound(model: KimiAudio) -> None:
 
 def test_unknown_head_rows_are_refused() -> None:
     components = random_components(SIZES["tiny"], CPU, torch.float32)
-    with pytest.raises(RequestError, match="head_rows"):
+    with pytest.raises(ConfigurationError, match="head_rows"):
         KimiAudio.from_components(components, head_rows="half")
 
 

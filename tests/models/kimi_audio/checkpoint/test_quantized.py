@@ -24,7 +24,7 @@ from kimia_infer.layers.quantization import (
 from kimia_infer.models.kimi_audio.components import checkpoint_components
 from kimia_infer.models.kimi_audio.language_model import language_model_component
 from kimia_infer.models.kimi_audio.slim import prepare_weights
-from kimia_infer.utils.errors import CheckpointError, RequestError, WeightsError
+from kimia_infer.utils.errors import CheckpointError, ConfigurationError, WeightsError
 from kimia_infer.weights.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.parallel import load_modules
@@ -129,16 +129,16 @@ def test_another_scheme_than_stored_is_refused(asked: str, prepared) -> None:
 
 
 def test_an_unknown_scheme_is_refused_before_anything_is_read() -> None:
-    with pytest.raises(RequestError, match="expected none, fp8, int8, int4, found 'int2'"):
+    with pytest.raises(ConfigurationError, match="expected none, fp8, int8, int4, found 'int2'"):
         serve(Path("nowhere/model"), quantization="int2")
 
 
 def test_rows_that_are_not_whole_groups_are_refused(golden: Path, tmp_path: Path) -> None:
     recorded = golden / "e2e" / "checkpoint"
-    with pytest.raises(RequestError, match=r"int4 .* rows of \d+; use 'int8' or 'fp8'"):
+    with pytest.raises(ConfigurationError, match=r"int4 .* rows of \d+; use 'int8' or 'fp8'"):
         prepare_weights(recorded, tmp_path / "slim", quantization="int4")
     assert not (tmp_path / "slim").exists()
-    with pytest.raises(RequestError, match=r"int4 .* rows of \d+; use 'int8' or 'fp8'"):
+    with pytest.raises(ConfigurationError, match=r"int4 .* rows of \d+; use 'int8' or 'fp8'"):
         serve(recorded, quantization="int4")
     assert serve(recorded, quantization="fp8").quantization == "fp8"
 

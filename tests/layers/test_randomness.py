@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimia_infer.utils.randomness import MAX_SEED, SeededRandomness
+from kimia_infer.layers.sampler import MAX_SEED, SeededRandomness
 
 seeds = st.integers(0, MAX_SEED)
 
