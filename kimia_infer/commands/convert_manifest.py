@@ -1,0 +1,47 @@
+"""Turn a table of audio files and texts (CSV, TSV, JSONL) into training data.
+
+    kimi-audio convert-manifest metadata.csv train.jsonl
+    kimi-audio convert-manifest manifest.jsonl train.jsonl --audio audio_filepath --text text
+
+Each row becomes a conversation: a question and the audio, answered by the text. Rows without text,
+or whose audio file does not exist, are left out and listed.
+Exit status: 0 done, 1 rows were left out, 2 cannot be run.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from kimia_infer.commands.parser import Parser
+
+FAILED = 2
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("input", metavar="MANIFEST", type=Path)
+    parser.add_argument("output", metavar="OUTPUT", type=Path, help="JSONL of conversations")
+    parser.add_argument("--audio", metavar="FIELD", help="with the path [the usual name found]")
+    parser.add_argument("--text", metavar="FIELD", help="with the answer [the usual name found]")
+    parser.add_argument("--question-field", metavar="FIELD", help="with the question of a row")
+    parser.add_argument("--question", help="of all rows [a request for a transcript, as published]")
+    parser.add_argument(
+        "--audio-root", type=Path, metavar="DIR", help="of relative paths [where MANIFEST is]"
+    )
+
+
+def run(arguments: Namespace) -> int:
+    from kimia_infer.data.manifests import QUESTION, Columns, convert_manifest
+
+    count, faults = convert_manifest(
+        arguments.input,
+        arguments.output,
+        arguments.audio_root or arguments.input.parent,
+        Columns(arguments.audio, arguments.text, arguments.question_field),
+        arguments.question or QUESTION,
+    )
+    for fault in faults:
+        print(f"left out: {fault}", file=sys.stderr)
+    print(f"{arguments.output}: {count} lines, {len(faults)} left out")
+    return 1 if faults else 0

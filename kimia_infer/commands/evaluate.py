@@ -1,0 +1,166 @@
+"""Measure a model on your data: word and character error rates, accuracy, speed.
+
+    kimi-audio evaluate test.jsonl --language en --weights weights/mini --output runs/evaluation
+    kimi-audio evaluate --recipe librispeech --data /data/LibriSpeech
+        --weights moonshotai/Kimi-Audio-7B-Instruct --output runs/published
+
+A manifest (JSONL, CSV, TSV) has an audio file and a reference per line. A recipe makes a manifest
+of your copy of a published data set. DIR gets report.md, report.json and answers.jsonl, which has
+every answer with its score. An interrupted run is continued by the same command.
+docs/evaluation.md describes manifests, scores, speed and recipes.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kimia_infer.commands.parser import Parser, add_model, check_positive, model_variables
+
+if TYPE_CHECKING:
+    from kimia_infer.evaluation.manifest import Manifest
+
+AFTER_INTERRUPTION = "the same command continues"
+FAILED = 2
+
+METRICS = ("wer", "cer", "accuracy", "match", "none")
+RECIPES = (
+    *("librispeech", "aishell-1", "aishell-2", "wenetspeech", "fleurs", "mmau", "clotho-aqa"),
+    *("vocalsound", "nonspeech7k", "meld", "tut2017", "cochlscene"),
+)
+SAMPLING = {
+    "text_temperature": (float, 0.0),
+    "text_top_k": (int, 5),
+    "text_repetition_penalty": (float, 1.0),
+    "text_repetition_window_size": (int, 16),
+    "max_new_tokens": (int, -1),
+    "seed": (int, 0),
+}
+
+EPILOG = f"""\
+recipes: {", ".join(RECIPES[:8])},
+         {", ".join(RECIPES[8:])}
+exit status: 0 done, 1 errors or lines left out, 2 cannot be run, 130 interrupted"""
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.usage = (
+        "%(prog)s [MANIFEST ...] [--recipe NAME --data DIR ...] --weights DIR --output DIR [...]"
+    )
+    parser.epilog = EPILOG
+    add = parser.add_argument
+    add("manifests", nargs="*", metavar="MANIFEST", type=Path)
+    add("--recipe", action="append", default=[], choices=RECIPES, metavar="NAME",
+        help="a data set; may be repeated, each with a --data")  # fmt: skip
+    add("--data", action="append", default=[], metavar="DIR", type=Path, help="where it is")
+    add("--output", type=Path, required=True, metavar="DIR", help="of results and report")
+    add("--batch-size", type=int, default=1, metavar="N",
+        help="items answered together; 16 suit a GPU with room for them [1]")  # fmt: skip
+    add("--limit", type=int, metavar="N", help="only the first N items of each manifest")
+    add("--retry-errors", action="store_true", help="ask again what could not be answered")
+    model = parser.add_argument_group("the model")
+    model.add_argument("--weights", default=os.environ.get("KIMI_AUDIO_WEIGHTS"),
+        help="checkpoint directory or owner/name[@revision] [KIMI_AUDIO_WEIGHTS]")  # fmt: skip
+    add_model(model)
+    rows = parser.add_argument_group("manifests, for lines that do not say it themselves")
+    rows.add_argument("--metric", choices=METRICS, help="how to score [as the line suggests]")
+    rows.add_argument("--language", metavar="CODE", help="such as en or zh")
+    rows.add_argument("--question", metavar="TEXT", help="of transcriptions [the published one]")
+    rows.add_argument("--audio-root", type=Path, metavar="DIR", help="[where the manifest is]")
+    how = parser.add_argument_group("sampling, the same for every item")
+    for name, (kind, default) in SAMPLING.items():
+        option = "--" + name.replace("_", "-")
+        metavar = "N" if kind is int else "X"
+        how.add_argument(option, type=kind, metavar=metavar, default=default, help=f"[{default}]")
+    how.add_argument("--stop-repetition", action="store_true", help="cut texts that repeat")
+    how.add_argument("--timeout-seconds", type=float, metavar="X", help="for an item [no limit]")
+
+
+def check(parser: Parser, arguments: Namespace) -> None:
+    if not arguments.manifests and not arguments.recipe:
+        parser.error("nothing to evaluate: give a manifest or --recipe")
+    if len(arguments.recipe) != len(arguments.data):
+        parser.error("every --recipe needs its own --data")
+    if not arguments.weights:
+        parser.error("--weights is missing, and KIMI_AUDIO_WEIGHTS is not set")
+    check_positive(parser, arguments, "limit", "batch_size")
+
+
+def run(arguments: Namespace) -> int:
+    from kimia_infer.evaluation.record import Settings
+    from kimia_infer.evaluation.run import evaluate
+
+    sampling = {name: getattr(arguments, name) for name in SAMPLING}
+    sampling |= {
+        "stop_repetition": arguments.stop_repetition,
+        "timeout_seconds": arguments.timeout_seconds,
+    }
+    adapter = arguments.adapter or os.environ.get("KIMI_AUDIO_ADAPTER")
+    settings = Settings(
+        absolute(arguments.weights),
+        absolute(adapter) if adapter else None,
+        arguments.device,
+        arguments.dtype,
+        arguments.limit,
+        sampling,
+        arguments.quantization,
+    )
+    outcome = evaluate(
+        read_manifests(arguments),
+        settings,
+        arguments.output,
+        lambda settings: load_model(settings, arguments),
+        arguments.retry_errors,
+        arguments.batch_size,
+    )
+    print(outcome.report.read_text(encoding="utf-8"))
+    print(
+        f"{outcome.report}: {outcome.answered} answered, {outcome.errors} errors, "
+        f"{outcome.faults} lines left out",
+        file=sys.stderr,
+    )
+    return 1 if outcome.errors or outcome.faults else 0
+
+
+def absolute(name: str) -> str:
+    """A directory by its whole path; another name, of a repository, as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def read_manifests(arguments: Namespace) -> list[Manifest]:
+    """The manifests that are given, and those that the recipes make."""
+    from kimia_infer.data.recipes import write_manifest
+    from kimia_infer.evaluation.manifest import Defaults, read_manifest
+
+    given = (arguments.metric, arguments.language, arguments.question)
+    manifests = [
+        read_manifest(path, Defaults(arguments.audio_root or path.parent, *given))
+        for path in arguments.manifests
+    ]
+    folder = arguments.output / "manifests"
+    for name, data in zip(arguments.recipe, arguments.data, strict=True):
+        manifests.append(read_manifest(write_manifest(name, data, folder), Defaults(folder)))
+    return manifests
+
+
+def load_model(settings: Any, arguments: Namespace) -> Any:
+    """The model as the predictors load it, without speech."""
+    from kimia_infer.api.kimia import KimiAudio
+    from kimia_infer.serving.cog.settings import read_settings
+
+    served = read_settings(model_variables(arguments))
+    return KimiAudio(
+        settings.weights,
+        load_detokenizer=False,
+        device=served.device,
+        dtype=served.dtype,
+        head_rows=served.head_rows,
+        attention=served.attention,
+        adapter=served.adapter,
+        quantization=served.quantization,
+        kv_cache=served.kv_cache,
+        offload=served.offload,
+    )

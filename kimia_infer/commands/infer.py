@@ -1,0 +1,315 @@
+"""Ask Kimi-Audio for one answer: the transcript goes to stdout, speech to a wav file.
+
+    kimi-audio infer --weights weights/mini --audio question.wav --output reply.wav
+    kimi-audio infer --task transcribe --audio lecture.mp3
+    kimi-audio infer --audio next.wav --history chat.json
+    kimi-audio infer --url http://127.0.0.1:5000 --stream --play --audio question.wav
+
+A history file lists earlier messages; their audio files are relative to it:
+  [{"role": "user", "message_type": "audio", "content": "question.wav"},
+   {"role": "assistant", "message_type": "audio-text", "content": ["reply.wav", "At ten."]}]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kimia_infer.commands.parser import Parser, add_model, model_variables
+from kimia_infer.commands.timings import summarize
+from kimia_infer.utils.errors import RequestError
+
+if TYPE_CHECKING:
+    from kimia_infer.serving.answer import Answer
+
+FILES = ("audio", "history", "voice")
+LOCAL_ONLY = ("device", "dtype", "adapter", "quantization")
+
+EPILOG = """\
+KIMI_AUDIO_TOKEN is sent as bearer token with --url. --stream needs a server that was started with
+--stream; interrupting it stops the server's work on the answer.
+Exit status: 0 done, 1 the prediction failed or was refused, 2 usage, 130 interrupted."""
+
+SAMPLING = {
+    "audio_temperature": (float, "randomness of speech, 0 (none) to 2 [0.8]"),
+    "audio_top_k": (int, "speech codes to choose from, 0 for all [10]"),
+    "text_temperature": (float, "randomness of text, 0 (none) to 2 [0.0]"),
+    "text_top_k": (int, "text tokens to choose from, 0 for all [5]"),
+    "audio_repetition_penalty": (float, "1 (none) to 2 makes recent speech codes rarer [1.0]"),
+    "audio_repetition_window_size": (int, "speech codes that are recent [64]"),
+    "text_repetition_penalty": (float, "1 (none) to 2 makes recent text tokens rarer [1.0]"),
+    "text_repetition_window_size": (int, "text tokens that are recent [16]"),
+    "max_new_tokens": (int, "most steps, 12.5 for a second of speech; -1 for no limit [-1]"),
+    "seed": (int, "repeats an answer [a new one, among the --metrics]"),
+}
+INPUTS = ("task", "audio", "text", "history", "output_type", "voice", *SAMPLING, "preset")
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.usage = (
+        "%(prog)s [--weights DIR | --url URL | --answer FILE] [--audio FILE] [--text TEXT] [...]"
+    )
+    parser.epilog = EPILOG
+    source = parser.add_argument_group("who answers").add_mutually_exclusive_group()
+    source.add_argument(
+        "--weights", help="checkpoint directory or hub repository [KIMI_AUDIO_WEIGHTS]"
+    )
+    source.add_argument("--url", help="address of a Cog server, instead of loading weights")
+    source.add_argument("--answer", type=Path, metavar="FILE", help="an answer of Cog, saved")
+    add_question(parser.add_argument_group("the question"))
+    sampling = parser.add_argument_group("sampling")
+    for name, (kind, text) in SAMPLING.items():
+        sampling.add_argument(
+            f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=text
+        )
+    add_model(parser.add_argument_group("the model, with --weights"))
+    add_output(parser.add_argument_group("the answer"))
+
+
+def add_question(group: Any) -> None:
+    add = group.add_argument
+    add("--task", choices=("chat", "transcribe"), help="answer, or write down a recording [chat]")
+    add("--audio", type=Path, metavar="FILE", help="audio of the user's turn, any common format")
+    add("--text", help="text of the user's turn, before the audio")
+    add("--history", type=Path, metavar="FILE", help="JSON file with earlier messages")
+    add("--output-type", choices=("text", "both"), help="text alone, or text and speech [both]")
+    add("--voice", type=Path, metavar="FILE", help="1 to 30 s of the voice that is to answer")
+
+
+def add_output(group: Any) -> None:
+    add = group.add_argument
+    add("--output", type=Path, default=Path("answer.wav"), metavar="FILE", help="[%(default)s]")
+    add("--metrics", action="store_true", help="print timings and all other metrics to stderr")
+    add("--stream", action="store_true", help="with --url: print text as it is generated")
+    add("--play", action="store_true", help="with --stream: play speech with ffplay or aplay")
+    add("--preset", choices=("low_latency", "quality"), help="of chunks of speech [low_latency]")
+    add("--timeout", type=float, default=600.0, metavar="X", help="seconds, with --url [600]")
+
+
+def check(parser: Parser, arguments: Namespace) -> None:
+    """Refuse combinations in which an argument would be ignored."""
+    given = given_inputs(arguments)
+    if arguments.url is not None or arguments.answer is not None:
+        for name in LOCAL_ONLY:
+            if getattr(arguments, name) is not None:
+                parser.error(f"--{name} has no effect with --url or --answer")
+    if arguments.stream and arguments.url is None:
+        parser.error("--stream needs --url")
+    for name in ("play", "preset"):
+        if getattr(arguments, name) and not arguments.stream:
+            parser.error(f"--{name} has no effect without --stream")
+    if arguments.answer is not None and given:
+        parser.error(f"--{min(given).replace('_', '-')} has no effect with --answer")
+    if arguments.answer is None and not given.keys() & {"audio", "text"}:
+        parser.error("nothing to answer: give --audio, --text or both")
+    for name in FILES:
+        if name in given and not given[name].is_file():
+            parser.error(f"--{name}: {given[name]} is not a file")
+    if not arguments.output.absolute().parent.is_dir():
+        parser.error(f"--output: there is no directory {arguments.output.parent}")
+
+
+def given_inputs(arguments: Namespace) -> dict[str, Any]:
+    """The inputs of a prediction that are on the command line."""
+    values = {name: getattr(arguments, name) for name in INPUTS}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def needs_packages(arguments: Namespace) -> bool:
+    """A server is asked, and a saved answer read, with the standard library alone."""
+    local = arguments.url is None and arguments.answer is None
+    return local or arguments.history is not None
+
+
+def run(arguments: Namespace) -> int:
+    if arguments.answer is not None:
+        answer = from_file(arguments.answer)
+    elif arguments.stream:
+        answer = from_stream(arguments)
+    elif arguments.url is not None:
+        answer = from_server(arguments)
+    else:
+        answer = from_model(arguments)
+    if not arguments.stream:
+        print(answer.text, flush=True)
+    report(answer, arguments)
+    return 0
+
+
+def report(answer: Answer, arguments: Namespace) -> None:
+    """Write the speech, and what else there is about an answer to stderr."""
+    for note in answer.notes:
+        say(f"note: {note}")
+    if answer.audio is not None:
+        arguments.output.write_bytes(answer.audio)
+        say(f"speech: {arguments.output}")
+    elif arguments.output_type != "text" and arguments.task != "transcribe":
+        say(f"no speech: {answer.audio_reason or 'the answer is text'}")
+    if arguments.metrics:
+        for line in summarize(answer.metrics):
+            say(line)
+        for name, value in answer.metrics.items():
+            say(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
+
+
+def from_file(path: Path) -> Answer:
+    from kimia_infer.serving.answer import AnswerError, parse_answer
+
+    try:
+        return parse_answer(path.read_bytes())
+    except AnswerError as error:
+        raise AnswerError(f"{path}: {error}") from error
+
+
+def from_server(arguments: Namespace) -> Answer:
+    from kimia_infer.serving.answer import parse_answer
+    from kimia_infer.serving.client import post_prediction
+
+    return parse_answer(post_prediction(arguments.url, uploads(arguments), **connection(arguments)))
+
+
+def from_stream(arguments: Namespace) -> Answer:
+    """Print text at once and play speech while they are generated; the whole answer."""
+    from kimia_infer.serving.answer import Answer, read_stream
+    from kimia_infer.serving.client import stream_prediction
+    from kimia_infer.serving.player import Player
+
+    player = Player() if arguments.play else None
+    if player is not None and player.name is None:
+        say("neither ffplay nor aplay is installed, so the speech is only saved")
+    started = time.monotonic()
+    seconds: dict[str, float] = {}
+    events = stream_prediction(arguments.url, uploads(arguments), **connection(arguments))
+    answer = None
+    try:
+        for piece in read_stream(events):
+            if isinstance(piece, Answer):
+                print(flush=True)
+                seconds["answered"] = time.monotonic() - started
+                answer = piece
+                break
+            for kind, content in (("first text", piece.text), ("first speech", piece.pcm)):
+                if content:
+                    seconds.setdefault(kind, time.monotonic() - started)
+            print(piece.text, end="", flush=True)
+            if player is not None:
+                player.play(piece.pcm)
+    except KeyboardInterrupt:
+        if player is not None:
+            player.stop()
+        raise
+    assert answer is not None, "read_stream ends with an answer or an error"
+    say(", ".join(f"{kind} after {value:.2f} s" for kind, value in seconds.items()))
+    if player is not None and not player.finish():
+        say(f"{player.name} could not play; the speech is only saved")
+    return answer
+
+
+def connection(arguments: Namespace) -> dict[str, Any]:
+    token = os.environ.get("KIMI_AUDIO_TOKEN")
+    return {"token": token, "timeout": arguments.timeout, "report": say}
+
+
+def uploads(arguments: Namespace) -> dict[str, Any]:
+    """The inputs as a request has them: files by their content."""
+    from kimia_infer.serving.client import data_uri
+
+    inputs = with_history(given_inputs(arguments))
+    for name in {"audio", "voice"} & inputs.keys():
+        inputs[name] = data_uri(inputs[name])
+    if "history_audio" in inputs:
+        inputs["history_audio"] = [data_uri(path) for path in inputs["history_audio"]]
+    return inputs
+
+
+def from_model(arguments: Namespace) -> Answer:
+    """The answer of a model that is loaded here, as predict.py would give it."""
+    from kimia_infer.commands.serve import predictor_file
+    from kimia_infer.serving.answer import Answer
+    from kimia_infer.serving.cog.interface import read_interface
+    from kimia_infer.serving.cog.request import check_inputs, split_inputs
+    from kimia_infer.weights.resolve import weights_from_environment
+
+    interface = read_interface(predictor_file(), "Predictor")
+    defaults = {field.name: field.default for field in interface.inputs}
+    inputs = check_inputs(interface, defaults | with_history(given_inputs(arguments)))
+    split_inputs(inputs)  # refuses at once what can be refused without a model
+    weights = arguments.weights or weights_from_environment()
+
+    from kimia_infer.audio.encode import wav_bytes  # imports PyTorch: seconds
+
+    *_, answer = events_of(weights, inputs, model_variables(arguments))
+    wav = getattr(answer, "wav", None)
+    return Answer(
+        answer.text,
+        None if wav is None else wav_bytes(wav),
+        answer.metrics,
+        getattr(answer, "audio_reason", None),
+        answer.notes,
+    )
+
+
+def events_of(weights: str, inputs: dict[str, Any], variables: dict[str, str]) -> Iterator[Any]:
+    """Load the model and generate, with progress on stderr."""
+    from kimia_infer.api.kimia import KimiAudio
+    from kimia_infer.serving.cog.respond import respond
+    from kimia_infer.serving.cog.settings import read_settings
+    from kimia_infer.utils.progress import progress
+
+    chat = inputs["task"] == "chat"
+    settings = read_settings(variables)
+    model = KimiAudio(
+        weights,
+        load_detokenizer=chat and inputs["output_type"] == "both",
+        device=settings.device,
+        dtype=settings.dtype,
+        head_rows=settings.head_rows,
+        attention=settings.attention,
+        adapter=settings.adapter,
+        quantization=settings.quantization,
+        kv_cache=settings.kv_cache,
+        offload=settings.offload,
+    )
+    with progress("Generating", unit="steps" if chat else "seconds of audio") as bar:
+
+        def report(done: float, total: float) -> None:
+            bar.total = round(total)
+            bar.update(round(done) - bar.n)
+
+        yield from respond(model, inputs, report=report)
+
+
+def with_history(given: dict[str, Any]) -> dict[str, Any]:
+    """``given`` with the history file replaced by its text and the files that it names.
+
+    In the text, files are named by their index in ``history_audio``, as the predictor expects.
+    """
+    if "history" not in given:
+        return dict(given)
+    from kimia_infer.serving.cog.request import parse_history
+
+    source: Path = given["history"]
+    files: list[Path] = []
+
+    def resolve(where: str, reference: Any) -> int:
+        path = source.parent / reference if isinstance(reference, str) else None
+        if path is None or not path.is_file():
+            raise RequestError(f"{where}: {reference!r} is not an audio file beside it")
+        files.append(path)
+        return len(files) - 1
+
+    try:
+        messages = parse_history(source.read_text(encoding="utf-8"), resolve)
+    except (RequestError, UnicodeDecodeError) as error:
+        raise RequestError(f"{source}: {error}") from error
+    return given | {"history": json.dumps(messages), "history_audio": files}
+
+
+def say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,83 @@
+"""``kimi-audio NAME``: finds the command, parses its arguments, and turns errors into a line."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from kimia_infer.commands.parser import Parser
+
+COMMANDS = {
+    "serve": "serve the model over HTTP with Cog's server",
+    "infer": "ask for one answer: from a model that is loaded, or from a server",
+    "download": "download a checkpoint",
+    "prepare": "write a slim checkpoint for serving, quantized if you like",
+    "evaluate": "measure error rates, accuracy and speed on your data",
+    "finetune": "fine-tune the language model, whole or with adapters",
+    "train-codec": "train a component of the codec: another voice, or other codes",
+    "export": "write a training run as a directory to serve from",
+    "extract-codes": "compute the speech codes of training data in advance",
+    "convert-manifest": "turn a table of audio files and texts into training data",
+}
+
+INTERRUPTED = 130
+
+
+def main() -> int:
+    """The entry point of the installed package."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        lines = [f"  {name:18}{text}" for name, text in COMMANDS.items()]
+        print("usage: kimi-audio COMMAND [arguments]; kimi-audio COMMAND --help", *lines, sep="\n")
+        return 0
+    if name not in COMMANDS:
+        known = ", ".join(COMMANDS)
+        print(f"kimi-audio: expected a command ({known}), found {name!r}", file=sys.stderr)
+        return 2
+    return run_command(name, arguments, f"kimi-audio {name}")
+
+
+def run_command(
+    name: str, arguments: Sequence[str], program: str, prepare: Callable[[], None] | None = None
+) -> int:
+    """Run a command; the exit status.
+
+    ``program`` is what the user called, for messages. ``prepare`` is called when the arguments are
+    good and before anything that has to be installed is imported.
+    """
+    command = importlib.import_module(f"kimia_infer.commands.{name.replace('-', '_')}")
+    description = (inspect.getdoc(command) or "").replace("kimi-audio " + name, program)
+    parser = Parser(prog=program, description=description)
+    parser.set_defaults(program=program)
+    try:
+        command.add_arguments(parser)
+        parsed = parser.parse_args(arguments)
+        if hasattr(command, "check"):
+            command.check(parser, parsed)
+        if prepare is not None and getattr(command, "needs_packages", _always)(parsed):
+            prepare()
+        logging.basicConfig(format="%(message)s")
+        return command.run(parsed)
+    except KeyboardInterrupt:
+        hint = getattr(command, "AFTER_INTERRUPTION", "")
+        print(f"{program}: interrupted{hint and f'; {hint}'}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not _is_message(error):
+            raise
+        print(f"{program}: {error}", file=sys.stderr)
+        return getattr(command, "FAILED", 1)
+
+
+def _always(arguments: object) -> bool:
+    return True
+
+
+def _is_message(error: Exception) -> bool:
+    """Whether an error is meant for the user: one of the library's, of a file, or of an extra
+    that is not installed."""
+    own = type(error).__module__.partition(".")[0] == "kimia_infer"
+    return own or isinstance(error, OSError | ImportError)

@@ -1,0 +1,68 @@
+"""The argument parser of every command, and the arguments that several commands have."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+QUANTIZATIONS = ("none", "fp8", "int8", "int4")
+DTYPES = ("float32", "bfloat16")
+
+
+class Parser(argparse.ArgumentParser):
+    """Help as it is written in the docstring of a command; errors in one line, status 2."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", _Formatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: None = None
+    ) -> argparse.Namespace:
+        arguments, unknown = self.parse_known_args(args)
+        if unknown:
+            name = unknown[0].partition("=")[0]
+            near = difflib.get_close_matches(name, self._option_string_actions, 1)
+            self.error(f"unknown argument {name}" + (f"; did you mean {near[0]}?" if near else ""))
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """As wide as the terminal allows, up to 100 columns, with help beside most options."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def add_model(group: Any) -> None:
+    """Arguments that choose how a model is loaded; environment variables are their defaults."""
+    group.add_argument("--device", help="cpu, cuda, cuda:1, ... [the accelerator found, else cpu]")
+    group.add_argument("--dtype", choices=DTYPES, help="[bfloat16 on accelerators, float32 on CPU]")
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="of the layers' matrices [KIMI_AUDIO_QUANTIZATION, else as stored]",
+    )
+    group.add_argument(
+        "--adapter", metavar="DIR", help="an adapter from finetune [KIMI_AUDIO_ADAPTER]"
+    )
+
+
+def model_variables(arguments: argparse.Namespace) -> dict[str, str]:
+    """The environment, with the arguments of :func:`add_model` that are given put into it."""
+    names = {"device", "dtype", "quantization", "adapter"} & vars(arguments).keys()
+    given = {f"KIMI_AUDIO_{name.upper()}": getattr(arguments, name) for name in names}
+    return os.environ | {name: value for name, value in given.items() if value}
+
+
+def check_positive(parser: Parser, arguments: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, found {value}")

@@ -1,0 +1,53 @@
+"""Write a slim checkpoint: only what serving needs, in the dtype in which it is served.
+
+    kimi-audio prepare weights/Kimi-Audio-7B-Instruct weights/slim
+    kimi-audio prepare moonshotai/Kimi-Audio-7B-Instruct /data/kimi-slim
+    kimi-audio prepare weights/Kimi-Audio-7B-Instruct weights/int8 --quantization int8
+
+SOURCE is a checkpoint directory, or a hub repository, which is downloaded first. It is only read.
+TARGET must be new, or written by the same command: an interrupted one is continued, a finished one
+is verified and repaired. A slim checkpoint in bfloat16 (the speech tokenizer stays in float32)
+gives the same answers as SOURCE served in bfloat16; --dtype source keeps every tensor as it is, for
+serving in float32. A quantized checkpoint is served quantized; see docs/quantization.md.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from kimia_infer.commands.parser import QUANTIZATIONS, Parser
+
+AFTER_INTERRUPTION = "the same command continues"
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="directory or owner/name[@revision]")
+    parser.add_argument("target", metavar="TARGET", type=Path, help="directory to write")
+    parser.add_argument(
+        "--dtype", choices=("served", "source"), default="served", help="[%(default)s]"
+    )
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default="none",
+        help="of the language model's layers [%(default)s]",
+    )
+
+
+def run(arguments: Namespace) -> int:
+    from kimia_infer.weights.resolve import resolve_weights
+
+    source = resolve_weights(arguments.source)
+    from kimia_infer.models.kimi_audio.slim import prepare_weights  # imports PyTorch: seconds
+
+    manifest = prepare_weights(
+        source, arguments.target, arguments.dtype, quantization=arguments.quantization
+    )
+    read = sum(file["size"] for file in manifest.source_files.values())
+    written = sum(file.size for file in manifest.files.values())
+    print(
+        f"{arguments.target} is complete: {len(manifest.files)} files, {written:,} bytes instead "
+        f"of {read:,}"
+    )
+    return 0

@@ -1,0 +1,179 @@
+"""Serve the model over HTTP with Cog's own server, without Docker.
+
+    kimi-audio serve --weights weights/mini
+    KIMI_AUDIO_WEIGHTS=moonshotai/Kimi-Audio-7B-Instruct kimi-audio serve --host 0.0.0.0 --port 8000
+    curl http://127.0.0.1:5000/predictions -H 'Content-Type: application/json' \\
+         -d '{"input": {"text": "Hello", "output_type": "text"}}'
+    kimi-audio serve --stream --weights weights/mini
+
+/openapi.json describes the API once the server is ready. Variables choose how the model runs:
+KIMI_AUDIO_DEVICE, _DTYPE, _QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS, _TIMEOUT,
+_ADAPTER and _OUTPUT (docs/deploy.md).
+Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 usage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from argparse import Namespace
+from pathlib import Path
+
+from kimia_infer.commands.parser import QUANTIZATIONS, Parser, model_variables
+
+STOP_SECONDS = 10
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument(
+        "--weights",
+        help="checkpoint directory or owner/name[@revision] [KIMI_AUDIO_WEIGHTS, else COG_WEIGHTS]",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
+    parser.add_argument("--port", type=int, default=5000, help="0 takes a free one [%(default)s]")
+    parser.add_argument(
+        "--stream",
+        action="store_true",
+        help="serve the streaming predictor: text and speech as server-sent events",
+    )
+    parser.add_argument(
+        "--adapter", metavar="DIR", help="an adapter from finetune [KIMI_AUDIO_ADAPTER]"
+    )
+    parser.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        help="of the layers' matrices [KIMI_AUDIO_QUANTIZATION, else as stored]",
+    )
+
+
+def check(parser: Parser, arguments: Namespace) -> None:
+    # The server runs in another directory; paths are relative to this one.
+    arguments.adapter = arguments.adapter or os.environ.get("KIMI_AUDIO_ADAPTER")
+    if arguments.adapter:
+        adapter = Path(arguments.adapter).expanduser()
+        if not adapter.is_dir():
+            parser.error(f"--adapter: {adapter} is not a directory")
+        arguments.adapter = str(adapter.resolve())
+    arguments.weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS")
+    if not arguments.weights and not os.environ.get("COG_WEIGHTS"):
+        parser.error("no weights: give --weights, or set KIMI_AUDIO_WEIGHTS")
+    if arguments.weights and Path(arguments.weights).expanduser().is_dir():
+        arguments.weights = str(Path(arguments.weights).expanduser().resolve())
+    try:
+        arguments.port = free_port(arguments.host, arguments.port)
+    except OSError as error:
+        parser.error(f"cannot listen on {arguments.host} port {arguments.port}: {error.strerror}")
+
+
+def run(arguments: Namespace) -> int:
+    from kimia_infer.serving.cog.interface import read_interface
+    from kimia_infer.serving.cog.schema import write_schema
+
+    predictor = "StreamingPredictor" if arguments.stream else "Predictor"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="kimi-audio-") as directory:
+        # The server reads the schema of its inputs from below the directory it runs in.
+        write_schema(read_interface(predictor_file(), predictor), directory)
+        server = start(arguments, f"{predictor_file()}:{predictor}", directory)
+        problem = None
+        try:
+            problem = watch(server, arguments.host, arguments.port)
+        except KeyboardInterrupt:
+            print("Stopping", flush=True)
+        finally:
+            stop(server)
+    if problem is not None:
+        print(f"serve: {problem}", file=sys.stderr)
+    return 0 if problem is None else 1
+
+
+def predictor_file() -> Path:
+    """predict.py: in the package where it was installed, above it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "predict.py"
+    return installed if installed.is_file() else package.parent / "predict.py"
+
+
+def free_port(host: str, port: int) -> int:
+    """``port``, or a free one for 0; OSError if it cannot be listened on."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind(address)
+        return probe.getsockname()[1]
+
+
+def start(arguments: Namespace, predictor: str, directory: str) -> subprocess.Popen[bytes]:
+    """The server process, in its own process group: signals reach it through this process."""
+    variables = {"LOG_FORMAT": "console", **model_variables(arguments)}
+    variables |= {"PORT": str(arguments.port), "COG_PREDICT_TYPE_STUB": predictor}
+    paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    if not sys.stdout.isatty():
+        variables.setdefault("NO_COLOR", "1")
+    if arguments.weights:
+        variables["KIMI_AUDIO_WEIGHTS"] = arguments.weights
+    # The server starts its worker as "python" from PATH, and waits endlessly for a wrong one.
+    beside = str(Path(sys.executable).parent)
+    variables["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", "")])
+    if shutil.which("python", path=beside) is None:
+        raise FileNotFoundError(f"there is no 'python' beside {sys.executable}, which Cog needs")
+    return subprocess.Popen(
+        [sys.executable, "-m", "cog.server.http", "--host", arguments.host],
+        cwd=directory,
+        env=variables,
+        start_new_session=True,
+    )
+
+
+def watch(server: subprocess.Popen[bytes], host: str, port: int) -> str:
+    """Announce that the server is ready, then wait; the reason once it or its model is dead."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+    ready = False
+    while server.poll() is None:
+        state = health(url)
+        status = state.get("status")
+        if status == "SETUP_FAILED":
+            logs = (state.get("setup") or {}).get("logs") or "no reason given"
+            return f"the model could not be loaded: {logs.split('setup failed: ')[-1].strip()}"
+        if status in ("DEFUNCT", "UNHEALTHY"):
+            return f"the process with the model died ({status}); start the server again"
+        if status == "READY" and not ready:
+            ready = True
+            print(f"Ready: {url}", flush=True)
+        time.sleep(2 if ready else 0.2)
+    return f"the server ended with status {server.returncode}"
+
+
+def health(url: str) -> dict:
+    """The server's health; empty while it does not answer, for the process is watched as well."""
+    try:
+        with urllib.request.urlopen(f"{url}/health-check", timeout=5) as response:
+            return json.load(response)
+    except (OSError, ValueError):
+        return {}
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End the server and what is left of its process group, the worker included."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    server.terminate()
+    try:
+        server.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        server.kill()
+        server.wait()
+    try:
+        os.killpg(server.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
