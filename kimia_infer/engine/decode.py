@@ -36,8 +36,8 @@ class Decoder:
     """A language model ready to generate, with the states that requests take turns to use.
 
     A request and its answer fit in ``capacity`` positions. ``attention`` names a backend instead
-    of the best one; RequestError if it cannot be used. ``make_graphs`` is how work is launched.
-    ``kv_cache`` is one of ``KV_CACHES``.
+    of the best one; ConfigurationError if it cannot be used. ``make_graphs`` is how work is
+    launched. ``kv_cache`` is one of ``KV_CACHES``.
     """
 
     def __init__(

@@ -67,7 +67,7 @@ def prepare_weights(
 
     Raises:
         CheckpointError: ``source`` is no complete checkpoint, damaged, or quantized itself.
-        RequestError: ``quantization`` does not fit the model.
+        ConfigurationError: ``quantization`` does not fit the model.
         WeightsError: ``target`` cannot be used, or has too little space.
     """
     if dtype not in DTYPES:
