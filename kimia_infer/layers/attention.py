@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimia_infer.layers import triton_support
+from kimia_infer.layers import operators
 from kimia_infer.layers.quantization import FP8, check_fp8
 from kimia_infer.utils.errors import ConfigurationError
 
@@ -251,11 +251,19 @@ def _flash_token(
     return out.reshape(1, 1, -1)
 
 
+rotate_append_attend = operators.kernel_operator(
+    "rotate_append_attend(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, Tensor cos, Tensor sin,"
+    " Tensor position, int heads, int kv_heads) -> Tensor",
+    "attention_kernels.rotate_append_attend",
+    fake=lambda qkv, keys, values, cos, sin, position, heads, kv_heads: qkv.new_empty(
+        1, 1, heads * keys.shape[-1]
+    ),
+)
+
+
 def _triton_token(
     qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, bucket: int
 ) -> Tensor:
-    from kimia_infer.layers.attention_kernels import rotate_append_attend
-
     kv_heads, _, head_dim = cache.keys[layer].shape
     heads = qkv.shape[-1] // head_dim - 2 * kv_heads
     return rotate_append_attend(
@@ -289,7 +297,7 @@ def _lacks_triton(
 ) -> str | None:
     if head_dim < 16 or head_dim & (head_dim - 1):
         return f"its kernel needs a head size of 16, 32, 64 or 128, not {head_dim}"
-    return triton_support.missing(device)
+    return operators.missing(device)
 
 
 BACKENDS = {

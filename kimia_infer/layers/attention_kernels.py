@@ -2,7 +2,7 @@
 
 Shapes are fixed and positions are read on the device, so that a step can be recorded in a
 graph. Values are rounded to the tensors' dtype where the equivalent chain of PyTorch operations
-rounds. Import only where ``triton_support.available`` holds.
+rounds. Called through the operators of ``operators`` and ``attention``.
 """
 
 from __future__ import annotations
@@ -22,23 +22,28 @@ MIN_TILE = 16
 BLOCK_BYTES = 128  # of one column of the keys read together: 64 positions in bf16, 32 in fp32
 
 
-def add_rms_norm(
-    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """x + delta (x itself without delta) and its RMSNorm times weight [hidden].
-
-    x and delta are [..., hidden]. The sum is rounded to the dtype of x; the norm is computed
-    from it in fp32 and rounded once.
-    """
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of x [..., hidden] times weight [hidden], computed in fp32 and rounded once."""
     x = x.contiguous()
-    total = x if delta is None else torch.empty_like(x)
+    return _launch_norm(x, None, weight, x, eps)
+
+
+def add_rms_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x + delta, both [..., hidden], rounded to their dtype, and its :func:`rms_norm`."""
+    x, total = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    return total, _launch_norm(x, delta.contiguous(), weight, total, eps)
+
+
+def _launch_norm(
+    x: Tensor, delta: Tensor | None, weight: Tensor, total: Tensor, eps: float
+) -> Tensor:
     norm = torch.empty_like(x)
     hidden = x.shape[-1]
     block = triton.next_power_of_2(hidden)
     with torch.accelerator.device_index(x.device.index):
         _add_rms_norm[(x.numel() // hidden,)](
             x,
-            x if delta is None else delta.contiguous(),
+            x if delta is None else delta,
             weight,
             total,
             norm,
@@ -48,7 +53,7 @@ def add_rms_norm(
             HAS_DELTA=delta is not None,
             num_warps=8 if block >= 2048 else 4,
         )
-    return total, norm
+    return norm
 
 
 @triton.jit
@@ -177,8 +182,8 @@ def _rotated(x, offsets, dim, inside, cos, sin, DIM: tl.constexpr):
 
 
 @triton.jit
-def _held(x, dtype: tl.constexpr):
-    """x as the cache holds it; what is too large for e4m3 becomes its largest number."""
+def _stored(x, dtype: tl.constexpr):
+    """x in the dtype of the cache; values too large for e4m3 become its largest number."""
     if dtype == tl.float8e4nv:
         x = tl.clamp(x.to(tl.float32), -448.0, 448.0)
     return x.to(dtype)
@@ -261,7 +266,7 @@ def _attend_split(
         # The token itself, from its projection: its place in the cache is only written.
         key = _rotated(qkv, (KV_HEADS * GROUP + kv_head) * DIM, dim, dim < DIM, cosine, sine, DIM)
         value = tl.load(qkv + (KV_HEADS * (GROUP + 1) + kv_head) * DIM + dim)
-        key, value = _held(key, keys.dtype.element_ty), _held(value, values.dtype.element_ty)
+        key, value = _stored(key, keys.dtype.element_ty), _stored(value, values.dtype.element_ty)
         tl.store(keys + at * key_row + dim, key)
         tl.store(values + at * value_row + dim, value)
         maximum = tl.sum(query.to(tl.float32) * key.to(tl.float32)[None, :], axis=1) * SCALE

@@ -25,8 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.layers import triton_support
-from kimia_infer.layers.triton_support import fused
+from kimia_infer.layers import operators
 from kimia_infer.utils.errors import CheckpointError, ConfigurationError
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
@@ -130,7 +129,7 @@ def check_quantization(scheme: str, device: torch.device, stored: str = "none") 
     other = ""
     if stored != "none":
         other = "the checkpoint that these weights were made from, with quantization "
-    lacking = triton_support.missing(device)
+    lacking = operators.missing(device)
     if lacking is not None:
         raise ConfigurationError(
             f"quantization: {scheme!r} needs Triton kernels, but {lacking}; use {other}'none'"
@@ -165,6 +164,17 @@ def quantize(weight: Tensor, storage: Storage) -> dict[str, Tensor]:
     return held
 
 
+@operators.operator(
+    "matrix_vector(Tensor x, Tensor weight, Tensor scale, Tensor? bias) -> Tensor",
+    "quantized_kernels.matrix_vector",
+    fake=lambda x, weight, scale, bias: x.new_empty(*x.shape[:-1], len(weight)),
+)
+def matrix_vector(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    """W x + bias [..., rows] of one vector x [..., columns] and a quantized matrix."""
+    dequantize = _from_int4 if weight.dtype is torch.uint8 else _from_bytes
+    return F.linear(x, dequantize(weight, scale, x.dtype), bias)
+
+
 class QuantizedLinear(nn.Module):
     """x [..., in] -> [..., out]; a linear layer whose weight is held as ``storage`` says."""
 
@@ -180,9 +190,7 @@ class QuantizedLinear(nn.Module):
         return self.storage.dequantize(self.weight, self.scale, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == self.in_features and fused(x):
-            from kimia_infer.layers.quantized_kernels import matrix_vector
-
+        if x.numel() == self.in_features:
             return matrix_vector(x, self.weight, self.scale, self.bias)
         return F.linear(x, self.dequantized(x.dtype), self.bias)
 

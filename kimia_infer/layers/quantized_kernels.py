@@ -1,7 +1,7 @@
 """Triton kernels of one token through a quantized matrix: every weight is read once, as stored.
 
 PyTorch would write the whole matrix in the working dtype and read it again for each token.
-Import only where ``triton_support.available`` holds.
+Called through the operator of ``quantization``.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ def _by_rows(
         column = start + tl.arange(0, BLOCK)
         seen = column < COLUMNS
         both = inside[:, None] & seen[None, :]
-        held = tl.load(weight + column[None, :], mask=both).to(tl.float32)
+        values = tl.load(weight + column[None, :], mask=both).to(tl.float32)
         value = tl.load(x + column, mask=seen, other=0.0).to(tl.float32)
-        sums += tl.where(both, held, 0.0) * value[None, :]
+        sums += tl.where(both, values, 0.0) * value[None, :]
     total = tl.sum(sums, axis=1) * tl.load(scale + row, mask=inside, other=0.0).to(tl.float32)
     _finish(total, row, bias, out, ROWS, HAS_BIAS)
 

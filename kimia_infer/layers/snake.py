@@ -10,11 +10,12 @@ import functools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.layers.triton_support import fused
+from kimia_infer.layers.operators import operator
 
 # Low-pass filter at a quarter of the doubled rate; published configuration.
 TAPS = 12
@@ -28,9 +29,7 @@ def low_pass_filter() -> tuple[float, ...]:
     half = TAPS // 2
     attenuation = 2.285 * (half - 1) * math.pi * 4 * HALF_WIDTH + 7.95
     beta = 0.1102 * (attenuation - 8.7)  # Kaiser's formula above 50 dB, where this filter is
-    window = torch.kaiser_window(TAPS, periodic=False, beta=beta, dtype=torch.float64)
-    times = torch.arange(-half, half, dtype=torch.float64) + 0.5
-    taps = window * torch.sinc(2 * CUTOFF * times)
+    taps = np.kaiser(TAPS, beta) * np.sinc(2 * CUTOFF * (np.arange(-half, half) + 0.5))
     return tuple((taps / taps.sum()).tolist())
 
 
@@ -122,6 +121,34 @@ def _fold(padded: Tensor, before: int, after: int) -> Tensor:
     return inner
 
 
+@operator(
+    "anti_aliased_snake(Tensor x, Tensor log_alpha, Tensor log_beta, float[] taps) -> Tensor",
+    "snake_kernels.anti_aliased_snake",
+    fake=lambda x, log_alpha, log_beta, taps: x.new_empty(x.shape),
+)
+def anti_aliased_snake(
+    x: Tensor, log_alpha: Tensor, log_beta: Tensor, taps: Sequence[float]
+) -> Tensor:
+    """SnakeBeta at twice the rate of x [..., channels, time], in fp32 and rounded once.
+
+    log_alpha and log_beta [channels] are its parameters; ``taps`` are :func:`low_pass_filter`.
+    """
+    given = coefficients(log_alpha, log_beta)
+    even, odd = (snake_beta(y, *given) for y in upsample(x.float()))
+    return downsample(even, odd).to(x.dtype)
+
+
+def snake_beta(x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
+    """x + amplitude * sin(x * frequency)^2."""
+    return torch.addcmul(x, amplitude, (x * frequency).sin_().square_())
+
+
+def coefficients(log_alpha: Tensor, log_beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Frequency and amplitude, fp32 [channels, 1]."""
+    frequency, width = log_alpha.float().exp(), log_beta.float().exp()
+    return frequency[:, None], 1 / (width[:, None] + 1e-9)
+
+
 class SnakeBeta(nn.Module):
     """x + sin(x * e^alpha)^2 / e^beta per channel, parameters stored as logarithms."""
 
@@ -132,8 +159,7 @@ class SnakeBeta(nn.Module):
 
     def coefficients(self) -> tuple[Tensor, Tensor]:
         """Frequency and amplitude, fp32 [channels, 1]."""
-        frequency, width = self.alpha.float().exp(), self.beta.float().exp()
-        return frequency[:, None], 1 / (width[:, None] + 1e-9)
+        return coefficients(self.alpha, self.beta)
 
 
 class AntiAliasedSnake(nn.Module):
@@ -150,16 +176,6 @@ class AntiAliasedSnake(nn.Module):
         self.anti_aliased = True
 
     def forward(self, x: Tensor) -> Tensor:
-        if fused(x) and self.anti_aliased:
-            from kimia_infer.layers.snake_kernels import anti_aliased_snake
-
+        if self.anti_aliased:
             return anti_aliased_snake(x, self.act.alpha, self.act.beta, low_pass_filter())
-        frequency, amplitude = self.act.coefficients()
-
-        def snake(y: Tensor) -> Tensor:
-            return torch.addcmul(y, amplitude, (y * frequency).sin_().square_())
-
-        if not self.anti_aliased:
-            return snake(x.float()).to(x.dtype)
-        even, odd = map(snake, upsample(x.float()))
-        return downsample(even, odd).to(x.dtype)
+        return snake_beta(x.float(), *self.act.coefficients()).to(x.dtype)

@@ -1,9 +1,11 @@
 """The vocoder's nonlinearity as one Triton kernel: its signal is read once and written once.
 
-Import only where ``triton_support.available`` holds.
+Called through the operator of ``snake``.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -14,7 +16,7 @@ LANES = 64  # each computes four neighboring outputs, which share most of their 
 
 
 def anti_aliased_snake(
-    x: Tensor, log_alpha: Tensor, log_beta: Tensor, taps: tuple[float, ...]
+    x: Tensor, log_alpha: Tensor, log_beta: Tensor, taps: Sequence[float]
 ) -> Tensor:
     """``AntiAliasedSnake`` of x [..., channels, time], computed in fp32 and rounded once.
 
@@ -32,7 +34,7 @@ def anti_aliased_snake(
             log_beta,
             channels,
             time,
-            FILTER=taps,
+            FILTER=tuple(taps),
             TAPS=len(taps),
             LANES=LANES,
             num_warps=2,

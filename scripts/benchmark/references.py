@@ -21,7 +21,7 @@ from kimia_infer.audio.decode import load_audio
 from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
-from kimia_infer.layers import triton_support
+from kimia_infer.layers import operators
 from kimia_infer.layers.attention import (
     BACKENDS,
     KV_CACHES,
@@ -400,7 +400,7 @@ def step_logits(model: LanguageModel, backend: str, kv_cache: str, eager: bool) 
 def kernels(place: Place, sizes: Sizes) -> Findings:
     """Steps of full width in bfloat16, with kernels and without: how far both are from float32."""
     device = place.device
-    if (lacking := triton_support.missing(device)) is not None:
+    if (lacking := operators.missing(device)) is not None:
         yield "Triton", Found(None, 0.0, f"skipped: {lacking}")
         return
     for scheme in SCHEMES:

@@ -18,7 +18,7 @@ from kimia_infer.api.memory import (
     language_model,
     weight_bytes,
 )
-from kimia_infer.layers import triton_support
+from kimia_infer.layers import operators
 from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.models.kimi_audio.components import checkpoint_components
 from kimia_infer.models.kimi_audio.dit import DiT
@@ -60,7 +60,7 @@ def ada(monkeypatch: pytest.MonkeyPatch) -> None:
         def get_device_capability(self, device: torch.device) -> tuple[int, int]:
             return 8, 9
 
-    monkeypatch.setattr(triton_support, "missing", lambda device: None)
+    monkeypatch.setattr(operators, "missing", lambda device: None)
     monkeypatch.setattr(torch, "get_device_module", lambda device: Ada())
 
 
@@ -172,7 +172,7 @@ def test_schemes_that_do_not_suit_the_model_are_not_offered(published: MemoryPla
 def test_what_the_device_cannot_compute_is_not_offered(
     published: MemoryPlan, ada, monkeypatch
 ) -> None:
-    monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
+    monkeypatch.setattr(operators, "missing", lambda device: "no C compiler is found")
     with pytest.raises(ConfigurationError, match=r"use quantization 'none' with text alone"):
         published.check("none", True, GPU, round(25.5 * GB))
     with pytest.raises(ConfigurationError, match="nothing smaller fits"):
@@ -205,7 +205,7 @@ def test_a_prepared_checkpoint_offers_what_can_be_done_with_it(tmp_path, monkeyp
         KimiAudio(str(tmp_path / "int8"), device="cpu")
     assert str(caught.value).count("quantization 'int8'") == 2  # what was asked, and what fits
     assert not any(f"quantization '{other}'" in str(caught.value) for other in ("fp8", "int4"))
-    monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
+    monkeypatch.setattr(operators, "missing", lambda device: "no C compiler is found")
     with pytest.raises(
         ConfigurationError, match=r"use the checkpoint that .* with quantization 'none'$"
     ):

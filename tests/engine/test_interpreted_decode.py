@@ -11,7 +11,6 @@ import torch
 from kimia_infer.engine.decode import Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers.attention import BACKENDS, choose_backend
-from kimia_infer.models.kimi_audio import language_model as model_module
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import language_model_component
 from tests.engine.helpers import (
@@ -37,7 +36,6 @@ pytestmark = [
 def generate(run: dict, steps: int) -> tuple[list[int], list[int]]:
     """The first ids of a recorded run, every kernel interpreted; for the worker process."""
     assert os.environ["TRITON_INTERPRET"] == "1"
-    model_module.fused = lambda x: True
     model = language_model_component(GOLDEN / "llm").load(torch.device("cpu"), torch.float32)
     put_heads(model, run["heads"])
     assert choose_backend(model.device, model.dtype, HEAD_DIM) is BACKENDS["triton"]

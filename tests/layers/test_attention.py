@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kimia_infer.layers import attention, triton_support
+from kimia_infer.layers import attention, operators
 from kimia_infer.layers.attention import (
     BACKENDS,
     CachedAttention,
@@ -118,7 +118,7 @@ def installed(monkeypatch: pytest.MonkeyPatch):
         )
         lacking = None if triton else "no C compiler is found"
         monkeypatch.setattr(
-            triton_support, "missing", lambda device: "no CUDA" if device == CPU else lacking
+            operators, "missing", lambda device: "no CUDA" if device == CPU else lacking
         )
 
     return pretend

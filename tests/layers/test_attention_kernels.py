@@ -25,12 +25,15 @@ def random(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
 
 
 def check_add_rms_norm(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    from kimia_infer.layers.attention_kernels import add_rms_norm
+    from kimia_infer.layers.attention_kernels import add_rms_norm, rms_norm
 
     x, delta = random(2, *shape, dtype=dtype)
     weight = random(shape[-1], dtype=dtype, seed=1)
     for added in (None, delta):
-        total, norm = add_rms_norm(x, added, weight, 1e-6)
+        if added is None:
+            total, norm = x, rms_norm(x, weight, 1e-6)
+        else:
+            total, norm = add_rms_norm(x, added, weight, 1e-6)
         expected = x if added is None else x + added
         assert torch.equal(total, expected)
         expected = F.rms_norm(expected.double(), shape[-1:], weight.double(), 1e-6)
@@ -218,10 +221,15 @@ def test_other_head_sizes_are_refused(head_dim: int) -> None:
 
 
 def decode_at_full_size(dtype: torch.dtype) -> None:
-    from kimia_infer.layers.attention_kernels import add_rms_norm, rotate_append_attend, silu_mul
+    from kimia_infer.layers.attention_kernels import (
+        add_rms_norm,
+        rms_norm,
+        rotate_append_attend,
+        silu_mul,
+    )
 
     x = torch.empty(1, 1, 3584, dtype=dtype)
-    add_rms_norm(x, None, x[0, 0], 1e-6)
+    rms_norm(x, x[0, 0], 1e-6)
     add_rms_norm(x, x, x[0, 0], 1e-6)
     silu_mul(torch.empty(1, 1, 2 * 18944, dtype=dtype))
     keys, values = torch.empty(2, 4, 7500, 128, dtype=dtype)
@@ -260,9 +268,15 @@ def test_a_cache_in_8_bits_is_compiled(
 
 def decode_at_smallest_size(dtype: torch.dtype) -> None:
     """Sizes of 1, which Triton makes constants."""
-    from kimia_infer.layers.attention_kernels import add_rms_norm, rotate_append_attend, silu_mul
+    from kimia_infer.layers.attention_kernels import (
+        add_rms_norm,
+        rms_norm,
+        rotate_append_attend,
+        silu_mul,
+    )
 
     one = torch.empty(1, dtype=dtype)
+    rms_norm(one, one, 1e-6)
     add_rms_norm(one, one, one, 1e-6)
     silu_mul(torch.empty(2, dtype=dtype))
     vectors = torch.empty(1, 1, 16, dtype=dtype)

@@ -142,7 +142,7 @@ def test_flash_attention_does_not_read_it(monkeypatch: pytest.MonkeyPatch) -> No
     from kimia_infer.layers import attention
 
     monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(attention.triton_support, "missing", lambda device: "no C compiler")
+    monkeypatch.setattr(attention.operators, "missing", lambda device: "no C compiler")
     place = torch.device("cuda"), torch.bfloat16, 128
     assert choose_backend(*place).name == "flash-attn"
     assert choose_backend(*place, cache_dtype=FP8).name == "sdpa"

@@ -16,7 +16,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
 from kimia_infer.engine.state import ControlTokens
-from kimia_infer.layers import quantization, triton_support
+from kimia_infer.layers import operators, quantization
 from kimia_infer.layers.attention import CachedAttention, choose_backend
 from kimia_infer.layers.quantization import (
     SCHEMES,
@@ -277,14 +277,14 @@ class Device:
 
 def test_devices_without_the_means_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = torch.device("cuda:0")
-    monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
+    monkeypatch.setattr(operators, "missing", lambda device: "no C compiler is found")
     for scheme in QUANTIZED:
         with pytest.raises(
             ConfigurationError, match=f"'{scheme}' needs .*no C compiler.*use 'none'"
         ):
             check_quantization(scheme, gpu)
     check_quantization("none", gpu)
-    monkeypatch.setattr(triton_support, "missing", lambda device: None)
+    monkeypatch.setattr(operators, "missing", lambda device: None)
     for capability, fp8 in (((8, 0), False), ((8, 6), False), ((8, 9), True), ((9, 0), True)):
         monkeypatch.setattr(torch, "get_device_module", lambda device, c=capability: Device(*c))
         check_quantization("int8", gpu)
@@ -298,10 +298,10 @@ def test_devices_without_the_means_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
 def test_weights_that_are_quantized_already_have_no_other_scheme(monkeypatch) -> None:
     gpu, other = torch.device("cuda:0"), "; use the checkpoint that .* from, with quantization "
-    monkeypatch.setattr(triton_support, "missing", lambda device: None)
+    monkeypatch.setattr(operators, "missing", lambda device: None)
     monkeypatch.setattr(torch, "get_device_module", lambda device: Device(8, 6))
     with pytest.raises(ConfigurationError, match=other + "'int8' or 'int4'$"):
         check_quantization("fp8", gpu, "fp8")
-    monkeypatch.setattr(triton_support, "missing", lambda device: "no C compiler is found")
+    monkeypatch.setattr(operators, "missing", lambda device: "no C compiler is found")
     with pytest.raises(ConfigurationError, match=other + "'none'$"):
         check_quantization("int8", gpu, "int8")

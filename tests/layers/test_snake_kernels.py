@@ -7,8 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kimia_infer.layers import snake as activation
-from kimia_infer.layers import triton_support
 from kimia_infer.layers.snake import AntiAliasedSnake, low_pass_filter
 from tests.interpreted import compiled, interpreted, needs_triton, recorded_launches
 
@@ -80,18 +78,3 @@ def test_compiled(
     work = lambda: anti_aliased_snake(x, parameter, parameter, low_pass_filter())  # noqa: E731
     [launch] = recorded_launches(monkeypatch, work)
     assert compiled(launch, capability).metadata.num_warps == 2
-
-
-@pytest.mark.parametrize("gradients", [True, False])
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_choice(monkeypatch: pytest.MonkeyPatch, device: str, gradients: bool) -> None:
-    """The kernel has no gradient; on the CPU shifted sums are used even if it could run."""
-    from kimia_infer.layers import snake_kernels as activation_kernel
-
-    calls = []
-    monkeypatch.setattr(triton_support, "available", lambda device: True)
-    monkeypatch.setattr(activation_kernel, "anti_aliased_snake", lambda x, *_: calls.append(x) or x)
-    module = activation.AntiAliasedSnake(2).to(device)
-    with torch.set_grad_enabled(gradients):
-        assert module(torch.zeros(2, 9, device=device)).shape == (2, 9)
-    assert bool(calls) == (device != "cpu" and not gradients)

@@ -23,8 +23,8 @@ from kimia_infer.layers.attention import (
     rotate,
     split_heads,
 )
+from kimia_infer.layers.operators import add_rms_norm, rms_norm, silu_mul
 from kimia_infer.layers.quantization import stored_build, stored_scheme, stored_slots
-from kimia_infer.layers.triton_support import fused
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import Component, Slot
@@ -42,12 +42,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The sum of the stream x [..., size] and what is to be added, and its norm."""
-        if fused(x):
-            from kimia_infer.layers.attention_kernels import add_rms_norm
-
-            return add_rms_norm(x, delta, self.weight, self.eps)
-        x = x if delta is None else x + delta
-        return x, F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        if delta is None:
+            return x, rms_norm(x, self.weight, self.eps)
+        return add_rms_norm(x, delta, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -72,13 +69,7 @@ class FeedForward(nn.Module):
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate_up = self.gate_up(x)
-        if fused(x):
-            from kimia_infer.layers.attention_kernels import silu_mul
-
-            return self.down(silu_mul(gate_up))
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(silu_mul(self.gate_up(x)))
 
 
 class DecoderLayer(nn.Module):
