@@ -205,9 +205,9 @@ class Engine:
         return Generation(
             self.decoder,
             DecodeInput(
-                torch.tensor([prompt.audio_ids], device=self.device),
-                torch.tensor([prompt.text_ids], device=self.device),
-                torch.tensor([prompt.is_continuous], device=self.device),
+                torch.tensor([prompt.audio_ids]).to(self.device),
+                torch.tensor([prompt.text_ids]).to(self.device),
+                torch.tensor([prompt.is_continuous]).to(self.device),
                 features,
             ),
             options.output_type,

@@ -113,8 +113,8 @@ class DecodeState:
         self.position = torch.zeros_like(self.step)
         self.text_finished = torch.zeros(1, dtype=torch.bool, device=device)
         self.finished = torch.zeros_like(self.text_finished)
-        self.blank = torch.tensor([blank], device=device)
-        self.audio_ends = torch.tensor(control.audio_ends, device=device)
+        self.blank = torch.full((1,), blank, device=device)
+        self.audio_ends = torch.tensor(control.audio_ends).to(device)
         self._forwards: dict[tuple[Tracks, int], Callable[[], None]] = {}
         self._choices: dict[tuple[Tracks, Sampling], Callable[[], None]] = {}
 

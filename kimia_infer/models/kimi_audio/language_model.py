@@ -151,8 +151,8 @@ class LanguageModel(nn.Module):
         """Sum of both tracks' embeddings [batch, length, hidden_size] in ``dtype``.
 
         audio_ids, text_ids int64 [batch, length]; at the positions where ``is_continuous``
-        (bool, same shape) holds, the adapted ``features`` [positions, adaptor_input_dim] are
-        added to the audio embedding and the sum is scaled by sqrt(2). ``dtype`` is that of the
+        (bool, same shape) holds, the adapted ``features`` [positions, adaptor_input_dim], in
+        their order, are added to the audio embedding and the sum is scaled by sqrt(2). ``dtype`` is that of the
         embedding by default; in training parameters may have another one than activations.
 
         As published, a row whose text ids are all 0 gets no text embedding at all; during
@@ -163,9 +163,11 @@ class LanguageModel(nn.Module):
         audio = self.embedding(audio_ids).to(dtype)
         if features is not None:
             adapted = self.adaptor(features.to(self.device, self.dtype)).to(dtype)
+            continuous = is_continuous[..., None]
+            spread = torch.zeros_like(audio).masked_scatter(continuous, adapted)
             # Rounded to the working dtype first, as the published code does.
-            scale = torch.tensor(math.sqrt(2.0), dtype=dtype, device=self.device)
-            audio[is_continuous] = (audio[is_continuous] + adapted) * scale
+            scale = torch.full((), math.sqrt(2.0), dtype=dtype, device=audio.device)
+            audio = torch.where(continuous, (audio + spread) * scale, audio)
         has_text = (text_ids != 0).any(dim=1)[:, None, None]
         return torch.where(has_text, audio + self.embedding(text_ids).to(dtype), audio)
 
