@@ -108,11 +108,11 @@ class SpeechPipeline:
         start = time.perf_counter()
         # A thread of its own has its own mode.
         with torch.inference_mode(), self._detokenizer.graphs.lane():
-            wave = self._push(torch.tensor(codes), final).cpu()
+            wave = self._push(codes, final).cpu()
         self.seconds += time.perf_counter() - start
         return wave
 
-    def _push(self, codes: Tensor, final: bool) -> Tensor:
+    def _push(self, codes: list[int], final: bool) -> Tensor:
         if self._failed:
             raise RuntimeError("an earlier chunk of this speech has failed")
         self._failed = True  # until this chunk is done

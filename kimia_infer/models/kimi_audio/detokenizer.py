@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from kimia_infer.models.kimi_audio.dit import DiT
-from kimia_infer.models.kimi_audio.flow import MelStream, Noise, StreamConfig
-from kimia_infer.models.kimi_audio.flow_evaluation import Evaluator
+from kimia_infer.models.kimi_audio.flow import FlowNetwork, MelStream, Noise, StreamConfig
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
 
@@ -63,18 +62,18 @@ class SpeechStream:
     """One utterance on its way from codes to sound; made by :meth:`Detokenizer.start`.
 
     ``mel`` [frames, mel_bins] is the mel of the last chunk, ``mel_stream`` and ``overlap`` hold
-    the state. ``release`` takes the evaluator once the stream has ended.
+    the state. ``release`` takes the network once the stream has ended.
     """
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        network: FlowNetwork,
         overlap: WaveOverlap,
         config: StreamConfig,
         noise: Noise,
-        release: Callable[[Evaluator], None],
+        release: Callable[[FlowNetwork], None],
     ):
-        self.mel_stream = MelStream(evaluator, noise, config)
+        self.mel_stream = MelStream(network, noise, config)
         self.overlap = overlap
         self.mel: Tensor | None = None
         self._config, self._release = config, release
@@ -84,11 +83,11 @@ class SpeechStream:
         """End the stream, whatever is still in it."""
         if not self._ended:
             self._ended = True
-            self._release(self.mel_stream.evaluator)
+            self._release(self.mel_stream.network)
 
     @torch.no_grad()
-    def push(self, codes: Tensor, final: bool) -> Tensor:
-        """Take the next codes int64 [n] as one chunk; return the wave fp32 [samples] it releases.
+    def push(self, codes: Sequence[int] | Tensor, final: bool) -> Tensor:
+        """Take the next n codes as one chunk; return the wave fp32 [samples] it releases.
 
         ``n`` is at most ``chunk_codes`` and may be 0 with ``final``, which ends the stream and
         releases all the rest. Codes that do not reach beyond the look-ahead release nothing yet.
@@ -96,7 +95,7 @@ class SpeechStream:
         """
         if self._ended:
             raise RuntimeError("this speech stream has ended; start another one")
-        _check_codes(codes, self.mel_stream.dit.config.codes)
+        codes = _checked(codes, self.mel_stream.dit.config.codes)
         if len(codes) > self._config.chunk_codes:
             raise ValueError(
                 f"a chunk takes at most {self._config.chunk_codes} codes, found {len(codes)}"
@@ -122,7 +121,7 @@ class SpeechStream:
         dit, config = self.mel_stream.dit, self._config
         if self._ended or self.mel_stream.position or len(self.mel_stream.pending):
             raise RuntimeError("the reference voice must come before the first speech codes")
-        _check_codes(tokens, dit.config.codes)
+        _checked(tokens, dit.config.codes)
         if mel.ndim != 2 or mel.shape[1] != dit.config.mel_bins:
             raise ValueError(
                 f"the mel of the reference voice must be [frames, {dit.config.mel_bins}], "
@@ -136,12 +135,17 @@ class SpeechStream:
         self.mel_stream.prefill(mel, tokens)
 
 
-def _check_codes(codes: Tensor, size: int) -> None:
-    if codes.ndim != 1 or codes.dtype != torch.int64:
-        raise ValueError(f"speech codes must be int64 [n], found {codes.dtype} {list(codes.shape)}")
-    for code in codes.tolist():
+def _checked(codes: Sequence[int] | Tensor, size: int) -> list[int]:
+    """The codes on the host; ValueError unless they are one-dimensional and below ``size``."""
+    if isinstance(codes, Tensor):
+        if codes.ndim != 1 or codes.dtype != torch.int64:
+            found = f"{codes.dtype} {list(codes.shape)}"
+            raise ValueError(f"speech codes must be int64 [n], found {found}")
+        codes = codes.tolist()
+    for code in codes:
         if not 0 <= code < size:
             raise ValueError(f"speech code {code} is outside 0..{size - 1}")
+    return list(codes)
 
 
 class Detokenizer:
@@ -167,7 +171,7 @@ class Detokenizer:
         self.config = config or StreamConfig()
         self.graphs = graphs or graphs_for(dit.device)
         self._vocode = Recorded(vocoder, self.graphs, VOCODED_LENGTHS)
-        self._free: list[Evaluator] = []
+        self._free: list[FlowNetwork] = []
 
     @property
     def sample_rate(self) -> int:
@@ -184,9 +188,9 @@ class Detokenizer:
         """
         config = self.config
         try:
-            evaluator = self._free.pop()
+            network = self._free.pop()
         except IndexError:
-            evaluator = Evaluator(
+            network = FlowNetwork(
                 self.dit,
                 config.cache_frames,
                 config.largest_chunk_codes,
@@ -194,18 +198,18 @@ class Detokenizer:
                 self.graphs,
             )
         overlap = WaveOverlap(self.vocoder, self._vocode)
-        return SpeechStream(evaluator, overlap, config, noise, self._free.append)
+        return SpeechStream(network, overlap, config, noise, self._free.append)
 
-    def synthesize(self, codes: Tensor, noise: Noise) -> Tensor:
-        """The wave fp32 [1, samples_per_code * n], on the CPU, of the codes int64 [n].
+    def synthesize(self, codes: Sequence[int] | Tensor, noise: Noise) -> Tensor:
+        """The wave fp32 [1, samples_per_code * n], on the CPU, of n codes.
 
         Chunked as published. Raises ValueError if there are no codes or one is outside the code
         book.
         """
-        codes = codes.cpu()
-        _check_codes(codes, self.dit.config.codes)
+        codes, size = _checked(codes, self.dit.config.codes), self.config.chunk_codes
         with self.graphs.lane():
-            stream = self.start(noise)
-            chunks = codes.split(self.config.chunk_codes)
-            waves = [stream.push(c, final=i == len(chunks)) for i, c in enumerate(chunks, 1)]
+            stream, waves = self.start(noise), []
+            for start in range(0, max(len(codes), 1), size):
+                final = start + size >= len(codes)
+                waves.append(stream.push(codes[start : start + size], final))
             return torch.cat(waves)[None].cpu()

@@ -2,9 +2,9 @@
 
 A diffusion transformer (DiT). Every frame is modulated by its speech code and by the time of
 the flow (adaLN); frames attend to all frames of their chunk and to cached frames before it.
-What depends on codes and times alone is computed apart (:meth:`DiT.condition`), once per chunk
-and once per code, so that an evaluation is a function of the frames, their conditioning, their
-rotary angles and the cache.
+What depends on codes and times alone is computed once per chunk (:meth:`DiT.condition`), so that a
+call of the network is a function of the frames, their conditioning, their rotary angles and the
+cache.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
 class StepConditioning(NamedTuple):
-    """Modulation of one evaluation.
+    """Modulation of one call.
 
     blocks [depth, ..., codes, 6, hidden]: shift, scale and gate of the attention, then of the
     feed-forward; final [..., codes, 2, hidden]: shift and scale.
@@ -275,7 +275,7 @@ class DiT(nn.Module):
 
         At full size in bf16 the largest published chunk (42 codes, 30 timesteps) takes 570 MB.
         """
-        times = torch.tensor(timesteps, device=self.device)[:, None]
+        times = torch.tensor(timesteps).to(self.device)[:, None]
         blocks, final = self.modulation(codes.to(self.device), times)
         return Conditioning(blocks.movedim(0, 1), final)
 

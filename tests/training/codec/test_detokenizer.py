@@ -15,11 +15,11 @@ from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_component
 from kimia_infer.models.kimi_audio.flow import (
     CACHE_TIMESTEP,
+    FlowNetwork,
     MelStream,
     StreamConfig,
     ode_timesteps,
 )
-from kimia_infer.models.kimi_audio.flow_evaluation import Evaluator
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
 from kimia_infer.training.config import ConfigError, read_settings
@@ -77,20 +77,20 @@ def settings(sounds: Path, output: Path, *assignments: str) -> DetokenizerSettin
 def test_the_attention_of_training_is_that_of_streaming():
     dit = random_dit()
     codes = torch.randint(0, 9, (CHUNKS[-1].stop,))
-    evaluator = Evaluator(dit, STREAM.cache_frames, 7, 4, graphs_for(CPU))
+    network = FlowNetwork(dit, STREAM.cache_frames, 7, 4, graphs_for(CPU))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    evaluate = evaluator.velocity
+    evaluate = network.velocity
 
     def recorded(x, conditioning, rotary):
         velocity = evaluate(x, conditioning, rotary)
         seen.append((x.clone(), velocity.clone()))
         return velocity
 
-    evaluator.velocity = recorded
+    network.velocity = recorded
     generator = torch.Generator().manual_seed(1)
-    stream = MelStream(evaluator, lambda _, n: torch.randn(n, 5, generator=generator), STREAM)
+    stream = MelStream(network, lambda _, n: torch.randn(n, 5, generator=generator), STREAM)
     for number, part in enumerate(codes.split(PUSHED), 1):
-        stream.push(part, final=number == len(PUSHED))
+        stream.push(part.tolist(), final=number == len(PUSHED))
     steps = ode_timesteps(STREAM.ode_points)
     per_chunk = len(steps) + 1  # the last one makes the past, which a final chunk does not
     layout = chunk_layout(CHUNKS, STREAM.cache_frames // 4)

@@ -11,8 +11,13 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_component, dit_slots
-from kimia_infer.models.kimi_audio.flow import CACHE_TIMESTEP, euler, ode_timesteps
-from kimia_infer.models.kimi_audio.flow_evaluation import Evaluator, FrameCache
+from kimia_infer.models.kimi_audio.flow import (
+    CACHE_TIMESTEP,
+    FlowNetwork,
+    FrameCache,
+    euler,
+    ode_timesteps,
+)
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Direct
 from kimia_infer.weights.component import expected_tensors
@@ -129,8 +134,8 @@ def test_ode(dit: DiT, recorded: Recorded) -> None:
     conditioning = dit.condition(recorded["ode.tokens"], times)
     rotary = dit.rotary(0, len(noise))
     frames_per_code = len(noise) // len(recorded["ode.tokens"])
-    evaluator = Evaluator(dit, 0, len(recorded["ode.tokens"]), frames_per_code, Direct())
-    x = euler(evaluator, noise, conditioning, rotary, len(times))
+    network = FlowNetwork(dit, 0, len(recorded["ode.tokens"]), frames_per_code, Direct())
+    x = euler(network, noise, conditioning, rotary, len(times))
     close(x * dit.config.mel_std + dit.config.mel_mean, recorded["ode.neural_ode_euler.mel"])
 
 
