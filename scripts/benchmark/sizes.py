@@ -25,10 +25,8 @@ class Sizes:
     vocoder: VocoderConfig
 
 
-def encoders(
-    width: int, heads: int, layers: int, codes: int
-) -> tuple[SpeechTokenizerConfig, WhisperConfig]:
-    """Both encoders; the speech tokenizer uses the lower half of the layers."""
+def encoder_fields(width: int, heads: int, layers: int, codes: int) -> tuple[dict, dict]:
+    """``config.json`` of both encoders; the speech tokenizer uses the lower half of the layers."""
     whisper = {
         "d_model": width,
         "encoder_layers": layers,
@@ -42,86 +40,94 @@ def encoders(
         "quantize_vocab_size": codes,
         "quantize_causal_block_size": 200,
     }
+    return {**FIXED, **whisper, **quantizer}, whisper
+
+
+def encoders(*sizes: int) -> tuple[SpeechTokenizerConfig, WhisperConfig]:
+    """Both encoders of :func:`encoder_fields`."""
+    speech_tokenizer, whisper = encoder_fields(*sizes)
     source = Path("random weights")
     return (
-        SpeechTokenizerConfig.from_json({**FIXED, **whisper, **quantizer}, source),
+        SpeechTokenizerConfig.from_json(speech_tokenizer, source),
         encoder_config(whisper, source),
     )
 
 
-# Fields of the published configuration files.
+FIELDS: dict[str, dict] = {
+    **dict(zip(("speech_tokenizer", "whisper"), encoder_fields(1280, 20, 32, 16384), strict=True)),
+    "language_model": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "kimia_adaptor_input_dim": 5120,
+        "kimia_mimo_audiodelaytokens": 6,
+        "kimia_mimo_layers": 6,
+        "kimia_mimo_transformer_from_layer_index": 21,
+        "kimia_token_offset": 152064,
+        "max_position_embeddings": 8192,
+        "num_attention_heads": 28,
+        "num_base_tokens": 151643,
+        "num_hidden_layers": 28,
+        "num_key_value_heads": 4,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "vocab_size": 168448,
+    },
+    "dit": {
+        "mel_mean": -4.479605,
+        "mel_std": 3.4584913,
+        "normalize_mel": True,
+        "model": {
+            "dit": {
+                "condition_type": "discrete_codes",
+                "depth": 16,
+                "ffn_gated_glu": False,
+                "ffn_type": "vanilla_mlp",
+                "hidden_size": 2304,
+                "input_size": 80,
+                "max_seq_len": 4096,
+                "mlp_ratio": 4,
+                "num_heads": 18,
+                "position_embedding_type": "skip",
+                "rope_params": {
+                    "max_position_embeddings": 4096,
+                    "rope_base": 10000.0,
+                    "rope_interpolation_factor": 1.0,
+                },
+                "semantic_vocab_size": 16384,
+                "use_rope": True,
+            }
+        },
+    },
+    "vocoder": {
+        "activation": "snakebeta",
+        "hop_size": 480,
+        "num_mels": 80,
+        "resblock": "1",
+        "resblock_dilation_sizes": [[1, 3, 5]] * 4,
+        "resblock_kernel_sizes": [3, 5, 7, 11],
+        "sampling_rate": 24000,
+        "snake_logscale": True,
+        "upsample_initial_channel": 2048,
+        "upsample_kernel_sizes": [9, 4, 4, 4, 4, 5, 4],
+        "upsample_rates": [5, 2, 2, 2, 2, 3, 2],
+        "use_bias_at_final": False,
+        "use_tanh_at_final": False,
+    },
+}
+"""Fields of the published configuration files, by component."""
+
 PUBLISHED = Sizes(
-    *encoders(width=1280, heads=20, layers=32, codes=16384),
-    LanguageModelConfig.from_dict(
-        {
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "kimia_adaptor_input_dim": 5120,
-            "kimia_mimo_audiodelaytokens": 6,
-            "kimia_mimo_layers": 6,
-            "kimia_mimo_transformer_from_layer_index": 21,
-            "kimia_token_offset": 152064,
-            "max_position_embeddings": 8192,
-            "num_attention_heads": 28,
-            "num_base_tokens": 151643,
-            "num_hidden_layers": 28,
-            "num_key_value_heads": 4,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1000000.0,
-            "vocab_size": 168448,
-        }
-    ),
-    DiTConfig.from_dict(
-        {
-            "mel_mean": -4.479605,
-            "mel_std": 3.4584913,
-            "normalize_mel": True,
-            "model": {
-                "dit": {
-                    "condition_type": "discrete_codes",
-                    "depth": 16,
-                    "ffn_gated_glu": False,
-                    "ffn_type": "vanilla_mlp",
-                    "hidden_size": 2304,
-                    "input_size": 80,
-                    "max_seq_len": 4096,
-                    "mlp_ratio": 4,
-                    "num_heads": 18,
-                    "position_embedding_type": "skip",
-                    "rope_params": {
-                        "max_position_embeddings": 4096,
-                        "rope_base": 10000.0,
-                        "rope_interpolation_factor": 1.0,
-                    },
-                    "semantic_vocab_size": 16384,
-                    "use_rope": True,
-                }
-            },
-        }
-    ),
-    VocoderConfig.from_dict(
-        {
-            "activation": "snakebeta",
-            "hop_size": 480,
-            "num_mels": 80,
-            "resblock": "1",
-            "resblock_dilation_sizes": [[1, 3, 5]] * 4,
-            "resblock_kernel_sizes": [3, 5, 7, 11],
-            "sampling_rate": 24000,
-            "snake_logscale": True,
-            "upsample_initial_channel": 2048,
-            "upsample_kernel_sizes": [9, 4, 4, 4, 4, 5, 4],
-            "upsample_rates": [5, 2, 2, 2, 2, 3, 2],
-            "use_bias_at_final": False,
-            "use_tanh_at_final": False,
-        }
-    ),
+    SpeechTokenizerConfig.from_json(FIELDS["speech_tokenizer"], Path("published")),
+    encoder_config(FIELDS["whisper"], Path("published")),
+    LanguageModelConfig.from_dict(FIELDS["language_model"]),
+    DiTConfig.from_dict(FIELDS["dit"]),
+    VocoderConfig.from_dict(FIELDS["vocoder"]),
 )
 SIZES = {
     "published": PUBLISHED,
     # For CPUs: the published vocabulary and structure, narrower and less deep.
     "mid": Sizes(
-        *encoders(width=512, heads=8, layers=8, codes=16384),
+        *encoders(512, 8, 8, 16384),
         replace(
             PUBLISHED.language_model,
             hidden_size=512,
@@ -138,7 +144,7 @@ SIZES = {
     ),
     # Too small to tell anything about speed; shows in seconds that everything runs.
     "tiny": Sizes(
-        *encoders(width=16, heads=2, layers=2, codes=1024),
+        *encoders(16, 2, 2, 1024),
         replace(
             PUBLISHED.language_model,
             vocab_size=2048,

@@ -168,7 +168,10 @@ def check_operators(dtype: torch.dtype) -> None:
     assert attention.rotate_append_attend is ops.rotate_append_attend.default
     with torch.no_grad():
         for op, given in cases:
-            torch.library.opcheck(op, given, test_utils=("test_schema", "test_faketensor"))
+            narrow = any(isinstance(x, torch.Tensor) and x.dtype.itemsize == 1 for x in given)
+            # The check of the schema compares values, which PyTorch does not do for e4m3.
+            tests = ("test_faketensor",) if narrow else ("test_schema", "test_faketensor")
+            torch.library.opcheck(op, given, test_utils=tests)
 
 
 @needs_triton

@@ -1,0 +1,207 @@
+"""A CUDA device that is not there: tensors without values, and a ledger of what is done to them.
+
+Under FakeTensorMode a mixed device, a wrong dtype in a product and a value that the host reads
+raise. What the mode does not know is added here: what may be recorded in a graph, the dtypes of
+every operation and the memory that tensors take.
+"""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from kimia_infer.layers import operators
+from kimia_infer.layers.snake import low_pass_filter
+from kimia_infer.models.kimi_audio.flow import StreamConfig, ode_timesteps
+from kimia_infer.utils import graphs
+from kimia_infer.utils.graphs import Direct, Work
+from kimia_infer.weights import parallel
+from kimia_infer.weights.tensors import TensorStore
+
+CUDA = torch.device("cuda", 0)
+CARD_BYTES = 80 * 10**9
+# Operations that read weights or mix positions, by the beginnings of their names.
+PRODUCTS = ("linear", "mm", "addmm", "bmm", "matmul", "conv", "scaled_dot", "matrix_vector")
+PRODUCTS += ("rotate_append", "flash_attn", "_scaled_dot", "_flash", "_efficient", "baddbmm")
+
+
+class CannotBeRecorded(RuntimeError):
+    """A CUDA graph cannot hold what was done while recording."""
+
+
+class Call(NamedTuple):
+    """An operation: its name, the dtypes that it read, and dtype and size of each result."""
+
+    name: str
+    inputs: tuple[torch.dtype, ...]
+    outputs: tuple[tuple[torch.dtype, int], ...]
+
+
+class Ledger(TorchDispatchMode):
+    """Counts the bytes of live tensors on the device, and lists operations within :meth:`calls`.
+
+    While ``recording``, an operation that reads from or writes to the host raises.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recording = False
+        self.live = self.peak = 0
+        self._calls: list[Call] | None = None
+        self._storages: dict[int, weakref.ref] = {}
+
+    @contextmanager
+    def calls(self) -> Iterator[list[Call]]:
+        """The operations within."""
+        before, self._calls = self._calls, []
+        try:
+            yield self._calls
+        finally:
+            self._calls = before
+
+    @contextmanager
+    def peak_within(self) -> Iterator[list[int]]:
+        """A list that gets the most bytes that were live at once."""
+        self.peak, found = self.live, []
+        yield found
+        found.append(self.peak)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach_.default and not isinstance(args[0], FakeTensor):
+            return args[0]  # of torch.tensor on the meta device, which the mode does not expect
+        name = func.name().partition("::")[2].partition(".")[0]
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        result = func(*args, **(kwargs or {}))
+        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        if self.recording and not all(x.is_cuda for x in given + made):
+            raise CannotBeRecorded(f"{name} moves values between host and device")
+        for tensor in made:
+            if tensor.is_cuda:
+                self._count(tensor)
+        if self._calls is not None:
+            outputs = tuple((x.dtype, x.numel()) for x in made)
+            self._calls.append(Call(name, tuple(x.dtype for x in given), outputs))
+        return result
+
+    def _count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes()
+        known = self._storages.get(key)
+        if known is not None and known() is storage:
+            return
+
+        def freed(reference: weakref.ref) -> None:
+            self.live -= size
+            if self._storages.get(key) is reference:
+                del self._storages[key]
+
+        self._storages[key] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+class FakeGraphs(Direct):
+    """Stands for CudaGraphs: work runs once, under the rules of recording, and never again."""
+
+    captures = True
+    ledger: Ledger
+
+    def __init__(self, device: torch.device):
+        assert device.type == "cuda"
+
+    def record(self, work: Work) -> Work:
+        self.ledger.recording = True
+        try:
+            work()
+        finally:
+            self.ledger.recording = False
+        return lambda: None
+
+    def fetch(self, values: Tensor) -> Callable[[], list[int]]:
+        assert values.is_cuda and values.dtype is torch.int64 and values.ndim == 1
+        return lambda: [0] * len(values)
+
+
+class Inline(Executor):
+    """An executor whose work runs at once, in the thread and the modes of the caller."""
+
+    def __init__(self, workers: int, name: str, initializer: Callable[[], None]):
+        initializer()
+
+    def submit(self, function: Callable, /, *arguments: Any, **keywords: Any) -> Future:
+        future: Future = Future()
+        future.set_result(function(*arguments, **keywords))
+        return future
+
+
+def no_values(self: TensorStore, name: str, buffer: Tensor) -> Iterator[Tensor]:
+    """Instead of :meth:`TensorStore.blocks`: one block, of which nothing is read."""
+    stored = self.tensors[name]
+    yield torch.empty(stored.shape, dtype=stored.dtype).view(-1)
+
+
+@contextmanager
+def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Ledger]:
+    """Within, device "cuda" can be used; what would ask the driver gets the answers of a card."""
+    ledger = Ledger()
+    FakeGraphs.ledger = ledger
+    patch.setattr(graphs, "CudaGraphs", FakeGraphs)
+    patch.setattr(operators, "missing", lambda device: None if device.type == "cuda" else "no GPU")
+    patch.setattr(torch.accelerator, "synchronize", lambda device=None: None)
+    patch.setattr(torch.accelerator, "empty_cache", lambda: None)
+    patch.setattr(
+        torch.accelerator, "get_memory_info", lambda device=None: (CARD_BYTES, CARD_BYTES)
+    )
+    patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    patch.setattr(TensorStore, "blocks", no_values)
+    patch.setattr(parallel, "ThreadPoolExecutor", Inline)
+    # Constants, which are computed on the host once.
+    low_pass_filter()
+    ode_timesteps(StreamConfig().ode_points)
+    with FakeTensorMode(allow_non_fake_inputs=True), ledger, torch.inference_mode():
+        yield ledger
+
+
+def install_flash_attention(patch: pytest.MonkeyPatch) -> None:
+    """The two functions of flash-attn that are used, as strict as they are about their inputs."""
+    library = torch.library.Library("fake_flash_attn", "DEF")
+    library.define("flash_attn(Tensor query, Tensor keys, Tensor values) -> Tensor")
+    library.impl("flash_attn", lambda query, keys, values: torch.empty_like(query), "Meta")
+    call = torch.ops.fake_flash_attn.flash_attn
+
+    def check(query: Tensor, keys: Tensor, values: Tensor) -> None:
+        assert query.ndim == keys.ndim == values.ndim == 4 and keys.shape == values.shape
+        assert query.dtype is keys.dtype is values.dtype is torch.bfloat16
+        assert query.shape[2] % keys.shape[2] == 0 and query.shape[3] == keys.shape[3] <= 256
+        assert query.stride(-1) == keys.stride(-1) == values.stride(-1) == 1
+
+    def flash_attn_func(query: Tensor, keys: Tensor, values: Tensor, causal: bool) -> Tensor:
+        check(query, keys, values)
+        return call(query, keys, values)
+
+    def flash_attn_with_kvcache(
+        query: Tensor, keys: Tensor, values: Tensor, cache_seqlens: Tensor
+    ) -> Tensor:
+        check(query, keys, values)
+        assert cache_seqlens.is_cuda and cache_seqlens.dtype is torch.int32
+        return call(query, keys, values)
+
+    module = types.ModuleType("flash_attn")
+    module.__spec__ = importlib.machinery.ModuleSpec("flash_attn", None)
+    module.flash_attn_func = flash_attn_func
+    module.flash_attn_with_kvcache = flash_attn_with_kvcache
+    module.library = library  # what it declares ends with it
+    patch.setitem(sys.modules, "flash_attn", module)
