@@ -31,7 +31,7 @@ NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 def write_checkpoint(directory: Path) -> None:
     """Every file that loading reads, with complete headers and without values."""
-    sizes = PUBLISHED
+    sizes, exact = PUBLISHED, torch.float32
     _write_ranks(directory / "tiktoken.model", sizes.language_model.base_tokens)
     for folder, name in (
         ("", "language_model"),
@@ -47,9 +47,9 @@ def write_checkpoint(directory: Path) -> None:
     for folder, slots, dtype, prefix in (
         ("", language_model_slots(sizes.language_model), torch.bfloat16, ""),
         (WHISPER_FOLDER, whisper_slots(sizes.whisper), torch.float16, "model.encoder."),
-        (SPEECH_TOKENIZER_FOLDER, speech_tokenizer_slots(sizes.speech_tokenizer), torch.float32, ""),
-        (DETOKENIZER_FOLDER, dit_slots(sizes.dit), torch.float32, "speech_model."),
-        (VOCODER_FOLDER, vocoder_slots(sizes.vocoder), torch.float32, ""),
+        (SPEECH_TOKENIZER_FOLDER, speech_tokenizer_slots(sizes.speech_tokenizer), exact, ""),
+        (DETOKENIZER_FOLDER, dit_slots(sizes.dit), exact, "speech_model."),
+        (VOCODER_FOLDER, vocoder_slots(sizes.vocoder), exact, ""),
     ):
         _write_tensors(directory / folder / "model.safetensors", slots, dtype, prefix)
 
