@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kimia_infer.commands.parser import Parser, add_model, model_variables
+from kimia_infer.commands.parser import Parser, UsageError, add_model, model_variables
 from kimia_infer.commands.timings import summarize
 from kimia_infer.utils.errors import RequestError
 
@@ -238,8 +238,11 @@ def from_model(arguments: Namespace) -> Answer:
 
     interface = read_interface(predictor_file(), "Predictor")
     defaults = {field.name: field.default for field in interface.inputs}
-    inputs = check_inputs(interface, defaults | with_history(given_inputs(arguments)))
-    split_inputs(inputs)  # refuses at once what can be refused without a model
+    try:
+        inputs = check_inputs(interface, defaults | with_history(given_inputs(arguments)))
+        split_inputs(inputs)  # refuses at once what can be refused without a model
+    except RequestError as error:
+        raise UsageError(str(error)) from error
     weights = arguments.weights or weights_from_environment()
 
     from kimia_infer.audio.encode import wav_bytes  # imports PyTorch: seconds
@@ -307,7 +310,7 @@ def with_history(given: dict[str, Any]) -> dict[str, Any]:
     try:
         messages = parse_history(source.read_text(encoding="utf-8"), resolve)
     except (RequestError, UnicodeDecodeError) as error:
-        raise RequestError(f"{source}: {error}") from error
+        raise UsageError(f"{source}: {error}") from error
     return given | {"history": json.dumps(messages), "history_audio": files}
 
 

@@ -8,7 +8,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from kimia_infer.commands.parser import Parser
+from kimia_infer.commands.parser import Parser, UsageError, message_prefix
 
 COMMANDS = {
     "serve": "serve the model over HTTP with Cog's server",
@@ -52,6 +52,7 @@ def run_command(
     description = (inspect.getdoc(command) or "").replace("kimi-audio " + name, program)
     parser = Parser(prog=program, description=description)
     parser.set_defaults(program=program)
+    prefix = message_prefix(program)
     try:
         command.add_arguments(parser)
         parsed = parser.parse_args(arguments)
@@ -63,13 +64,13 @@ def run_command(
         return command.run(parsed)
     except KeyboardInterrupt:
         hint = getattr(command, "AFTER_INTERRUPTION", "")
-        print(f"{program}: interrupted{hint and f'; {hint}'}", file=sys.stderr)
+        print(f"{prefix}: interrupted{hint and f'; {hint}'}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if not _is_message(error):
             raise
-        print(f"{program}: {error}", file=sys.stderr)
-        return getattr(command, "FAILED", 1)
+        print(f"{prefix}: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else getattr(command, "FAILED", 1)
 
 
 def _always(arguments: object) -> bool:

@@ -12,6 +12,10 @@ QUANTIZATIONS = ("none", "fp8", "int8", "int4")
 DTYPES = ("float32", "bfloat16")
 
 
+class UsageError(Exception):
+    """What a command was given cannot be used; the message names it, and the status is 2."""
+
+
 class Parser(argparse.ArgumentParser):
     """Help as it is written in the docstring of a command; errors in one line, status 2."""
 
@@ -30,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         return arguments
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+        self.exit(2, f"{message_prefix(self.prog)}: {message} (see --help)\n")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -38,6 +42,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=100)
+
+
+def message_prefix(program: str) -> str:
+    """What begins the messages of ``program``: ``infer`` for ``scripts/infer``."""
+    return program.removeprefix("scripts/")
 
 
 def add_model(group: Any) -> None:

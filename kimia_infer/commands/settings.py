@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from kimia_infer.commands.parser import Parser
+from kimia_infer.commands.parser import Parser, UsageError
 
 if TYPE_CHECKING:
     from kimia_infer.training.trainer import Outcome
@@ -52,7 +52,10 @@ def read(kind: type[Settings], arguments: Namespace) -> Settings:
 
     files = [Path(text) for text in arguments.settings if "=" not in text]
     assignments = [text for text in arguments.settings if "=" in text]
-    return read_settings(kind, files[0] if files else None, assignments)
+    try:
+        return read_settings(kind, files[0] if files else None, assignments)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def report(outcome: Outcome, output: Any) -> int:

@@ -18,7 +18,17 @@ def test_the_demo_answers_in_words_sound_and_picture():
         [sys.executable, ROOT / "scripts" / "demo"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "nine"
+    lines = done.stdout.splitlines()
+    assert [line.split(maxsplit=1) for line in lines[:4]] == [
+        ["question", "what is four plus five"],
+        ["answer", "nine"],
+        ["speech", str(answer)],
+        ["picture", str(answer.with_suffix(".png"))],
+    ]
+    stages = ["input", "encoders", "prefill", "decode", "speech", "total"]
+    assert [part.split()[-2] for part in lines[4].split(",")] == stages
+    assert "real-time factor" in lines[5] and len(lines) == 6
+    assert done.stderr == ""
     assert answer.read_bytes().startswith(b"RIFF")
     assert answer.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 

@@ -251,7 +251,7 @@ def test_a_server_adds_the_adapter(run: Path, golden: Path, tmp_path: Path, untr
     assert found["output"]["text"] == model.generate(chats, max_new_tokens=12)[1]
     done = subprocess.run(
         [sys.executable, INFER, *known, "--audio", sound, "--output-type", "text",
-         "--max-new-tokens", "12"],
+         "--max-new-tokens", "12", "--metrics"],
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout == found["output"]["text"] + "\n"

@@ -78,7 +78,7 @@ def test_the_command_names_what_is_wrong(part: str, tmp_path: Path):
     if part != "detokenizer":
         wrong.remove(f"model={MINI}")
     done = subprocess.run([sys.executable, COMMAND, part, *wrong], capture_output=True, text=True)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == "train_codec: epoch: unknown setting; did you mean epochs?\n"
     assert not (tmp_path / "run").exists()
     text = "\n".join(describe(PARTS[part]))

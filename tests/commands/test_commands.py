@@ -1,0 +1,183 @@
+"""What all commands have in common: help, refusals, interruption, and names they only repeat."""
+
+from __future__ import annotations
+
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kimia_infer.api.parameters import ServiceParameters
+from kimia_infer.commands import evaluate, infer, parser, train_codec
+from kimia_infer.commands.main import COMMANDS, main, run_command
+from kimia_infer.commands.timings import summarize
+from kimia_infer.layers.quantization import SCHEMES
+from tests.paths import ROOT
+
+SCRIPTS = sorted(
+    path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix
+)
+ENTRY = "import sys; from kimia_infer.commands.main import main; sys.exit(main())"
+
+
+def bare(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """A run in an interpreter in which nothing is installed."""
+    command = [sys.executable, "-S", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env={"PATH": ""})
+
+
+def cpu_seconds() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_explain_themselves_at_once_and_anywhere(name: str) -> None:
+    before = cpu_seconds()
+    done = bare(f"scripts/{name}", "--help")
+    assert done.returncode == 0, done.stderr
+    assert name in done.stdout
+    assert done.stderr == ""
+    assert cpu_seconds() - before < 1
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_explain_themselves_at_once_and_anywhere(name: str) -> None:
+    done = bare("-c", ENTRY, name, "--help")
+    assert done.returncode == 0, done.stderr
+    assert f"usage: kimi-audio {name}" in done.stdout
+    assert len(done.stdout.splitlines()) <= 70
+
+
+def test_the_list_of_commands() -> None:
+    for arguments in ([], ["--help"]):
+        done = bare("-c", ENTRY, *arguments)
+        assert done.returncode == 0
+        assert all(f"  {name} " in done.stdout for name in COMMANDS)
+    done = bare("-c", ENTRY, "sing")
+    assert done.returncode == 2 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert "expected a command" in line and "'sing'" in line
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_argument_is_refused_in_one_line(name: str) -> None:
+    known = {
+        "evaluate": ["--output", "x"],
+        "extract-codes": ["a", "b", "--model", "c"],
+        "convert-manifest": ["a", "b"],
+        "export": ["a", "b"],
+        "prepare": ["a", "b"],
+        "finetune": ["a=b"],
+        "train-codec": ["vocoder", "a=b"],
+    }
+    done = bare("-c", ENTRY, name, *known.get(name, []), "--hepl")
+    assert done.returncode == 2 and done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert line == (
+        f"kimi-audio {name}: unknown argument --hepl; did you mean --help? (see --help)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, "download: interrupted; the same command continues"),
+        (parser.UsageError("a: wrong"), 2, "download: a: wrong"),
+        (FileNotFoundError(2, "No such file", "x"), 1, "download: [Errno 2] No such file: 'x'"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_are_a_line_and_a_status(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prepare() -> None:
+        raise error
+
+    assert run_command("download", [], "scripts/download", prepare) == status
+    assert capsys.readouterr() == ("", f"{line}\n")
+
+
+def test_a_fault_of_the_program_is_not_hidden() -> None:
+    def prepare() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run_command("download", [], "kimi-audio download", prepare)
+
+
+def test_the_environment_is_set_up_after_the_arguments_were_checked(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command("evaluate", ["--output", "x"], "scripts/evaluate", pytest.fail)
+    assert ended.value.code == 2
+    assert "nothing to evaluate" in capsys.readouterr().err
+
+
+def test_a_server_is_asked_without_setting_up_an_environment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arguments = ["--url", "http://127.0.0.1:1", "--text", "Hi"]
+    assert run_command("infer", arguments, "scripts/infer", pytest.fail) == 1
+    assert "cannot be reached" in capsys.readouterr().err
+
+
+def test_main_takes_its_arguments_from_the_process(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "a.csv").write_text("audio,text\nnone.wav,hello\n")
+    files = [str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["kimi-audio", "convert-manifest", *files])
+    assert main() == 2
+    assert "none.wav" in capsys.readouterr().err
+
+
+def test_infer_offers_the_parameters_of_the_service() -> None:
+    """Names and defaults are repeated there, so that help needs nothing installed."""
+    fields = ServiceParameters.model_fields
+    local = {"stop_repetition", "timeout_seconds"}  # of the library and of evaluations
+    assert set(infer.SAMPLING) == fields.keys() - local - {"output_type", "preset"}
+    for name, (kind, text) in infer.SAMPLING.items():
+        default = fields[name].default
+        if default is not None:
+            assert text.endswith(f"[{default}]") and type(default) is kind
+
+
+def test_names_that_commands_repeat_are_those_of_the_library() -> None:
+    from kimia_infer.data.recipes import RECIPES
+    from kimia_infer.evaluation.items import METRICS
+    from kimia_infer.training.tasks import config
+
+    assert tuple(SCHEMES) == parser.QUANTIZATIONS
+    assert tuple(RECIPES) == evaluate.RECIPES
+    assert tuple(METRICS) == evaluate.METRICS
+    for settings, _ in train_codec.COMPONENTS.values():
+        assert hasattr(config, settings)
+
+
+def test_timings_are_two_lines_in_the_order_of_the_stages() -> None:
+    metrics = {
+        "total_seconds": 0.5,
+        "decode_seconds": 0.2,
+        "encoders_seconds": 0.1,
+        "prompt_seconds": 0.01,
+        "load_audio_seconds": 0.02,
+        "first_text_seconds": 0.15,
+        "output_audio_seconds": 2.0,
+    }
+    assert summarize(metrics) == [
+        "seconds: input 0.03, encoders 0.10, decode 0.20, total 0.50",
+        "first text after 0.15 s, 2.00 s of speech, real-time factor 0.25",
+    ]
+    assert summarize({"predict_time": 1.0}) == []
+
+
+def test_help_shows_the_settings_of_a_training() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "finetune", "--help"], capture_output=True, text=True
+    )
+    assert re.search(r"^  learning_rate\b.*", done.stdout, re.MULTILINE)
