@@ -1,1 +1,1 @@
-"""The miniature: a small spoken world, what is trained on it, and how that is judged."""
+"""The miniature: a small spoken world, what is trained on it, and how it is scored."""

@@ -20,8 +20,8 @@ from kimia_infer.models.kimi_audio.published import (
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
 )
-from kimia_infer.training.checkpoints import publish
 from kimia_infer.training.tasks.config import EncoderSize
+from kimia_infer.utils.files import replacing_directory
 from kimia_infer.weights.component import expected_tensors, read_json
 from scripts.miniature.spoken_world import READ, REPEAT, TRANSCRIBE
 from scripts.miniature.untrained import Sizes, write_miniature
@@ -105,17 +105,15 @@ def assemble(language_model: Path, detokenizer: Path, vocoder: Path, target: Pat
     ``language_model`` is the whole checkpoint that its training gave; ``detokenizer`` and
     ``vocoder`` are the folders of these parts, stored in half precision.
     """
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(language_model, part)
-    for source, name in ((detokenizer, DETOKENIZER_FOLDER), (vocoder, VOCODER_FOLDER)):
-        _put(source, part / name)
-        _cast(part / name / "model.safetensors", torch.float16)
-    publish(part, target)
+    with replacing_directory(target) as folder:
+        _put(language_model, folder)
+        for source, name in ((detokenizer, DETOKENIZER_FOLDER), (vocoder, VOCODER_FOLDER)):
+            _put(source, folder / name)
+            _cast(folder / name / "model.safetensors", torch.float16)
 
 
 def _put(source: Path, target: Path) -> None:
-    """The files of a trained part in place of untrained ones; what it has no file for is kept."""
+    """Copy the files of a trained component over untrained ones; other files stay."""
     shutil.copytree(source, target, dirs_exist_ok=True)
 
 

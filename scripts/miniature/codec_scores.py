@@ -1,4 +1,4 @@
-"""How well speech is understood after each part of the codec, by a judge of its own."""
+"""How well speech is understood after each part of the codec, by a separate recognizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from kimia_infer.models.kimi_audio.published import (
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.recordings import Sound
-from scripts.miniature.judge import Heard, Judge
+from scripts.miniature.recognizer import Heard, SpeechRecognizer
 
 SEED = 0
 CPU = torch.device("cpu")
@@ -84,10 +84,12 @@ class Codec:
         return lambda chunk, frames: randomness.noise(chunk, frames, bins)
 
 
-def score_codec(codec: Codec, sounds: Iterable[Sound], judge: Judge) -> dict[str, list[Heard]]:
-    """What ``judge`` understands of every version of the sounds, which have texts."""
+def score_codec(
+    codec: Codec, sounds: Iterable[Sound], recognizer: SpeechRecognizer
+) -> dict[str, list[Heard]]:
+    """What ``recognizer`` understands of every version of the sounds, which have texts."""
     heard: dict[str, list[Heard]] = {}
-    for sound in tqdm(list(sounds), desc="Judging", unit=" sounds", disable=None):
+    for sound in tqdm(list(sounds), desc="Recognizing", unit=" sounds", disable=None):
         for name, wave in codec.versions(sound).items():
-            heard.setdefault(name, []).append(judge.heard(sound.text, wave))
+            heard.setdefault(name, []).append(recognizer.heard(sound.text, wave))
     return heard

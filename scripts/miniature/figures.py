@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +15,11 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.training.recordings import Sound, find_sounds
+from kimia_infer.utils.files import write_text
 from scripts.miniature.codec_scores import Codec, score_codec
 from scripts.miniature.espeak import Utterance
-from scripts.miniature.evaluation import (
+from scripts.miniature.recognizer import Heard, SpeechRecognizer, chance_recall, recall
+from scripts.miniature.scoring import (
     AS_STORED,
     Case,
     Serving,
@@ -27,7 +28,6 @@ from scripts.miniature.evaluation import (
     measure,
     read_cases,
 )
-from scripts.miniature.judge import Heard, Judge, chance_recall, recall
 from scripts.miniature.spoken_world import (
     ANSWER_RATE,
     ANSWER_VOICE,
@@ -54,12 +54,12 @@ def write_figures(
             go SENTENCES times as many.
     """
     model = load_model(checkpoint, serving=serving)
-    codec, judge = Codec(checkpoint), Judge()
+    codec, recognizer = Codec(checkpoint), SpeechRecognizer()
     sounds = find_sounds(world / "voice_held_out.jsonl", world, needs_text=True)
     short = [sound for sound in sounds if len(sound.text.split()) <= LONGEST_REPEATED]
     figures = {
-        "codec": _understood(score_codec(codec, sounds[: SENTENCES * limit], judge)),
-        "read_aloud": _read_aloud(model, codec, judge, short[:limit]),
+        "codec": recalls_of(score_codec(codec, sounds[: SENTENCES * limit], recognizer)),
+        "read_aloud": _read_aloud(model, codec, recognizer, short[:limit]),
         "chance": chance_recall(sound.text for sound in sounds),
         "real_time_factor": _real_time_factor(model, world),
         "threads": torch.get_num_threads(),
@@ -70,9 +70,7 @@ def write_figures(
     }
     output.mkdir(parents=True, exist_ok=True)
     draw(model, world, output / PICTURE)
-    part = output / f".{FIGURES}.part"
-    part.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, output / FIGURES)
+    write_text(output / FIGURES, json.dumps(figures, indent=1) + "\n")
     return figures
 
 
@@ -82,8 +80,8 @@ def _served(checkpoint: Path) -> Iterator[Path]:
     return (path for path in checkpoint.rglob("*") if path.is_file() and path.name not in beside)
 
 
-def _understood(heard: dict[str, list[Heard]]) -> dict[str, dict[str, float]]:
-    """Content words understood, and the ratio to those of the original."""
+def recalls_of(heard: dict[str, list[Heard]]) -> dict[str, dict[str, float]]:
+    """Recognized content words, and the ratio to those of the original."""
     recalls = {name: recall(found) for name, found in heard.items()}
     count = len(heard["original"])
     return {
@@ -93,7 +91,7 @@ def _understood(heard: dict[str, list[Heard]]) -> dict[str, dict[str, float]]:
 
 
 def _read_aloud(
-    model: KimiAudio, codec: Codec, judge: Judge, sounds: Sequence[Sound]
+    model: KimiAudio, codec: Codec, recognizer: SpeechRecognizer, sounds: Sequence[Sound]
 ) -> dict[str, dict[str, float]]:
     """What is understood when the model reads the texts of ``sounds``, against these."""
     heard: dict[str, list[Heard]] = {"original": [], "one-shot": [], "streamed": []}
@@ -106,9 +104,9 @@ def _read_aloud(
         for name, found in heard.items():
             silent = name not in versions
             found.append(
-                Heard(sound.text, "") if silent else judge.heard(sound.text, versions[name])
+                Heard(sound.text, "") if silent else recognizer.heard(sound.text, versions[name])
             )
-    return _understood(heard)
+    return recalls_of(heard)
 
 
 def _real_time_factor(model: KimiAudio, world: Path) -> float | None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
-from scripts.miniature.evaluation import Case, load_model, read_cases
-from scripts.miniature.judge import Judge
+from scripts.miniature.recognizer import SpeechRecognizer
+from scripts.miniature.scoring import Case, load_model, read_cases
 from scripts.miniature.spoken_world import WorldSize, write_world
 from tests.paths import MINI
 
@@ -33,8 +33,8 @@ def trained() -> KimiAudio:
 
 
 @pytest.fixture(scope="session")
-def judge() -> Judge:
-    return Judge()
+def recognizer() -> SpeechRecognizer:
+    return SpeechRecognizer()
 
 
 @pytest.fixture(scope="session")

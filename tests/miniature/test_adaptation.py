@@ -20,7 +20,7 @@ from kimia_infer.training.export import export
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.finetune import finetune
 from scripts.miniature.espeak import Utterance, speak_all
-from scripts.miniature.evaluation import Case, answer, right
+from scripts.miniature.scoring import Case, answer, right
 from scripts.miniature.spoken_world import (
     ANSWER_RATE,
     ANSWER_VOICE,

@@ -13,7 +13,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.encode import write_wav
 from kimia_infer.engine.decode import Decoder
-from scripts.miniature.evaluation import Case, load_model, measure_long
+from scripts.miniature.scoring import Case, load_model, measure_long
 from tests.paths import MINI
 
 Cases = Callable[..., list[Case]]

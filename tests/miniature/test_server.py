@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from kimia_infer.audio.decode import load_audio
-from scripts.miniature.evaluation import Case
-from scripts.miniature.judge import Judge
+from scripts.miniature.recognizer import SpeechRecognizer
+from scripts.miniature.scoring import Case
 from tests.paths import MINI
 from tests.serving.conftest import Server, data_uri, serve
 
@@ -54,21 +54,21 @@ def sound(path: str) -> str:
     return data_uri(Path(path).read_bytes())
 
 
-def understood(judge: Judge, chunks: list[dict]) -> str:
+def understood(recognizer: SpeechRecognizer, chunks: list[dict]) -> str:
     """What the wav files of an answer say, one after the other."""
     files = [c["audio"] for c in chunks if c["audio"] is not None]
     waves = [load_audio(base64.b64decode(file.partition(",")[2])) for file in files]
-    return judge.hear(np.concatenate(waves), "answer")
+    return recognizer.hear(np.concatenate(waves), "answer")
 
 
 @pytest.mark.parametrize("kind", ["question", "dialogue"])
-def test_spoken_answers(mini_server: Server, cases: Cases, judge: Judge, kind: str):
+def test_spoken_answers(mini_server: Server, cases: Cases, recognizer: SpeechRecognizer, kind: str):
     found = []
     for case in cases(kind)[:6]:
         output = mini_server.succeed(**inputs_of(case))["output"]
         chunks = output if isinstance(output, list) else [output]
         text = "".join(chunk["text"] or "" for chunk in chunks)
-        found += [text == case.text, understood(judge, chunks) == case.text]
+        found += [text == case.text, understood(recognizer, chunks) == case.text]
     assert sum(found) >= 9, found
 
 

@@ -12,7 +12,8 @@ from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
 from kimia_infer.audio.decode import SAMPLE_RATE
-from scripts.miniature.evaluation import (
+from scripts.miniature.recognizer import Heard, Said, SpeechRecognizer, recall
+from scripts.miniature.scoring import (
     Case,
     answer,
     hear_all,
@@ -21,15 +22,14 @@ from scripts.miniature.evaluation import (
     spoken_right,
     transcribed,
 )
-from scripts.miniature.judge import Heard, Judge, Said, recall
 from tests.paths import MINI
 
 Cases = Callable[..., list[Case]]
 
 
-def understood(judge: Judge, wave: torch.Tensor, said: Said = "anything") -> str:
+def understood(recognizer: SpeechRecognizer, wave: torch.Tensor, said: Said = "anything") -> str:
     wave = soxr.resample(wave.reshape(-1).numpy(), SPEECH_RATE, SAMPLE_RATE)
-    return judge.hear(wave, said)
+    return recognizer.hear(wave, said)
 
 
 def answers(model: KimiAudio, cases: Sequence[Case], ablation: str = "none") -> list:
@@ -44,55 +44,61 @@ def test_transcription(trained: KimiAudio, cases: Cases, voices: str, most: floa
 
 
 def test_spoken_questions_are_answered_in_both_tracks(
-    trained: KimiAudio, cases: Cases, judge: Judge
+    trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer
 ):
     asked = cases("question")
     given = answers(trained, asked)
     assert right(asked, given) >= 0.9
-    assert spoken_right(asked, hear_all(trained, judge, asked, given)) >= 0.85
+    assert spoken_right(asked, hear_all(trained, recognizer, asked, given)) >= 0.85
 
 
-def test_dialogues_use_their_history(trained: KimiAudio, cases: Cases, judge: Judge):
+def test_dialogues_use_their_history(
+    trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer
+):
     asked = cases("dialogue")
     given = answers(trained, asked)
     assert right(asked, given) >= 0.85
-    assert spoken_right(asked, hear_all(trained, judge, asked, given)) >= 0.7
+    assert spoken_right(asked, hear_all(trained, recognizer, asked, given)) >= 0.7
     forgetful = [Case(c.kind, c.chats[-1:], c.text, c.spoken) for c in asked]
     assert right(forgetful, answers(trained, forgetful)) <= 0.5
 
 
-def test_read_aloud_is_understood(trained: KimiAudio, cases: Cases, judge: Judge):
+def test_read_aloud_is_understood(trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer):
     heard = []
     for case in cases("read"):
         wave, _ = trained.generate(case.chats, output_type="both", seed=0)
-        heard.append(Heard(case.text, understood(judge, wave)))
+        heard.append(Heard(case.text, understood(recognizer, wave)))
     assert recall(heard) >= 0.9
 
 
-def test_what_is_heard_is_repeated(trained: KimiAudio, cases: Cases, judge: Judge):
+def test_what_is_heard_is_repeated(trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer):
     asked = cases("repeat")
     given = answers(trained, asked)
     assert right(asked, given) >= 0.85
-    assert spoken_right(asked, hear_all(trained, judge, asked, given)) >= 0.75
+    assert spoken_right(asked, hear_all(trained, recognizer, asked, given)) >= 0.75
 
 
-def test_streamed_speech_says_the_same(trained: KimiAudio, cases: Cases, judge: Judge):
+def test_streamed_speech_says_the_same(
+    trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer
+):
     case = cases("question")[0]
     events = list(trained.stream(case.chats, output_type="both", preset="low_latency", seed=0))
     pieces = [event.wav for event in events if isinstance(event, AudioChunk)]
     text = "".join(event.text for event in events if isinstance(event, TextDelta))
     assert isinstance(events[-1], Completion)
     assert text == events[-1].text == case.text
-    assert understood(judge, torch.cat(pieces), "answer") == case.text
+    assert understood(recognizer, torch.cat(pieces), "answer") == case.text
 
 
 @pytest.mark.parametrize("ablation", ["features", "codes", "delay"])
-def test_what_the_pipeline_needs(trained: KimiAudio, cases: Cases, judge: Judge, ablation: str):
+def test_what_the_pipeline_needs(
+    trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer, ablation: str
+):
     """Without it, answers are lost: Whisper's features and speech codes when voices that it does
     not know are heard, the delay of the audio track when it speaks."""
     if ablation == "delay":
         asked, changed = cases("question"), load_model(MINI, audio_delay=0)
-        said = hear_all(changed, judge, asked, answers(changed, asked))
+        said = hear_all(changed, recognizer, asked, answers(changed, asked))
         assert spoken_right(asked, said) <= 0.3
     else:
         asked = cases("transcription", "held_out_voices") + cases("question", "held_out_voices")

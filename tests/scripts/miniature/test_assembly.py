@@ -13,7 +13,7 @@ from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from scripts.miniature.assembly import assemble
-from scripts.miniature.evaluation import load_model
+from scripts.miniature.scoring import load_model
 from scripts.miniature.spoken_world import REPEAT
 from scripts.miniature.world import vocabulary
 from tests.paths import MINI

@@ -1,4 +1,4 @@
-"""What the judge is given: the original and what every part of the codec makes of it."""
+"""What the recognizer is given: the original and what every part of the codec makes of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import log_mel
 from kimia_infer.training.recordings import Sound
 from scripts.miniature.codec_scores import Codec, score_codec
-from scripts.miniature.judge import Heard, recall
+from scripts.miniature.recognizer import Heard, recall
 from scripts.miniature.untrained import write_miniature
 from tests.training.runs import write_sound
 
@@ -51,7 +51,7 @@ def test_vocoded_is_from_the_true_spectrogram(codec: Codec, sound: Sound):
     )
 
 
-def test_every_version_is_judged(codec: Codec, sound: Sound):
+def test_every_version_is_recognized(codec: Codec, sound: Sound):
     class OriginalOnly:
         """Understands the original alone."""
 

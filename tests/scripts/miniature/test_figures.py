@@ -24,7 +24,7 @@ def world(tmp_path_factory) -> Path:
 def test_figures_are_written(world: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(figures, "TIMED", 1)
     monkeypatch.setattr(figures, "measure", lambda *_: {"sets": {}})
-    monkeypatch.setattr("scripts.miniature.evaluation.MOST_STEPS", 30)
+    monkeypatch.setattr("scripts.miniature.scoring.MOST_STEPS", 30)
     checkpoint = tmp_path / "mini"
     write_miniature(checkpoint)
     measured = write_figures(checkpoint, world, tmp_path / "out", limit=4)

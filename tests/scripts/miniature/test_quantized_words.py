@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.miniature.evaluation import (
+from scripts.miniature.scoring import (
     Serving,
     answer,
     load_model,

@@ -17,7 +17,6 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizerConfig,
     speech_tokenizer_component,
 )
-from kimia_infer.training.checkpoints import TrainingError
 from kimia_infer.training.tasks.config import (
     DiTSize,
     EncoderSize,
@@ -26,9 +25,10 @@ from kimia_infer.training.tasks.config import (
 )
 from kimia_infer.training.tasks.detokenizer import SoundReader
 from kimia_infer.training.tasks.speech_tokenizer import new_config, new_tokenizer
-from scripts.miniature import evaluation, figures, stages
+from scripts.miniature import figures, recipe, scoring
+from scripts.miniature.recipe import make_encoder
 from scripts.miniature.spoken_world import WorldSize
-from scripts.miniature.stages import STAGES, Stage, done, make, make_encoder, ready
+from scripts.miniature.stages import STAGES, Stage, StageError, done, make, ready
 from scripts.miniature.whisper_encoder import WhisperSize
 from tests.training.runs import interrupt
 
@@ -60,8 +60,9 @@ def test_a_stage_is_made_once_and_after_what_it_needs(tmp_path: Path, monkeypatc
         made.append(run)
         (run / "second").mkdir()
 
-    monkeypatch.setitem(STAGES, "vocoder", Stage(write, "second", ("world",)))
-    with pytest.raises(TrainingError, match="vocoder: needs world to be done first"):
+    monkeypatch.setitem(STAGES, "vocoder", Stage("second", ("world",)))
+    monkeypatch.setattr(recipe, "make_vocoder", write)
+    with pytest.raises(StageError, match="vocoder: needs world to be done first"):
         make(tmp_path, "vocoder")
     (tmp_path / "world").mkdir()
     make(tmp_path, "vocoder")
@@ -71,14 +72,14 @@ def test_a_stage_is_made_once_and_after_what_it_needs(tmp_path: Path, monkeypatc
 
 def test_an_interrupted_world_is_not_taken_for_one(tmp_path: Path, monkeypatch):
     def fail(folder: Path, size: object, processes: int) -> None:
-        folder.mkdir(parents=True)
+        (folder / "train.jsonl").write_text("")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "write_world", fail)
+    monkeypatch.setattr(recipe, "write_world", fail)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, "world")
     assert ready(tmp_path) == ["world"]
-    monkeypatch.setattr(stages, "write_world", lambda folder, *_: folder.mkdir())
+    monkeypatch.setattr(recipe, "write_world", lambda *_: None)
     make(tmp_path, "world")
     assert done(tmp_path, "world")
 
@@ -116,17 +117,17 @@ STEPS = {"max_steps": 2, "save_every": 1, "eval_every": 2}
 
 
 def test_a_miniature_is_made_from_nothing(tmp_path: Path, monkeypatch):
-    """All stages, of a world of a few sounds; one training is interrupted and goes on."""
+    """All stages, of a world of a few sounds; one training is interrupted and resumed."""
     each = 10
-    monkeypatch.setattr(stages, "WORLD", WorldSize(each, each, each, each, 2, 6))
-    monkeypatch.setattr(stages, "MEASURED", 1)
+    monkeypatch.setattr(recipe, "WORLD", WorldSize(each, each, each, each, 2, 6))
+    monkeypatch.setattr(recipe, "MEASURED", 1)
     for name, values in SMALL.items():
-        monkeypatch.setitem(vars(stages), name, getattr(stages, name) | values | STEPS)
-    monkeypatch.setattr(evaluation, "LONG_SECONDS", 3)
-    monkeypatch.setattr(evaluation, "MOST_STEPS", 10)
+        monkeypatch.setattr(recipe, name, getattr(recipe, name) | values | STEPS)
+    monkeypatch.setattr(scoring, "LONG_SECONDS", 3)
+    monkeypatch.setattr(scoring, "MOST_STEPS", 10)
     monkeypatch.setattr(figures, "TIMED", 1)
-    few = partial(stages.write_conversations, joined=2)
-    monkeypatch.setattr(stages, "write_conversations", few)
+    few = partial(recipe.write_conversations, joined=2)
+    monkeypatch.setattr(recipe, "write_conversations", few)
     make(tmp_path, "world")
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, lambda: make(tmp_path, "vocoder"), step=1)
@@ -134,8 +135,8 @@ def test_a_miniature_is_made_from_nothing(tmp_path: Path, monkeypatch):
         make(tmp_path, waiting[0])
     assert all(done(tmp_path, name) for name in STAGES)
     measured = json.loads((tmp_path / "figures" / "figures.json").read_text())
-    assert measured["sets"].keys() == set(evaluation.HELD_OUT_SETS)
-    assert measured["ablations"].keys() == {"none", *evaluation.ABLATIONS}
+    assert measured["sets"].keys() == set(scoring.HELD_OUT_SETS)
+    assert measured["ablations"].keys() == {"none", *scoring.ABLATIONS}
     assert measured["same_tokens_with_full_heads"]
     model = KimiAudio(str(tmp_path / "mini"))
     question = {"role": "user", "message_type": "text", "content": "one"}

@@ -1,4 +1,4 @@
-"""The command that trains the miniature: what is done is skipped, failures are told."""
+"""The command that trains the miniature: finished stages are skipped, failures are reported."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-
-import pytest
 
 from scripts.miniature.stages import STAGES
 from tests.paths import ROOT
@@ -26,7 +24,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_finished_run_is_told(tmp_path: Path):
+def test_a_finished_run_is_reported(tmp_path: Path):
     for stage in STAGES.values():
         (tmp_path / stage.result).mkdir(parents=True, exist_ok=True)
     finished = run(tmp_path)
@@ -48,8 +46,7 @@ def test_a_stage_that_fails_ends_the_run_and_says_where(tmp_path: Path):
     assert [path.name for path in log.parent.iterdir()] == ["tokenizer.log"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interruption_ends_the_stages_too(tmp_path: Path, number: int):
+def test_an_interruption_ends_the_stages_too(tmp_path: Path):
     """And the same command does not begin what another process still makes."""
     process = subprocess.Popen(
         [sys.executable, COMMAND, tmp_path, "--jobs", "1"],
@@ -62,10 +59,10 @@ def test_an_interruption_ends_the_stages_too(tmp_path: Path, number: int):
         time.sleep(0.05)
     refused = run(tmp_path, "world")
     assert f"world: another process is making it in {tmp_path}" in refused.stderr
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted; the same command goes on" in errors
+    assert "interrupted; the same command resumes" in errors
     assert "train_mini: world: interrupted" in log.read_text()
     assert not (tmp_path / "world").exists()
 

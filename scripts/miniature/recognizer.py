@@ -1,7 +1,8 @@
-"""A judge of speech that knows nothing of the model: pocketsphinx with the small world's grammar.
+"""Speech recognition independent of the model: pocketsphinx with the small world's grammar.
 
-It hears original and generated sound at one level with the same faint noise, since digital silence
-disturbs it, and counts the content words understood. Words that a template gives away do not count.
+Original and generated speech are recognized at the same level and with the same faint noise, since
+digital silence disturbs the recognizer. Scores count the recognized content words; words that a
+template determines do not count.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MARGIN = 0.15
 """Seconds of noise before and after every sound."""
 
 LISTENS = 5
-"""How often a sound is heard, each time with other noise; what is understood most often counts."""
+"""Attempts for each audio, each with different noise; the most frequent result counts."""
 
 SEARCH = {"wip": 0.2, "pip": 1.0}
 """Penalties of words and phones, with which answers of one word are understood best."""
@@ -56,12 +57,12 @@ OPEN_WORDS = SLOTS | {"number": NUMBERS}
 CONTENT_WORDS = frozenset(word for words in OPEN_WORDS.values() for word in words)
 
 
-class JudgeError(RuntimeError):
-    """The judge cannot work; the message says what to install."""
+class RecognizerError(RuntimeError):
+    """The recognizer cannot work; the message says what to install."""
 
 
 Said = Literal["anything", "answer"]
-"""What may be said: anything of the small world, or an answer to a question."""
+"""What to expect: anything from the small world, or an answer to a question."""
 
 
 def grammar(said: Said) -> str:
@@ -131,32 +132,32 @@ def chance_recall(texts: Iterable[str], seed: int = 0) -> float:
     )
 
 
-class Judge:
-    """Hears what is said; the same sound is always understood alike.
+class SpeechRecognizer:
+    """Recognizes speech; the result depends on the audio alone.
 
     Raises:
-        JudgeError: pocketsphinx is missing, or does not know a word of the small world.
+        RecognizerError: pocketsphinx is missing, or does not know a word of the small world.
     """
 
     def __init__(self) -> None:
         try:
             from pocketsphinx import Decoder
         except ImportError as error:
-            raise JudgeError(f"{error}; install pocketsphinx from requirements.txt") from error
+            raise RecognizerError(f"{error}; install pocketsphinx from requirements.txt") from error
         # Neither normalization nor the search may remember the sound before.
         self._decoder = Decoder(loglevel="FATAL", cmn="batch", bestpath=False, **SEARCH)
         known = {word for template in SENTENCES + ANSWERS for word in template.split()}
         known = {word for word in known if "{" not in word} | CONTENT_WORDS
         unknown = sorted(word for word in known if self._decoder.lookup_word(word) is None)
         if unknown:
-            raise JudgeError(f"pocketsphinx does not know: {', '.join(unknown)}")
+            raise RecognizerError(f"pocketsphinx does not know: {', '.join(unknown)}")
         for said in get_args(Said):
             self._decoder.add_jsgf_string(said, grammar(said))
 
     def hear(self, wave: np.ndarray, said: Said = "anything") -> str:
         """What is understood of float samples [samples] at 16 kHz; "" if nothing is.
 
-        As people do, the judge hears a single word better if it knows what may be said.
+        Single words are recognized better if ``said`` tells what to expect.
         """
         samples = np.asarray(wave, np.float64)
         level = np.sqrt(np.mean(samples**2)) if samples.size else 0.0

@@ -1,7 +1,7 @@
 """What the miniature understands and says, measured on conversations that it never saw.
 
-Answers are greedy. What was said is judged by a recognizer that knows nothing of the model; the
-ablations take away what a right pipeline needs, which has to show.
+Answers are greedy. Spoken answers are transcribed by a recognizer that is independent of the model.
+Ablations remove inputs that a correct pipeline needs, which has to lower the scores.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.encode import write_wav
 from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile, DataError
-from kimia_infer.engine.decode import DecodeInput, Generation
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.messages import parse_messages
-from scripts.miniature.judge import Judge
+from kimia_infer.models.kimi_audio.prompt import Prompt
+from scripts.miniature.recognizer import SpeechRecognizer
 
 KINDS = ("transcription", "question", "dialogue", "repeat", "read")
 HELD_OUT_SETS = ("held_out", "held_out_voices")
 
 ANSWERED = ("question", "dialogue")
-"""Kinds that are answered, not repeated."""
+"""Kinds with an answer that is not a repetition."""
 
 ASKED = ("transcription", "question")
-"""Kinds of which ablations are measured."""
+"""Kinds that ablations are measured on."""
 
 ABLATIONS = ("features", "codes", "delay", "request")
 
@@ -68,7 +68,7 @@ class Answer:
 
 
 Answered = tuple[list[Case], list[Answer], list[str]]
-"""Cases, their answers, and what the judge understood."""
+"""Cases, their answers, and what the recognizer understood."""
 
 
 def read_cases(path: Path, world: Path, kinds: Sequence[str], limit: int) -> list[Case]:
@@ -100,7 +100,7 @@ def _placed(message: dict, world: Path) -> dict:
 
 @dataclass(frozen=True)
 class Serving:
-    """How the language model is held and computed with; None as it is stored."""
+    """How weights and key/value cache are stored in memory; None: as the checkpoint says."""
 
     quantization: str | None = None
     kv_cache: str | None = None
@@ -124,22 +124,20 @@ def load_model(
     return KimiAudio.from_components(components, head_rows=head_rows, kv_cache=serving.kv_cache)
 
 
-@torch.inference_mode()
 def answer(model: KimiAudio, case: Case, ablation: str = "none") -> Answer:
     """The greedy answer to ``case``, of which ``ablation`` takes something away.
 
-    "features" zeroes the Whisper features of all sounds, "codes" shuffles the speech codes that
-    these go with, "request" asks with the token of the other kind of answer.
+    "features" zeroes the Whisper features of all audio, "codes" shuffles the speech codes that
+    these belong to, "request" asks with the token of the other kind of answer.
     """
-    options = _options(case.spoken)
-    generation = Generation(
-        model.decoder,
-        _prompt(model, case, ablation),
-        options.output_type,
-        MOST_STEPS,
-        options.sampling,
-        SeededRandomness(0),
-    )
+    asked = _parameters(case.spoken != (ablation == "request"))
+    prompt, features = model.encode_chat(parse_messages(case.chats), asked)
+    if ablation == "codes":
+        prompt = replace(prompt, audio_ids=_shuffled(prompt))
+    if ablation == "features" and features is not None:
+        features = torch.zeros_like(features)
+    parameters = _parameters(case.spoken)
+    generation = model.generation(prompt, features, parameters, SeededRandomness(0))
     for _ in generation.run():
         pass
     offset = model.kimia_token_offset
@@ -147,22 +145,16 @@ def answer(model: KimiAudio, case: Case, ablation: str = "none") -> Answer:
     return Answer(model.detokenize_text(generation.text_ids), codes, generation.ended)
 
 
-def _prompt(model: KimiAudio, case: Case, ablation: str) -> DecodeInput:
-    asks_speech = case.spoken != (ablation == "request")
-    messages = parse_messages(case.chats)
-    prompt, features = model.encode_chat(messages, _options(asks_speech))
-    heard = torch.tensor([prompt.is_continuous])
-    audio_ids = torch.tensor([prompt.audio_ids])
-    if ablation == "codes":
-        order = torch.randperm(int(heard.sum()), generator=torch.Generator().manual_seed(0))
-        audio_ids[heard] = audio_ids[heard][order]
-    if ablation == "features" and features is not None:
-        features = torch.zeros_like(features)
-    return DecodeInput(audio_ids, torch.tensor([prompt.text_ids]), heard, features)
+def _shuffled(prompt: Prompt) -> list[int]:
+    """The ids of the audio track with the speech codes in a random order."""
+    ids, heard = torch.tensor(prompt.audio_ids), torch.tensor(prompt.is_continuous)
+    order = torch.randperm(int(heard.sum()), generator=torch.Generator().manual_seed(0))
+    ids[heard] = ids[heard][order]
+    return ids.tolist()
 
 
-def _options(speech: bool) -> Parameters:
-    return parse_parameters(output_type="both" if speech else "text")
+def _parameters(speech: bool) -> Parameters:
+    return parse_parameters(output_type="both" if speech else "text", max_new_tokens=MOST_STEPS)
 
 
 def transcribed(cases: Sequence[Case], answers: Sequence[Answer]) -> float:
@@ -188,16 +180,16 @@ def spoken_right(cases: Sequence[Case], said: Sequence[str]) -> float:
 
 
 def hear_all(
-    model: KimiAudio, judge: Judge, cases: Sequence[Case], answers: Sequence[Answer]
+    model: KimiAudio, recognizer: SpeechRecognizer, cases: Sequence[Case], answers: Sequence[Answer]
 ) -> list[str]:
-    """What the judge understands of each answer, spoken with another noise; "" of a silent one."""
+    """What is recognized of each answer, each spoken from different noise; "" without speech."""
     said = []
     for seed, (case, given) in enumerate(zip(cases, answers, strict=True)):
         heard = ""
         if case.spoken and given.codes:
             wave = model.detokenize_audio(torch.tensor([given.codes]), seed=seed)
             wave = soxr.resample(wave.reshape(-1).numpy(), SPEECH_RATE, SAMPLE_RATE)
-            heard = judge.hear(wave, "answer" if case.kind in ANSWERED else "anything")
+            heard = recognizer.hear(wave, "answer" if case.kind in ANSWERED else "anything")
         said.append(heard)
     return said
 
@@ -208,19 +200,19 @@ def measure(directory: Path, world: Path, limit: int = 100, serving: Serving = A
     ``world`` is the folder of the spoken small world. Ablations are those of the pipeline; what
     they cost is seen beside the figures without any.
     """
-    model, judge = load_model(directory, serving=serving), Judge()
+    model, recognizer = load_model(directory, serving=serving), SpeechRecognizer()
     figures: dict = {"sets": {}, "ablations": {}}
     for name in HELD_OUT_SETS:
-        answered = _answers(model, judge, world, name, KINDS, limit, "none")
-        figures["sets"][name] = _scores(answered)
+        answered = _answers(model, recognizer, world, name, KINDS, limit, "none")
+        figures["sets"][name] = scores(answered)
     # In voices that are held out, which are understood only by all that there is.
-    figures["ablations"]["none"] = _understood(answered)
+    figures["ablations"]["none"] = understood(answered)
     for ablation in ABLATIONS:
         changed = model
         if ablation == "delay":
             changed = load_model(directory, audio_delay=0, serving=serving)
-        answered = _answers(changed, judge, world, HELD_OUT_SETS[-1], ASKED, limit, ablation)
-        figures["ablations"][ablation] = _understood(answered)
+        answered = _answers(changed, recognizer, world, HELD_OUT_SETS[-1], ASKED, limit, ablation)
+        figures["ablations"][ablation] = understood(answered)
     figures["long_recording"] = measure_long(model, world, LONG_SECONDS)
     figures["same_tokens_with_full_heads"] = _same_tokens(
         load_model(directory, "full", serving=serving), model, world, max(1, limit // 4)
@@ -228,7 +220,7 @@ def measure(directory: Path, world: Path, limit: int = 100, serving: Serving = A
     return figures
 
 
-def _scores(answered: Answered) -> dict:
+def scores(answered: Answered) -> dict:
     """Of each kind, and of all that is spoken together."""
     values: dict = {}
     for kind in KINDS:
@@ -243,7 +235,7 @@ def _scores(answered: Answered) -> dict:
     return values
 
 
-def _understood(answered: Answered) -> dict[str, float]:
+def understood(answered: Answered) -> dict[str, float]:
     """Of sentences to transcribe and of questions."""
     both, written, asked = (
         _of(answered, lambda case, kinds=kinds: case.kind in kinds)
@@ -293,7 +285,7 @@ def _same_tokens(full: KimiAudio, model: KimiAudio, world: Path, limit: int) -> 
 
 def _answers(
     model: KimiAudio,
-    judge: Judge,
+    recognizer: SpeechRecognizer,
     world: Path,
     name: str,
     kinds: Sequence[str],
@@ -306,4 +298,4 @@ def _answers(
         raise DataError(f"{path}: no {', '.join(sorted(missing))}")
     title = f"{name}, ablation: {ablation}"
     answers = [answer(model, case, ablation) for case in tqdm(cases, title, unit=" answers")]
-    return cases, answers, hear_all(model, judge, cases, answers)
+    return cases, answers, hear_all(model, recognizer, cases, answers)

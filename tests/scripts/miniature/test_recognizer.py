@@ -1,4 +1,4 @@
-"""The judge understands the original voice, and not what is something else."""
+"""The recognizer understands the original voice, and not what is something else."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 from kimia_infer.audio.decode import SAMPLE_RATE
 from scripts.miniature.espeak import Synthesizer, Utterance
-from scripts.miniature.judge import (
+from scripts.miniature.recognizer import (
     OPEN_WORDS,
     Heard,
-    Judge,
+    SpeechRecognizer,
     chance_recall,
     content_words,
     recall,
@@ -38,31 +38,31 @@ def waves(texts: list[str]) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge()
+def recognizer() -> SpeechRecognizer:
+    return SpeechRecognizer()
 
 
-def test_the_original_voice_is_understood(judge: Judge, texts: list[str], waves):
-    heard = [judge.heard(text, wave) for text, wave in zip(texts, waves, strict=True)]
+def test_the_original_voice_is_understood(recognizer: SpeechRecognizer, texts: list[str], waves):
+    heard = [recognizer.heard(text, wave) for text, wave in zip(texts, waves, strict=True)]
     assert recall(heard) > 0.9
 
 
-def test_answers_are_heard_among_answers(judge: Judge, texts: list[str], waves):
-    assert judge.hear(waves[1]) == texts[1] != judge.hear(waves[1], "answer")
-    assert judge.hear(waves[-1], "answer") == judge.hear(waves[-1]) == texts[-1]
+def test_answers_are_heard_among_answers(recognizer: SpeechRecognizer, texts: list[str], waves):
+    assert recognizer.hear(waves[1]) == texts[1] != recognizer.hear(waves[1], "answer")
+    assert recognizer.hear(waves[-1], "answer") == recognizer.hear(waves[-1]) == texts[-1]
 
 
-def test_other_words_are_not_understood(judge: Judge, texts: list[str], waves):
+def test_other_words_are_not_understood(recognizer: SpeechRecognizer, texts: list[str], waves):
     """Sounds of other texts score near chance, noise gives next to nothing."""
-    heard = [judge.heard(t, w) for t, w in zip(texts, waves[1:] + waves[:1], strict=True)]
+    heard = [recognizer.heard(t, w) for t, w in zip(texts, waves[1:] + waves[:1], strict=True)]
     assert recall(heard) < 0.35
     noise = np.random.default_rng(1).normal(0, 0.05, 2 * SAMPLE_RATE)
-    assert recall(judge.heard(text, noise) for text in texts) < 0.3
+    assert recall(recognizer.heard(text, noise) for text in texts) < 0.3
 
 
-def test_hearing_depends_on_the_sound_alone(judge: Judge, waves):
-    forward = [judge.hear(wave) for wave in waves]
-    assert [judge.hear(wave) for wave in reversed(waves)] == forward[::-1]
+def test_hearing_depends_on_the_sound_alone(recognizer: SpeechRecognizer, waves):
+    forward = [recognizer.hear(wave) for wave in waves]
+    assert [recognizer.hear(wave) for wave in reversed(waves)] == forward[::-1]
 
 
 def test_content_words_are_those_of_open_slots():

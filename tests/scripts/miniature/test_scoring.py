@@ -8,19 +8,19 @@ import pytest
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.data.conversations import DataError
-from scripts.miniature.evaluation import (
+from scripts.miniature.scoring import (
     Answer,
     Case,
-    _scores,
-    _understood,
     agreement,
     answer,
     load_model,
     measure,
     read_cases,
     right,
+    scores,
     spoken_right,
     transcribed,
+    understood,
 )
 from tests.paths import MINI
 
@@ -88,7 +88,7 @@ def test_figures_of_a_set_and_of_an_ablation():
     answers = [Answer(text, (index,), True) for index, text in enumerate(texts)]
     answers[1] = Answer("two", (1,), True)
     answered = cases, answers, ["", "three", "four", "nine", "six", "seven"]
-    found = _scores(answered)
+    found = scores(answered)
     assert found["transcription"] == {"count": 1, "word_errors": 0.0, "right": 1.0}
     assert found["question"] == {
         "count": 2, "word_errors": 0.5, "right": 0.5, "agreement": 0.5, "spoken_right": 1.0
@@ -96,7 +96,7 @@ def test_figures_of_a_set_and_of_an_ablation():
     assert (found["dialogue"]["right"], found["dialogue"]["spoken_right"]) == (1.0, 0.0)
     assert found["agreement"] == pytest.approx(3 / 5)
     expected = {"all_right": 2 / 3, "word_errors": 0.0, "right": 0.5, "spoken_right": 1.0}
-    assert _understood(answered) == pytest.approx(expected)
+    assert understood(answered) == pytest.approx(expected)
 
 
 def test_another_kind_of_answer_can_be_asked_for(model: KimiAudio, world: Path, monkeypatch):

@@ -1,0 +1,223 @@
+"""How each stage of the miniature is made: settings of the trainings, and what lies where."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
+from kimia_infer.models.kimi_audio.published import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+)
+from kimia_infer.training.checkpoints import (
+    TrainingError,
+    all_checkpoints,
+    live,
+    write_tensors,
+)
+from kimia_infer.training.config import FinetuneSettings
+from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.tasks.config import (
+    CodecSettings,
+    DetokenizerSettings,
+    DiTSize,
+    EncoderSize,
+    GeneratorSize,
+    TokenizerSettings,
+    VocoderSettings,
+)
+from kimia_infer.training.tasks.detokenizer import train_detokenizer
+from kimia_infer.training.tasks.finetune import finetune
+from kimia_infer.training.tasks.speech_tokenizer import train_tokenizer
+from kimia_infer.training.tasks.vocoder import new_config, train_vocoder
+from kimia_infer.training.trainer import Outcome
+from kimia_infer.utils.files import replacing_directory, write_text
+from scripts.miniature.assembly import assemble, write_base
+from scripts.miniature.conversations import write_conversations
+from scripts.miniature.figures import write_figures
+from scripts.miniature.spoken_world import WorldSize, write_world
+from scripts.miniature.whisper_encoder import WhisperSettings, train_whisper
+
+WORLD = WorldSize()
+MEASURED = 100
+"""Cases of each kind that the figures are from."""
+
+VOCODER = {
+    "size": GeneratorSize(channels=160),
+    "batch_size": 8,
+    "max_steps": 1800,
+    "anti_aliased_from": 0.75,
+    "eval_ratio": 0.02,
+    "average": 0.99,
+    "eval_every": 300,
+    "save_every": 300,
+    "seed": 1,
+}
+TOKENIZER = {
+    "size": EncoderSize(width=160, layers=2, heads=4, codes=512),
+    "batch_size": 16,
+    "max_steps": 2400,
+    "learning_rate": 1.5e-3,
+    "character_weight": 0.0,
+    "word_weight": 0.3,
+    "phone_weight": 1.0,
+    "mel_weight": 0.3,
+    "quantize_from": 0.15,
+    "cache_hours": 8.0,
+    "eval_every": 500,
+    "save_every": 500,
+    "seed": 1,
+}
+DETOKENIZER = {
+    "size": DiTSize(width=192, depth=4, heads=3),
+    "batch_size": 8,
+    "max_steps": 4000,
+    "crop_codes": 24,
+    "learning_rate": 1.5e-3,
+    "condition_dropout": 0.05,
+    "precision": "bf16",
+    "eval_ratio": 0.02,
+    "eval_every": 500,
+    "save_every": 500,
+    "seed": 1,
+}
+WHISPER = {
+    "max_steps": 2500,
+    "batch_size": 16,
+    "learning_rate": 2e-3,
+    "precision": "bf16",
+    "cache_hours": 8.0,
+    "full_from": 0.85,
+    "eval_every": 500,
+    "save_every": 500,
+}
+LANGUAGE_MODEL = {
+    "parts": ("embedding", "trunk", "mimo", "adaptor", "heads"),
+    "spoken_answers": True,
+    "group_by_length": True,
+    "gradient_checkpointing": False,
+    "precision": "bf16",
+    "workers": 0,
+    "batch_size": 24,
+    "max_steps": 7000,
+    "learning_rate": 2e-3,
+    "warmup_ratio": 0.03,
+    "weight_decay": 0.05,
+    "feature_dropout": 0.01,
+    "code_dropout": 0.01,
+    "eval_every": 500,
+    "save_every": 250,
+    "keep_checkpoints": 1,
+}
+"""Settings of the trainings."""
+
+
+def make_world(run: Path) -> None:
+    """Raises SynthesisError if espeak-ng is missing."""
+    with replacing_directory(run / "world") as folder:
+        write_world(folder, WORLD, os.cpu_count() or 1)
+
+
+def make_vocoder(run: Path) -> None:
+    _train(train_vocoder, VocoderSettings(**_place(run, "vocoder", "answers"), **VOCODER))
+
+
+def make_tokenizer(run: Path) -> None:
+    place = _place(run, "tokenizer", "speech")
+    _train(train_tokenizer, TokenizerSettings(**place, **TOKENIZER))
+
+
+def make_encoder(run: Path) -> None:
+    """Round the tokenizer to half precision, so that all codes are those of what is stored."""
+    source = run / "tokenizer" / FINAL / SPEECH_TOKENIZER_FOLDER
+    # The means behind the code book are for training alone.
+    tensors = {
+        name: tensor.half()
+        for name, tensor in load_file(source / "model.safetensors").items()
+        if not name.startswith("ema_")
+    }
+    stored = [live(name, tensor) for name, tensor in tensors.items()]
+    # The detokenizer's training asks for the spectrogram that the vocoder takes.
+    vocoder = new_config(VocoderSettings(data="", output="", **VOCODER))
+    with replacing_directory(run / "encoder") as target:
+        folder = target / SPEECH_TOKENIZER_FOLDER
+        folder.mkdir()
+        shutil.copyfile(source / "config.json", folder / "config.json")
+        write_tensors(folder / "model.safetensors", stored, writes=True)
+        write_text(target / VOCODER_FOLDER / "config.json", json.dumps(vocoder, indent=1) + "\n")
+
+
+def make_detokenizer(run: Path) -> None:
+    place = _place(run, "detokenizer", "voice") | {"model": str(run / "encoder")}
+    _train(train_detokenizer, DetokenizerSettings(**place, **DETOKENIZER))
+
+
+def _place(run: Path, name: str, sounds: str) -> dict[str, str]:
+    world = run / "world"
+    place = {
+        "output": str(run / name),
+        "data": str(world / f"{sounds}_train.jsonl"),
+        "audio_root": str(world),
+    }
+    if sounds == "speech":
+        place["eval_data"] = str(world / "speech_validation.jsonl")
+    return place
+
+
+def make_whisper(run: Path) -> None:
+    """From all sounds of users and the assistant."""
+    place = _place(run, "whisper", "speech")
+    _train(train_whisper, WhisperSettings(**place, **WHISPER))
+
+
+def make_base(run: Path) -> None:
+    whisper = run / "whisper" / FINAL / WHISPER_FOLDER
+    with replacing_directory(run / "base") as folder:
+        write_base(folder, run / "encoder" / SPEECH_TOKENIZER_FOLDER, whisper)
+
+
+def make_conversations(run: Path) -> None:
+    """In place, since the lists name sounds that are written with them; train.jsonl comes last."""
+    write_conversations(run / "world", run / "base", run / "conversations")
+
+
+def make_language_model(run: Path) -> None:
+    conversations = run / "conversations"
+    place = {
+        "model": str(run / "base"),
+        "data": str(conversations / "train.jsonl"),
+        "eval_data": str(conversations / "validation.jsonl"),
+        "output": str(run / "language_model"),
+        "feature_cache": str(conversations / "features"),
+    }
+    _train(finetune, FinetuneSettings(**place, **LANGUAGE_MODEL))
+
+
+def make_mini(run: Path) -> None:
+    assemble(
+        run / "language_model" / FINAL,
+        run / "detokenizer" / FINAL / DETOKENIZER_FOLDER,
+        run / "vocoder" / FINAL / VOCODER_FOLDER,
+        run / "mini",
+    )
+
+
+def make_figures(run: Path) -> None:
+    with replacing_directory(run / "figures") as folder:
+        write_figures(run / "mini", run / "world", folder, MEASURED)
+
+
+def _train(
+    train: Callable[[Any, bool], Outcome], settings: CodecSettings | FinetuneSettings
+) -> None:
+    outcome = train(settings, bool(all_checkpoints(Path(settings.output))))
+    if not outcome.complete:
+        raise TrainingError(f"stopped at step {outcome.step}; the same command goes on from there")
