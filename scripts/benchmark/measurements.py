@@ -88,7 +88,7 @@ def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str | None]:
     if accelerator:
         torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats(bench.device)
-        free = torch.accelerator.get_memory_info(bench.device)[0]
+        free = _free(bench.device)
     components = bench.load_components(scheme)
     modules = components.speech_tokenizer.module, components.whisper.encoder
     encoders = tuple(sum(p.nbytes for p in module.parameters()) for module in modules)
@@ -98,16 +98,26 @@ def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str | None]:
     weights = sum(p.nbytes for p in components.language_model.parameters()) + sum(encoders) + spoken
     model = KimiAudio.from_components(components, head_rows="track")
     del components, modules, speaking
-    for output in ("text", "both"):
-        chat = [{"role": "user", "message_type": "text", "content": "a" * (BUDGETS[output] - 40)}]
+    for output, budget in BUDGETS.items():
+        text = _text_of(model, (budget if accelerator else budget // 8) - 50)
+        chat = [{"role": "user", "message_type": "text", "content": text}]
         model.generate(chat, output_type=output, max_new_tokens=20)
     row = {"weights": scheme, "weights, GB": weights / 1e9}
     row["promised, GB"] = plan.needed(scheme, True) / 1e9
     if accelerator:
-        left = torch.accelerator.get_memory_info(bench.device)[0]
-        row["taken of the card, GB"] = (free - left) / 1e9
+        row["taken of the card, GB"] = (free - _free(bench.device)) / 1e9
         row |= used_memory(bench.device)
     return row
+
+
+def _free(device: torch.device) -> int:
+    return torch.get_device_module(device).mem_get_info(device)[0]
+
+
+def _text_of(model: KimiAudio, tokens: int) -> str:
+    """A text of about so many tokens."""
+    words = " ".join("abcdefghijklmnopqrstuvwxyz")
+    return f"{words} " * (tokens // (len(model.text_tokenizer.encode(words)) + 1))
 
 
 def cold_start(bench: Bench) -> list[Table]:

@@ -6,6 +6,7 @@ tests/golden/README.md. Each check gives the largest error and the limit that it
 
 from __future__ import annotations
 
+import copy
 import json
 import traceback
 from collections.abc import Callable, Iterator
@@ -73,6 +74,12 @@ def launch_directly(device: torch.device) -> Graphs:
     return Direct()
 
 
+class Unrecorded(Direct):
+    """Launches one by one what would be recorded, in the same shapes."""
+
+    captures = True
+
+
 @dataclass(frozen=True)
 class Found:
     """The largest error of a check, and the most that it may be; None if it cannot be made."""
@@ -96,6 +103,7 @@ def check_all(place: Place, sizes: Sizes) -> Table:
         "Whisper": lambda: whisper(place),
         "speech tokenizer": lambda: speech_codes(place),
         "kernels": lambda: kernels(place, sizes),
+        "vocoder's kernel": lambda: vocoder_kernels(place, sizes),
         "graphs": lambda: graphs(place, sizes),
     }
     # Products of float32 have to be those of float32.
@@ -412,11 +420,20 @@ def kernels(place: Place, sizes: Sizes) -> Findings:
                 yield name, Found(None, 0.0, _skipped(error))
                 continue
             model = quantize_model(short_model(sizes, device, torch.bfloat16), scheme)
-            exact = step_logits(dequantized(model).float(), "sdpa", "none", eager=True)
+            whole = copy.deepcopy(dequantized(model)).float()
+            exact = step_logits(whole, "sdpa", "none", eager=True)
             fused = step_logits(model, "triton", kv_cache, eager=False)
             eager = step_logits(model, "sdpa", kv_cache, eager=True)
             error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
             yield name, Found(float(error), EAGER_FACTOR * float(limit))
+
+
+def vocoder_kernels(place: Place, sizes: Sizes) -> Findings:
+    """A vocoder in bfloat16, with kernels and without: how far both are from float32."""
+    device = place.device
+    if (lacking := operators.missing(device)) is not None:
+        yield "vocoder", Found(None, 0.0, f"skipped: {lacking}")
+        return
     build = lambda: Vocoder(sizes.vocoder)  # noqa: E731
     half = random_module(build, device, torch.bfloat16)
     whole = random_module(build, device, torch.float32)
@@ -433,8 +450,7 @@ def kernels(place: Place, sizes: Sizes) -> Findings:
 
 def graphs(place: Place, sizes: Sizes) -> Findings:
     """Tokens of full-width steps in bfloat16: recorded, against launched one by one."""
-    launches = place.launches()
-    if len(launches) == 1:
+    if len(place.launches()) == 1:
         yield "recorded graphs", Found(None, 0.0, f"skipped: {place.device} records none")
         return
     model = short_model(sizes, place.device, torch.bfloat16)
@@ -443,7 +459,7 @@ def graphs(place: Place, sizes: Sizes) -> Findings:
     sampling = Sampling(audio=track, text=track)
     for output in ("text", "both"):
         found = []
-        for make_graphs in launches.values():
+        for make_graphs in (lambda device: Unrecorded(), place.make_graphs):
             capacity = prompt.length + GRAPH_STEPS
             decoder = Decoder(model, control, capacity, make_graphs=make_graphs)
             draws = SeededRandomness(0)

@@ -7,9 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from kimia_infer.layers.attention import KV_CACHES
+from kimia_infer.layers.quantization import SCHEMES
 from scripts.benchmark import references
 from scripts.benchmark.references import Place, check_all
 from scripts.benchmark.sizes import SIZES
+from tests.interpreted import interpreted, needs_triton
 from tests.traced import FixedShapes
 
 CPU = torch.device("cpu")
@@ -29,6 +32,22 @@ def test_recordings_on_the_cpu() -> None:
     assert found["kernels", "Triton"]["result"].startswith("skipped: ")
 
 
+def kernels_on_the_cpu() -> dict[str, references.Found]:
+    place = Place(CPU)
+    steps = references.kernels(place, SIZES["tiny"])
+    return dict([*steps, *references.vocoder_kernels(place, SIZES["tiny"])])
+
+
+@needs_triton
+def test_kernels_on_the_cpu() -> None:
+    """Interpreted, as they would be checked on a GPU."""
+    found = interpreted(kernels_on_the_cpu)
+    assert len(found) == len(SCHEMES) * len(KV_CACHES) + 1
+    for name, check in found.items():
+        assert check.error is not None and check.error <= check.limit, (name, check)
+    assert 0 < found["step, weights none, cache none"].limit < 0.1
+
+
 def test_a_difference_is_a_problem_and_a_failure_hides_no_other_check(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -41,7 +60,7 @@ def test_a_difference_is_a_problem_and_a_failure_hides_no_other_check(
 
     nothing: Callable = lambda *_: iter(())  # noqa: E731
     others = ("logits", "token_loop", "batched", "speech_streams", "speech_codes", "kernels")
-    for name in (*others, "graphs"):
+    for name in (*others, "vocoder_kernels", "graphs"):
         monkeypatch.setattr(references, name, nothing)
     monkeypatch.setattr(references, "vocoder", vocoder)
     monkeypatch.setattr(references, "whisper", broken)
