@@ -130,7 +130,7 @@ def _missing_codes(file: ConversationFile, index: int, audio_root: Path) -> list
         (
             position,
             audio_field(position, message.message_type),
-            str(audio_root / os.fspath(message.audio)),
+            str(audio_root / str(message.audio)),
         )
         for position, message in enumerate(conversation.messages)
         if message.audio is not None and position not in conversation.audio_ids

@@ -108,8 +108,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict | DataError]]:
                 yield from ((n, _json_row(line)) for n, line in enumerate(file, 1) if line.strip())
                 return
             csv.field_size_limit(sys.maxsize)
-            tabs = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
-            reader = csv.DictReader(file, **tabs)
+            if kind == ".tsv":
+                reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            else:
+                reader = csv.DictReader(file)
             for row in reader:
                 yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:

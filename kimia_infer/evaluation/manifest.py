@@ -140,12 +140,12 @@ def _conversation(row: Mapping[str, Any], defaults: Defaults) -> tuple[list[dict
     return [_resolved(message, defaults) for message in chat], reference, ""
 
 
-def _resolved(message: Mapping[str, Any], defaults: Defaults) -> dict[str, Any]:
+def _resolved(message: dict[str, Any], defaults: Defaults) -> dict[str, Any]:
     kind, content = message["message_type"], message.get("content")
     sound = sound_of(message)
     if sound is not None:
         path = str(_resolve(defaults, sound))
-        content = path if kind == "audio" else [path, content[1]]
+        content = path if kind == "audio" else [path, message["content"][1]]
     return {"role": message["role"], "message_type": kind, "content": content}
 
 

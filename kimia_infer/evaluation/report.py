@@ -62,7 +62,7 @@ def write_report(
 
 
 def _answer_row(item: Item, result: Result, outcome: Score) -> dict[str, Any]:
-    row = {
+    row: dict[str, Any] = {
         "dataset": item.dataset,
         "subset": item.subset,
         "id": item.id,

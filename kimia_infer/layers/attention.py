@@ -182,6 +182,7 @@ def choose_backend(
         raise ConfigurationError(
             f"attention: expected one of {', '.join(BACKENDS)}, found {name!r}"
         )
+    lacking = None
     for candidate in BACKENDS if name is None else [name]:
         lacking = _LACKING[candidate](device, dtype, head_dim, cache_dtype)
         if lacking is None:
@@ -200,7 +201,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def split_heads(qkv: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values [batch, heads, length, head_dim] of qkv [batch, length, rows]."""
     heads = qkv.unflatten(-1, (-1, head_dim)).transpose(1, 2)
-    return heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    query, key, value = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    return query, key, value
 
 
 def _sdpa_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -36,8 +36,9 @@ class OneDNNLinear(nn.Linear):
         if bias is not None:
             self.bias = nn.Parameter(bias, requires_grad=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., in] -> [..., out]."""
+    def forward(self, input: Tensor) -> Tensor:
+        """input [..., in] -> [..., out]."""
+        x = input
         if not all(t.is_cpu and t.dtype is torch.float32 for t in (x, self.weight)):
             return super().forward(x)
         rows = x.reshape(-1, self.in_features)  # oneDNN takes at most five dimensions

@@ -178,6 +178,9 @@ def matrix_vector(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None)
 class QuantizedLinear(nn.Module):
     """x [..., in] -> [..., out]; a linear layer whose weight is held as ``storage`` says."""
 
+    weight: nn.Parameter
+    scale: nn.Parameter
+
     def __init__(self, in_features: int, out_features: int, bias: bool, storage: Storage):
         super().__init__()
         self.in_features, self.out_features, self.storage = in_features, out_features, storage

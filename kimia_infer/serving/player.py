@@ -30,6 +30,7 @@ class Player:
             command = [self.name, *PLAYERS[self.name].split()]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE)
         # One that has ended, closed by the user or without a sound card, needs nothing more.
+        assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(samples)
             self._process.stdin.flush()

@@ -137,6 +137,8 @@ def list_repository(name: str, revision: str) -> tuple[str, list[RemoteFile]]:
         if size is None or checksum is None:
             raise WeightsError(f"the hub gives no size or checksum for {entry.rfilename} of {name}")
         files.append(RemoteFile(entry.rfilename, url, size, checksum))
+    if info.sha is None:
+        raise WeightsError(f"the hub names no commit for {name}@{revision}")
     return info.sha, files
 
 

@@ -41,7 +41,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 
-Report = Callable[[int], None]
+Report = Callable[[int], object]
 
 
 @dataclass(frozen=True)

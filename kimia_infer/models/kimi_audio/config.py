@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -74,7 +75,7 @@ class LanguageModelConfig:
         for name, expected in _REQUIRED_VALUES.items():
             if values.get(name, expected) != expected:
                 raise CheckpointError(f"{source}: {name} = {values[name]!r} is not supported")
-        fields = {}
+        fields: dict[str, Any] = {}
         for name, field in _FIELDS.items():
             value = values.get(name)
             if name == "num_key_value_heads" and value is None:

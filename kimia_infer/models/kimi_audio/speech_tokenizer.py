@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ class SpeechTokenizerConfig:
     block_frames: int
 
     @classmethod
-    def from_json(cls, values: Mapping[str, object], source: Path) -> SpeechTokenizerConfig:
+    def from_json(cls, values: Mapping[str, Any], source: Path) -> SpeechTokenizerConfig:
         """From the fields of a published ``config.json``; ``source`` names it in errors.
 
         Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import codecs
 import re
 from collections.abc import Iterator, Sequence
@@ -195,7 +194,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in fields}
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: file missing") from error
-    except (OSError, ValueError, binascii.Error) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not a tiktoken rank file ({error})") from error
     if sorted(ranks.values()) != list(range(len(fields))):
         raise CheckpointError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ ENCODER_SIZES = (
 ENCODER_FIXED = {"max_source_positions": POSITIONS, "activation_function": "gelu"}
 
 
-def encoder_config(values: Mapping[str, object], source: Path) -> WhisperConfig:
+def encoder_config(values: Mapping[str, Any], source: Path) -> WhisperConfig:
     """The encoder that a published ``config.json`` describes, without dropout, with SDPA.
 
     Raises:

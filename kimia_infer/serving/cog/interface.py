@@ -235,8 +235,9 @@ class _Reader:
 
     def _unwrap(self, node: ast.expr) -> tuple[ast.expr, bool, bool]:
         """(inner, repeated, nullable) of ``inner``, ``list[inner]`` or either ``| None``."""
-        nullable = isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr)
-        if nullable:
+        nullable = False
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
+            nullable = True
             if not isinstance(node.right, ast.Constant) or node.right.value is not None:
                 raise self.error(node, "the only union supported is 'type | None'")
             node = node.left
