@@ -1,7 +1,7 @@
-"""The Cog predictors: sound and text in, a transcript and speech out.
+"""The Cog predictors: audio and text in, a transcript and speech out.
 
-Cog's build reads this file without running it. Inputs are therefore written as plain
-literals; kimia_infer/serving/cog/interface.py refuses what the build would misread.
+Cog's build reads this file without running it, so inputs must be plain literals. A test compares
+them with the models in kimia_infer/serving/cog/inputs.py and with the schema files beside it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,11 @@ from cog import BaseModel, Input, Path, streaming
 
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.transcription import Transcript, TranscriptSegment
-from kimia_infer.serving.cog.interface import read_interface
-from kimia_infer.serving.cog.request import check_inputs
-from kimia_infer.serving.cog.respond import wav_uri
-from kimia_infer.serving.cog.runner import KimiRunner
-
-INTERFACE = read_interface(__file__, "Predictor")
-STREAMING_INTERFACE = read_interface(__file__, "StreamingPredictor")
+from kimia_infer.serving.cog.runner import KimiRunner, wav_uri
 
 
 class Inputs:
-    """What can be asked; the predictors below say of which type each one is."""
+    """The inputs of both predictors, which declare their types."""
 
     task = Input(
         default="chat",
@@ -31,12 +25,12 @@ class Inputs:
     )
     audio = Input(
         default=None,
-        description="Sound of the user's turn: speech, music, noise; any common format",
+        description="Audio of the user's turn: speech, music or noise; any common format",
         accept="audio/*",
     )
     text = Input(
         default="",
-        description="Text of the user's turn, before the sound: an instruction or a question",
+        description="Text of the user's turn, before the audio: an instruction or a question",
         max_length=50000,
     )
     history = Input(
@@ -46,7 +40,7 @@ class Inputs:
     )
     history_audio = Input(
         default=[],
-        description="Sounds that the messages of history refer to",
+        description="Audio files that the messages of history refer to",
         accept="audio/*",
     )
     output_type = Input(
@@ -109,7 +103,7 @@ class Inputs:
     )
     max_new_tokens = Input(
         default=-1,
-        description="Most steps to generate, 12.5 for a second of speech; -1 for no limit",
+        description="Most steps, 12.5 for a second of speech; -1 for no limit, 0 is refused",
         ge=-1,
         le=7500,
     )
@@ -127,7 +121,7 @@ class Inputs:
 
 
 class Segment(BaseModel):
-    """What is said from ``start`` to ``end``, in seconds of the recording."""
+    """The text spoken from ``start`` to ``end``, in seconds of the recording."""
 
     start: float
     end: float
@@ -135,10 +129,10 @@ class Segment(BaseModel):
 
 
 class Output(BaseModel):
-    """An answer. Sound is given as a data URI, which is what Cog makes of a file here.
+    """An answer. Audio is a data URI, which is what Cog makes of a file inside an object.
 
-    ``audio_reason`` says why there is no speech where it was asked for, ``notes`` what else is
-    not as hoped for; ``segments`` are those of a transcript.
+    ``audio_reason`` explains why requested speech is missing, ``notes`` list anything else that
+    is unusual about the answer; ``segments`` are those of a transcript.
     """
 
     audio: Path | None
@@ -149,7 +143,7 @@ class Output(BaseModel):
 
 
 class Chunk(BaseModel):
-    """The next piece of an answer: of its text or, as a wav file of its own, of its sound.
+    """The next piece of an answer: text, or a complete wav file with the next audio.
 
     A transcript has a ``segment`` after the text of each. The last piece has the ``notes``, and
     the ``audio_reason`` if there was no speech.
@@ -162,8 +156,8 @@ class Chunk(BaseModel):
     notes: list[str] | None = None
 
 
-def segment(part: TranscriptSegment) -> Segment:
-    return Segment(start=part.start, end=part.end, text=part.text)
+def segment(event: TranscriptSegment) -> Segment:
+    return Segment(start=event.start, end=event.end, text=event.text)
 
 
 class Predictor(KimiRunner):
@@ -188,14 +182,14 @@ class Predictor(KimiRunner):
         seed: int | None = Inputs.seed,
     ) -> Output:
         """Answer one turn of a chat, or transcribe."""
-        answer = self.complete(check_inputs(INTERFACE, locals()))
-        answered = isinstance(answer, Completion)
+        answer = self.complete(locals())
+        chat = isinstance(answer, Completion)
         return Output(
-            audio=wav_uri(answer.wav) if answered else None,
+            audio=wav_uri(answer.wav) if chat else None,
             text=answer.text,
-            audio_reason=answer.audio_reason if answered else None,
+            audio_reason=answer.audio_reason if chat else None,
             notes=answer.notes,
-            segments=None if answered else [segment(part) for part in answer.segments],
+            segments=None if chat else [segment(s) for s in answer.segments],
         )
 
 
@@ -223,7 +217,7 @@ class StreamingPredictor(KimiRunner):
         preset: str = Inputs.preset,
     ) -> Iterator[Chunk]:
         """Answer one turn of a chat, or transcribe, while it is being generated."""
-        for event in self.respond(check_inputs(STREAMING_INTERFACE, locals())):
+        for event in self.respond(locals()):
             match event:
                 case TextDelta():
                     yield Chunk(text=event.text)

@@ -53,8 +53,7 @@ MaxNewTokens = Annotated[
     int,
     Field(
         ge=UNLIMITED,
-        description="Most steps to generate, 12.5 for a second of speech; -1 for no limit, 0 is "
-        "refused",
+        description="Most steps, 12.5 for a second of speech; -1 for no limit, 0 is refused",
     ),
 ]
 Seed = Annotated[
@@ -99,7 +98,10 @@ class Parameters(BaseModel):
         False, description="End an answer whose text repeats itself endlessly; one copy is kept"
     )
     timeout_seconds: float | None = Field(
-        None, gt=0, description="Most seconds that the answer may take; none for no limit"
+        None,
+        gt=0,
+        description="Most seconds that the answer may take; none for no limit",
+        json_schema_extra={"unit": "seconds"},
     )
 
     @field_validator(
@@ -223,24 +225,27 @@ def explain(model: type[BaseModel], error: ValidationError) -> str:
     else:
         field = model.model_json_schema()["properties"][name]
         expected = f"expected {describe(field['items'] if rest else field)}"
-    return f"{where}: {expected}, found {show(first['input'])}"
+    length = first.get("ctx", {}).get("actual_length")
+    return f"{where}: {expected}, found {show(first['input']) if length is None else length}"
 
 
 def describe(schema: Mapping[str, Any]) -> str:
     """The values that a JSON schema allows: ``a number of at least 0 and at most 2.0``."""
-    if "anyOf" in schema:
-        return " or ".join(describe(option) for option in schema["anyOf"])
+    if "anyOf" in schema:  # a type, or null
+        return describe(schema["anyOf"][0] | {"unit": schema.get("unit")})
     if "enum" in schema:
         return "one of " + ", ".join(map(repr, schema["enum"]))
+    if "const" in schema:
+        return repr(schema["const"])
+    if schema.get("format") == "path":
+        return "an uploaded file (a data URI or an http(s) URL; paths on the server are not opened)"
     nouns = {
         "string": "text",
         "integer": "a whole number",
         "number": "a finite number",
         "boolean": "true or false",
         "array": "a list",
-        "null": "null",
     }
-    units = {"string": " characters", "array": " items"}
     bounds = [
         f"{words} {schema[key]}"
         for key, words in (
@@ -252,8 +257,10 @@ def describe(schema: Mapping[str, Any]) -> str:
         )
         if key in schema
     ]
-    unit = units.get(schema["type"], "")
-    return nouns[schema["type"]] + (f" of {' and '.join(bounds)}{unit}" if bounds else "")
+    if not bounds:
+        return nouns[schema["type"]]
+    unit = schema.get("unit") or {"string": "characters", "array": "items"}.get(schema["type"])
+    return f"{nouns[schema['type']]} of {' and '.join(bounds)}{f' {unit}' if unit else ''}"
 
 
 def show(value: Any) -> str:

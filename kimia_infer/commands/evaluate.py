@@ -151,16 +151,5 @@ def load_model(settings: Any, arguments: Namespace) -> Any:
     from kimia_infer.api.kimia import KimiAudio
     from kimia_infer.serving.cog.settings import read_settings
 
-    served = read_settings(model_variables(arguments))
-    return KimiAudio(
-        settings.weights,
-        load_detokenizer=False,
-        device=served.device,
-        dtype=served.dtype,
-        head_rows=served.head_rows,
-        attention=served.attention,
-        adapter=served.adapter,
-        quantization=served.quantization,
-        kv_cache=served.kv_cache,
-        offload=served.offload,
-    )
+    served = read_settings(model_variables(arguments)).model_arguments()
+    return KimiAudio(settings.weights, **served | {"load_detokenizer": False})

@@ -23,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from kimia_infer.commands.parser import Parser, UsageError, add_model, model_variables
 from kimia_infer.commands.timings import summarize
+from kimia_infer.serving.cog.schema import read_inputs
 from kimia_infer.utils.errors import RequestError
 
 if TYPE_CHECKING:
     from kimia_infer.serving.answer import Answer
+    from kimia_infer.serving.cog.inputs import CogInputs
 
 FILES = ("audio", "history", "voice")
 LOCAL_ONLY = ("device", "dtype", "adapter", "quantization")
@@ -36,19 +38,7 @@ KIMI_AUDIO_TOKEN is sent as bearer token with --url. --stream needs a server tha
 --stream; interrupting it stops the server's work on the answer.
 Exit status: 0 done, 1 the prediction failed or was refused, 2 usage, 130 interrupted."""
 
-SAMPLING = {
-    "audio_temperature": (float, "randomness of speech, 0 (none) to 2 [0.8]"),
-    "audio_top_k": (int, "speech codes to choose from, 0 for all [10]"),
-    "text_temperature": (float, "randomness of text, 0 (none) to 2 [0.0]"),
-    "text_top_k": (int, "text tokens to choose from, 0 for all [5]"),
-    "audio_repetition_penalty": (float, "1 (none) to 2 makes recent speech codes rarer [1.0]"),
-    "audio_repetition_window_size": (int, "speech codes that are recent [64]"),
-    "text_repetition_penalty": (float, "1 (none) to 2 makes recent text tokens rarer [1.0]"),
-    "text_repetition_window_size": (int, "text tokens that are recent [16]"),
-    "max_new_tokens": (int, "most steps, 12.5 for a second of speech; -1 for no limit [-1]"),
-    "seed": (int, "repeats an answer [a new one, among the --metrics]"),
-}
-INPUTS = ("task", "audio", "text", "history", "output_type", "voice", *SAMPLING, "preset")
+CONVERSIONS = {"integer": (int, "N"), "number": (float, "X")}
 
 
 def add_arguments(parser: Parser) -> None:
@@ -63,11 +53,7 @@ def add_arguments(parser: Parser) -> None:
     source.add_argument("--url", help="address of a Cog server, instead of loading weights")
     source.add_argument("--answer", type=Path, metavar="FILE", help="an answer of Cog, saved")
     add_question(parser.add_argument_group("the question"))
-    sampling = parser.add_argument_group("sampling")
-    for name, (kind, text) in SAMPLING.items():
-        sampling.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, metavar="N" if kind is int else "X", help=text
-        )
+    add_sampling(parser.add_argument_group("sampling"))
     add_model(parser.add_argument_group("the model, with --weights"))
     add_output(parser.add_argument_group("the answer"))
 
@@ -80,6 +66,17 @@ def add_question(group: Any) -> None:
     add("--history", type=Path, metavar="FILE", help="JSON file with earlier messages")
     add("--output-type", choices=("text", "both"), help="text alone, or text and speech [both]")
     add("--voice", type=Path, metavar="FILE", help="1 to 30 s of the voice that is to answer")
+
+
+def add_sampling(group: Any) -> None:
+    """The numbers among the inputs, with their help and defaults."""
+    for name, schema in read_inputs("StreamingPredictor").items():
+        if schema["type"] not in CONVERSIONS:
+            continue
+        kind, letter = CONVERSIONS[schema["type"]]
+        default = "" if schema["default"] is None else f" [{schema['default']}]"
+        text = schema["description"] + default
+        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=letter, help=text)
 
 
 def add_output(group: Any) -> None:
@@ -117,7 +114,8 @@ def check(parser: Parser, arguments: Namespace) -> None:
 
 def given_inputs(arguments: Namespace) -> dict[str, Any]:
     """The inputs of a prediction that are on the command line."""
-    values = {name: getattr(arguments, name) for name in INPUTS}
+    names = [name for name in read_inputs("StreamingPredictor") if name != "history_audio"]
+    values = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -230,17 +228,13 @@ def uploads(arguments: Namespace) -> dict[str, Any]:
 
 def from_model(arguments: Namespace) -> Answer:
     """The answer of a model that is loaded here, as predict.py would give it."""
-    from kimia_infer.commands.serve import predictor_file
     from kimia_infer.serving.answer import Answer
-    from kimia_infer.serving.cog.interface import read_interface
-    from kimia_infer.serving.cog.request import check_inputs, split_inputs
+    from kimia_infer.serving.cog.inputs import build_chat, parse_inputs
     from kimia_infer.weights.resolve import weights_from_environment
 
-    interface = read_interface(predictor_file(), "Predictor")
-    defaults = {field.name: field.default for field in interface.inputs}
     try:
-        inputs = check_inputs(interface, defaults | with_history(given_inputs(arguments)))
-        split_inputs(inputs)  # refuses at once what can be refused without a model
+        inputs = parse_inputs(with_history(given_inputs(arguments)))
+        build_chat(inputs)  # refuses at once what can be refused without a model
     except RequestError as error:
         raise UsageError(str(error)) from error
     weights = arguments.weights or weights_from_environment()
@@ -258,27 +252,17 @@ def from_model(arguments: Namespace) -> Answer:
     )
 
 
-def events_of(weights: str, inputs: dict[str, Any], variables: dict[str, str]) -> Iterator[Any]:
+def events_of(weights: str, inputs: CogInputs, variables: dict[str, str]) -> Iterator[Any]:
     """Load the model and generate, with progress on stderr."""
     from kimia_infer.api.kimia import KimiAudio
-    from kimia_infer.serving.cog.respond import respond
+    from kimia_infer.serving.cog.inputs import respond
     from kimia_infer.serving.cog.settings import read_settings
     from kimia_infer.utils.progress import progress
 
-    chat = inputs["task"] == "chat"
-    settings = read_settings(variables)
-    model = KimiAudio(
-        weights,
-        load_detokenizer=chat and inputs["output_type"] == "both",
-        device=settings.device,
-        dtype=settings.dtype,
-        head_rows=settings.head_rows,
-        attention=settings.attention,
-        adapter=settings.adapter,
-        quantization=settings.quantization,
-        kv_cache=settings.kv_cache,
-        offload=settings.offload,
-    )
+    chat = inputs.task == "chat"
+    loading = read_settings(variables).model_arguments()
+    loading["load_detokenizer"] = chat and inputs.output_type == "both"
+    model = KimiAudio(weights, **loading)
     with progress("Generating", unit="steps" if chat else "seconds of audio") as bar:
 
         def report(done: float, total: float) -> None:
@@ -295,7 +279,7 @@ def with_history(given: dict[str, Any]) -> dict[str, Any]:
     """
     if "history" not in given:
         return dict(given)
-    from kimia_infer.serving.cog.request import parse_history
+    from kimia_infer.serving.cog.inputs import parse_history
 
     source: Path = given["history"]
     files: list[Path] = []

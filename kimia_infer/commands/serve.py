@@ -74,14 +74,13 @@ def check(parser: Parser, arguments: Namespace) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from kimia_infer.serving.cog.interface import read_interface
-    from kimia_infer.serving.cog.schema import write_schema
+    from kimia_infer.serving.cog.schema import install_schema
 
     predictor = "StreamingPredictor" if arguments.stream else "Predictor"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="kimi-audio-") as directory:
         # The server reads the schema of its inputs from below the directory it runs in.
-        write_schema(read_interface(predictor_file(), predictor), directory)
+        install_schema(predictor, Path(directory))
         server = start(arguments, f"{predictor_file()}:{predictor}", directory)
         problem = None
         try:

@@ -42,7 +42,7 @@ def test_message_names_parameter_rule_and_value() -> None:
     with pytest.raises(RequestError) as caught:
         parse_parameters(seed=-1)
     assert str(caught.value) == (
-        f"seed: expected a whole number of at least 0 and at most {MAX_SEED} or null, found -1"
+        f"seed: expected a whole number of at least 0 and at most {MAX_SEED}, found -1"
     )
     with pytest.raises(RequestError, match=r"expected -1 \(no limit\) or at least 1, found 0"):
         parse_parameters(max_new_tokens=0)

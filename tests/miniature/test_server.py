@@ -15,7 +15,7 @@ from kimia_infer.audio.decode import load_audio
 from scripts.miniature.recognizer import SpeechRecognizer
 from scripts.miniature.scoring import Case
 from tests.paths import MINI
-from tests.serving.conftest import Server, data_uri, serve
+from tests.serving.helpers import Server, data_uri, serve
 
 Cases = Callable[..., list[Case]]
 

@@ -8,10 +8,9 @@ from typing import Any
 from hypothesis import strategies as st
 
 from kimia_infer.models.kimi_audio.text_tokenizer import special_names
-from kimia_infer.serving.cog.interface import InputField, Interface
+from kimia_infer.serving.cog.schema import read_inputs
 from tests.paths import GOLDEN
-from tests.serving.conftest import data_uri
-from tests.serving.test_server import INTERFACE
+from tests.serving.helpers import data_uri
 
 SHORT = {"text": "a", "output_type": "text", "max_new_tokens": 2}
 """A request that is answered at once."""
@@ -78,16 +77,17 @@ references = st.one_of(
 )
 
 
-def valid(field: InputField) -> st.SearchStrategy[Any]:
+def valid(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     """Values that the input takes, its limits among them."""
-    if field.choices is not None:
-        return st.sampled_from(field.choices)
-    if field.kind == "Path":
-        return st.lists(references, max_size=3) if field.repeated else references
-    if field.kind == "str":
-        return texts
-    strategy = st.integers if field.kind == "int" else st.floats
-    return st.one_of(st.sampled_from([field.ge, field.le]), strategy(field.ge, field.le))
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if schema["type"] == "array":
+        return st.lists(references, max_size=3)
+    if schema["type"] == "string":
+        return references if schema.get("format") == "uri" else texts
+    strategy = st.integers if schema["type"] == "integer" else st.floats
+    limits = (schema["minimum"], schema["maximum"])
+    return st.one_of(st.sampled_from(limits), strategy(*limits))
 
 
 def bounded(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -98,9 +98,10 @@ def bounded(inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def values(interface: Interface) -> st.SearchStrategy[dict[str, Any]]:
+def values(predictor: str) -> st.SearchStrategy[dict[str, Any]]:
     """Inputs of which some are odd, of the wrong type, or unknown."""
-    odd = {field.name: st.one_of(valid(field), any_json) for field in interface.inputs}
+    inputs = read_inputs(predictor).items()
+    odd = {name: st.one_of(valid(schema), any_json) for name, schema in inputs}
     some = st.lists(st.sampled_from(list(odd)), min_size=1, max_size=4, unique=True)
     chosen = some.flatmap(lambda names: st.fixed_dictionaries({name: odd[name] for name in names}))
     unknown = st.dictionaries(st.text(max_size=20), any_json, max_size=1)
@@ -159,7 +160,11 @@ LITERALS = (
     *("+1", "0x10", "1_000", "1e5", "1E+2", "9" * 400, "-" + "9" * 30, "0." + "0" * 400 + "1"),
     *("True", "nul", "'a'", '"\\ud800"', '"\\x"', '"\t"', '"\\u12"', "[1,]", "{}{}", "/**/1", ""),
 )
-NUMBERS = [field.name for field in INTERFACE.inputs if field.kind in ("int", "float")]
+NUMBERS = [
+    name
+    for name, schema in read_inputs("Predictor").items()
+    if schema["type"] in ("integer", "number")
+]
 
 VALID = json.dumps({"input": SHORT}).encode()
 BODIES = (

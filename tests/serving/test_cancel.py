@@ -7,35 +7,15 @@ import http.client
 import json
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.serving.conftest import PATIENCE, Server, serve_bare
+from tests.serving.helpers import PATIENCE, Server
 
-ENDLESS = """
-import pathlib
-import time
-from kimia_infer.api import engine
-from kimia_infer.engine.decode import Generation
-from predict import Predictor, StreamingPredictor
-
-control, launch = engine.ControlTokens, Generation._launch
-steps = pathlib.Path(__file__).with_name("steps")
-
-def counted(self, state):
-    launch(self, state)
-    time.sleep(0.01)
-    steps.with_suffix(".part").write_text(f"{self.launched} {self.max_steps}")
-    steps.with_suffix(".part").replace(steps)
-
-engine.ControlTokens = lambda blank, text_end, audio_ends: control(blank, -1, (-1,))
-Generation._launch = counted
-"""
-"""Answers that only their limit ends, after a minute or so; a file says how far each one is."""
-
-TEXT = {"text": "a", "output_type": "text"}
-SPEECH = {"text": "a", "output_type": "both"}
+LIMIT = 400
+SAMPLED = {"text_temperature": 2.0, "text_top_k": 0, "audio_temperature": 2.0, "audio_top_k": 0}
+TEXT = {"text": "a", "output_type": "text", "seed": 11, "max_new_tokens": LIMIT} | SAMPLED
+SPEECH = TEXT | {"output_type": "both"}
 
 
 @contextlib.contextmanager
@@ -63,40 +43,33 @@ def hung_up_stream(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    ("predictor", "ways"),
+    ("name", "ways"),
     [
-        ("Predictor", (canceled, hung_up)),
-        ("StreamingPredictor", (canceled, hung_up, hung_up_stream)),
+        ("scripted_server", (canceled, hung_up)),
+        ("scripted_streaming_server", (canceled, hung_up, hung_up_stream)),
     ],
+    ids=["whole", "streaming"],
 )
 def test_no_step_follows(
-    golden: Path,
-    tmp_path: Path,
-    predictor: str,
+    request: pytest.FixtureRequest,
+    name: str,
     ways: tuple[Callable[[Server], contextlib.AbstractContextManager], ...],
 ) -> None:
-    (tmp_path / "endless.py").write_text(ENDLESS)
-    counter = tmp_path / "steps"
-
-    def steps() -> tuple[int, int]:
-        """Steps launched and step limit of the answer that launched one last."""
-        launched, limit = counter.read_text().split()
-        return int(launched), int(limit)
-
-    reference = f"{tmp_path / 'endless.py'}:{predictor}"
-    with serve_bare(golden, tmp_path, reference, predictor) as server:
-        for give_up in ways:
-            server.wait_for("READY")
-            counter.unlink()
-            with give_up(server):
-                deadline = time.monotonic() + PATIENCE
-                while not counter.exists() or steps()[0] < 5:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.01)
-                assert server.status() == "BUSY"
-            server.wait_for("READY")
-            launched, limit = steps()
-            assert 5 <= launched < limit, give_up.__name__
-            time.sleep(0.1)
-            assert steps() == (launched, limit), give_up.__name__
-        assert server.succeed(**TEXT, max_new_tokens=2)
+    server: Server = request.getfixturevalue(name)
+    counter = server.files.parent / "steps"
+    assert server.succeed(**TEXT | {"max_new_tokens": 2})
+    for give_up in ways:
+        server.wait_for("READY")
+        before = int(counter.read_text())
+        with give_up(server):
+            deadline = time.monotonic() + PATIENCE
+            while int(counter.read_text()) < before + 5:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert server.status() == "BUSY"
+        server.wait_for("READY")
+        launched = int(counter.read_text())
+        assert 5 <= launched - before < LIMIT, give_up.__name__
+        time.sleep(0.1)
+        assert int(counter.read_text()) == launched, give_up.__name__
+    assert server.succeed(**TEXT | {"max_new_tokens": 2})

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
-from pathlib import Path
+import time
 
 import pytest
 import torch
 
-from kimia_infer.serving.cog import health as health_module
 from kimia_infer.serving.cog import probe
-from kimia_infer.serving.cog.health import GRACE_SECONDS, DeviceError, Health
+from kimia_infer.serving.cog.runner import GRACE_SECONDS, DeviceError, Health
 from tests.paths import ROOT
-from tests.serving.conftest import Server, serve_bare
+from tests.serving.helpers import Server
 
 CPU = torch.device("cpu")
-
-UNHEALTHY = '''
-import pathlib
-import predict
-
-class Sick(predict.Predictor):
-    """Its device answers as the file beside says."""
-
-    def healthcheck(self):
-        state = pathlib.Path(__file__).with_name("state")
-        if state.exists():
-            raise RuntimeError(state.read_text())
-        return super().healthcheck()
-'''
 
 
 def test_working_device_is_healthy() -> None:
@@ -83,7 +70,7 @@ def test_device_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPat
 
 def test_prediction_far_beyond_its_limit_counts_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(health_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     limited, unlimited = Health(CPU, 10.0), Health(CPU)
     with limited.predicting(), unlimited.predicting():
         now += 10 + GRACE_SECONDS
@@ -95,17 +82,18 @@ def test_prediction_far_beyond_its_limit_counts_as_stuck(monkeypatch: pytest.Mon
     limited.check()
 
 
-def test_server_reports_what_the_health_check_raises(golden: Path, tmp_path: Path) -> None:
-    (tmp_path / "sick.py").write_text(UNHEALTHY)
-    with serve_bare(golden, tmp_path, f"{tmp_path / 'sick.py'}:Sick") as server:
-        (tmp_path / "state").write_text("CUDA error: device lost")
+def test_server_reports_what_the_health_check_raises(scripted_server: Server) -> None:
+    server, state_file = scripted_server, scripted_server.files.parent / "state"
+    state_file.write_text("CUDA error: device lost")
+    try:
         _, state = server.request("GET", "/health-check")
         assert state["status"] == "UNHEALTHY"
         assert "device lost" in state["user_healthcheck_error"]
         assert run_probe(server) == run_probe(server, "--alive") == 1
-        (tmp_path / "state").unlink()
-        server.wait_for("READY")
-        assert run_probe(server) == run_probe(server, "--alive") == 0
+    finally:
+        state_file.unlink()
+    server.wait_for("READY")
+    assert run_probe(server) == run_probe(server, "--alive") == 0
 
 
 def run_probe(server: Server, *arguments: str) -> int:
@@ -125,5 +113,12 @@ def test_probe_without_a_server(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_probe_is_a_command() -> None:
-    assert "python -m kimia_infer.serving.cog.probe" in probe.__doc__
-    assert (ROOT / "kimia_infer" / "service" / "probe.py").is_file()
+    command = [
+        sys.executable,
+        "-m",
+        "kimia_infer.serving.cog.probe",
+        "--alive",
+        "http://127.0.0.1:1",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "no health check" in done.stdout

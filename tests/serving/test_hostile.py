@@ -28,10 +28,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer, special_names
-from kimia_infer.serving.cog.interface import Interface
+from kimia_infer.serving.cog.schema import read_inputs
 from tests.audio.sounds import PLAYLISTS
 from tests.paths import ROOT
-from tests.serving.conftest import Server
+from tests.serving.helpers import CASES, Server, inputs_of, joined
 from tests.serving.hostile_requests import (
     BODIES,
     HEADERS,
@@ -51,9 +51,6 @@ from tests.serving.hostile_requests import (
     values,
 )
 from tests.serving.hostile_sounds import BOMB, Files, Recipe, cook, originals, recipes
-from tests.serving.test_server import CASES, INTERFACE, inputs_of
-from tests.serving.test_streaming import INTERFACE as STREAMING_INTERFACE
-from tests.serving.test_streaming import joined
 
 PATIENCE = 60
 NORMAL_EVERY = 25
@@ -96,8 +93,8 @@ def hostile(share: float) -> Callable[[Callable], Callable]:
 class Target:
     """A server, what it has been asked, and what it must go on answering."""
 
-    def __init__(self, server: Server, interface: Interface):
-        self.server, self.interface = server, interface
+    def __init__(self, server: Server, predictor: str):
+        self.server, self.predictor = server, predictor
         self.processes = server.processes()
         self.sent: collections.Counter[tuple[str, str]] = collections.Counter()
         self.normal = itertools.cycle(CASES)
@@ -106,7 +103,7 @@ class Target:
     @property
     def names(self) -> re.Pattern[str]:
         """How an error of ours begins: its class, and the input it is about."""
-        names = "|".join(field.name for field in self.interface.inputs)
+        names = "|".join(read_inputs(self.predictor))
         prefix = "(Prediction failed: |Generator iteration error: )+"
         return re.compile(rf"{prefix}(RequestError|AudioError|AudioTooLong): ({names})\b")
 
@@ -193,15 +190,15 @@ class Target:
     def ask(self, **inputs: Any) -> tuple[str, str]:
         """Text and a digest of the sound of a normal answer."""
         output = self.server.succeed(**inputs)["output"]
-        if self.interface.streaming:
+        if self.predictor == "StreamingPredictor":
             text, sound = joined(output)
         else:
             text, sound = output["text"], (output["audio"] or "").encode()
         return text, hashlib.sha256(sound).hexdigest()
 
 
-def target_of(server: Server, interface: Interface) -> Iterator[Target]:
-    target = Target(server, interface)
+def target_of(server: Server, predictor: str) -> Iterator[Target]:
+    target = Target(server, predictor)
     yield target
     target.check_normal()
     log = (server.files.parent / "log").read_text()
@@ -212,12 +209,12 @@ def target_of(server: Server, interface: Interface) -> Iterator[Target]:
 
 @pytest.fixture(scope="module")
 def target(server: Server) -> Iterator[Target]:
-    yield from target_of(server, INTERFACE)
+    yield from target_of(server, "Predictor")
 
 
 @pytest.fixture(scope="module")
 def streaming(streaming_server: Server) -> Iterator[Target]:
-    yield from target_of(streaming_server, STREAMING_INTERFACE)
+    yield from target_of(streaming_server, "StreamingPredictor")
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +234,7 @@ def test_every_known_oddity(target: Target) -> None:
 
 
 @hostile(0.2)
-@given(inputs=values(INTERFACE))
+@given(inputs=values("Predictor"))
 def test_values_of_any_type_and_size(target: Target, inputs: dict[str, Any]) -> None:
     target.predict("values", inputs)
 
@@ -330,7 +327,7 @@ def test_broken_connections(target: Target, raw: bytes, close: bool) -> None:
 @hostile(0.2)
 @given(
     inputs=st.one_of(
-        values(STREAMING_INTERFACE),
+        values("StreamingPredictor"),
         histories.map(lambda history: SHORT | {"history": history}),
         texts.map(lambda text: SHORT | {"text": text}),
         st.tuples(recipes, st.sampled_from(PLACES[:1] + PLACES[2:])),

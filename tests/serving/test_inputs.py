@@ -4,126 +4,121 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimia_infer.serving.cog.interface import InputField, Interface, read_interface
-from kimia_infer.serving.cog.request import (
-    CHAT_INPUTS,
+from kimia_infer.serving.cog.inputs import (
     MAX_FILES,
-    check_inputs,
+    CogInputs,
+    build_chat,
     name_files,
     name_messages,
     parse_history,
-    split_inputs,
+    parse_inputs,
 )
+from kimia_infer.serving.cog.schema import read_inputs
 from kimia_infer.utils.errors import RequestError
-from tests.paths import ROOT
 
-INTERFACE = read_interface(ROOT / "predict.py", "StreamingPredictor")
-FIELDS = {field.name: field for field in INTERFACE.inputs}
-DEFAULTS = {field.name: field.default for field in INTERFACE.inputs}
-NUMBERS = [field for field in INTERFACE.inputs if field.kind in ("int", "float")]
-FILES = [field for field in INTERFACE.inputs if field.kind == "Path"]
+SCHEMAS = read_inputs("StreamingPredictor")
+DEFAULTS = {name: schema["default"] for name, schema in SCHEMAS.items()}
+NUMBERS = [name for name, schema in SCHEMAS.items() if schema["type"] in ("integer", "number")]
+FILES = ["audio", "voice", "history_audio"]
 
 
-def check(**values) -> dict:
-    return check_inputs(INTERFACE, DEFAULTS | values)
+def check(**values) -> CogInputs:
+    return parse_inputs(DEFAULTS | values)
 
 
-def refused(field: InputField, value) -> str:
+def refused(name: str, value) -> str:
     with pytest.raises(RequestError) as caught:
-        check(**{field.name: value})
-    assert str(caught.value).startswith(field.name)
+        check(**{name: value})
+    assert str(caught.value).startswith(name)
     return str(caught.value)
 
 
 def test_defaults_pass_unchanged() -> None:
-    assert check() == DEFAULTS
+    inputs = check()
+    assert {name: getattr(inputs, name) for name in DEFAULTS} == DEFAULTS
 
 
-def test_every_number_is_bounded() -> None:
-    assert NUMBERS and all(field.ge is not None and field.le is not None for field in NUMBERS)
+def test_limit_of_the_service_is_a_parameter_that_no_caller_can_set() -> None:
+    values = DEFAULTS | {"self": object(), "stop_repetition": True}
+    assert parse_inputs(values, 2.5).timeout_seconds == 2.5
+    assert "timeout_seconds" not in SCHEMAS and "stop_repetition" not in SCHEMAS
 
 
-@pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
-def test_bounds_hold(field: InputField) -> None:
-    for edge in (field.ge, field.le):
-        assert check(**{field.name: edge})[field.name] == edge
-    for beyond in (field.ge - 1, field.le + 1, math.inf, -math.inf, 10**400):
-        assert f"at least {field.ge} and at most {field.le}" in refused(field, beyond)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_bounds_hold(name: str) -> None:
+    low, high = SCHEMAS[name]["minimum"], SCHEMAS[name]["maximum"]
+    for edge in (low, high):
+        assert getattr(check(**{name: edge}), name) == edge
+    for beyond in (low - 1, high + 1, math.inf, -math.inf, 10**400):
+        assert re.search(rf"at least {low:g}.* and at most {high}", refused(name, beyond))
     for wrong in ("1", True, math.nan, [1], {}):
-        refused(field, wrong)
-    if not field.nullable:
-        assert "null" in refused(field, None)
+        refused(name, wrong)
+    if not SCHEMAS[name].get("nullable"):
+        assert "null" in refused(name, None)
 
 
-@pytest.mark.parametrize("field", NUMBERS, ids=lambda field: field.name)
-def test_declared_type_decides_between_int_and_float(field: InputField) -> None:
-    for value in (int(field.le), float(field.le)):
-        converted = check(**{field.name: value})[field.name]
-        assert converted == field.le
-        assert type(converted).__name__ == field.kind
-    if field.kind == "int":
-        refused(field, field.ge + 0.5)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_declared_type_decides_between_int_and_float(name: str) -> None:
+    kind, high = SCHEMAS[name]["type"], SCHEMAS[name]["maximum"]
+    for value in (int(high), float(high)):
+        converted = getattr(check(**{name: value}), name)
+        assert converted == high
+        assert type(converted) is {"integer": int, "number": float}[kind]
+    if kind == "integer":
+        refused(name, SCHEMAS[name]["minimum"] + 0.5)
 
 
 @pytest.mark.parametrize("name", ["text", "history", "output_type"])
 def test_text_is_checked(name: str) -> None:
-    field = FIELDS[name]
     for wrong in (7, None, ["a"], b"a"):
-        refused(field, wrong)
-    assert refused(field, "\ud800")
-    if field.choices is not None:
-        assert [check(**{name: c})[name] for c in field.choices] == list(field.choices)
-        assert "'text'" in refused(field, "sound")
+        refused(name, wrong)
+    assert refused(name, "\ud800")
+    if choices := SCHEMAS[name].get("enum"):
+        assert [getattr(check(**{name: c}), name) for c in choices] == choices
+        assert "'text'" in refused(name, "sound")
     else:
-        assert check(**{name: "x" * field.max_length})
-        message = refused(field, "x" * (field.max_length + 1))
-        assert str(field.max_length) in message and len(message) < 200
+        longest = SCHEMAS[name]["maxLength"]
+        assert check(**{name: "x" * longest})
+        message = refused(name, "x" * (longest + 1))
+        assert str(longest) in message and len(message) < 200
 
 
-@pytest.mark.parametrize("field", FILES, ids=lambda field: field.name)
-def test_only_uploaded_files_are_taken(field: InputField, tmp_path: Path) -> None:
-    secret = tmp_path / "secret.wav"
-    value = [secret] if field.repeated else secret
-    assert check(**{field.name: value})[field.name] == value
+@pytest.mark.parametrize("name", FILES)
+def test_only_uploaded_files_are_taken(name: str, tmp_path: Path) -> None:
+    secret, repeated = tmp_path / "secret.wav", name == "history_audio"
+    value = [secret] if repeated else secret
+    assert getattr(check(**{name: value}), name) == value
     for text in (str(secret), f"file://{secret}", ""):
-        for wrong in ([text], [secret, text]) if field.repeated else (text,):
-            assert "paths on the server are not opened" in refused(field, wrong)
-    refused(field, secret if field.repeated else [secret])
+        for wrong in ([text], [secret, text]) if repeated else (text,):
+            assert "paths on the server are not opened" in refused(name, wrong)
+    refused(name, secret if repeated else [secret])
 
 
 def test_number_of_files_is_bounded(tmp_path: Path) -> None:
-    field = FIELDS["history_audio"]
     assert check(history_audio=[tmp_path] * MAX_FILES)
-    assert str(MAX_FILES) in refused(field, [tmp_path] * (MAX_FILES + 1))
-
-
-def test_required_field_needs_a_value() -> None:
-    interface = Interface((InputField("needed", "str"),), ())
-    with pytest.raises(RequestError, match="needed: expected text, found null"):
-        check_inputs(interface, {"needed": None})
+    message = refused("history_audio", [tmp_path] * (MAX_FILES + 1))
+    assert f"at most {MAX_FILES}" in message and str(tmp_path) not in message
 
 
 def test_instruction_precedes_the_sound() -> None:
-    chat, options = split_inputs(check(text="What is said?", audio=Path("a.wav"), seed=3))
-    assert chat == [
+    assert build_chat(check(text="What is said?", audio=Path("a.wav"))) == [
         {"role": "user", "message_type": "text", "content": "What is said?"},
         {"role": "user", "message_type": "audio", "content": Path("a.wav")},
     ]
-    assert options["seed"] == 3
-    assert options.keys() == DEFAULTS.keys() - set(CHAT_INPUTS)
 
 
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_nothing_to_answer_is_refused(text: str) -> None:
     history = json.dumps([{"role": "user", "message_type": "text", "content": "Hi"}])
     with pytest.raises(RequestError, match="audio, text: nothing to answer"):
-        split_inputs(check(text=text, history=history))
+        build_chat(check(text=text, history=history))
 
 
 def test_history_comes_first_with_its_files() -> None:
@@ -133,7 +128,7 @@ def test_history_comes_first_with_its_files() -> None:
         {"role": "user", "message_type": "text", "content": "0"},
     ]
     files = [Path("reply.wav"), Path("question.wav")]
-    chat, _ = split_inputs(check(text="Why?", history=json.dumps(history), history_audio=files))
+    chat = build_chat(check(text="Why?", history=json.dumps(history), history_audio=files))
     assert [message["content"] for message in chat] == [
         files[1],
         [files[0], "At ten."],
@@ -156,7 +151,7 @@ def audio(content) -> str:
         ("3", "history: expected a JSON list"),
         ('["hello"]', r"history\[0\]: expected an object"),
         ('[{"role": "user", "file": "a.wav"}]', r"history\[0\]: unknown field 'file'"),
-        (audio(2), r"history\[0\]\.content: expected the place .*\(0 to 1\), found 2"),
+        (audio(2), r"history\[0\]\.content: expected the index .*\(0 to 1\), found 2"),
         (audio(-1), "found -1"),
         (audio(True), "found true"),
         (audio(0.0), "found 0.0"),
@@ -170,12 +165,12 @@ def audio(content) -> str:
 def test_bad_history_is_refused(history: str, message: str) -> None:
     values = check(text="Hi", history=history, history_audio=[Path("a"), Path("b")])
     with pytest.raises(RequestError, match=message):
-        split_inputs(values)
+        build_chat(values)
 
 
 def test_reference_without_any_file_says_so() -> None:
     with pytest.raises(RequestError, match="history_audio is empty"):
-        split_inputs(check(text="Hi", history=audio(0)))
+        build_chat(check(text="Hi", history=audio(0)))
 
 
 JSON = st.recursive(
@@ -194,32 +189,29 @@ def test_any_json_is_read_or_refused_as_history(value) -> None:
         assert len(messages) == len(value)
 
 
-@given(st.sampled_from([field.name for field in INTERFACE.inputs]), JSON)
+@given(st.sampled_from(list(SCHEMAS)), JSON)
 def test_any_json_value_is_converted_or_refused(name: str, value) -> None:
-    field = FIELDS[name]
     try:
-        converted = check(**{name: value})[name]
+        converted = getattr(check(**{name: value}), name)
     except RequestError as error:
         assert str(error).startswith(name)
     else:
-        assert converted == value and (
-            converted is None or field.kind in ("str", "int", "float") or converted == []
-        )
+        assert converted == value and (name not in FILES or converted in (None, []))
 
 
 def test_transcription_needs_a_sound_and_nothing_of_a_chat() -> None:
     sound = Path("a.wav")
     with pytest.raises(RequestError, match="audio: nothing to transcribe"):
-        split_inputs(check(task="transcribe", text="Write it down."))
+        build_chat(check(task="transcribe", text="Write it down."))
     for extra in ({"voice": sound}, {"history": "[]"}, {"history_audio": [sound]}):
-        with pytest.raises(RequestError, match=f"{min(extra)}: a transcription has none"):
-            split_inputs(check(task="transcribe", audio=sound, **extra))
-    assert split_inputs(check(task="transcribe", audio=sound))
+        with pytest.raises(RequestError, match=f"{min(extra)}: not used by a transcription"):
+            build_chat(check(task="transcribe", audio=sound, **extra))
+    assert build_chat(check(task="transcribe", audio=sound))
 
 
 def test_voice_needs_speech() -> None:
     with pytest.raises(RequestError, match="voice: output_type 'text' has no speech"):
-        split_inputs(check(text="Hi", voice=Path("a.wav"), output_type="text"))
+        build_chat(check(text="Hi", voice=Path("a.wav"), output_type="text"))
 
 
 def test_messages_are_called_as_the_inputs_they_are() -> None:
@@ -245,3 +237,5 @@ def test_uploads_are_called_as_the_inputs_they_are() -> None:
     inputs = check(**files, history_audio=[Path("/tmp/x"), Path("/tmp/y")])
     message = "/tmp/voice and /tmp/audio, /tmp/y"
     assert name_files(message, inputs) == "voice and audio, history_audio[1]"
+    message = "history[1].content: /tmp/y: empty file"
+    assert name_files(message, inputs) == "history_audio[1]: empty file"

@@ -16,29 +16,23 @@ from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.serving.cog import probe
 from kimia_infer.serving.cog.self_test import SelfTestError, self_test
 from tests.paths import ROOT
-from tests.serving.conftest import serve_bare
+from tests.serving.helpers import serve_bare
 
 MINI = ROOT / "weights" / "mini"
-
-DAMAGED = """
-import torch
-import predict
-from kimia_infer.serving.cog import runner
-
-test = runner.self_test
-
-def damaged(model):
-    with torch.no_grad():
-        model.language_model.mimo_norm.weight[0] = torch.nan
-    test(model)
-
-runner.self_test = damaged
-Predictor = predict.Predictor
-"""
 
 
 def load(checkpoint: Path) -> KimiAudio:
     return KimiAudio(str(checkpoint), device="cpu", dtype="float32", head_rows="track")
+
+
+def damage(folder: Path, component: str, name: str) -> Path:
+    """A copy of the miniature in which the last value of one tensor is not a number."""
+    checkpoint = Path(shutil.copytree(MINI, folder / "checkpoint"))
+    path = checkpoint / component / "model.safetensors"
+    tensors = load_file(path)
+    tensors[name].view(-1)[-1] = torch.nan
+    save_file(tensors, path)
+    return checkpoint
 
 
 @pytest.fixture
@@ -85,11 +79,7 @@ WEIGHTS = {
 def test_one_weight_that_is_not_finite(case: str, tmp_path: Path) -> None:
     """The last value of one tensor, which is of an id or a position that may never be used."""
     folder, name, message = WEIGHTS[case]
-    checkpoint = Path(shutil.copytree(MINI, tmp_path / "checkpoint"))
-    path = checkpoint / folder / "model.safetensors"
-    tensors = load_file(path)
-    tensors[name].view(-1)[-1] = torch.nan
-    save_file(tensors, path)
+    checkpoint = damage(tmp_path, folder, name)
     with pytest.raises(SelfTestError, match=f"^self-test: {message}.* download or prepare"):
         self_test(load(checkpoint))
 
@@ -99,11 +89,7 @@ def test_quantized_weights(scheme: str, tmp_path: Path) -> None:
     """A weight that is not finite is seen after it was quantized, too."""
     quantized = KimiAudio(str(MINI), device="cpu", quantization=scheme)
     self_test(quantized)
-    checkpoint = Path(shutil.copytree(MINI, tmp_path / "checkpoint"))
-    path = checkpoint / "model.safetensors"
-    tensors = load_file(path)
-    tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = torch.nan
-    save_file(tensors, path)
+    checkpoint = damage(tmp_path, "", "model.layers.1.mlp.down_proj.weight")
     with pytest.raises(SelfTestError, match=r"language model: .* layers\.1\.feed_forward\.down"):
         self_test(KimiAudio(str(checkpoint), device="cpu", quantization=scheme))
 
@@ -171,9 +157,9 @@ def test_error_of_a_stage_is_passed_on(model: KimiAudio) -> None:
 
 
 def test_failed_self_test_fails_the_set_up(golden: Path, tmp_path: Path) -> None:
-    (tmp_path / "damaged.py").write_text(DAMAGED)
-    reference = f"{tmp_path / 'damaged.py'}:Predictor"
-    with serve_bare(golden, tmp_path, reference, until="SETUP_FAILED") as server:
+    checkpoint = damage(tmp_path, "", "model.norm.weight")
+    weights = {"KIMI_AUDIO_WEIGHTS": str(checkpoint)}
+    with serve_bare(golden, tmp_path, until="SETUP_FAILED", **weights) as server:
         _, state = server.request("GET", "/health-check")
         assert "SelfTestError: self-test: language model: " in state["setup"]["logs"]
         assert probe.main([server.url]) == probe.main(["--alive", server.url]) == 1

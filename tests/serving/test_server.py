@@ -3,95 +3,31 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import socket
-import wave
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from kimia_infer.serving.cog.interface import InputField, read_interface
-from kimia_infer.serving.cog.schema import openapi_schema
-from tests.paths import GOLDEN, ROOT
-from tests.serving.conftest import Server, data_uri, serve, serve_bare, silence
+from kimia_infer.serving.cog.schema import read_inputs, read_schema
+from tests.serving.helpers import (
+    AUDIO,
+    CASES,
+    Server,
+    data_uri,
+    inputs_of,
+    read_wav,
+    recorded_waves,
+    serve,
+    silence,
+    wav,
+)
 
-INTERFACE = read_interface(ROOT / "predict.py", "Predictor")
-AUDIO = GOLDEN / "e2e" / "audio"
-CASES = [
-    case
-    for case in json.loads((GOLDEN / "e2e" / "cases.json").read_text())["cases"]
-    if not case.get("draws") and len(case["codes"]) <= 1
-]
-GREEDY = {"audio_temperature": 0.0, "audio_top_k": 5}
-
-
-def recorded(name: str) -> str:
-    return data_uri((AUDIO / name).read_bytes())
-
-
-@pytest.fixture(scope="module")
-def speech() -> str:
-    """The shortest recorded file."""
-    return data_uri(min(AUDIO.iterdir(), key=lambda path: path.stat().st_size).read_bytes())
-
-
-def inputs_of(case: dict) -> dict:
-    """A recorded chat as inputs: its last message as the turn, the others as history."""
-    files: list[str] = []
-
-    def numbered(name: str) -> int:
-        files.append(recorded(name))
-        return len(files) - 1
-
-    history = []
-    for message in case["messages"][:-1]:
-        content = message["content"]
-        if message["message_type"] == "audio":
-            content = numbered(content)
-        elif message["message_type"] == "audio-text":
-            content = [numbered(content[0]), content[1]]
-        history.append({**message, "content": content})
-    last = case["messages"][-1]
-    is_audio = last["message_type"] == "audio"
-    turn = {"audio": recorded(last["content"])} if is_audio else {"text": last["content"]}
-    chat = {"history": json.dumps(history), "history_audio": files} if history else {}
-    return {**GREEDY, **case["arguments"], **turn, **chat}
-
-
-def read_wav(uri: str) -> tuple[int, int, int]:
-    """Channels, rate and frames of the wav file in a data URI."""
-    with wave.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as reader:
-        return reader.getnchannels(), reader.getframerate(), reader.getnframes()
-
-
-def sounds() -> list[bytes]:
-    """Samples of the recorded files that are mono at 16 kHz with 16 bits."""
-    found = []
-    for path in sorted(AUDIO.glob("*.wav")):
-        with wave.open(str(path)) as reader:
-            if (reader.getnchannels(), reader.getsampwidth(), reader.getframerate()) == (
-                1,
-                2,
-                16_000,
-            ):
-                found.append(reader.readframes(reader.getnframes()))
-    return found
-
-
-def wav(samples: bytes) -> bytes:
-    file = io.BytesIO()
-    with wave.open(file, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(16_000)
-        writer.writeframes(samples)
-    return file.getvalue()
+INPUTS = read_inputs("Predictor")
 
 
 def test_schema_is_served(server: Server) -> None:
-    assert server.request("GET", "/openapi.json") == (200, openapi_schema(INTERFACE))
+    assert server.request("GET", "/openapi.json") == (200, read_schema("Predictor"))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
@@ -128,21 +64,24 @@ def test_drawn_seed_repeats_the_answer(server: Server, speech: str) -> None:
     assert [first["output"]["text"]] * 2 != others
 
 
-def out_of_range(field: InputField) -> list:
+def out_of_range(schema: dict) -> list:
     """Values that the schema must refuse; without it they would reach the model."""
-    if field.choices is not None:
+    if "enum" in schema:
         return ["", "sound", 1]
-    if field.kind == "str":
-        return ["x" * (field.max_length + 1), 1, None]
-    if field.kind == "Path":
-        return ["x"] if field.repeated else [1]
-    return [field.ge - 1, field.le + 1, str(field.le), True, None]
+    if schema["type"] == "array":
+        return ["x"]
+    if schema.get("format") == "uri":
+        return [1]
+    if schema["type"] == "string":
+        return ["x" * (schema["maxLength"] + 1), 1, None]
+    low, high = schema["minimum"], schema["maximum"]
+    return [low - 1, high + 1, str(high), True, None]
 
 
 BOUNDS = [
-    pytest.param(field.name, value, id=f"{field.name}={str(value)[:12]}")
-    for field in INTERFACE.inputs
-    for value in out_of_range(field)
+    pytest.param(name, value, id=f"{name}={str(value)[:12]}")
+    for name, schema in INPUTS.items()
+    for value in out_of_range(schema)
 ]
 
 
@@ -201,7 +140,7 @@ def test_ten_minutes_of_sound_do_not_fit(server: Server) -> None:
 
 def test_recording_of_any_length_is_transcribed(server: Server) -> None:
     """A recorded sound before and after a silence that is longer than two segments."""
-    voice = min(sounds(), key=len)
+    voice = min(recorded_waves(), key=len)
     sound = wav(voice + bytes(70 * 32_000) + voice)
     answer = server.succeed(task="transcribe", audio=data_uri(sound), max_new_tokens=8, seed=1)
     output = answer["output"]
@@ -220,8 +159,8 @@ def test_recording_of_any_length_is_transcribed(server: Server) -> None:
     ("inputs", "message"),
     [
         ({"text": "a"}, "audio: nothing to transcribe"),
-        ({"audio": True, "history": "[]"}, "history: a transcription has none"),
-        ({"audio": True, "voice": True}, "voice: a transcription has none"),
+        ({"audio": True, "history": "[]"}, "history: not used by a transcription"),
+        ({"audio": True, "voice": True}, "voice: not used by a transcription"),
     ],
     ids=["no sound", "history", "voice"],
 )
@@ -252,7 +191,7 @@ def test_silence_is_noted_in_terms_of_the_inputs(server: Server, speech: str) ->
 
 
 def test_voice_changes_the_speech(server: Server) -> None:
-    sound = data_uri(wav(max((s for s in sounds() if len(s) <= 30 * 32_000), key=len)))
+    sound = data_uri(wav(max((s for s in recorded_waves() if len(s) <= 30 * 32_000), key=len)))
     inputs = {"text": "Hi", "max_new_tokens": 12, "seed": 1}
     plain = server.succeed(**inputs)["output"]
     voiced = server.succeed(**inputs, voice=sound)["output"]
@@ -307,30 +246,31 @@ def test_nothing_stays_on_disk(server: Server, speech: str) -> None:
     assert server.left_files() == before
 
 
-@pytest.fixture(scope="module")
-def bare_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server in a directory without a schema file, where it lets everything through."""
-    with serve_bare(golden, tmp_path_factory.mktemp("bare")) as server:
-        yield server
-
-
-def test_without_schema_file_our_code_validates(bare_server: Server) -> None:
-    assert bare_server.request("GET", "/openapi.json")[0] == 503
-    for field in INTERFACE.inputs:
-        for value in out_of_range(field):
-            if value is None and field.nullable:
+def test_without_schema_file_our_code_validates(scripted_server: Server) -> None:
+    assert scripted_server.request("GET", "/openapi.json")[0] == 503
+    for name, schema in INPUTS.items():
+        for value in out_of_range(schema):
+            if value is None and schema.get("nullable"):
                 continue
-            error = bare_server.fail(**{"text": "a", field.name: value})
-            assert f"RequestError: {field.name}" in error, (field.name, value)
-    assert "audio: expected an uploaded file" in bare_server.fail(audio="/etc/hostname")
-    answer = bare_server.succeed(
+            error = scripted_server.fail(**{"text": "a", name: value})
+            assert f"RequestError: {name}" in error, (name, value)
+    assert "audio: expected an uploaded file" in scripted_server.fail(audio="/etc/hostname")
+    answer = scripted_server.succeed(
         text="a", output_type="text", max_new_tokens=2.0, audio_temperature=1, seed=None
     )
     assert answer["metrics"]["decode_steps"] <= 2
 
 
-def test_a_service_of_text_alone(golden: Path, tmp_path: Path) -> None:
-    with serve(golden, tmp_path, KIMI_AUDIO_OUTPUT="text") as silent:
-        assert "output_type: this service answers in text alone" in silent.fail(text="Hello")
-        answer = silent.succeed(text="Hello", output_type="text", max_new_tokens=4)
+def test_a_service_of_text_alone_with_a_time_limit(golden: Path, tmp_path: Path) -> None:
+    variables = {"KIMI_AUDIO_OUTPUT": "text", "KIMI_AUDIO_TIMEOUT": "2"}
+    with serve(golden, tmp_path, **variables) as limited:
+        assert "output_type: this service answers in text alone" in limited.fail(text="Hello")
+        answer = limited.succeed(text="Hello", output_type="text", max_new_tokens=4)
         assert answer["output"]["audio"] is None and answer["metrics"]["decode_steps"] <= 4
+        for seed in range(5):  # some answers end by themselves
+            sampled = {"text_temperature": 2.0, "text_top_k": 0, "seed": seed}
+            answer = limited.predict(text="Hello", output_type="text", **sampled)
+            if answer["status"] == "failed":
+                break
+        assert "not complete within 2 s" in answer["error"]
+        assert "KIMI_AUDIO_TIMEOUT" in answer["error"]

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.offloading import OFFLOADS
 from kimia_infer.layers.attention import BACKENDS
-from kimia_infer.serving.cog.settings import Settings, SettingsError, read_settings
+from kimia_infer.layers.cache import KV_CACHES
+from kimia_infer.layers.quantization import SCHEMES
+from kimia_infer.serving.cog.settings import Settings, read_settings
+from kimia_infer.utils.errors import ConfigurationError
 from tests.paths import ROOT
 
 
@@ -32,7 +40,7 @@ def test_values_are_taken(tmp_path: Path) -> None:
         "KIMI_AUDIO_OUTPUT": "text",
     }
     expected = ("cpu", "bfloat16", "full", "sdpa", 1.5, str(tmp_path), "int4", "fp8", "encoders")
-    assert read_settings(variables) == Settings(*expected, "text")
+    assert tuple(read_settings(variables).model_dump().values()) == (*expected, "text")
 
 
 @pytest.mark.parametrize(
@@ -44,11 +52,11 @@ def test_values_are_taken(tmp_path: Path) -> None:
         ("KIMI_AUDIO_HEAD_ROWS", "none", ["track", "full"]),
         ("KIMI_AUDIO_ATTENTION", "flash", list(BACKENDS)),
         ("KIMI_AUDIO_TIMEOUT", "soon", ["seconds"]),
-        ("KIMI_AUDIO_TIMEOUT", "0", ["above 0"]),
-        ("KIMI_AUDIO_TIMEOUT", "-1", ["above 0"]),
+        ("KIMI_AUDIO_TIMEOUT", "0", ["more than 0"]),
+        ("KIMI_AUDIO_TIMEOUT", "-1", ["more than 0"]),
         ("KIMI_AUDIO_TIMEOUT", "inf", ["seconds"]),
         ("KIMI_AUDIO_TIMEOUT", "nan", ["seconds"]),
-        ("KIMI_AUDIO_ADAPTER", "owner/name", ["not a directory"]),
+        ("KIMI_AUDIO_ADAPTER", "owner/name", ["directory"]),
         ("KIMI_AUDIO_QUANTIZATION", "int2", ["none", "fp8", "int8", "int4"]),
         ("KIMI_AUDIO_KV_CACHE", "int8", ["none", "fp8"]),
         ("KIMI_AUDIO_OFFLOAD", "detokenizer", ["encoders"]),
@@ -56,20 +64,47 @@ def test_values_are_taken(tmp_path: Path) -> None:
     ],
 )
 def test_other_values_are_refused_with_the_choices(name: str, value: str, choices: list) -> None:
-    with pytest.raises(SettingsError) as caught:
+    with pytest.raises(ConfigurationError) as caught:
         read_settings({name: value})
     message = str(caught.value)
     assert message.startswith(name) and repr(value) in message
     assert all(choice in message for choice in choices)
 
 
+def test_arguments_of_the_model() -> None:
+    arguments = Settings(dtype="bfloat16", output="text").model_arguments()
+    assert arguments["load_detokenizer"] is False and arguments["dtype"] == "bfloat16"
+    assert set(arguments) <= set(inspect.signature(KimiAudio.__init__).parameters)
+
+
+def test_choices_are_those_of_the_modules_that_use_them() -> None:
+    properties = Settings.model_json_schema(by_alias=False)["properties"]
+
+    def choices(name: str) -> list[str]:
+        schema = properties[name]["anyOf"][0]
+        return schema.get("enum") or [schema["const"]]
+
+    assert choices("attention") == list(BACKENDS)
+    assert choices("quantization") == list(SCHEMES)
+    assert choices("kv_cache") == list(KV_CACHES)
+    assert choices("offload") == list(OFFLOADS)
+
+
+def test_settings_can_be_read_without_pytorch() -> None:
+    code = (
+        "import sys; from kimia_infer.serving.cog.settings import read_settings; "
+        "read_settings({'KIMI_AUDIO_DEVICE': 'cpu'}); sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_variable_is_documented() -> None:
-    root = ROOT
-    sources = [*(root / "kimia_infer").rglob("*.py"), *root.glob("cog*.yaml")]
+    sources = [*(ROOT / "kimia_infer").rglob("*.py"), *ROOT.glob("cog*.yaml")]
     read = {
         name
         for path in sources
         for name in re.findall(r"KIMI_AUDIO_[A-Z_]*[A-Z]", path.read_text())
     }
-    documented = (root / "docs" / "deploy.md").read_text()
+    read |= {f"KIMI_AUDIO_{name.upper()}" for name in Settings.model_fields}
+    documented = (ROOT / "docs" / "deploy.md").read_text()
     assert {f"| `{name}` |" for name in read} <= set(re.findall(r"\| `\w+` \|", documented))

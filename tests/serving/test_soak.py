@@ -5,7 +5,7 @@ whenever it is READY. The last part of the run may hold no more than the first p
 warm-up. The figures are printed.
 
 What Cog's server leaves below /tmp/coglet is not counted: other servers of the machine share
-it, and it is swept (tests/serving/test_leftovers.py).
+it, and it is swept (tests/serving/test_cleanup.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 import pytest
 
 from tests.paths import GOLDEN
-from tests.serving.conftest import Server, data_uri, serve, silence
+from tests.serving.helpers import Server, data_uri, silence
 
 SOUNDS = [
     data_uri((GOLDEN / "e2e" / "audio" / name).read_bytes())
@@ -161,28 +161,26 @@ class Client:
         return [*asked, self.refused, self.invalid, *given_up, *given_up]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--stream",)], ids=["whole", "streaming"])
-def test_nothing_grows(
-    golden: Path, tmp_path: Path, long: bool, arguments: tuple[str, ...]
-) -> None:
+@pytest.mark.parametrize("name", ["server", "streaming_server"])
+def test_nothing_grows(request: pytest.FixtureRequest, long: bool, name: str) -> None:
     """All kinds in random order, 250 requests of each predictor in a long run."""
     count = 250 if long else 12
-    with serve(golden, tmp_path, *arguments) as server:
-        processes = server.processes()
-        client = Client(server, random.Random(11), bool(arguments))
-        readings = []
-        for _ in range(math.ceil(count / len(client.kinds()))):
-            round_of_all = client.kinds()
-            client.draw.shuffle(round_of_all)
-            for ask in round_of_all:
-                ask()
-                server.wait_for("READY")
-                readings.append(Reading.of(server, processes))
-        assert server.processes() == processes
-        # What a canceled prediction has left goes with the next one.
-        assert server.succeed(text="a", max_new_tokens=2)
-        server.wait_for("READY")
-        assert server.left_files() == []
+    server: Server = request.getfixturevalue(name)
+    processes = server.processes()
+    client = Client(server, random.Random(11), name == "streaming_server")
+    readings = []
+    for _ in range(math.ceil(count / len(client.kinds()))):
+        round_of_all = client.kinds()
+        client.draw.shuffle(round_of_all)
+        for ask in round_of_all:
+            ask()
+            server.wait_for("READY")
+            readings.append(Reading.of(server, processes))
+    assert server.processes() == processes
+    # What a canceled prediction has left goes with the next one.
+    assert server.succeed(text="a", max_new_tokens=2)
+    server.wait_for("READY")
+    assert server.left_files() == []
     report(client, readings)
     check_outcomes(client)
     # Some were given up while the model was at work.

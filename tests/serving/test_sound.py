@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kimia_infer.audio.encode import wav_bytes, write_wav
-from kimia_infer.serving.cog.respond import wav_uri
+from kimia_infer.serving.cog.runner import wav_uri
 from kimia_infer.serving.player import PLAYERS, Player
 
 WAVE = torch.cat([torch.linspace(-1.5, 1.5, 999), torch.randn(500) / 3])

@@ -2,83 +2,23 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import random
 import time
-import wave
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kimia_infer.serving.cog.interface import read_interface
-from kimia_infer.serving.cog.schema import openapi_schema
+from kimia_infer.serving.cog.schema import read_schema
 from tests.paths import ROOT
-from tests.serving.conftest import Server, data_uri, serve_bare
-
-INTERFACE = read_interface(ROOT / "predict.py", "StreamingPredictor")
-WHOLE = read_interface(ROOT / "predict.py", "Predictor")
-
-FAULTY = '''
-import contextlib
-import predict
-
-class Faulty(predict.StreamingPredictor):
-    """Fails after as many events as the request has for seed."""
-
-    def setup(self, weights=None):
-        super().setup(weights)
-        respond = self.model.respond
-
-        def failing(chat, options, **rest):
-            with contextlib.closing(respond(chat, options, **rest)) as events:
-                for count, event in enumerate(events):
-                    if count == options.seed:
-                        raise RuntimeError("the device caught fire")
-                    yield event
-
-        self.model.respond = failing
-'''
-
-
-def samples(uri: str) -> bytes:
-    """What a wav file in a data URI holds, which must be mono, 16 bit, 24 kHz."""
-    assert uri.startswith("data:audio/wav;base64,")
-    with wave.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as reader:
-        form = (reader.getnchannels(), reader.getsampwidth(), reader.getframerate())
-        assert form == (1, 2, 24_000) and reader.getnframes() > 0
-        return reader.readframes(reader.getnframes())
-
-
-def joined(chunks: list[dict[str, Any]]) -> tuple[str, bytes]:
-    """Text and samples of all pieces."""
-    return (
-        "".join(chunk["text"] or "" for chunk in chunks),
-        b"".join(samples(chunk["audio"]) for chunk in chunks if chunk["audio"] is not None),
-    )
-
-
-def whole(server: Server, **inputs: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """All pieces of a streamed answer, and its final state."""
-    with server.stream(**inputs) as events:
-        received = list(events)
-    assert received[0][0] == "start" and received[-1][0] == "completed"
-    outputs = [data for name, data in received if name == "output"]
-    assert [data["index"] for data in outputs] == list(range(len(outputs)))
-    return [data["chunk"] for data in outputs], received[-1][1]
-
-
-def test_predictors_have_the_same_inputs_but_one() -> None:
-    shared = tuple(field for field in INTERFACE.inputs if field.name != "preset")
-    assert shared == WHOLE.inputs
-    assert INTERFACE.streaming and not WHOLE.streaming
+from tests.serving.helpers import Server, data_uri, joined, samples, whole
 
 
 def test_schema_is_served(streaming_server: Server) -> None:
-    assert streaming_server.request("GET", "/openapi.json") == (200, openapi_schema(INTERFACE))
+    assert streaming_server.request("GET", "/openapi.json") == (
+        200,
+        read_schema("StreamingPredictor"),
+    )
 
 
 def test_text_and_sound_arrive_while_the_answer_is_generated(
@@ -157,22 +97,16 @@ def test_plain_predictor_does_not_stream(server: Server) -> None:
     assert status == 406 and "streaming" in answer["error"]
 
 
-@pytest.fixture(scope="module")
-def faulty_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("faulty")
-    (directory / "faulty.py").write_text(FAULTY)
-    reference = f"{directory / 'faulty.py'}:Faulty"
-    with serve_bare(golden, directory, reference, "StreamingPredictor") as server:
-        yield server
-
-
 @pytest.mark.parametrize("events", [0, 1, 3])
-def test_failure_in_the_middle_ends_the_stream(faulty_server: Server, events: int) -> None:
+def test_failure_in_the_middle_ends_the_stream(
+    scripted_streaming_server: Server, events: int
+) -> None:
+    server = scripted_streaming_server
     for _ in range(2):
-        chunks, state = whole(faulty_server, text="Hi", max_new_tokens=30, seed=events)
+        chunks, state = whole(server, text="Hi", max_new_tokens=30, seed=events)
         assert state["status"] == "failed" and "the device caught fire" in state["error"]
         assert state.get("output", []) == chunks and len(chunks) == events
-        faulty_server.wait_for("READY")
+        server.wait_for("READY")
 
 
 @pytest.mark.parametrize("how", ["hang up", "cancel"])

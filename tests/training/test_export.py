@@ -23,7 +23,7 @@ from kimia_infer.training.tasks.finetune import finetune
 from kimia_infer.utils.errors import CheckpointError, WeightsError
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from tests.paths import ROOT
-from tests.serving.conftest import data_uri, serve
+from tests.serving.helpers import data_uri, serve
 from tests.training import runs
 
 EXPORT, INFER = (ROOT / "scripts" / name for name in ("export", "infer"))

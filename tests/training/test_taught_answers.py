@@ -12,13 +12,12 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.encode import write_wav
 from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.data.extraction import extract_codes
-from kimia_infer.serving.cog.interface import read_interface
+from kimia_infer.serving.cog.schema import read_inputs
 from kimia_infer.training.export import export
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.finetune import finetune
 from predict import Predictor
 from scripts.miniature.espeak import RATE, Utterance, Voice, speak_all
-from tests.paths import ROOT
 from tests.training import runs
 from tests.training.runs import TEXTS
 
@@ -102,8 +101,8 @@ def served(weights: Path, monkeypatch: pytest.MonkeyPatch, lessons: list[dict]) 
     monkeypatch.setenv("KIMI_AUDIO_DEVICE", "cpu")
     predictor = Predictor()
     predictor.setup()
-    fields = read_interface(ROOT / "predict.py", "Predictor").inputs
-    inputs = {field.name: field.default for field in fields} | {"output_type": "text"}
+    inputs = {name: schema["default"] for name, schema in read_inputs("Predictor").items()}
+    inputs["output_type"] = "text"
     questions = [line["conversation"][0]["content"] for line in lessons]
     return [predictor.run(**inputs | {"audio": cog.Path(path)}).text for path in questions]
 

@@ -1,104 +1,100 @@
-"""How the model runs, from environment variables."""
+"""How the service runs the model, from environment variables."""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import Any, Literal
 
-import torch
+from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from kimia_infer.api.offloading import OFFLOADS
-from kimia_infer.layers.attention import BACKENDS, KV_CACHES
-from kimia_infer.layers.quantization import SCHEMES
-
-DTYPES = ("float32", "bfloat16")
-HEAD_ROWS = ("track", "full")
-OUTPUTS = ("text", "both")
+from kimia_infer.api.parameters import explain
+from kimia_infer.utils.errors import ConfigurationError
 
 
-class SettingsError(ValueError):
-    """A variable has a value that cannot be used; the message names it and what can."""
+class Settings(BaseModel):
+    """The variables ``KIMI_AUDIO_DEVICE``, ``KIMI_AUDIO_DTYPE`` and so on, one per field.
 
-
-@dataclass(frozen=True)
-class Settings:
-    """None leaves the choice to KimiAudio; ``timeout`` is in seconds, None for no limit.
-
-    ``adapter`` is the directory of an adapter, None without. With ``output`` "text" no detokenizer
-    is loaded, and nothing can be spoken.
+    None leaves the choice to KimiAudio.
     """
 
-    device: str | None = None
-    dtype: str | None = None
-    head_rows: str = "track"
-    attention: str | None = None
-    timeout: float | None = None
-    adapter: str | None = None
-    quantization: str | None = None
-    kv_cache: str | None = None
-    offload: str | None = None
-    output: str = "both"
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+        alias_generator=AliasGenerator(validation_alias=lambda name: f"KIMI_AUDIO_{name.upper()}"),
+    )
+
+    device: str | None = Field(None, description="Device of PyTorch, such as cpu or cuda:1")
+    dtype: Literal["float32", "bfloat16"] | None = Field(
+        None, description="Type of the language model's and the encoder's weights"
+    )
+    head_rows: Literal["track", "full"] = Field(
+        "track", description="Compute the logits that each track can use, or all"
+    )
+    attention: Literal["triton", "flash-attn", "sdpa"] | None = Field(
+        None, description="Attention kernels, instead of the best ones available"
+    )
+    timeout: float | None = Field(
+        None,
+        gt=0,
+        description="Most seconds that a prediction may take; unset for no limit",
+        json_schema_extra={"unit": "seconds"},
+    )
+    adapter: str | None = Field(None, description="Directory of an adapter to add to the weights")
+    quantization: Literal["none", "fp8", "int8", "int4"] | None = Field(
+        None, description="How the matrices of the language model's layers are stored"
+    )
+    kv_cache: Literal["none", "fp8"] | None = Field(
+        None, description="How keys and values of attention are stored"
+    )
+    offload: Literal["encoders"] | None = Field(
+        None, description="Components kept in host memory while they are not used"
+    )
+    output: Literal["text", "both"] = Field(
+        "both", description="With text, no detokenizer is loaded and nothing can be spoken"
+    )
+
+    @field_validator("adapter")
+    @classmethod
+    def _directory(cls, value: str | None) -> str | None:
+        if value is not None and not os.path.isdir(value):
+            raise ValueError("expected a local directory")
+        return value
+
+    @field_validator("device")
+    @classmethod
+    def _available(cls, value: str | None) -> str | None:
+        if value is None or value == "cpu":
+            return value
+        import torch  # slow, and needed for other devices than the CPU alone
+
+        available = ["cpu"]
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is not None:
+            count = torch.accelerator.device_count()
+            available += [accelerator.type, *(f"{accelerator.type}:{i}" for i in range(count))]
+        if value not in available:
+            raise ValueError(f"expected one of the devices here ({', '.join(available)})")
+        return value
+
+    def model_arguments(self) -> dict[str, Any]:
+        """The arguments of KimiAudio besides its weights."""
+        arguments = self.model_dump(exclude={"timeout", "output"})
+        return arguments | {"load_detokenizer": self.output == "both"}
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """The settings that variables ``KIMI_AUDIO_*`` ask for; unset and empty mean the default.
+    """The settings in ``environment``; variables that are unset or empty mean the default.
 
     Raises:
-        SettingsError: naming the variable, its value and the choices.
+        ConfigurationError: naming the variable, what is expected and what was found.
     """
-    return Settings(
-        device=_device(environment.get("KIMI_AUDIO_DEVICE")),
-        dtype=_choice(environment, "KIMI_AUDIO_DTYPE", DTYPES),
-        head_rows=_choice(environment, "KIMI_AUDIO_HEAD_ROWS", HEAD_ROWS) or "track",
-        attention=_choice(environment, "KIMI_AUDIO_ATTENTION", tuple(BACKENDS)),
-        timeout=_seconds(environment, "KIMI_AUDIO_TIMEOUT"),
-        adapter=_directory(environment, "KIMI_AUDIO_ADAPTER"),
-        quantization=_choice(environment, "KIMI_AUDIO_QUANTIZATION", SCHEMES),
-        kv_cache=_choice(environment, "KIMI_AUDIO_KV_CACHE", tuple(KV_CACHES)),
-        offload=_choice(environment, "KIMI_AUDIO_OFFLOAD", OFFLOADS),
-        output=_choice(environment, "KIMI_AUDIO_OUTPUT", OUTPUTS) or "both",
-    )
-
-
-def _choice(environment: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str | None:
-    value = environment.get(name)
-    if value and value not in choices:
-        raise SettingsError(f"{name}: expected {' or '.join(choices)}, found {value!r}")
-    return value or None
-
-
-def _seconds(environment: Mapping[str, str], name: str) -> float | None:
-    value = environment.get(name)
-    if not value:
-        return None
+    names = (f"KIMI_AUDIO_{name.upper()}" for name in Settings.model_fields)
+    given = {name: value for name in names if (value := environment.get(name))}
     try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise SettingsError(f"{name}: expected a number of seconds above 0, found {value!r}")
-    return seconds
-
-
-def _directory(environment: Mapping[str, str], name: str) -> str | None:
-    value = environment.get(name)
-    if value and not os.path.isdir(value):
-        raise SettingsError(f"{name}: {value!r} is not a directory here")
-    return value or None
-
-
-def _device(value: str | None) -> str | None:
-    if not value:
-        return None
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    known = ["cpu"]
-    if accelerator is not None:
-        count = torch.accelerator.device_count()
-        known += [accelerator.type, *(f"{accelerator.type}:{i}" for i in range(count))]
-    if value not in known:
-        raise SettingsError(
-            f"KIMI_AUDIO_DEVICE: PyTorch finds {', '.join(known)} here, not {value!r}"
-        )
-    return value
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        raise ConfigurationError(explain(Settings, error)) from None

@@ -1,4 +1,4 @@
-"""Files and memory that requests leave behind."""
+"""What is removed of the files and the memory of earlier requests."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.serving.cog import leftovers
-from kimia_infer.serving.cog.leftovers import (
+from kimia_infer.serving.cog.runner import (
     DIRECTORY_SECONDS,
     FILE_SECONDS,
     Uploads,
-    keep_clean,
-    sweep,
+    run_periodically,
+    sweep_predictions,
     trim_heap,
 )
-from tests.serving.conftest import PATIENCE, Server
+from tests.serving.helpers import PATIENCE, Server
 
 
 def prediction(directory: Path, name: str, age: float, spill: float | None) -> Path:
@@ -38,7 +37,7 @@ def prediction(directory: Path, name: str, age: float, spill: float | None) -> P
     return directory / name
 
 
-def test_leftovers_go_when_they_are_old(tmp_path: Path) -> None:
+def test_files_of_predictions_go_when_they_are_old(tmp_path: Path) -> None:
     old, file_age = DIRECTORY_SECONDS + 9, FILE_SECONDS + 9
     fresh = prediction(tmp_path, "fresh", 1, None)
     read = prediction(tmp_path, "read", file_age, file_age)
@@ -49,14 +48,14 @@ def test_leftovers_go_when_they_are_old(tmp_path: Path) -> None:
     outside = prediction(tmp_path.parent / f"{tmp_path.name}-outside", "other", old, old)
     (tmp_path / "link").symlink_to(outside)
     (tmp_path / "file").touch()
-    sweep(tmp_path)
+    sweep_predictions(tmp_path)
     assert (fresh / "outputs").is_dir() and (fresh / "inputs").is_dir()
     assert (read / "outputs").is_dir() and not any((read / "outputs").iterdir())
     assert (unread / "outputs" / "spill_1.json").exists()
     assert not ended.exists()
     assert (foreign / "outputs" / "mine.txt").exists()
     assert (outside / "outputs" / "spill_1.json").exists()
-    sweep(tmp_path / "missing")
+    sweep_predictions(tmp_path / "missing")
 
 
 def test_upload_of_a_canceled_prediction_goes_with_the_next(
@@ -69,7 +68,7 @@ def test_upload_of_a_canceled_prediction_goes_with_the_next(
     folder = Path(tempfile.mkdtemp())
     beside = tmp_path / "tmp-of-others"
     beside.touch()
-    uploads.sweep([None, "text", 1.5, used, [listed]])
+    uploads.sweep([used, listed])
     assert set(uploads.directory.iterdir()) == {used, listed, folder}
     assert left.parent == uploads.directory and beside.exists()
     shutil.rmtree(uploads.directory)
@@ -86,28 +85,22 @@ def test_server_removes_what_a_canceled_prediction_left(server: Server) -> None:
     assert not left.exists()
 
 
-def test_thread_looks_after_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Again and again, also after a directory that cannot be read."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    done, trimmed = threading.Event(), threading.Event()
-    calls: list[Path] = []
+def test_tasks_are_repeated_even_after_errors() -> None:
+    done, calls = threading.Event(), []
 
-    def swept(directory: Path) -> None:
-        calls.append(directory)
-        if len(calls) == 1:
-            raise PermissionError("not yours")
-        if len(calls) > 3:
+    def failing() -> None:
+        calls.append("failing")
+        raise PermissionError("not yours")
+
+    def working() -> None:
+        calls.append("working")
+        if len(calls) > 6:
             done.set()
             threading.Event().wait()  # the thread is a daemon, and ends with the process
 
-    monkeypatch.setattr(leftovers, "sweep", swept)
-    monkeypatch.setattr(leftovers, "trim_heap", trimmed.set)
-    uploads = Uploads()
-    shutil.rmtree(uploads.directory)
-    keep_clean(uploads, tmp_path / "server", every=0.01)
-    assert done.wait(PATIENCE) and trimmed.is_set()
-    assert calls == [tmp_path / "server"] * 4
-    assert uploads.directory.is_dir()
+    run_periodically([failing, working], 0.01)
+    assert done.wait(PATIENCE)
+    assert calls == ["failing", "working"] * 4
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's heap is trimmed")

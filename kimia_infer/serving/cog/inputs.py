@@ -1,0 +1,234 @@
+"""Cog inputs, checked again behind the server, to the chat they stand for and its answer.
+
+The server validates against its schema file, and lets everything through where that file is
+missing. It also passes what no schema forbids: a plain string where a file is expected, which
+would name a file on the server, and whole numbers for floats and the other way round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from kimia_infer.api.parameters import ServiceParameters, parse_as, show
+from kimia_infer.utils.errors import RequestError
+
+if TYPE_CHECKING:
+    from kimia_infer.api.events import Event
+    from kimia_infer.api.kimia import KimiAudio
+    from kimia_infer.api.transcription import TranscriptEvent
+
+MAX_FILES = 64
+"""Files that one list input may hold; Cog's schema cannot express it."""
+
+TRANSCRIPTION_PARAMETERS = (
+    "text_temperature",
+    "text_top_k",
+    "text_repetition_penalty",
+    "text_repetition_window_size",
+    "max_new_tokens",
+    "seed",
+    "timeout_seconds",
+)
+"""The parameters that a transcription takes; its other inputs are the audio and an instruction."""
+
+Report = Callable[[float, float], None]
+ResolveAudio = Callable[[str, Any], Any]
+
+
+class CogInputs(ServiceParameters):
+    """The inputs of both predictors. Files must be paths as Cog makes them, never strings.
+
+    The names, bounds and descriptions in ``predict.py`` and in the schema files are these.
+    """
+
+    task: Literal["chat", "transcribe"] = Field(
+        "chat",
+        description="Answer a chat, or transcribe audio, a recording of any length, in segments",
+    )
+    audio: Path | None = Field(
+        None, description="Audio of the user's turn: speech, music or noise; any common format"
+    )
+    text: str = Field(
+        "",
+        max_length=50000,
+        description="Text of the user's turn, before the audio: an instruction or a question",
+    )
+    history: str = Field(
+        "",
+        max_length=200000,
+        description="JSON list of earlier messages; audio as its index in history_audio",
+    )
+    history_audio: list[Path] = Field(
+        [], max_length=MAX_FILES, description="Audio files that the messages of history refer to"
+    )
+    voice: Path | None = Field(
+        None, description="A recording of 1 to 30 s, in whose voice the answer is spoken"
+    )
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The uploaded files by input: ``audio``, ``voice``, ``history_audio[0]``, ..."""
+        single = {"audio": self.audio, "voice": self.voice}
+        listed = {f"history_audio[{i}]": path for i, path in enumerate(self.history_audio)}
+        return {name: path for name, path in single.items() if path is not None} | listed
+
+
+def parse_inputs(values: Mapping[str, Any], timeout: float | None = None) -> CogInputs:
+    """The inputs among ``values``, checked; ``timeout`` is the service's limit in seconds.
+
+    Raises:
+        RequestError: naming the input, what is expected and what was found.
+    """
+    given = {name: value for name, value in values.items() if name in CogInputs.model_fields}
+    return parse_as(CogInputs, given | {"timeout_seconds": timeout})
+
+
+def respond(
+    model: KimiAudio, inputs: CogInputs, report: Report | None = None
+) -> Iterator[Event | TranscriptEvent]:
+    """The events of the answer, last its Completion or Transcript.
+
+    ``report`` is called with what is done and what there is to do at most, in steps of an answer
+    or seconds of a recording. Closing the iterator stops generation: no further step is launched.
+
+    Raises RequestError in the terms of the inputs.
+    """
+    chat = build_chat(inputs)
+    try:
+        with contextlib.closing(_events(model, inputs, chat, report)) as events:
+            for event in events:
+                if notes := getattr(event, "notes", None):  # of the last event
+                    notes = [name_messages(note, inputs) for note in notes]
+                    event = dataclasses.replace(event, notes=notes)
+                yield event
+    except RequestError as error:
+        raise type(error)(name_messages(str(error), inputs)) from error
+
+
+def _events(
+    model: KimiAudio, inputs: CogInputs, chat: list[dict[str, Any]], report: Report | None
+) -> Iterator[Event | TranscriptEvent]:
+    if inputs.task == "chat":
+        return model.respond(chat, inputs, on_step=report, voice=inputs.voice)
+    parameters = {name: getattr(inputs, name) for name in TRANSCRIPTION_PARAMETERS}
+    if instruction := inputs.text.strip():
+        parameters["instruction"] = instruction
+    return model.stream_transcription(inputs.audio, on_progress=report, **parameters)
+
+
+def build_chat(inputs: CogInputs) -> list[dict[str, Any]]:
+    """The messages of the history and one turn of the user, its text before its audio.
+
+    The published examples have this order, too.
+
+    Raises:
+        RequestError: neither text nor audio, a history that cannot be read, or an input that
+            does not belong to the task.
+    """
+    turn: list[dict[str, Any]] = []
+    if inputs.text.strip():
+        turn.append({"role": "user", "message_type": "text", "content": inputs.text})
+    if inputs.audio is not None:
+        turn.append({"role": "user", "message_type": "audio", "content": inputs.audio})
+    if inputs.task == "transcribe":
+        _check_transcription(inputs)
+    elif not turn:
+        raise RequestError("audio, text: nothing to answer; give an audio file, a text or both")
+    elif inputs.voice is not None and inputs.output_type == "text":
+        raise RequestError("voice: output_type 'text' has no speech; leave voice out")
+    return _history(inputs.history, inputs.history_audio) + turn
+
+
+def _check_transcription(inputs: CogInputs) -> None:
+    if inputs.audio is None:
+        raise RequestError("audio: nothing to transcribe; give an audio file")
+    for name in ("history", "history_audio", "voice"):
+        if getattr(inputs, name):
+            raise RequestError(f"{name}: not used by a transcription; leave it out")
+
+
+def _history(text: str, files: list[Path]) -> list[dict[str, Any]]:
+    """The messages of a request's history; their audio is an index into ``files``."""
+    used: set[int] = set()
+
+    def resolve(where: str, reference: Any) -> Path:
+        if type(reference) is not int or not 0 <= reference < len(files):
+            known = f"0 to {len(files) - 1}" if files else "none: history_audio is empty"
+            raise RequestError(
+                f"{where}: expected the index of a file in history_audio ({known}), "
+                f"found {show(reference)}"
+            )
+        used.add(reference)
+        return files[reference]
+
+    messages = parse_history(text, resolve) if text.strip() else []
+    if unused := set(range(len(files))) - used:
+        raise RequestError(f"history_audio[{min(unused)}]: no message of history refers to it")
+    return messages
+
+
+def parse_history(text: str, resolve: ResolveAudio) -> list[dict[str, Any]]:
+    """Messages from JSON: a list of ``{"role", "message_type", "content"}``.
+
+    Every reference to audio is replaced by ``resolve(where, reference)``; ``where`` names its
+    place for error messages. The model checks the rest of a message's content.
+    """
+    try:
+        messages = json.loads(text)
+        # Half a surrogate pair is valid JSON, but no text that can be encoded.
+        json.dumps(messages, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"history: not valid JSON ({error})") from error
+    if not isinstance(messages, list):
+        raise RequestError(f"history: expected a JSON list of messages, found {show(messages)}")
+    return [
+        _message(f"history[{index}]", message, resolve) for index, message in enumerate(messages)
+    ]
+
+
+def _message(where: str, message: Any, resolve: ResolveAudio) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise RequestError(
+            f"{where}: expected an object with role, message_type and content, "
+            f"found {show(message)}"
+        )
+    if unknown := message.keys() - {"role", "message_type", "content"}:
+        raise RequestError(f"{where}: unknown field {show(min(unknown))}")
+    content = message.get("content")
+    if message.get("message_type") == "audio":
+        content = resolve(f"{where}.content", content)
+    elif message.get("message_type") == "audio-text" and isinstance(content, list) and content:
+        content = [resolve(f"{where}.content[0]", content[0]), *content[1:]]
+    return message | {"content": content}
+
+
+def name_messages(message: str, inputs: CogInputs) -> str:
+    """``message`` with the messages of the chat, ``chats[1]``, replaced by their inputs."""
+    turn = ["text"] if inputs.text.strip() or inputs.task == "transcribe" else []
+    turn += ["audio"] if inputs.audio is not None else []
+    earlier = len(json.loads(inputs.history)) if inputs.history.strip() else 0
+
+    def name(match: re.Match[str]) -> str:
+        place = int(match[1]) - earlier
+        if place < 0:
+            return f"history[{match[1]}]{match[2] or ''}"
+        return turn[place] if place < len(turn) else match[0]
+
+    message = re.sub(r"\bchats\[(\d{1,6})\](\.content\b)?", name, message)
+    return re.sub(r"^chats: ", "audio, text, history: ", message)
+
+
+def name_files(message: str, inputs: CogInputs) -> str:
+    """``message`` with the temporary paths of uploads replaced by their inputs."""
+    for name, path in inputs.files.items():
+        # The path may follow the message it belongs to: "history[0].content: /tmp/x: empty file".
+        message = re.sub(rf"(^\S+: )?{re.escape(str(path))}", name, message)
+    return message
