@@ -15,10 +15,8 @@ from tests.serving.helpers import Server, data_uri, joined, samples, whole
 
 
 def test_schema_is_served(streaming_server: Server) -> None:
-    assert streaming_server.request("GET", "/openapi.json") == (
-        200,
-        read_schema("StreamingPredictor"),
-    )
+    found = streaming_server.request("GET", "/openapi.json")
+    assert found == (200, read_schema("StreamingPredictor"))
 
 
 def test_text_and_sound_arrive_while_the_answer_is_generated(
