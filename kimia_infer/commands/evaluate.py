@@ -16,12 +16,14 @@ import os
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kimia_infer.commands.parser import Parser, add_model, check_positive, model_variables
 
 if TYPE_CHECKING:
-    from kimia_infer.evaluation.manifest import Manifest
+    from kimia_infer.api.kimia import KimiAudio
+    from kimia_infer.evaluation.items import Manifest
+    from kimia_infer.evaluation.results import EvaluationConfig
 
 AFTER_INTERRUPTION = "the same command continues"
 FAILED = 2
@@ -90,7 +92,7 @@ def check(parser: Parser, arguments: Namespace) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from kimia_infer.evaluation.record import Settings
+    from kimia_infer.evaluation.results import EvaluationConfig
     from kimia_infer.evaluation.run import evaluate
 
     sampling = {name: getattr(arguments, name) for name in SAMPLING}
@@ -99,20 +101,20 @@ def run(arguments: Namespace) -> int:
         "timeout_seconds": arguments.timeout_seconds,
     }
     adapter = arguments.adapter or os.environ.get("KIMI_AUDIO_ADAPTER")
-    settings = Settings(
-        absolute(arguments.weights),
-        absolute(adapter) if adapter else None,
-        arguments.device,
-        arguments.dtype,
-        arguments.limit,
-        sampling,
-        arguments.quantization,
+    config = EvaluationConfig(
+        weights=absolute(arguments.weights),
+        adapter=absolute(adapter) if adapter else None,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        limit=arguments.limit,
+        sampling=sampling,
+        quantization=arguments.quantization,
     )
     outcome = evaluate(
         read_manifests(arguments),
-        settings,
+        config,
         arguments.output,
-        lambda settings: load_model(settings, arguments),
+        lambda config: load_model(config, arguments),
         arguments.retry_errors,
         arguments.batch_size,
     )
@@ -133,7 +135,7 @@ def absolute(name: str) -> str:
 def read_manifests(arguments: Namespace) -> list[Manifest]:
     """The manifests that are given, and those that the recipes make."""
     from kimia_infer.data.recipes import write_manifest
-    from kimia_infer.evaluation.manifest import Defaults, read_manifest
+    from kimia_infer.evaluation.items import Defaults, read_manifest
 
     given = (arguments.metric, arguments.language, arguments.question)
     manifests = [
@@ -146,10 +148,10 @@ def read_manifests(arguments: Namespace) -> list[Manifest]:
     return manifests
 
 
-def load_model(settings: Any, arguments: Namespace) -> Any:
+def load_model(config: EvaluationConfig, arguments: Namespace) -> KimiAudio:
     """The model as the predictors load it, without speech."""
     from kimia_infer.api.kimia import KimiAudio
     from kimia_infer.serving.cog.settings import read_settings
 
     served = read_settings(model_variables(arguments)).model_arguments()
-    return KimiAudio(settings.weights, **served | {"load_detokenizer": False})
+    return KimiAudio(config.weights, **served | {"load_detokenizer": False})

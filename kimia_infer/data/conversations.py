@@ -1,7 +1,7 @@
-"""Training data in the published format: one conversation per line of a JSONL file.
+"""Training data in the published format: one conversation per line of a JSON Lines file.
 
-A line is ``{"task_type": ..., "conversation": [messages]}``. Messages are those of a chat;
-one with audio may carry ``audio_tokens``, its speech codes as ids of the language model
+A line is ``{"task_type": ..., "conversation": [messages]}``. Messages are those of a chat. A
+message with audio may have ``audio_tokens``: its speech codes as ids of the language model
 (code + ``kimia_token_offset``), as the published code extraction writes them.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,18 @@ from kimia_infer.models.kimi_audio.messages import Message, parse_messages
 from kimia_infer.utils.errors import RequestError
 
 UNDERSTANDING = "understanding"
-"""The task type whose answers are text alone (published fine-tuning code)."""
+"""The task type whose answers are text only (published fine-tuning code)."""
 
 AUDIO_TYPES = ("audio", "audio-text")
 
 
 class DataError(ValueError):
-    """A line of training data cannot be used; the message names file, line and field."""
+    """Data cannot be used; the message names file, line and field."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One line: its validated messages, and the audio ids of those messages that carry them."""
+    """One line: its validated messages, and audio ids by index of the messages that have them."""
 
     task_type: str
     messages: list[Message]
@@ -38,17 +38,17 @@ class Conversation:
 
     @property
     def output_type(self) -> str:
-        """What the prompt asks for: "text" for understanding, "both" for any other task."""
+        """The output type of the prompt: "text" for understanding, "both" for other tasks."""
         return "text" if self.task_type == UNDERSTANDING else "both"
 
 
 def audio_field(index: int, message_type: str | None) -> str:
-    """How errors name the audio of message ``index``."""
+    """The name of the audio of message ``index`` in error messages."""
     return f"conversation[{index}].content" + ("[0]" if message_type == "audio-text" else "")
 
 
 def parse_conversation(values: Any) -> Conversation:
-    """Validate what a line holds.
+    """Validate the object of a line.
 
     Raises:
         DataError: a field is missing, unknown or empty; the message begins with its name.
@@ -64,13 +64,13 @@ def parse_conversation(values: Any) -> Conversation:
     try:
         messages = parse_messages(chats)
     except RequestError as error:
-        # The published name of a chat in requests is another one.
+        # Requests call the list "chats".
         raise DataError(str(error).replace("chats", "conversation", 1)) from error
     audio_ids = {}
     for index, (message, raw) in enumerate(zip(messages, chats, strict=True)):
         if message.text is not None and not message.text.strip():
-            part = "[1]" if message.message_type == "audio-text" else ""
-            raise DataError(f"conversation[{index}].content{part}: the text is empty")
+            element = "[1]" if message.message_type == "audio-text" else ""
+            raise DataError(f"conversation[{index}].content{element}: the text is empty")
         if "audio_tokens" in raw:
             audio_ids[index] = _audio_tokens(f"conversation[{index}].audio_tokens", message, raw)
     return Conversation(task_type, messages, audio_ids)
@@ -88,9 +88,9 @@ def _audio_tokens(where: str, message: Message, raw: dict) -> list[int]:
 
 
 class ConversationFile:
-    """The lines of a JSONL file, parsed when they are asked for; empty lines do not count.
+    """The lines of a JSON Lines file, parsed on access; empty lines are skipped.
 
-    Only the places of the lines are held in memory. Raises DataError where there are none.
+    Only the offsets of the lines are kept in memory. Raises DataError if there are no lines.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -116,11 +116,11 @@ class ConversationFile:
         return self._numbers[index]
 
     def where(self, index: int) -> str:
-        """``file:line``, as errors begin."""
+        """``file:line``, with which error messages begin."""
         return f"{self.path}:{self._numbers[index]}"
 
     def raw(self, index: int) -> Any:
-        """What the line holds, as JSON. Raises DataError."""
+        """The JSON value of a line. Raises DataError."""
         with self.path.open("rb") as file:
             file.seek(self._starts[index])
             line = file.readline()
@@ -129,27 +129,15 @@ class ConversationFile:
         except ValueError as error:
             raise DataError(f"{self.where(index)}: not valid JSON ({error})") from error
 
-    def __getitem__(self, index: int) -> Conversation:
-        values = self.raw(index)
+    def parse(self, index: int, values: Any) -> Conversation:
+        """:func:`parse_conversation`, with file and line in its errors."""
         try:
             return parse_conversation(values)
         except DataError as error:
             raise DataError(f"{self.where(index)}: {error}") from error
 
+    def __getitem__(self, index: int) -> Conversation:
+        return self.parse(index, self.raw(index))
+
     def __iter__(self) -> Iterator[Conversation]:
         return (self[index] for index in range(len(self)))
-
-
-def write_lines(path: Path, lines: Iterable[dict]) -> int:
-    """Write objects as JSONL, whole or not at all; the number of lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    count = 0
-    with part.open("w", encoding="utf-8") as file:
-        for values in lines:
-            file.write(json.dumps(values, ensure_ascii=False) + "\n")
-            count += 1
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    return count

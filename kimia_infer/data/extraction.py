@@ -1,7 +1,7 @@
 """Speech codes of training data, computed once and stored with it.
 
-Results are kept in a journal next to the output as they come, so that an interrupted
-extraction continues; the output itself appears whole, in the order of the input.
+Codes are written to a journal next to the output as they are computed, so that an interrupted
+extraction continues. The output itself appears complete, in the order of the input.
 """
 
 from __future__ import annotations
@@ -20,35 +20,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from kimia_infer.audio.decode import AudioError, load_audio
-from kimia_infer.data.conversations import (
-    ConversationFile,
-    DataError,
-    audio_field,
-    parse_conversation,
-    write_lines,
-)
+from kimia_infer.data.conversations import ConversationFile, DataError, audio_field
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
+from kimia_infer.utils.files import Journal, write_json_lines
+from kimia_infer.utils.progress import progress
 
 JOBS_PER_WORKER = 4
-"""Lines handed out ahead, so that no worker waits."""
+"""Lines that are submitted ahead, so that no worker waits."""
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """What was done: lines written, and what is wrong with those left out."""
+    """The number of lines written, and line number and error of each line left out."""
 
     written: int
-    faults: list[dict]
+    faults: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Everything a worker needs to compute codes."""
+    """What a worker needs to compute codes."""
 
     directory: Path
     token_offset: int
@@ -65,69 +60,127 @@ class Encoder:
         return SpeechCodes(module, self.folder)
 
 
+@dataclass(frozen=True)
+class Recording:
+    """Audio of a line: the index of its message, its field in error messages, its path."""
+
+    message: int
+    field: str
+    path: str
+
+
+AudioIds = dict[int, list[int]]
+"""Speech codes as ids of the language model, by index of the message."""
+
+
 def extract_codes(
     source: Path, target: Path, directory: Path, audio_root: Path, device: str, workers: int
 ) -> Extraction:
-    """Write the lines of ``source`` to ``target`` with the codes of all their sounds.
+    """Write the lines of ``source`` to ``target`` with the speech codes of all their audio.
 
-    Codes that a line has already are kept. A line that cannot be used is left out, and listed in
-    ``target`` + ``.bad.jsonl`` with the reason. With several ``workers`` each is a process with a
-    tokenizer of its own on ``device``.
+    Codes that a line already has are kept. Lines that cannot be used are left out and listed with
+    the reason in ``target`` + ``.bad.jsonl``. Each of several ``workers`` is a process with its own
+    tokenizer on ``device``.
 
     Raises:
-        DataError: ``target`` exists, or was begun from other data, or a worker died.
+        DataError: ``target`` exists, was begun from other data, or is being written by another
+            process; or a worker died.
         CheckpointError: the speech tokenizer of ``directory`` cannot be used.
     """
     if target.exists():
         raise DataError(f"{target}: exists; delete it or name another file")
     file = ConversationFile(source)
-    offset = LanguageModelConfig.from_directory(directory).token_offset
-    encoder = Encoder(directory, offset, device)
+    encoder = Encoder(directory, LanguageModelConfig.from_directory(directory).token_offset, device)
     speech_tokenizer_component(encoder.folder)  # checked here, so that workers need not report
-    target.parent.mkdir(parents=True, exist_ok=True)
-    journal = _Journal(target, {"sha256": _sha256(source), "model": str(directory.resolve())})
-    faults = {}
-    with journal, tqdm(total=len(file), desc="Extracting", unit=" lines") as progress:
-        progress.update(len(journal.done))
-        jobs = []
+    header = {"sha256": _sha256(source), "model": str(directory.resolve())}
+    journal = Journal(target.with_name(target.name + ".journal"))
+    try:
+        with journal:
+            done, faults = _extract(file, journal, header, encoder, audio_root, workers)
+            written = write_json_lines(target, _complete(file, journal, done))
+    except BlockingIOError as error:
+        raise DataError(f"{journal.path}: another process is writing it") from error
+    report = target.with_name(target.name + ".bad.jsonl")
+    report.unlink(missing_ok=True)
+    listed = [{"line": file.line_number(i), "error": faults[i]} for i in sorted(faults)]
+    if listed:
+        write_json_lines(report, listed)
+    journal.path.unlink()
+    return Extraction(written, listed)
+
+
+def _extract(
+    file: ConversationFile,
+    journal: Journal,
+    header: dict[str, str],
+    encoder: Encoder,
+    audio_root: Path,
+    workers: int,
+) -> tuple[dict[int, int], dict[int, str]]:
+    """Write all codes that are missing to the journal.
+
+    Returns the offset of each finished line in the journal and the error messages of the others,
+    both by index of the line.
+    """
+    done = _finished(journal, header)
+    faults: dict[int, str] = {}
+    jobs = []
+    with progress("Extracting", len(file), "lines", initial=len(done)) as bar:
         for index in range(len(file)):
-            if index in journal.done:
+            if index in done:
                 continue
             try:
                 jobs.append((index, _missing_codes(file, index, audio_root)))
             except DataError as error:
                 faults[index] = str(error)
-                progress.update()
-        for index, codes in _computed(jobs, encoder, workers):
-            if isinstance(codes, DataError):
-                faults[index] = f"{file.where(index)}: {codes}"
+                bar.update()
+        for index, ids in _encode_all(jobs, encoder, workers):
+            if isinstance(ids, DataError):
+                faults[index] = f"{file.where(index)}: {ids}"
             else:
-                journal.add(index, codes)
-            progress.update()
-        count = write_lines(target, _complete(file, journal))
-    report = target.with_name(target.name + ".bad.jsonl")
-    report.unlink(missing_ok=True)
-    listed = [{"line": file.line_number(i), "error": faults[i]} for i in sorted(faults)]
-    if listed:
-        write_lines(report, listed)
-    journal.path.unlink()
-    return Extraction(count, listed)
+                done[index] = journal.add({"index": index, "codes": list(ids.items())})
+            bar.update()
+    return done, faults
 
 
-Sound = tuple[int, str, str]  # index of its message, field for errors, path
-Codes = dict[int, list[int]]  # ids by index of the message
+def _finished(journal: Journal, header: dict[str, str]) -> dict[int, int]:
+    """The offset in the journal of each line that an earlier run finished, by its index."""
+    offsets: dict[int, int] = {}
+    found = None
+    for offset, line in journal.lines():
+        values = json.loads(line)
+        if found is None:
+            found = values
+        else:
+            offsets[values["index"]] = offset
+    if found is None:
+        journal.add(header)
+    elif found != header:
+        raise DataError(
+            f"{journal.path}: was begun from other data or with another model; delete it or name "
+            "another output"
+        )
+    return offsets
 
 
-def _missing_codes(file: ConversationFile, index: int, audio_root: Path) -> list[Sound]:
-    """The sounds of a line whose codes are to be computed."""
+def _complete(
+    file: ConversationFile, journal: Journal, done: dict[int, int]
+) -> Iterator[dict[str, Any]]:
+    for index in sorted(done):
+        values = file.raw(index)
+        _drop_failed(values)
+        for message, ids in journal.read(done[index])["codes"]:
+            values["conversation"][message]["audio_tokens"] = ids
+        yield values
+
+
+def _missing_codes(file: ConversationFile, index: int, audio_root: Path) -> list[Recording]:
+    """The recordings of a line whose codes have to be computed."""
     values = file.raw(index)
     _drop_failed(values)
-    try:
-        conversation = parse_conversation(values)
-    except DataError as error:
-        raise DataError(f"{file.where(index)}: {error}") from error
+    conversation = file.parse(index, values)
     return [
-        (
+        Recording(
             position,
             audio_field(position, message.message_type),
             str(audio_root / str(message.audio)),
@@ -138,36 +191,27 @@ def _missing_codes(file: ConversationFile, index: int, audio_root: Path) -> list
 
 
 def _drop_failed(values: Any) -> None:
-    """Empty codes are how the published extraction marks a failure."""
+    """Remove empty codes, with which the published extraction marks a failure."""
     if isinstance(values, dict) and isinstance(values.get("conversation"), list):
         for message in values["conversation"]:
             if isinstance(message, dict) and message.get("audio_tokens") == []:
                 del message["audio_tokens"]
 
 
-def _complete(file: ConversationFile, journal: _Journal) -> Iterator[dict]:
-    for index in sorted(journal.done):
-        values = file.raw(index)
-        _drop_failed(values)
-        for position, ids in journal.codes(index).items():
-            values["conversation"][position]["audio_tokens"] = ids
-        yield values
-
-
-def _computed(
-    jobs: list[tuple[int, list[Sound]]], encoder: Encoder, workers: int
-) -> Iterator[tuple[int, Codes | DataError]]:
-    """The codes of each job as they become known."""
+def _encode_all(
+    jobs: list[tuple[int, list[Recording]]], encoder: Encoder, workers: int
+) -> Iterator[tuple[int, AudioIds | DataError]]:
+    """The ids of each job as they are computed."""
     if workers == 1:
         codes = encoder.load()
-        for index, sounds in jobs:
-            yield index, _encode(codes, encoder.token_offset, sounds)
+        for index, recordings in jobs:
+            yield index, _encode(codes, encoder.token_offset, recordings)
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encoder,))
-    waiting: deque[tuple[int, Future]] = deque()
+    waiting: deque[tuple[int, Future[AudioIds | DataError]]] = deque()
     try:
-        for index, sounds in jobs:
-            waiting.append((index, pool.submit(_work, sounds)))
+        for index, recordings in jobs:
+            waiting.append((index, pool.submit(_work, recordings)))
             if len(waiting) >= JOBS_PER_WORKER * workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -183,6 +227,7 @@ def _computed(
 
 
 _worker: dict[str, Any] = {}
+"""The tokenizer and token offset of this process, if it is a worker."""
 
 
 def _start_worker(encoder: Encoder) -> None:
@@ -191,69 +236,22 @@ def _start_worker(encoder: Encoder) -> None:
     _worker.update(codes=encoder.load(), offset=encoder.token_offset)
 
 
-def _work(sounds: list[Sound]) -> Codes | DataError:
-    return _encode(_worker["codes"], _worker["offset"], sounds)
+def _work(recordings: list[Recording]) -> AudioIds | DataError:
+    return _encode(_worker["codes"], _worker["offset"], recordings)
 
 
-def _encode(codes: SpeechCodes, offset: int, sounds: list[Sound]) -> Codes | DataError:
-    """Ids of the codes by message; an error is a result, so that other lines go on."""
-    found = {}
-    for position, where, path in sounds:
+def _encode(
+    codes: SpeechCodes, token_offset: int, recordings: list[Recording]
+) -> AudioIds | DataError:
+    """The ids of recordings; an error is returned, so that other lines continue."""
+    ids = {}
+    for recording in recordings:
         try:
-            found[position] = (codes.encode(load_audio(path)) + offset).tolist()
+            wave = load_audio(recording.path)
         except AudioError as error:
-            return DataError(f"{where}: {error}")
-    return found
-
-
-class _Journal:
-    """What is done: the place in the journal of each line's codes, by the line's index.
-
-    A line of the journal that an interruption cut short is dropped.
-    """
-
-    def __init__(self, target: Path, header: dict[str, str]):
-        self.path = target.with_name(target.name + ".journal")
-        self.done: dict[int, int] = {}
-        self._header = json.dumps(header).encode() + b"\n"
-
-    def __enter__(self) -> _Journal:
-        self._file = self.path.open("a+b")
-        self._file.seek(0)
-        first = self._file.readline()
-        if first.endswith(b"\n") and first != self._header:
-            self._file.close()
-            raise DataError(
-                f"{self.path}: was begun from other data or with another model; delete it or name "
-                "another output"
-            )
-        if first != self._header:
-            self._file.truncate(0)
-            self._file.write(self._header)
-        self._read()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, index: int, codes: Codes) -> None:
-        self.done[index] = self._file.seek(0, os.SEEK_END)
-        line = {"index": index, "codes": list(codes.items())}
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-
-    def codes(self, index: int) -> Codes:
-        self._file.seek(self.done[index])
-        return dict(json.loads(self._file.readline())["codes"])
-
-    def _read(self) -> None:
-        place = self._file.seek(len(self._header))
-        for line in self._file:
-            if not line.endswith(b"\n"):
-                self._file.truncate(place)
-                break
-            self.done[json.loads(line)["index"]] = place
-            place += len(line)
+            return DataError(f"{recording.field}: {error}")
+        ids[recording.message] = (codes.encode(wave) + token_offset).tolist()
+    return ids
 
 
 def _sha256(path: Path) -> str:

@@ -1,102 +1,146 @@
-"""Other manifests of sounds and texts (CSV, TSV, JSONL) as training data."""
+"""Manifests: lists of recordings with texts, as CSV, TSV or JSON Lines.
+
+An evaluation reads them as they are; for training they are converted to conversations.
+"""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from kimia_infer.data.conversations import UNDERSTANDING, DataError, write_lines
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+
+from kimia_infer.data.conversations import UNDERSTANDING, DataError
+from kimia_infer.utils.files import write_json_lines
 
 AUDIO_FIELDS = (
     "audio", "audio_path", "audio_filepath", "audio_file", "path", "wav", "file", "file_name",
     "filename",
 )  # fmt: skip
 TEXT_FIELDS = ("text", "sentence", "transcript", "transcription", "normalized_text", "answer")
+REFERENCE_FIELDS = ("reference", *TEXT_FIELDS)
+QUESTION_FIELDS = ("question", "prompt")
 QUESTION = "Please transcribe the spoken content into written text."
+CHOICE_SEPARATOR = "|"
+"""Between the choices of a row of a CSV or TSV file."""
+
+WER, CER, ACCURACY, MATCH, NONE = "wer", "cer", "accuracy", "match", "none"
+Metric = Literal["wer", "cer", "accuracy", "match", "none"]
+METRICS: dict[Metric, str] = {
+    WER: "word error rate",
+    CER: "character error rate",
+    ACCURACY: "one of several choices, right or wrong",
+    MATCH: "whether the reference is found in the answer",
+    NONE: "no score; answers are only written down",
+}
+"""How an answer is scored; manifests use these names."""
+
+WITHOUT_SPACES = frozenset(("zh", "yue", "ja", "th", "lo", "my"))
+"""Languages written without spaces between words, whose error rate counts characters (the
+published evaluation of Whisper)."""
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Names of the fields to read; None stands for the one usual name that occurs.
+def parse_language(code: str) -> str:
+    """The language of a code such as ``en``, ``zh-CN`` or ``cmn_hans_cn``, in two or three letters.
 
-    Without ``question``, every sample asks the same.
+    Raises DataError for anything else.
+    """
+    match = re.fullmatch(r"([a-z]{2,3})([-_].+)?", code.strip().lower())
+    if match is None:
+        raise DataError(f"expected the code of a language, such as 'en' or 'zh', found {code!r}")
+    return "zh" if match[1] == "cmn" else match[1]
+
+
+def error_rate(language: str | None) -> Metric:
+    """The usual error rate of transcriptions in a language: of words or of characters."""
+    return CER if language in WITHOUT_SPACES else WER
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"expected text, found {value!r}")
+    return str(value).strip()
+
+
+def _as_choices(value: object) -> object:
+    texts = value.split(CHOICE_SEPARATOR) if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+        raise ValueError(f"expected a list of texts, found {value!r}")
+    return tuple(texts)
+
+
+Text = Annotated[str, BeforeValidator(_as_text)]
+Choice = Annotated[str, AfterValidator(str.strip), Field(min_length=1)]
+Choices = Annotated[tuple[Choice, ...], BeforeValidator(_as_choices)]
+Language = Annotated[str, BeforeValidator(_as_text), AfterValidator(parse_language)]
+Seconds = Annotated[float, Field(strict=False, ge=0, allow_inf_nan=False)]
+
+
+class RowFacts(BaseModel):
+    """What any row of an evaluation's manifest may say besides its question.
+
+    ``start`` and ``end``, in seconds, select a part of the recording. Fields that are empty or
+    null count as missing; unknown ones are ignored.
     """
 
-    audio: str | None = None
-    text: str | None = None
-    question: str | None = None
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    dataset: Text | None = None
+    subset: Text = ""
+    id: Text | None = Field(None, validation_alias=AliasChoices("id", "index"))
+    metric: Annotated[Metric, BeforeValidator(_as_text)] | None = None
+    language: Language | None = Field(None, validation_alias=AliasChoices("language", "lang"))
+    choices: Choices = ()
+    start: Seconds | None = None
+    end: Seconds | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, row: Mapping[str, Any]) -> dict[str, Any]:
+        def empty(name: str, value: Any) -> bool:
+            blank = isinstance(value, str) and not value.strip()
+            return value is None or (blank and name not in QUESTION_FIELDS)
+
+        return {name: value for name, value in row.items() if not empty(name, value)}
+
+    @model_validator(mode="after")
+    def _check_span(self) -> RowFacts:
+        if (self.start is None) != (self.end is None):
+            raise ValueError("start, end: expected both or none")
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ValueError(
+                f"start, end: expected a start before the end, found {self.start:g} and "
+                f"{self.end:g} s"
+            )
+        return self
 
 
-def convert_manifest(
-    source: Path, target: Path, audio_root: Path, columns: Columns, question: str = QUESTION
-) -> tuple[int, list[str]]:
-    """Write a manifest as conversations: a question and a sound, answered by the text.
+class AudioRow(RowFacts):
+    """A row with one recording. An empty ``question`` asks nothing; None asks to transcribe."""
 
-    Relative paths begin at ``audio_root``; absolute ones are written. Rows without text or
-    whose sound does not exist are left out.
-
-    Returns:
-        The number of lines written, and what is wrong with the rows left out.
-
-    Raises:
-        DataError: the manifest cannot be read, or it is unclear which fields to use.
-    """
-    faults: list[str] = []
-    rows = []
-    for line, row in read_rows(source):
-        if isinstance(row, DataError):
-            raise DataError(f"{source}:{line}: {row}") from row
-        rows.append((line, row))
-    if not rows:
-        raise DataError(f"{source}: no rows")
-    names = rows[0][1]
-    audio_field = _choose(source, names, columns.audio, AUDIO_FIELDS, "audio")
-    text_field = _choose(source, names, columns.text, TEXT_FIELDS, "text")
-    question_field = columns.question and _choose(
-        source, names, columns.question, (), "question-field"
-    )
-
-    def conversations() -> Iterator[dict]:
-        for line, row in rows:
-            try:
-                audio, text = _value(row, audio_field), _value(row, text_field)
-                asked = _value(row, question_field) if question_field else question
-                path = (audio_root / audio).resolve()
-                if not path.is_file():
-                    raise DataError(f"{audio_field}: {path} is not a file")
-            except DataError as error:
-                faults.append(f"{source}:{line}: {error}")
-                continue
-            yield _conversation(asked, str(path), text)
-
-    count = write_lines(target, conversations())
-    if not count:
-        target.unlink()
-        raise DataError(f"{source}: no row can be used; the first: {faults[0]}")
-    return count, faults
-
-
-def _conversation(question: str, audio: str, text: str) -> dict:
-    messages = [
-        ("user", "text", question),
-        ("user", "audio", audio),
-        ("assistant", "text", text),
-    ]
-    keys = ("role", "message_type", "content")
-    return {
-        "task_type": UNDERSTANDING,
-        "conversation": [dict(zip(keys, message, strict=True)) for message in messages],
-    }
+    audio: Text = Field(validation_alias=AliasChoices(*AUDIO_FIELDS))
+    question: Text | None = Field(None, validation_alias=AliasChoices(*QUESTION_FIELDS))
+    reference: Text = Field("", validation_alias=AliasChoices(*REFERENCE_FIELDS))
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict | DataError]]:
-    """The rows of a CSV, TSV or JSONL file with their line numbers.
+    """The rows of a CSV, TSV or JSON Lines file with their line numbers.
 
-    A line that is not a JSON object is a DataError that says why. Raises one if the file cannot
+    A line that is not a JSON object is a DataError with the reason. Raises one if the file cannot
     be read.
     """
     kind = path.suffix.lower()
@@ -126,8 +170,80 @@ def _json_row(line: str) -> dict | DataError:
     return row if isinstance(row, dict) else DataError("expected a JSON object")
 
 
-def _choose(source: Path, row: dict, wanted: str | None, usual: tuple[str, ...], what: str) -> str:
-    names = [str(name) for name in row]
+@dataclass(frozen=True)
+class Columns:
+    """Names of the fields to read; None is the one usual name that occurs.
+
+    Without ``question``, every row asks the same question.
+    """
+
+    audio: str | None = None
+    text: str | None = None
+    question: str | None = None
+
+
+def convert_manifest(
+    source: Path, target: Path, audio_root: Path, columns: Columns, question: str = QUESTION
+) -> tuple[int, list[str]]:
+    """Write a manifest as conversations: a question and a recording, answered by the text.
+
+    Relative paths begin at ``audio_root`` and are written as absolute ones. Rows without text or
+    whose recording does not exist are left out.
+
+    Returns:
+        The number of lines written, and the error messages of the rows left out.
+
+    Raises:
+        DataError: the manifest cannot be read, or it is unclear which fields to use.
+    """
+    faults: list[str] = []
+    rows = []
+    for line, row in read_rows(source):
+        if isinstance(row, DataError):
+            raise DataError(f"{source}:{line}: {row}") from row
+        rows.append((line, row))
+    if not rows:
+        raise DataError(f"{source}: no rows")
+    names = [str(name) for name in rows[0][1]]
+    audio_field = _choose(source, names, columns.audio, AUDIO_FIELDS, "audio")
+    text_field = _choose(source, names, columns.text, TEXT_FIELDS, "text")
+    question_field = columns.question and _choose(
+        source, names, columns.question, (), "question-field"
+    )
+
+    conversations = []
+    for line, row in rows:
+        try:
+            audio, text = _value(row, audio_field), _value(row, text_field)
+            asked = _value(row, question_field) if question_field else question
+            path = (audio_root / audio).resolve()
+            if not path.is_file():
+                raise DataError(f"{audio_field}: {path} is not a file")
+        except DataError as error:
+            faults.append(f"{source}:{line}: {error}")
+            continue
+        conversations.append(_conversation(asked, str(path), text))
+    if not conversations:
+        raise DataError(f"{source}: no row can be used; the first: {faults[0]}")
+    return write_json_lines(target, conversations), faults
+
+
+def _conversation(question: str, audio: str, text: str) -> dict:
+    messages = [
+        ("user", "text", question),
+        ("user", "audio", audio),
+        ("assistant", "text", text),
+    ]
+    keys = ("role", "message_type", "content")
+    return {
+        "task_type": UNDERSTANDING,
+        "conversation": [dict(zip(keys, message, strict=True)) for message in messages],
+    }
+
+
+def _choose(
+    source: Path, names: list[str], wanted: str | None, usual: tuple[str, ...], what: str
+) -> str:
     found = [wanted] if wanted in names else [] if wanted else [n for n in usual if n in names]
     if len(found) != 1:
         problem = f"no field {wanted!r}" if wanted else f"{len(found)} fields could be the {what}"

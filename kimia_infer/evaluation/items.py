@@ -1,37 +1,45 @@
-"""What is asked of the model, and what its answer is compared with."""
+"""Items of an evaluation, read from manifests (JSON Lines, CSV, TSV)."""
 
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-WER, CER, ACCURACY, MATCH, NONE = "wer", "cer", "accuracy", "match", "none"
+from pydantic import ValidationError
 
-METRICS = {
-    WER: "word error rate",
-    CER: "character error rate",
-    ACCURACY: "one of several choices, right or wrong",
-    MATCH: "whether the reference is found in the answer",
-    NONE: "no score; answers are written down for a judge",
-}
-"""How an answer can be scored; manifests use these names."""
+from kimia_infer.api.transcription import INSTRUCTION
+from kimia_infer.data.conversations import DataError, parse_conversation
+from kimia_infer.data.manifests import (
+    ACCURACY,
+    CER,
+    METRICS,
+    NONE,
+    REFERENCE_FIELDS,
+    WER,
+    AudioRow,
+    Metric,
+    RowFacts,
+    error_rate,
+    parse_language,
+    read_rows,
+)
+from kimia_infer.evaluation.texts import index_of
+from kimia_infer.utils.errors import explain
 
 Key = tuple[str, str, str]
-
-
-class EvaluationError(ValueError):
-    """An evaluation cannot be run; the message names file or setting and the fix."""
+"""Data set, subset and id, which identify an item in a run."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question of a data set.
+    """One question of a data set, and the reference that its answer is compared with.
 
     ``messages`` is the chat as ``KimiAudio.generate`` takes it. ``choices`` are the possible
-    answers of an item scored by accuracy, and ``reference`` is one of them. ``span`` cuts the
-    sound of the chat, from and to which second; None takes it whole.
+    answers of an item scored by accuracy, ``reference`` is one of them. ``span`` is the part of
+    the recording that is used, in seconds; None uses all of it.
     """
 
     dataset: str
@@ -46,7 +54,6 @@ class Item:
 
     @property
     def key(self) -> Key:
-        """What tells the item from all others of a run."""
         return self.dataset, self.subset, self.id
 
     @property
@@ -63,28 +70,161 @@ class Item:
         return "\n".join(texts)
 
     @property
-    def sounds(self) -> dict[int, str]:
-        """The sound files of the chat by the index of their message."""
+    def recordings(self) -> dict[int, str]:
+        """The audio files of the chat by index of their message."""
         return {
-            index: os.fspath(sound)
+            index: os.fspath(audio)
             for index, message in enumerate(self.messages)
-            if (sound := sound_of(message)) is not None
+            if (audio := _audio_of(message)) is not None
         }
 
 
-def sound_of(message: dict[str, Any]) -> str | None:
-    """The sound file that a message in the published format names."""
+@dataclass(frozen=True)
+class Manifest:
+    """The items of a file, and the error messages of the lines that cannot be used."""
+
+    name: str
+    items: list[Item]
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Values for rows without their own; ``audio_root`` is where relative paths begin."""
+
+    audio_root: Path
+    metric: Metric | None = None
+    language: str | None = None
+    question: str | None = None
+
+
+def read_manifest(path: Path, defaults: Defaults) -> Manifest:
+    """Read a manifest of rows with a recording and a reference, or of conversations.
+
+    :class:`~kimia_infer.data.manifests.AudioRow` lists the fields of a row. A line with
+    ``conversation`` is a chat as in training data, whose last message, the assistant's, is the
+    reference. A line that cannot be used is left out; its message names every fault found.
+
+    Raises:
+        DataError: the file cannot be read or has no usable line.
+    """
+    if defaults.language is not None:
+        defaults = replace(defaults, language=parse_language(defaults.language))
+    items: dict[Key, Item] = {}
+    faults: list[str] = []
+    for line, row in read_rows(path):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            item = _item(row, line, path.stem, defaults)
+            if item.key in items:
+                raise DataError(f"id: {item.id!r} is that of an earlier line")
+            items[item.key] = item
+        except ValidationError as error:
+            faults.append(f"{path}:{line}: {'; '.join(explain(error))}")
+        except DataError as error:
+            faults.append(f"{path}:{line}: {error}")
+    if not items:
+        raise DataError(faults[0] if faults else f"{path}: no lines")
+    return Manifest(path.stem, list(items.values()), faults)
+
+
+def _item(row: dict, line: int, name: str, defaults: Defaults) -> Item:
+    if "conversation" in row:
+        facts = RowFacts.model_validate(row)
+        messages, reference = _chat(row, defaults)
+        question: str | None = ""
+    else:
+        facts = single = AudioRow.model_validate(row)
+        messages, reference, question = [], single.reference, single.question
+        if question:
+            messages.append(_user("text", question))
+        messages.append(_user("audio", _path(defaults, single.audio)))
+    language = facts.language or defaults.language
+    metric = facts.metric or defaults.metric
+    if metric is None:
+        metric = _usual_metric(facts, language, asked=question is not None)
+    if question is None and metric in (WER, CER):
+        asked = defaults.question if defaults.question is not None else INSTRUCTION
+        messages.insert(0, _user("text", asked))
+    item = Item(
+        facts.dataset or name,
+        facts.subset,
+        facts.id or str(line),
+        metric,
+        messages,
+        reference,
+        language,
+        facts.choices,
+        None if facts.start is None or facts.end is None else (facts.start, facts.end),
+    )
+    _check(item)
+    return item
+
+
+def _chat(row: Mapping[str, Any], defaults: Defaults) -> tuple[list[dict[str, Any]], str]:
+    """The messages before the last one, with absolute paths, and the text of the last one."""
+    parse_conversation(row)
+    *chat, last = row["conversation"]
+    if last["role"] != "assistant" or last["message_type"] not in ("text", "audio-text"):
+        raise DataError(
+            "conversation: the last message must be the reference, a text of the assistant"
+        )
+    if not chat:
+        raise DataError("conversation: nothing is asked")
+    messages = []
+    for message in chat:
+        kind, content, audio = message["message_type"], message.get("content"), _audio_of(message)
+        if audio is not None:
+            path = _path(defaults, audio)
+            content = path if kind == "audio" else [path, message["content"][1]]
+        messages.append({"role": message["role"], "message_type": kind, "content": content})
+    return messages, last["content"] if last["message_type"] == "text" else last["content"][1]
+
+
+def _audio_of(message: Mapping[str, Any]) -> str | None:
+    """The audio file of a message."""
     if message["message_type"] == "audio":
         return message["content"]
     return message["content"][0] if message["message_type"] == "audio-text" else None
 
 
-def parse_language(code: str) -> str:
-    """The language of a code such as ``en``, ``zh-CN`` or ``cmn_hans_cn``, in two or three letters.
+def _path(defaults: Defaults, path: str) -> str:
+    return str((defaults.audio_root / path).absolute())
 
-    Raises EvaluationError for anything else.
-    """
-    match = re.fullmatch(r"([a-z]{2,3})([-_].+)?", code.strip().lower())
-    if match is None:
-        raise EvaluationError(f"language: expected a code such as 'en' or 'zh', found {code!r}")
-    return "zh" if match[1] == "cmn" else match[1]
+
+def _user(kind: str, content: str) -> dict[str, Any]:
+    return {"role": "user", "message_type": kind, "content": content}
+
+
+def _usual_metric(facts: RowFacts, language: str | None, asked: bool) -> Metric:
+    if facts.choices:
+        return ACCURACY
+    if asked:
+        raise DataError(
+            f"metric: a question and its answer can be scored in several ways; name one of "
+            f"{', '.join(METRICS)}"
+        )
+    return error_rate(language)
+
+
+def _check(item: Item) -> None:
+    """Raise DataError naming everything that keeps an item from being scored."""
+    faults = []
+    if item.metric != NONE and not item.reference:
+        faults.append(
+            f"reference: missing or empty; one of {', '.join(REFERENCE_FIELDS)}, or metric 'none'"
+        )
+    if item.metric in (WER, CER) and item.language is None:
+        faults.append("language: missing; texts are normalized by language, such as 'en'")
+    if item.metric == ACCURACY and len(item.choices) < 2:
+        faults.append("choices: expected at least two for metric 'accuracy'")
+    elif item.metric == ACCURACY and item.reference:
+        try:
+            index_of(item.reference, item.choices, item.question, item.language)
+        except ValueError as error:
+            faults.append(f"reference: {error}")
+    if item.span is not None and len(item.recordings) != 1:
+        faults.append("start, end: only a chat with one recording can be cut")
+    if faults:
+        raise DataError("; ".join(faults))

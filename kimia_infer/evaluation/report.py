@@ -1,4 +1,4 @@
-"""The outcome of a run: every answer with its score, and the tables made of them."""
+"""The report of a run: every answer with its score, and the tables made from them."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from kimia_infer.evaluation.items import ACCURACY, CER, MATCH, NONE, WER, Item
-from kimia_infer.evaluation.journal import Result
-from kimia_infer.evaluation.record import write_whole
-from kimia_infer.evaluation.scoring import Score, percentile, score, summarize
+from kimia_infer.data.manifests import ACCURACY, CER, MATCH, NONE, WER
+from kimia_infer.evaluation.items import Item
+from kimia_infer.evaluation.results import Result
+from kimia_infer.evaluation.score import Score, percentile, score, summarize
+from kimia_infer.utils.files import write_json_lines, write_text
 
 ANSWERS_NAME, JSON_NAME, MARKDOWN_NAME = "answers.jsonl", "report.json", "report.md"
 COLUMNS = {
@@ -20,7 +21,7 @@ COLUMNS = {
     CER: "CER ↓",
     ACCURACY: "Accuracy ↑",
     MATCH: "Match ↑",
-    NONE: "none (for a judge)",
+    NONE: "none",
 }
 RECORDED = ("settings", "model", "environment")
 SHOWN_PROBLEMS = 10
@@ -36,15 +37,15 @@ def write_report(
 ) -> Path:
     """Write answers, ``report.json`` and ``report.md`` into ``output``; the path of the last.
 
-    ``results`` belong to ``items`` one by one; ``record`` is what they are results of. Errors and
-    lines left out are counted, never scored.
+    ``results`` are those of ``items``, in the same order; ``record`` is the configuration, model
+    and machine they belong to. Errors and lines left out are counted, never scored.
     """
     scores = [
         None if result.answer is None else score(item, result.answer)
         for item, result in zip(items, results, strict=True)
     ]
     rows = (_answer_row(*entry) for entry in zip(items, results, scores, strict=True))
-    write_whole(output / ANSWERS_NAME, "".join(_line(row) for row in rows))
+    write_json_lines(output / ANSWERS_NAME, rows)
     report = {
         "results": _summaries(items, results, scores),
         "speed": _speed(results),
@@ -56,8 +57,8 @@ def write_report(
         ],
         **record,
     }
-    write_whole(output / JSON_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    write_whole(output / MARKDOWN_NAME, markdown(report))
+    write_text(output / JSON_NAME, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(output / MARKDOWN_NAME, markdown(report))
     return output / MARKDOWN_NAME
 
 
@@ -67,7 +68,7 @@ def _answer_row(item: Item, result: Result, outcome: Score) -> dict[str, Any]:
         "subset": item.subset,
         "id": item.id,
         "metric": item.metric,
-        "sounds": list(item.sounds.values()),
+        "sounds": list(item.recordings.values()),
         "question": item.question,
         "reference": item.reference,
     }
@@ -107,10 +108,10 @@ def _summaries(
 
 
 def _speed(results: Sequence[Result]) -> dict[str, Any] | None:
-    """How fast the answers came; None without any.
+    """Throughput and latency of the answers; None without any.
 
-    The factor is that of an item, from its turn to its answer; where items are answered together
-    these times overlap, and what is done a second is by the clock on the wall.
+    The real-time factor is that of single items, from turn to answer; these times overlap if items
+    are answered at the same time, whereas rates per second are by wall clock.
     """
     answered = [result for result in results if result.answer is not None]
     if not answered:
@@ -131,27 +132,27 @@ def _speed(results: Sequence[Result]) -> dict[str, Any] | None:
 
 
 def markdown(report: dict[str, Any]) -> str:
-    """The report to read: scores with the subsets of a data set side by side, speed, problems."""
+    """The report as Markdown: scores with subsets side by side, speed, problems."""
     lines = ["# Evaluation", "", "| Dataset | Metric | Score (%) | Items | Errors |"]
     lines.append("|---|---|---|---|---|")
     rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for summary in report["results"]:
         rows.setdefault((summary["dataset"], summary["metric"]), []).append(summary)
-    for (dataset, metric), parts in rows.items():
-        names = _side_by_side(_cell(part["subset"]) for part in parts)
+    for (dataset, metric), subsets in rows.items():
+        names = _side_by_side(_cell(subset["subset"]) for subset in subsets)
         cells = [
             f"**{_cell(dataset)}** {names}".strip(),
             COLUMNS[metric],
-            _side_by_side("–" if p["score"] is None else f"{p['score']:.2f}" for p in parts),
-            _side_by_side(str(part["items"]) for part in parts),
-            _side_by_side(str(part["errors"]) for part in parts),
+            _side_by_side("–" if s["score"] is None else f"{s['score']:.2f}" for s in subsets),
+            _side_by_side(str(subset["items"]) for subset in subsets),
+            _side_by_side(str(subset["errors"]) for subset in subsets),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *_speed_lines(report["speed"]), *_problem_lines(report)]
     lines += ["## Settings", ""]
-    for part in RECORDED:
-        for name, value in report.get(part, {}).items():
-            lines.append(f"- {part}, {name}: `{json.dumps(value, ensure_ascii=False)}`")
+    for section in RECORDED:
+        for name, value in report.get(section, {}).items():
+            lines.append(f"- {section}, {name}: `{json.dumps(value, ensure_ascii=False)}`")
     return "\n".join(lines) + "\n"
 
 
@@ -169,18 +170,18 @@ def _speed_lines(speed: dict[str, Any] | None) -> list[str]:
     return [
         "## Speed",
         "",
-        f"- throughput by the clock: {speed['items_per_second']:.3f} items and "
-        f"{speed['audio_seconds_per_second']:.2f} s of sound per second; answered {together}",
+        f"- throughput by wall clock: {speed['items_per_second']:.3f} items and "
+        f"{speed['audio_seconds_per_second']:.2f} s of audio per second; answered {together}",
         f"- real-time factor of an item: {'–' if factor is None else f'{factor:.4f}'} "
         f"({speed['processing_seconds']:.1f} s from turn to answer, all items, for "
-        f"{speed['audio_seconds']:.1f} s of sound)",
+        f"{speed['audio_seconds']:.1f} s of audio)",
         f"- latency of an item: {times}",
         "",
     ]
 
 
 def _problem_lines(report: dict[str, Any]) -> list[str]:
-    """What is not in the scores, and what makes them worse than the model may be."""
+    """Items that the scores leave out, and answers that are scored as wrong for formal reasons."""
     problems = [f"left out: {fault}" for fault in report["left_out"]]
     problems += [
         f"error: {' '.join(filter(None, (e['dataset'], e['subset'], e['id'])))}: {e['error']}"
@@ -205,7 +206,3 @@ def _side_by_side(cells: Iterable[str]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"

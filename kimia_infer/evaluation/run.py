@@ -1,27 +1,33 @@
-"""Run manifests through the serving path and report how good and how fast the answers are."""
+"""Evaluate the model on manifests and report how good and how fast its answers are."""
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters, parse_parameters
-from kimia_infer.evaluation.answering import answer_items
-from kimia_infer.evaluation.items import EvaluationError, Item
-from kimia_infer.evaluation.journal import Journal
-from kimia_infer.evaluation.manifest import Manifest
-from kimia_infer.evaluation.record import Record, Settings
+from kimia_infer.evaluation.answering import Finished, answer_items
+from kimia_infer.evaluation.items import Item, Manifest
 from kimia_infer.evaluation.report import write_report
+from kimia_infer.evaluation.results import (
+    EvaluationConfig,
+    EvaluationError,
+    Record,
+    Result,
+    Results,
+    open_results,
+)
+from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.progress import progress
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How a run ended: items that were answered, that failed, and lines that were left out."""
+class Summary:
+    """Numbers of items that were answered and that failed, and of lines left out; the report."""
 
     answered: int
     errors: int
@@ -31,61 +37,76 @@ class Outcome:
 
 def evaluate(
     manifests: Sequence[Manifest],
-    settings: Settings,
+    config: EvaluationConfig,
     output: Path,
-    load_model: Callable[[Settings], KimiAudio],
+    load_model: Callable[[EvaluationConfig], KimiAudio],
     retry_errors: bool = False,
     batch_size: int = 1,
-) -> Outcome:
-    """Answer all items of ``manifests`` and write the report into ``output``.
+) -> Summary:
+    """Answer all items of ``manifests`` and write the report into the directory ``output``.
 
-    Results are appended to ``results.jsonl`` as they come; called again, the run goes on after
-    the last one. An item that cannot be answered is recorded with the reason, and asked again
-    only if ``retry_errors``. The model is loaded only if something is left to answer.
-    ``batch_size`` items are answered together; a run may go on with another number, which its
-    results tell.
+    Results are stored as they come; the same call continues an interrupted run. An item that
+    cannot be answered is recorded with the reason, and is tried again only if ``retry_errors``.
+    The model is loaded only if items are left. ``batch_size`` items are answered at a time; a run
+    may continue with another size, which its results record.
 
     Raises:
-        EvaluationError: ``output`` belongs to a run with other settings or items, or there is no
-            memory for so many items at a time.
-        RequestError: a setting of the sampling is not allowed.
+        EvaluationError: ``output`` belongs to a run with another configuration or other items.
+        ConfigurationError: there is no memory for so many items at a time.
+        RequestError: a sampling parameter is not allowed.
     """
-    options = parse_parameters(**settings.sampling)
-    items = [item for manifest in manifests for item in manifest.items[: settings.limit]]
+    options = parse_parameters(**config.sampling)
+    items = [item for manifest in manifests for item in manifest.items[: config.limit]]
     _check_keys(items)
-    output.mkdir(parents=True, exist_ok=True)
-    with Journal(output) as journal:
-        record = Record(output, settings, items, continues=bool(journal.results))
+    with open_results(output) as results:
+        record = Record(output, config, items, continues=bool(results.by_key))
         if retry_errors:
-            journal.forget_errors()
-        left = [item for item in items if item.key not in journal.results]
-        if left:
-            model = load_model(settings)
+            results.by_key = {k: r for k, r in results.by_key.items() if r.error is None}
+        remaining = [item for item in items if item.key not in results.by_key]
+        if remaining:
+            model = load_model(config)
             model.check(options)
-            record.note_model(model)
-            _answer_left(left, journal, model, options, batch_size)
-        results = [journal.results[item.key] for item in items]
+            record.add_model(model)
+            _answer(remaining, results, model, options, batch_size)
+        ordered = [results.by_key[item.key] for item in items]
         faults = [fault for manifest in manifests for fault in manifest.faults]
-        report = write_report(output, items, results, faults, record.values)
-    errors = sum(result.error is not None for result in results)
-    return Outcome(len(results) - errors, errors, len(faults), report)
+        report = write_report(output, items, ordered, faults, record.values)
+    errors = sum(result.error is not None for result in ordered)
+    return Summary(len(ordered) - errors, errors, len(faults), report)
 
 
-def _answer_left(
-    left: Sequence[Item], journal: Journal, model: KimiAudio, options: Parameters, batch_size: int
+def _answer(
+    items: Sequence[Item], results: Results, model: KimiAudio, options: Parameters, batch_size: int
 ) -> None:
-    """Add the results of the items that are left to the journal, with a progress bar."""
-    done = len(journal.results)
-    errors = sum(result.error is not None for result in journal.results.values())
+    done, last = len(results.by_key), time.perf_counter()
+    errors = sum(result.error is not None for result in results.by_key.values())
     with (
-        tqdm(total=done + len(left), initial=done, desc="Evaluating", unit=" items") as bar,
-        contextlib.closing(answer_items(left, model, options, batch_size)) as results,
+        progress("Evaluating", done + len(items), "items", initial=done) as bar,
+        contextlib.closing(answer_items(items, model, options, batch_size)) as answered,
     ):
-        for result in results:
-            journal.add(result)
-            errors += result.error is not None
+        for finished in answered:
+            now = time.perf_counter()
+            results.add(_result(finished, now - last, batch_size))
+            last = now
+            errors += isinstance(finished.outcome, RequestError)
             bar.set_postfix(errors=errors, refresh=False)
             bar.update()
+
+
+def _result(finished: Finished, wall_seconds: float, batch_size: int) -> Result:
+    key, outcome = finished.item.key, finished.outcome
+    if isinstance(outcome, RequestError):
+        return Result(key=key, wall_seconds=wall_seconds, error=str(outcome), batch_size=batch_size)
+    return Result(
+        key=key,
+        wall_seconds=wall_seconds,
+        answer=outcome.text,
+        seconds=finished.seconds,
+        audio_seconds=outcome.metrics["input_audio_seconds"],
+        stop_reason=outcome.metrics["stop_reason"],
+        notes=tuple(outcome.notes),
+        batch_size=batch_size,
+    )
 
 
 def _check_keys(items: Sequence[Item]) -> None:
@@ -93,9 +114,9 @@ def _check_keys(items: Sequence[Item]) -> None:
     seen = set()
     for item in items:
         if item.key in seen:
-            dataset, subset, name = item.key
+            group = f"{item.dataset} {item.subset}".strip()
             raise EvaluationError(
-                f"{' '.join(filter(None, (dataset, subset)))}: item {name!r} is in two manifests; "
-                "give one of them another 'dataset', 'subset' or file name"
+                f"{group}: item {item.id!r} is in two manifests; give one of them another "
+                "'dataset', 'subset' or file name"
             )
         seen.add(item.key)

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import reprlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class ConfigurationError(ValueError):
     """The model cannot be set up as asked, or the device lacks what that takes."""
@@ -25,3 +31,22 @@ class WeightsError(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used; the message names the file, the tensor and the reason."""
+
+
+def explain(error: ValidationError) -> list[str]:
+    """Each fault that pydantic found, as ``field: what is expected, found ...``."""
+    return [_explain_one(fault) for fault in error.errors(include_url=False)]
+
+
+def _explain_one(fault: dict) -> str:
+    field = ".".join(str(place) for place in fault["loc"])
+    if fault["type"] == "missing":
+        text = "missing"
+    elif fault["type"] == "extra_forbidden":
+        text = "unknown field"
+    elif "error" in fault.get("ctx", {}):  # raised by a validator, which says everything
+        text = str(fault["ctx"]["error"])
+    else:
+        expected = fault["msg"].replace("Input should be", "expected", 1)
+        text = f"{expected}, found {reprlib.repr(fault['input'])}"
+    return f"{field}: {text}" if field else text

@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.encode import write_wav
-from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile, write_lines
+from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.segments import SEGMENT_SAMPLES
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
+from kimia_infer.utils.files import write_json_lines
 from scripts.miniature.spoken_world import READ, SPOKEN, TRANSCRIBE
 
 JOINED_SENTENCES = (2, 2, 3, 3, 4)
@@ -75,7 +76,7 @@ def write_conversations(
         base, [path for some in lines.values() for line in some for path in _paths(line)]
     )
     for name, some in lines.items():  # the training set last: that it is there says all is
-        write_lines(target / f"{name}.jsonl", [_with_codes(line, codes) for line in some])
+        write_json_lines(target / f"{name}.jsonl", [_with_codes(line, codes) for line in some])
 
 
 def _read(path: Path, world: Path) -> list[dict]:

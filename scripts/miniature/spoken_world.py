@@ -30,7 +30,8 @@ from tqdm import tqdm
 from kimia_infer.api.transcription import INSTRUCTION
 from kimia_infer.audio.decode import SAMPLE_RATE
 from kimia_infer.audio.encode import FULL_SCALE, write_wav
-from kimia_infer.data.conversations import UNDERSTANDING, write_lines
+from kimia_infer.data.conversations import UNDERSTANDING
+from kimia_infer.utils.files import write_json_lines
 from scripts.miniature.espeak import RATE, Speech, Utterance, Voice, speak_all
 from scripts.miniature.world import Turn, dialogue, question, sentence
 
@@ -245,9 +246,9 @@ def write_world(folder: Path, size: WorldSize, processes: int) -> None:
             }
             for u in utterances
         )  # fmt: skip
-        write_lines(folder / f"{name}.jsonl", lines)
+        write_json_lines(folder / f"{name}.jsonl", lines)
     for name, members in tasks.items():
-        write_lines(folder / f"{name}.jsonl", (task.line() for task in members))
+        write_json_lines(folder / f"{name}.jsonl", (task.line() for task in members))
 
 
 def _write_sounds(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,29 +9,20 @@ import torch
 from safetensors.torch import load_file
 
 from kimia_infer.api.kimia import CHECK_INTERVAL, Completion, KimiAudio
-from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.engine.decode import Decoder
 from kimia_infer.models.kimi_audio import detokenizer as stream
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.messages import parse_messages
-from tests.paths import GOLDEN
-from tests.randomness import RecordedRandomness
+from tests.api.recorded_chats import (
+    CASES,
+    RECORDED,
+    SET,
+    chat_of,
+    options_of,
+    randomness_of,
+)
 from tests.traced import TracedGraphs
-
-SET = GOLDEN / "e2e"
-RECORDED = json.loads((SET / "cases.json").read_text())
-CASES = {case["name"]: case for case in RECORDED["cases"]}
-DEFAULTS = {
-    f"{track}_{name}": value
-    for track, window in (("audio", 64), ("text", 16))
-    for name, value in (
-        ("temperature", 0.0),
-        ("top_k", 5),
-        ("repetition_penalty", 1.0),
-        ("repetition_window_size", window),
-    )
-}
 
 
 @pytest.fixture(scope="module")
@@ -43,31 +33,6 @@ def model() -> KimiAudio:
 @pytest.fixture(scope="module")
 def tensors() -> dict[str, torch.Tensor]:
     return load_file(SET / "cases.safetensors")
-
-
-def chat_of(case: dict) -> list[dict]:
-    """The recorded messages with audio names turned into paths."""
-
-    def content(message: dict):
-        value = message["content"]
-        if message["message_type"] == "audio":
-            return str(SET / "audio" / value)
-        if message["message_type"] == "audio-text":
-            return [str(SET / "audio" / value[0]), value[1]]
-        return value
-
-    return [message | {"content": content(message)} for message in case["messages"]]
-
-
-def options_of(case: dict) -> Parameters:
-    return parse_parameters(**DEFAULTS | case["arguments"])
-
-
-def randomness_of(case: dict, tensors: dict[str, torch.Tensor]) -> RecordedRandomness:
-    uniforms = {(d["stream"], d["step"]): d["u"] for d in case.get("draws", [])}
-    prefix = f"{case['name']}.noise."
-    noise = {int(k[len(prefix) :]): v for k, v in tensors.items() if k.startswith(prefix)}
-    return RecordedRandomness(uniforms, noise)
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from kimia_infer.data.conversations import (
     ConversationFile,
     DataError,
     parse_conversation,
-    write_lines,
 )
 from kimia_infer.training.dataset import check_lines
 from kimia_infer.training.tasks.finetune import LazySpeechCodes
+from kimia_infer.utils.files import write_json_lines
 from tests.paths import GOLDEN
 from tests.training import recorded
 from tests.training.recorded import CONFIG, SAMPLES
@@ -120,7 +120,7 @@ def test_a_file_without_lines(tmp_path: Path):
 
 def test_lines_are_read_as_they_were_written(tmp_path: Path):
     path = tmp_path / "train.jsonl"
-    assert write_lines(path, GOOD) == len(GOOD)
+    assert write_json_lines(path, GOOD) == len(GOOD)
     file = ConversationFile(path)
     assert [file.raw(index) for index in range(len(file))] == GOOD
     assert [conversation.output_type for conversation in file] == [

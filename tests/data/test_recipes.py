@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from kimia_infer.data.conversations import DataError
 from kimia_infer.data.recipes import RECIPES, write_manifest
-from kimia_infer.evaluation.items import EvaluationError, Item
-from kimia_infer.evaluation.manifest import Defaults, read_manifest
+from kimia_infer.evaluation.items import Defaults, Item, read_manifest
 
 OPTIONS_END = (
     "\n.Answer with the option's letter from the given choices directly and only give the best "
@@ -161,9 +161,11 @@ def facts(item: Item) -> tuple[str, str, str, str]:
     return item.dataset, item.subset, item.metric, item.reference
 
 
-def sound_paths(items: list[Item], tmp_path: Path) -> list[str]:
+def audio_paths(items: list[Item], tmp_path: Path) -> list[str]:
     root = tmp_path / "data"
-    return [Path(path).relative_to(root).as_posix() for i in items for path in i.sounds.values()]
+    return [
+        Path(path).relative_to(root).as_posix() for i in items for path in i.recordings.values()
+    ]
 
 
 def test_every_recipe_has_a_layout_here():
@@ -175,21 +177,21 @@ def test_librispeech(tmp_path: Path):
     assert len(items) == 4
     assert facts(items[0]) == ("LibriSpeech", "test-clean", "wer", "HE BEGAN")
     assert facts(items[3]) == ("LibriSpeech", "test-other", "wer", "A CONFUSED")
-    assert sound_paths(items, tmp_path)[1] == ("LibriSpeech/test-clean/61/70968/61-70968-0001.flac")
+    assert audio_paths(items, tmp_path)[1] == ("LibriSpeech/test-clean/61/70968/61-70968-0001.flac")
     assert items[0].question == "Please transcribe the spoken content into written text."
 
 
 def test_aishell1(tmp_path: Path):
     (item,) = items_of("aishell-1", tmp_path)
     assert facts(item) == ("AISHELL-1", "", "cer", "甚至出现交易")
-    assert sound_paths([item], tmp_path) == ["wav/test/S0764/BAC009S0764W0121.wav"]
+    assert audio_paths([item], tmp_path) == ["wav/test/S0764/BAC009S0764W0121.wav"]
     assert item.question == "请把这段语音转录成文本。"
 
 
 def test_aishell2(tmp_path: Path):
     (item,) = items_of("aishell-2", tmp_path)
     assert facts(item) == ("AISHELL-2", "ios", "cer", "换一首歌")
-    assert sound_paths([item], tmp_path) == [
+    assert audio_paths([item], tmp_path) == [
         "AISHELL-DEV-TEST-SET/iOS/test/wav/T0011/IT0011W0001.wav"
     ]
 
@@ -199,7 +201,7 @@ def test_wenetspeech_cuts_its_recordings(tmp_path: Path):
     assert {item.subset for item in items} == {"test-net", "test-meeting"}
     assert facts(items[0]) == ("WenetSpeech", "test-net", "cer", "你好")
     assert items[0].span == (1.25, 3.5)
-    assert sound_paths(items, tmp_path) == ["audio/test_net/Y1.opus", "audio/M1.opus"]
+    assert audio_paths(items, tmp_path) == ["audio/test_net/Y1.opus", "audio/M1.opus"]
 
 
 def test_fleurs_takes_the_languages_that_are_there(tmp_path: Path):
@@ -208,14 +210,14 @@ def test_fleurs_takes_the_languages_that_are_there(tmp_path: Path):
     assert (chinese.language, chinese.question) == ("zh", "请将这段语音转写成文字。")
     assert [facts(item) for item in english] == [("Fleurs", "en_us", "wer", "raw text")] * 2
     assert english[0].question == "Please transcribe this audio."
-    assert sound_paths(english, tmp_path)[0] == "data/en_us/audio/test/10004.wav"
+    assert audio_paths(english, tmp_path)[0] == "data/en_us/audio/test/10004.wav"
 
 
 def test_mmau(tmp_path: Path):
     (item,) = items_of("mmau", tmp_path)
     assert facts(item) == ("MMAU", "sound", "accuracy", "Man")
     assert item.question == "Who speaks?\n(A) Man (B) Woman (C) Child (D) Robot"
-    assert sound_paths([item], tmp_path) == ["test-mini-audios/3fe64f3d.wav"]
+    assert audio_paths([item], tmp_path) == ["test-mini-audios/3fe64f3d.wav"]
 
 
 def test_clotho_aqa_takes_what_most_annotators_say(tmp_path: Path):
@@ -224,7 +226,7 @@ def test_clotho_aqa_takes_what_most_annotators_say(tmp_path: Path):
     assert rain.choices == ("yes", "no")
     assert facts(flow) == ("ClothoAQA", "test", "match", "water")
     assert facts(what) == ("ClothoAQA", "dev", "match", "bird")
-    assert sound_paths([rain], tmp_path) == ["audio_files/a, b.wav"]
+    assert audio_paths([rain], tmp_path) == ["audio_files/a, b.wav"]
 
 
 def test_vocalsound(tmp_path: Path):
@@ -235,26 +237,26 @@ def test_vocalsound(tmp_path: Path):
         "Identify the human vocal sound in the audio.\nOptions:\n(A) Laughter\n(B) Sigh\n"
         "(C) Cough\n(D) Throat clearing\n(E) Sneeze\n(F) Sniff" + OPTIONS_END
     )
-    assert sound_paths([first], tmp_path) == ["audio_16k/m0600_0_throatclearing.wav"]
+    assert audio_paths([first], tmp_path) == ["audio_16k/m0600_0_throatclearing.wav"]
 
 
 def test_nonspeech7k(tmp_path: Path):
     items = items_of("nonspeech7k", tmp_path)
     assert [item.reference for item in items] == ["Cry", "Scream", "Breath"]
-    assert sound_paths(items[:1], tmp_path) == ["test/1_2_0.wav"]
+    assert audio_paths(items[:1], tmp_path) == ["test/1_2_0.wav"]
 
 
 def test_meld_leaves_out_what_is_longer_than_published(tmp_path: Path):
     (item,) = items_of("meld", tmp_path)
     assert facts(item) == ("MELD", "", "accuracy", "surprise")
-    assert sound_paths([item], tmp_path) == ["MELD.Raw/output_repeated_splits_test/dia0_utt0.mp4"]
+    assert audio_paths([item], tmp_path) == ["MELD.Raw/output_repeated_splits_test/dia0_utt0.mp4"]
     assert "\n(E) surprise\n" in item.question
 
 
 def test_tut2017_labels_are_options(tmp_path: Path):
     items = items_of("tut2017", tmp_path)
     assert [item.reference for item in items] == ["cafe or restaurant", "residential area"]
-    assert sound_paths(items, tmp_path) == ["audio/1.wav", "audio/2.wav"]
+    assert audio_paths(items, tmp_path) == ["audio/1.wav", "audio/2.wav"]
 
 
 def test_cochlscene(tmp_path: Path):
@@ -266,7 +268,7 @@ def test_cochlscene(tmp_path: Path):
 @pytest.mark.parametrize("name", RECIPES)
 def test_another_directory_is_refused(name: str, tmp_path: Path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(EvaluationError, match=str(tmp_path / "data")):
+    with pytest.raises(DataError, match=str(tmp_path / "data")):
         write_manifest(name, tmp_path / "data", tmp_path / "output")
     assert not list(tmp_path.glob("output/*"))
 
@@ -274,20 +276,20 @@ def test_another_directory_is_refused(name: str, tmp_path: Path):
 def test_damaged_files_are_named(tmp_path: Path):
     put(tmp_path / "test-mini-audios" / "x.wav")
     put(tmp_path / "mmau-test-mini.json", '[{"id": 1}]')
-    with pytest.raises(EvaluationError, match="expected an object with id, question"):
+    with pytest.raises(DataError, match="expected an object with id, question"):
         write_manifest("mmau", tmp_path, tmp_path / "output")
     put(tmp_path / "mmau-test-mini.json", "[{")
-    with pytest.raises(EvaluationError, match=r"mmau-test-mini\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"mmau-test-mini\.json: cannot be read"):
         write_manifest("mmau", tmp_path, tmp_path / "output")
 
 
 def test_missing_columns_are_named(tmp_path: Path):
     nonspeech7k(tmp_path)
     put(tmp_path / "metadata of test set.csv", "Filename,Label\na.wav,cry\n")
-    with pytest.raises(EvaluationError, match="no column Classname"):
+    with pytest.raises(DataError, match="no column Classname"):
         write_manifest("nonspeech7k", tmp_path, tmp_path / "output")
 
 
 def test_unknown_recipe(tmp_path: Path):
-    with pytest.raises(EvaluationError, match="expected one of librispeech"):
+    with pytest.raises(DataError, match="expected one of librispeech"):
         write_manifest("timit", tmp_path, tmp_path)

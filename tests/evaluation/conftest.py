@@ -1,18 +1,21 @@
-"""The miniature, loaded once, and manifests for it."""
+"""The miniature, loaded once, manifests for it, and runs of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.evaluation.items import Defaults, Manifest, read_manifest
+from kimia_infer.evaluation.results import EvaluationConfig
+from kimia_infer.evaluation.run import Summary, evaluate
+from tests.evaluation.helpers import CONFIG, Run, Write
 from tests.paths import MINI
 from tests.training.runs import write_sound
 
-Write = Callable[..., Path]
+QUESTION = "What is it?\n(A) dog (B) cat"
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +38,33 @@ def write(tmp_path: Path) -> Write:
         return path
 
     return write_rows
+
+
+@pytest.fixture
+def manifest(tmp_path: Path, write: Write) -> Manifest:
+    """Every metric, two subsets, a sound that is missing and a line that is bad."""
+    write_sound(tmp_path / "long.wav", 0.9, 1)
+    write_sound(tmp_path / "short.wav", 0.3, 2)
+    path = write(
+        {"audio": "long.wav", "text": "red green blue", "subset": "clean"},
+        {"audio": "short.wav", "text": "dog cat", "subset": "clean"},
+        {"audio": "short.wav", "text": "six", "subset": "other"},
+        {"audio": "missing.wav", "text": "seven", "subset": "other"},
+        {"audio": "short.wav", "text": "  "},
+        {"audio": "short.wav", "text": "你好", "language": "zh"},
+        {"audio": "long.wav", "question": QUESTION, "choices": ["dog", "cat"], "answer": "cat"},
+        {"audio": "long.wav", "question": "Where?", "answer": "here", "metric": "match"},
+        {"audio": "long.wav", "question": "", "metric": "none"},
+        {"audio": "long.wav", "text": "two", "start": 0.2, "end": 0.6, "dataset": "Parts"},
+    )
+    return read_manifest(path, Defaults(tmp_path, language="en"))
+
+
+@pytest.fixture
+def run(tmp_path: Path, model: KimiAudio, manifest: Manifest) -> Run:
+    """Evaluates the manifest into a folder of the test."""
+
+    def run_into(folder: str, config: EvaluationConfig = CONFIG, **more) -> Summary:
+        return evaluate([manifest], config, tmp_path / folder, lambda config: model, **more)
+
+    return run_into

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from kimia_infer.api import limits
 from kimia_infer.api.encoding import ChatEncoder
@@ -18,32 +20,26 @@ from kimia_infer.engine import batch as batch_module
 from kimia_infer.engine import state
 from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import Generation
-from kimia_infer.evaluation import batching
-from kimia_infer.evaluation.answering import answer_items
-from kimia_infer.evaluation.batching import Answer, Together
-from kimia_infer.evaluation.items import EvaluationError, Item
-from kimia_infer.evaluation.manifest import Defaults, read_manifest
-from kimia_infer.evaluation.sounds import load_ahead
+from kimia_infer.evaluation import answering
+from kimia_infer.evaluation.answering import Batching, Finished, answer_items, load_ahead
+from kimia_infer.evaluation.items import Defaults, Item, read_manifest
 from kimia_infer.layers.sampler import sample
-from kimia_infer.utils.errors import RequestError
-from kimia_infer.utils.graphs import graphs_for
-from tests.api.test_end_to_end import CASES, SET, chat_of, options_of, randomness_of, tensors
-from tests.evaluation.conftest import Write
-from tests.evaluation.test_run import (
+from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.utils.errors import ConfigurationError, RequestError
+from kimia_infer.utils.graphs import Graphs, graphs_for
+from tests.api.recorded_chats import CASES, SET, chat_of, options_of, randomness_of
+from tests.evaluation.helpers import (
+    CONFIG,
     SAMPLING,
-    SETTINGS,
-    Evaluate,
+    Run,
+    Write,
     answers,
-    lines_of,
-    manifest,
+    assert_same,
     report,
-    run,
-    same,
+    results,
 )
 from tests.traced import TracedGraphs
 from tests.training.runs import write_sound
-
-__all__ = ["manifest", "run", "tensors"]  # fixtures
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
 TEXT_CASES = [case for case in CASES.values() if case["arguments"]["output_type"] == "text"]
@@ -65,11 +61,9 @@ def items(tmp_path: Path, write: Write) -> list[Item]:
 
 def answered(
     model: KimiAudio, items: list[Item], options: Parameters, size: int, make_graphs=graphs_for
-) -> list[Answer]:
-    """What several at a time bring, in the order of the items."""
-    together = Together(model, options, size, make_graphs)
-    found = {a.item.key: a for a in together.answers(load_ahead(items, 600.0))}
-    assert not together._batch.running
+) -> list[Finished]:
+    """The outcomes of several items at a time, in the order of the items."""
+    found = {f.item.key: f for f in answer_items(items, model, options, size, make_graphs)}
     return [found[item.key] for item in items]
 
 
@@ -90,9 +84,10 @@ def test_recorded_greedy_answers(
 
 @pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
 def test_recorded_answers_with_other_sampling(
-    recorded_model: KimiAudio, tensors: dict[str, torch.Tensor], make_graphs
+    recorded_model: KimiAudio, make_graphs: Callable[[torch.device], Graphs]
 ):
     """Penalties and recorded draws: each case twice in a batch with a chat of another length."""
+    tensors = load_file(SET / "cases.safetensors")
     cases = [case for case in TEXT_CASES if options_of(case) != options_of(TEXT_CASES[0])]
     assert sum("draws" in case for case in cases) == 2
     for case in cases:
@@ -100,7 +95,7 @@ def test_recorded_answers_with_other_sampling(
         batch = Batch(recorded_model.decoder, 3, options.sampling.text, 4, make_graphs)
 
         def begin(chat: dict, options: Parameters = options, case: dict = case) -> Generation:
-            messages = batching.parse_messages(chat_of(chat))
+            messages = parse_messages(chat_of(chat))
             encoded = recorded_model.encode_chat(messages, options)
             return recorded_model.generation(*encoded, options, randomness_of(case, tensors))
 
@@ -114,25 +109,28 @@ def test_recorded_answers_with_other_sampling(
 
 
 @pytest.mark.parametrize("size", [2, 3, 12])
-def test_batch_size_changes_no_answer(tmp_path: Path, run: Evaluate, size: int):
+def test_batch_size_changes_no_answer(tmp_path: Path, run: Run, size: int):
     assert run("one").answered == 8
     assert run("several", batch_size=size).answered == 8
-    same(tmp_path, "one", "several")
+    assert_same(tmp_path / "one", tmp_path / "several")
 
 
 def test_sampled_answers_are_the_same(model: KimiAudio, items: list[Item]):
     options = parse_parameters(
         text_temperature=1.2, text_top_k=0, text_repetition_penalty=1.2, max_new_tokens=12, seed=5
     )
-    one = {r.key: (r.answer, r.stop_reason) for r in answer_items(items, model, options, 1)}
-    several = {r.key: (r.answer, r.stop_reason) for r in answer_items(items, model, options, 3)}
-    assert one == several
-    assert len(set(one.values())) > 1
+
+    def texts(size: int) -> list[tuple[str, object]]:
+        outcomes = [finished.outcome for finished in answered(model, items, options, size)]
+        return [(outcome.text, outcome.metrics["stop_reason"]) for outcome in outcomes]
+
+    assert texts(1) == texts(3)
+    assert len(set(texts(1))) > 1
 
 
 @pytest.mark.parametrize(("stop", "then"), [(0, 3), (1, 2), (4, 1)])
 def test_interrupted_run_goes_on_with_any_size(
-    tmp_path: Path, run: Evaluate, monkeypatch: pytest.MonkeyPatch, stop: int, then: int
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch, stop: int, then: int
 ):
     run("whole")
     with monkeypatch.context() as patch:
@@ -140,19 +138,19 @@ def test_interrupted_run_goes_on_with_any_size(
         original = Batch.advance
 
         def advance(batch: Batch):
-            if lines_of(tmp_path / "cut" / "results.jsonl") >= stop and next(begun) > 1:
+            if results(tmp_path / "cut") >= stop and next(begun) > 1:
                 raise KeyboardInterrupt
             return original(batch)
 
         patch.setattr(Batch, "advance", advance)
         with pytest.raises(KeyboardInterrupt):
             run("cut", batch_size=3)
-    done = lines_of(tmp_path / "cut" / "results.jsonl")
+    done = results(tmp_path / "cut")
     assert stop <= done < 9
     run("cut", batch_size=then)
-    assert lines_of(tmp_path / "cut" / "results.jsonl") == 9
-    same(tmp_path, "whole", "cut")
-    sizes = report(tmp_path, "cut")["speed"]["items_by_batch_size"]
+    assert results(tmp_path / "cut") == 9
+    assert_same(tmp_path / "whole", tmp_path / "cut")
+    sizes = report(tmp_path / "cut")["speed"]["items_by_batch_size"]
     assert sum(sizes.values()) == 9
     assert sizes.get("3", 0) >= done
 
@@ -185,7 +183,7 @@ def test_an_item_out_of_time_concerns_only_itself(
 
 
 def test_repetition_is_cut(model: KimiAudio, items: list[Item], monkeypatch: pytest.MonkeyPatch):
-    """Texts that begin as they would, and then alternate between two of their ids for ever."""
+    """Texts that begin as they would, and then alternate between two of their ids endlessly."""
 
     def looping(logits, history, step, uniform, sampling, first_id=0):
         usual = sample(logits, history, step, uniform, sampling, first_id)
@@ -208,7 +206,7 @@ def test_repetition_is_cut(model: KimiAudio, items: list[Item], monkeypatch: pyt
 
 
 def test_memory_that_an_item_lacks_concerns_only_itself(
-    tmp_path: Path, run: Evaluate, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
     run("whole")
     encode, calls = ChatEncoder.encode, itertools.count()
@@ -221,14 +219,14 @@ def test_memory_that_an_item_lacks_concerns_only_itself(
     monkeypatch.setattr(ChatEncoder, "encode", fail_once)
     outcome = run("out", batch_size=3)
     assert (outcome.answered, outcome.errors) == (7, 2)
-    third = answers(tmp_path, "out")[2]
+    third = answers(tmp_path / "out")[2]
     assert "out of memory while answering" in third["error"]
     assert run("out", batch_size=3, retry_errors=True).errors == 1  # the missing sound
-    same(tmp_path, "whole", "out")
+    assert_same(tmp_path / "whole", tmp_path / "out")
 
 
 def test_memory_that_a_step_lacks_concerns_what_is_being_answered(
-    tmp_path: Path, run: Evaluate, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
     run("whole")
     advance, calls = Batch.advance, itertools.count()
@@ -240,33 +238,33 @@ def test_memory_that_a_step_lacks_concerns_what_is_being_answered(
 
     monkeypatch.setattr(Batch, "advance", fail_once)
     assert run("out", batch_size=3).errors == 1 + 3
-    for row in answers(tmp_path, "out")[:3]:
+    for row in answers(tmp_path / "out")[:3]:
         assert "while 3 items were answered together: out of memory" in row["error"]
         assert "--batch-size" in row["error"]
     assert run("out", batch_size=2, retry_errors=True).errors == 1
-    same(tmp_path, "whole", "out")
+    assert_same(tmp_path / "whole", tmp_path / "out")
 
 
 def test_a_batch_without_memory_is_refused_before_anything_is_answered(
-    tmp_path: Path, run: Evaluate, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
     def fail(*arguments: object) -> None:
         raise OUT_OF_MEMORY
 
-    monkeypatch.setattr(batching, "Batch", fail)
-    with pytest.raises(EvaluationError, match=r"no memory for 5 answers at a time .*--batch-size"):
+    monkeypatch.setattr(answering, "Batch", fail)
+    with pytest.raises(ConfigurationError, match=r"no memory for 5 answers .*--batch-size"):
         run("out", batch_size=5)
-    assert lines_of(tmp_path / "out" / "results.jsonl") == 0
+    assert results(tmp_path / "out") == 0
     assert run("out").answered == 8
 
 
 def test_a_batch_beyond_all_memory_is_refused(model: KimiAudio):
     """On the CPU, whose allocator has no error of its own."""
-    with pytest.raises(EvaluationError, match=r"no memory for 1000000000 answers .*--batch-size"):
-        Together(model, parse_parameters(), 10**9)
+    with pytest.raises(ConfigurationError, match=r"no memory for 10{9} answers .*--batch-size"):
+        next(answer_items([], model, parse_parameters(), 10**9))
 
 
-def test_other_failures_end_the_run(run: Evaluate, monkeypatch: pytest.MonkeyPatch):
+def test_other_failures_end_the_run(run: Run, monkeypatch: pytest.MonkeyPatch):
     def fail(batch: Batch) -> None:
         raise RuntimeError("the device is gone")
 
@@ -282,7 +280,7 @@ def test_seconds_are_from_an_items_turn_to_its_end(
 ):
     """Every step takes a second, nothing else any: waiting for a turn does not count."""
     seconds = [0.0]
-    monkeypatch.setattr(batching, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    monkeypatch.setattr(answering, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
     original = Batch.advance
 
     def advance(batch: Batch):
@@ -293,17 +291,17 @@ def test_seconds_are_from_an_items_turn_to_its_end(
     monkeypatch.setattr(batch_module, "sample", lambda logits, *rest: logits[:1].long() * 0 + 66)
     options = parse_parameters(max_new_tokens=6)
     loaded = ((i, dataclasses.replace(s, seconds=0.5)) for i, s in load_ahead(items[:3], 600.0))
-    found = list(Together(model, options, 2).answers(loaded))
+    found = list(Batching(model, options, 2, graphs_for).answers(loaded))
     assert [answer.item.key for answer in found] == [item.key for item in items[:3]]
     assert [answer.seconds for answer in found] == [6.5, 6.5, 6.5]
     assert seconds == [12.0]
 
 
-def test_report_tells_how_many_at_a_time(tmp_path: Path, run: Evaluate):
+def test_report_tells_how_many_at_a_time(tmp_path: Path, run: Run):
     assert "answered one at a time" in run("one").report.read_text()
     text = run("three", batch_size=3).report.read_text()
     assert "answered up to 3 at a time\n" in text
-    speed = report(tmp_path, "three")["speed"]
+    speed = report(tmp_path / "three")["speed"]
     assert speed["items_by_batch_size"] == {"3": 9}
     assert speed["audio_seconds_per_second"] * speed["wall_seconds"] == pytest.approx(
         speed["audio_seconds"]
@@ -314,9 +312,9 @@ def test_report_tells_how_many_at_a_time(tmp_path: Path, run: Evaluate):
     assert "answered one at a time (1 items), up to 3 at a time (8 items)" in mixed
 
 
-def test_sampling_beyond_the_vocabulary_is_refused(tmp_path: Path, run: Evaluate):
+def test_sampling_beyond_the_vocabulary_is_refused(tmp_path: Path, run: Run):
     wrong = {"text_temperature": 1.0, "text_top_k": 10**6}
     with pytest.raises(RequestError, match="text_top_k"):
-        run("out", dataclasses.replace(SETTINGS, sampling=SAMPLING | wrong))
-    assert lines_of(tmp_path / "out" / "results.jsonl") == 0
+        run("out", CONFIG.model_copy(update={"sampling": SAMPLING | wrong}))
+    assert results(tmp_path / "out") == 0
     assert run("out").answered == 8

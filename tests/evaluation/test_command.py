@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.evaluation.conftest import Write
+from tests.evaluation.helpers import Write
 from tests.paths import MINI, ROOT
 from tests.training.runs import write_sound
 

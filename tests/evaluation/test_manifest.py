@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from kimia_infer.api.transcription import INSTRUCTION
-from kimia_infer.evaluation.items import EvaluationError, parse_language
-from kimia_infer.evaluation.manifest import Defaults, read_manifest
-from tests.evaluation.conftest import Write
+from kimia_infer.data.conversations import DataError
+from kimia_infer.data.manifests import parse_language
+from kimia_infer.evaluation.items import Defaults, read_manifest
+from tests.evaluation.helpers import Write
 
 ENGLISH = Defaults(Path("/sounds"), language="en")
 
@@ -25,7 +26,7 @@ def test_a_transcription_is_asked_for_as_published(write: Write):
     assert item.messages == [user("text", INSTRUCTION), user("audio", "/sounds/a.wav")]
     assert item.key == ("set", "", "1")
     assert (item.metric, item.reference, item.language) == ("wer", "hello", "en")
-    assert item.sounds == {1: "/sounds/a.wav"}
+    assert item.recordings == {1: "/sounds/a.wav"}
 
 
 @pytest.mark.parametrize("language", ["zh", "zh-CN", "cmn_hans_cn", "ja", "yue", "th"])
@@ -69,7 +70,7 @@ def test_conversation_ends_with_its_reference(write: Write):
     (item,) = read_manifest(write(row), ENGLISH).items
     assert item.reference == "At noon."
     assert item.question == "And\nback?"
-    assert item.sounds == {0: "/sounds/a.wav", 1: "/sounds/b.wav", 3: "/sounds/c.wav"}
+    assert item.recordings == {0: "/sounds/a.wav", 1: "/sounds/b.wav", 3: "/sounds/c.wav"}
     assert item.messages[1]["content"] == ["/sounds/b.wav", "At ten."]
     assert len(item.messages) == 4
 
@@ -115,11 +116,17 @@ BAD = {
     },
     "choices: expected a list of texts": {"audio": "a.wav", "text": "dog", "choices": [1]},
     "choices: expected at least two": {"audio": "a.wav", "text": "dog", "metric": "accuracy"},
-    "metric: expected one of wer": {"audio": "a.wav", "text": "x", "metric": "bleu"},
+    "metric: expected 'wer', 'cer'": {"audio": "a.wav", "text": "x", "metric": "bleu"},
     "metric: a question and its answer": {"audio": "a.wav", "text": "x", "question": "Why?"},
-    "language: expected a code": {"audio": "a.wav", "text": "x", "language": "English"},
-    "start, end: expected two numbers": {"audio": "a.wav", "text": "x", "start": 1},
-    "start, end: 2 to 1 s is no part": {"audio": "a.wav", "text": "x", "start": 2, "end": 1},
+    "language: expected the code": {"audio": "a.wav", "text": "x", "language": "English"},
+    "start, end: expected both": {"audio": "a.wav", "text": "x", "start": 1},
+    "start, end: expected a start before the end, found 2 and 1": {
+        "audio": "a.wav",
+        "text": "x",
+        "start": 2,
+        "end": 1,
+    },
+    "end: expected a valid number": {"audio": "a.wav", "text": "x", "start": 0, "end": "late"},
     "id: 'twice' is that of an earlier line": {"audio": "a.wav", "text": "x", "id": "twice"},
     "task_type: expected a name": {"conversation": []},
     "conversation: the last message must be": {
@@ -142,8 +149,19 @@ def test_bad_lines_are_left_out_and_named(write: Write, problem: str):
     assert fault.startswith(f"{path}:2: {problem}")
 
 
+def test_all_faults_of_a_line_are_named(write: Write):
+    wrong = {"audio": ["a"], "text": "x", "metric": "bleu", "start": -1, "end": 2}
+    late = {"audio": "a.wav", "metric": "wer", "language": None}
+    manifest = read_manifest(
+        write({"audio": "a.wav", "text": "x", "language": "en"}, wrong, late), Defaults(Path("/"))
+    )
+    fields = [[fault.split(":")[0] for fault in f.split(": ", 1)[1].split("; ")]
+              for f in manifest.faults]  # fmt: skip
+    assert fields == [["metric", "start", "audio"], ["reference", "language"]]
+
+
 def test_error_rates_need_a_language(write: Write):
-    with pytest.raises(EvaluationError, match=r"set.jsonl:1: language: missing"):
+    with pytest.raises(DataError, match=r"set.jsonl:1: language: missing"):
         read_manifest(write({"audio": "a.wav", "text": "x"}), Defaults(Path("/")))
 
 
@@ -157,17 +175,17 @@ def test_broken_json_is_a_bad_line(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["set.txt", "missing.jsonl"])
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str):
-    with pytest.raises(EvaluationError, match=name):
+    with pytest.raises(DataError, match=name):
         read_manifest(tmp_path / name, ENGLISH)
 
 
 def test_empty_manifest(write: Write):
-    with pytest.raises(EvaluationError, match="no lines"):
+    with pytest.raises(DataError, match="no lines"):
         read_manifest(write(), ENGLISH)
 
 
 def test_language_codes():
     assert parse_language("en_US") == "en"
     assert parse_language(" ZH ") == "zh"
-    with pytest.raises(EvaluationError, match="found 'x'"):
+    with pytest.raises(DataError, match="found 'x'"):
         parse_language("x")

@@ -1,4 +1,4 @@
-"""Recipes: how a data set, as it is published, becomes a manifest."""
+"""Recipes: a manifest from a data set in the layout in which it is published."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kimia_infer.data.conversations import write_lines
+from kimia_infer.data.conversations import DataError
 from kimia_infer.data.recipes import sound, speech
 from kimia_infer.data.recipes.layout import Row
-from kimia_infer.evaluation.items import EvaluationError
+from kimia_infer.utils.files import write_json_lines
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """``rows`` reads a data set's directory; ``layout`` says which files, for people."""
+    """``rows`` reads the directory of a data set; ``layout`` names its files, for help texts."""
 
     rows: Callable[[Path], Iterator[Row]]
     layout: str
@@ -41,18 +41,18 @@ RECIPES = {
 
 
 def write_manifest(name: str, data: Path, folder: Path) -> Path:
-    """Write the manifest of recipe ``name`` for the data set in ``data``; its path in ``folder``.
+    """Write the manifest of the data set in ``data`` into ``folder``, by recipe ``name``; its path.
 
     Raises:
-        EvaluationError: there is no such recipe, or ``data`` does not have its layout.
+        DataError: there is no such recipe, or ``data`` does not have its layout.
     """
     if name not in RECIPES:
-        raise EvaluationError(f"recipe: expected one of {', '.join(RECIPES)}, found {name!r}")
+        raise DataError(f"recipe: expected one of {', '.join(RECIPES)}, found {name!r}")
     if not data.is_dir():
-        raise EvaluationError(f"{data}: not a directory")
+        raise DataError(f"{data}: not a directory")
     rows = list(RECIPES[name].rows(data))
     if not rows:
-        raise EvaluationError(f"{data}: no items; recipe {name} reads {RECIPES[name].layout}")
+        raise DataError(f"{data}: no items; recipe {name} reads {RECIPES[name].layout}")
     path = folder / f"{name}.jsonl"
-    write_lines(path, rows)
+    write_json_lines(path, rows)
     return path

@@ -1,4 +1,4 @@
-"""What recipes have in common: reading the files of a data set, and how items are asked."""
+"""What recipes share: reading the files of a data set, and the rows and questions they make."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kimia_infer.evaluation.items import EvaluationError
+from kimia_infer.data.conversations import DataError
+from kimia_infer.data.manifests import Metric
 
 Row = dict[str, Any]
-"""A line of a manifest, with an absolute path."""
+"""A row of a manifest, with an absolute path."""
 
 BRIEFLY = (
     ".Answer with the option's letter from the given choices directly "
@@ -31,53 +32,76 @@ def lettered(choices: Sequence[str]) -> list[str]:
     return [f"({string.ascii_uppercase[i]}) {choice}" for i, choice in enumerate(choices)]
 
 
+def row(
+    dataset: str,
+    subset: str,
+    name: str,
+    audio: Path,
+    question: str,
+    reference: str,
+    metric: Metric,
+    language: str,
+    **more: Any,
+) -> Row:
+    """A row of a manifest, whose fields :class:`~kimia_infer.data.manifests.AudioRow` explains."""
+    return {
+        "dataset": dataset,
+        "subset": subset,
+        "id": name,
+        "audio": str(audio.absolute()),
+        "question": question,
+        "reference": reference,
+        "metric": metric,
+        "language": language,
+        **more,
+    }
+
+
 def find(folder: Path, *names: str) -> Path:
-    """The first of ``names`` that exists below ``folder``. Raises EvaluationError without one."""
+    """The first of ``names`` that exists below ``folder``. Raises DataError if none does."""
     for name in names:
         if (folder / name).exists():
             return folder / name
-    raise EvaluationError(
-        f"{folder}: not the layout of this data set, {' or '.join(names)} missing"
-    )
+    raise DataError(f"{folder}: not the layout of this data set, {' or '.join(names)} missing")
 
 
 def lines(path: Path) -> Iterator[str]:
-    """The lines of a text file that are not empty. Raises EvaluationError."""
+    """The non-empty lines of a text file. Raises DataError."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             for line in file:
                 if line.strip():
                     yield line.rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise EvaluationError(f"{path}: cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot be read ({error})") from error
 
 
 def table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
-    """The rows of a CSV file that has ``columns``. Raises EvaluationError."""
+    """The rows of a CSV file that has ``columns``. Raises DataError."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
             missing = [c for c in columns if c not in (reader.fieldnames or ())]
             if missing:
-                raise EvaluationError(f"{path}: no column {', '.join(missing)}")
-            for row in reader:
-                if any(row[column] is None for column in columns):
-                    raise EvaluationError(f"{path}:{reader.line_num}: a column is missing")
-                yield row
+                raise DataError(f"{path}: no column {', '.join(missing)}")
+            for values in reader:
+                if any(values[column] is None for column in columns):
+                    raise DataError(f"{path}:{reader.line_num}: a column is missing")
+                yield values
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{path}: cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot be read ({error})") from error
 
 
 def document(path: Path) -> Any:
-    """The content of a JSON file. Raises EvaluationError."""
+    """The content of a JSON file. Raises DataError."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise EvaluationError(f"{path}: cannot be read ({error})") from error
+        raise DataError(f"{path}: cannot be read ({error})") from error
 
 
 def fields(values: Any, names: Sequence[str], where: str) -> list[Any]:
-    """The fields ``names`` of an object of such a file. Raises EvaluationError."""
+    """The fields ``names`` of a JSON object. Raises DataError."""
     if not isinstance(values, dict) or not values.keys() >= set(names):
-        raise EvaluationError(f"{where}: expected an object with {', '.join(names)}")
+        raise DataError(f"{where}: expected an object with {', '.join(names)}")
     return [values[name] for name in names]

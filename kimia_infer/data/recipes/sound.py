@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from kimia_infer.data.conversations import DataError
+from kimia_infer.data.manifests import ACCURACY, MATCH
 from kimia_infer.data.recipes.layout import (
     Row,
     document,
@@ -14,9 +16,9 @@ from kimia_infer.data.recipes.layout import (
     lettered,
     lines,
     options_question,
+    row,
     table,
 )
-from kimia_infer.evaluation.items import ACCURACY, MATCH, EvaluationError
 
 VOCALSOUND = {
     "/m/01j3sz": "Laughter",
@@ -29,7 +31,7 @@ VOCALSOUND = {
 NONSPEECH7K = ("Breath", "Cough", "Cry", "Laugh", "Scream", "Sneeze", "Yawn")
 MELD = ("neutral", "joy", "sadness", "anger", "surprise", "fear", "disgust")
 MELD_MAX_SECONDS = 30
-"""Utterances that last longer by their times are left out (published evaluation)."""
+"""Longer utterances, by their times, are left out (published evaluation)."""
 TUT2017 = (
     "beach", "bus", "cafe or restaurant", "car", "city center", "forest path", "grocery store",
     "home", "library", "metro station", "office", "park", "residential area", "train", "tram",
@@ -38,7 +40,7 @@ COCHLSCENE = (
     "bus", "cafe", "car", "crowdedindoor", "elevator", "kitchen", "park", "residentialarea",
     "restaurant", "restroom", "street", "subway", "subwaystation",
 )  # fmt: skip
-COCHLSCENE_PARTS = {"Test": "test", "Val": "dev"}
+COCHLSCENE_SUBSETS = {"Test": "test", "Val": "dev"}
 
 VOCAL_QUESTION = "Identify the human vocal sound in the audio."
 SCENE_QUESTION = "Identify the acoustic scene in the audio."
@@ -60,16 +62,16 @@ def mmau(folder: Path) -> Iterator[Row]:
 def clotho_aqa(folder: Path) -> Iterator[Row]:
     """``clotho_aqa_{test,val}.csv``, or these with ``_clean``, and ``audio_files/``.
 
-    The answer that most of a question's annotators gave is the reference; a question without
-    one is left out.
+    The reference is the answer that most annotators of a question gave; a question without such
+    an answer is left out.
     """
     sounds = find(folder, "audio_files")
-    for part, subset in (("test", "test"), ("val", "dev")):
-        path = find(folder, f"clotho_aqa_{part}_clean.csv", f"clotho_aqa_{part}.csv")
+    for split, subset in (("test", "test"), ("val", "dev")):
+        path = find(folder, f"clotho_aqa_{split}_clean.csv", f"clotho_aqa_{split}.csv")
         answers: dict[tuple[str, str], list[str]] = {}
-        for row in table(path, ("file_name", "QuestionText", "answer")):
-            asked = row["file_name"], row["QuestionText"].strip()
-            answers.setdefault(asked, []).append(row["answer"].strip().lower())
+        for values in table(path, ("file_name", "QuestionText", "answer")):
+            asked = values["file_name"], values["QuestionText"].strip()
+            answers.setdefault(asked, []).append(values["answer"].strip().lower())
         for number, ((name, question), given) in enumerate(answers.items()):
             (answer, votes), *others = Counter(given).most_common(2)
             if not others or others[0][1] < votes:
@@ -95,11 +97,11 @@ def nonspeech7k(folder: Path) -> Iterator[Row]:
     """``metadata of test set.csv`` and ``test/*.wav``."""
     path, sounds = find(folder, "metadata of test set.csv"), find(folder, "test")
     question = options_question(VOCAL_QUESTION, NONSPEECH7K)
-    for row in table(path, ("Filename", "Classname")):
-        label = row["Classname"].strip()
+    for values in table(path, ("Filename", "Classname")):
+        label = values["Classname"].strip()
         # The file writes "crying" and "screaming" for what the question calls Cry and Scream.
         answer = next((c for c in NONSPEECH7K if label.lower().startswith(c.lower())), label)
-        name = row["Filename"]
+        name = values["Filename"]
         yield _choice("Nonspeech7k", "", name, sounds / name, question, NONSPEECH7K, answer)
 
 
@@ -110,8 +112,8 @@ def meld(folder: Path) -> Iterator[Row]:
     videos = find(root, "output_repeated_splits_test", "test/output_repeated_splits_test")
     question = options_question(EMOTION_QUESTION, MELD)
     columns = ("Dialogue_ID", "Utterance_ID", "Emotion", "StartTime", "EndTime")
-    for row in table(path, columns):
-        dialogue, utterance, emotion, start, end = (row[column] for column in columns)
+    for values in table(path, columns):
+        dialogue, utterance, emotion, start, end = (values[column] for column in columns)
         if _seconds(end, path) - _seconds(start, path) > MELD_MAX_SECONDS:
             continue
         name = f"dia{dialogue}_utt{utterance}"
@@ -134,8 +136,8 @@ def cochlscene(folder: Path) -> Iterator[Row]:
     """``CochlScene/{Test,Val}/SCENE/*.wav``."""
     root = find(folder, "CochlScene") if (folder / "CochlScene").is_dir() else folder
     question = options_question(SCENE_QUESTION, COCHLSCENE)
-    for part, subset in COCHLSCENE_PARTS.items():
-        for audio in sorted(find(root, part).glob("*/*.wav")):
+    for published, subset in COCHLSCENE_SUBSETS.items():
+        for audio in sorted(find(root, published).glob("*/*.wav")):
             name, answer = f"{audio.parent.name}/{audio.stem}", audio.parent.name.lower()
             yield _choice("CochlScene", subset, name, audio, question, COCHLSCENE, answer)
 
@@ -149,28 +151,16 @@ def _choice(
     choices: Sequence[str],
     answer: str,
 ) -> Row:
-    row = _row(dataset, subset, name, audio, question, answer)
-    return row | {"metric": ACCURACY, "choices": list(choices)}
+    """A question with choices."""
+    given = {"choices": list(choices)}
+    return row(dataset, subset, name, audio, question, answer, ACCURACY, "en", **given)
 
 
 def _open(dataset: str, subset: str, name: str, audio: Path, question: str, answer: str) -> Row:
     """A question answered by a word; yes and no are choices, as "no" may be in any answer."""
-    row = _row(dataset, subset, name, audio, question, answer)
     if answer in ("yes", "no"):
-        return row | {"metric": ACCURACY, "choices": ["yes", "no"]}
-    return row | {"metric": MATCH}
-
-
-def _row(dataset: str, subset: str, name: str, audio: Path, question: str, answer: str) -> Row:
-    return {
-        "dataset": dataset,
-        "subset": subset,
-        "id": name,
-        "audio": str(audio.absolute()),
-        "question": question,
-        "reference": answer,
-        "language": "en",
-    }
+        return _choice(dataset, subset, name, audio, question, ("yes", "no"), answer)
+    return row(dataset, subset, name, audio, question, answer, MATCH, "en")
 
 
 def _seconds(time: str, path: Path) -> float:
@@ -179,4 +169,4 @@ def _seconds(time: str, path: Path) -> float:
         hours, minutes, seconds = time.replace(",", ".").split(":")
         return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
     except ValueError as error:
-        raise EvaluationError(f"{path}: expected hours:minutes:seconds, found {time!r}") from error
+        raise DataError(f"{path}: expected hours:minutes:seconds, found {time!r}") from error

@@ -5,31 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from kimia_infer.data.recipes.layout import Row, document, fields, find, lines
-from kimia_infer.evaluation.items import CER, WER, EvaluationError, parse_language
-from kimia_infer.evaluation.normalization import WITHOUT_SPACES
+from kimia_infer.data.conversations import DataError
+from kimia_infer.data.manifests import QUESTION, error_rate, parse_language
+from kimia_infer.data.recipes.layout import Row, document, fields, find, lines, row
 
 # Questions of the published evaluation, by data set.
-ENGLISH = "Please transcribe the spoken content into written text."
 CHINESE = "请把这段语音转录成文本。"
 FLEURS = {"en": "Please transcribe this audio.", "zh": "请将这段语音转写成文字。"}
 
-LIBRISPEECH_PARTS = ("test-clean", "test-other")
-WENETSPEECH_PARTS = {"TEST_MEETING": "test-meeting", "TEST_NET": "test-net"}
+LIBRISPEECH_SUBSETS = ("test-clean", "test-other")
+WENETSPEECH_SUBSETS = {"TEST_MEETING": "test-meeting", "TEST_NET": "test-net"}
 
 
 def librispeech(folder: Path) -> Iterator[Row]:
     """``test-{clean,other}/SPEAKER/CHAPTER/``: FLAC files and their ``*.trans.txt``."""
     root = find(folder, "LibriSpeech") if (folder / "LibriSpeech").is_dir() else folder
-    parts = [part for part in LIBRISPEECH_PARTS if (root / part).is_dir()]
-    if not parts:
-        find(root, *LIBRISPEECH_PARTS)
-    for part in parts:
-        for transcript in sorted((root / part).glob("*/*/*.trans.txt")):
+    subsets = [subset for subset in LIBRISPEECH_SUBSETS if (root / subset).is_dir()]
+    if not subsets:
+        find(root, *LIBRISPEECH_SUBSETS)
+    for subset in subsets:
+        for transcript in sorted((root / subset).glob("*/*/*.trans.txt")):
             for line in lines(transcript):
                 name, _, text = line.partition(" ")
                 audio = transcript.with_name(f"{name}.flac")
-                yield _row("LibriSpeech", part, name, audio, text, ENGLISH, "en")
+                yield _row("LibriSpeech", subset, name, audio, text, QUESTION, "en")
 
 
 def aishell1(folder: Path) -> Iterator[Row]:
@@ -51,7 +50,7 @@ def aishell2(folder: Path) -> Iterator[Row]:
     paths = dict(_tabbed(find(root, "wav.scp")))
     for name, text in _tabbed(find(root, "trans.txt")):
         if name not in paths:
-            raise EvaluationError(f"{root / 'wav.scp'}: no line for {name}")
+            raise DataError(f"{root / 'wav.scp'}: no line for {name}")
         yield _row("AISHELL-2", "ios", name, root / paths[name], text, CHINESE, "zh")
 
 
@@ -65,10 +64,10 @@ def wenetspeech(folder: Path) -> Iterator[Row]:
             name, start, end, text, subsets = fields(
                 segment, ["sid", "begin_time", "end_time", "text", "subsets"], str(path)
             )
-            for subset in sorted(WENETSPEECH_PARTS.keys() & set(subsets)):
-                part = WENETSPEECH_PARTS[subset]
-                row = _row("WenetSpeech", part, name, folder / audio, text, CHINESE, "zh")
-                yield row | {"start": start, "end": end}
+            for subset in sorted(WENETSPEECH_SUBSETS.keys() & set(subsets)):
+                public = WENETSPEECH_SUBSETS[subset]
+                found = _row("WenetSpeech", public, name, folder / audio, text, CHINESE, "zh")
+                yield found | {"start": start, "end": end}
 
 
 def fleurs(folder: Path) -> Iterator[Row]:
@@ -83,7 +82,7 @@ def fleurs(folder: Path) -> Iterator[Row]:
         for line in lines(path):
             columns = line.split("\t")
             if len(columns) < 4:
-                raise EvaluationError(f"{path}: expected at least 4 columns, found {line!r}")
+                raise DataError(f"{path}: expected at least 4 columns, found {line!r}")
             audio = path.parent / "audio" / "test" / columns[1]
             question = FLEURS.get(language, FLEURS["en"])
             # A sentence, the first column, has several readers.
@@ -94,20 +93,11 @@ def _tabbed(path: Path) -> Iterator[tuple[str, str]]:
     for line in lines(path):
         name, tab, rest = line.partition("\t")
         if not tab:
-            raise EvaluationError(f"{path}: expected a name, a tab and more, found {line!r}")
+            raise DataError(f"{path}: expected a name, a tab and more, found {line!r}")
         yield name, rest
 
 
 def _row(
     dataset: str, subset: str, name: str, audio: Path, text: str, question: str, language: str
 ) -> Row:
-    return {
-        "dataset": dataset,
-        "subset": subset,
-        "id": name,
-        "audio": str(audio.absolute()),
-        "question": question,
-        "reference": text,
-        "metric": CER if language in WITHOUT_SPACES else WER,
-        "language": language,
-    }
+    return row(dataset, subset, name, audio, question, text, error_rate(language), language)

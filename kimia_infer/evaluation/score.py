@@ -1,4 +1,4 @@
-"""Answers compared with references, one by one and together."""
+"""Scores of answers, one by one and summarized."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kimia_infer.evaluation.choices import chosen, contains, index_of
-from kimia_infer.evaluation.items import ACCURACY, CER, MATCH, NONE, WER, Item
-from kimia_infer.evaluation.normalization import normalize, normalize_characters
+from kimia_infer.data.manifests import ACCURACY, CER, MATCH, NONE, WER
+from kimia_infer.evaluation.items import Item
+from kimia_infer.evaluation.texts import chosen, contains, index_of, normalize, normalize_characters
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ Score = Errors | Verdict | None
 
 
 def score(item: Item, answer: str) -> Score:
-    """How good an answer is by the item's metric; None where there is no score."""
+    """Score an answer by the metric of its item; None for the metric "none"."""
     if item.metric in (WER, CER):
         return _errors(item, answer)
     if item.metric == ACCURACY:
@@ -75,7 +75,7 @@ def _errors(item: Item, answer: str) -> Errors:
 def summarize(metric: str, scores: Sequence[Score]) -> dict[str, Any]:
     """The figures of many answers scored by one metric; ``score`` is in percent.
 
-    Error rates are those of all references together, not means of rates. ``score`` is None where
+    Error rates are those of all references together, not means of rates. ``score`` is None if
     there is nothing to divide by.
     """
     if metric == NONE:
@@ -93,8 +93,8 @@ def summarize(metric: str, scores: Sequence[Score]) -> dict[str, Any]:
     return figures
 
 
-def _percent(part: int, whole: int) -> float | None:
-    return 100 * part / whole if whole else None
+def _percent(count: int, total: int) -> float | None:
+    return 100 * count / total if total else None
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
