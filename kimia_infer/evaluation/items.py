@@ -116,6 +116,8 @@ def read_manifest(path: Path, defaults: Defaults) -> Manifest:
         try:
             if isinstance(row, DataError):
                 raise row
+            if path.suffix.lower() != ".jsonl":  # an empty cell is a missing value
+                row = {name: value for name, value in row.items() if name and value}
             item = _item(row, line, path.stem, defaults)
             if item.key in items:
                 raise DataError(f"id: {item.id!r} is that of an earlier line")

@@ -152,12 +152,10 @@ def test_bad_lines_are_left_out_and_named(write: Write, problem: str):
 def test_all_faults_of_a_line_are_named(write: Write):
     wrong = {"audio": ["a"], "text": "x", "metric": "bleu", "start": -1, "end": 2}
     late = {"audio": "a.wav", "metric": "wer", "language": None}
-    manifest = read_manifest(
-        write({"audio": "a.wav", "text": "x", "language": "en"}, wrong, late), Defaults(Path("/"))
-    )
-    fields = [[fault.split(":")[0] for fault in f.split(": ", 1)[1].split("; ")]
-              for f in manifest.faults]  # fmt: skip
-    assert fields == [["metric", "start", "audio"], ["reference", "language"]]
+    good = {"audio": "a.wav", "text": "x", "language": "en"}
+    first, second = read_manifest(write(good, wrong, late), Defaults(Path("/"))).faults
+    assert all(f"{field}: expected" in first for field in ("audio", "metric", "start"))
+    assert all(f"{field}: missing" in second for field in ("reference", "language"))
 
 
 def test_error_rates_need_a_language(write: Write):
