@@ -1,4 +1,4 @@
-"""Checkpoints of the miniature: what its language model is trained from, and what is served."""
+"""Checkpoints of the miniature: the one its language model is trained from, and the final one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from scripts.miniature.world import vocabulary
 SEED = 1
 
 MERGES = 320
-"""Merges of the text tokenizer: every word of the world is a token."""
+"""Merges of the text tokenizer, with which every word of the world is one token."""
 
 SIZE = {
     "hidden": 192,
@@ -43,16 +43,16 @@ SIZE = {
     "kv_heads": 2,
 }
 SEGMENT_SECONDS = 3
-"""Of what is transcribed at a time: a sentence. It has learned little of several in a row."""
+"""Longest segment of a transcription: one sentence, since training has few sequences of them."""
 
 EMBEDDING_SCALE = 0.3
-"""Deviation of untrained embeddings and gain of the adapted features that are added to them."""
+"""Standard deviation of untrained embeddings, and gain of the adapted features added to them."""
 
 
 def write_base(target: Path, speech_tokenizer: Path, whisper: Path) -> None:
-    """Write a whole checkpoint whose two encoders are trained and whose language model is not.
+    """Write a complete checkpoint with trained encoders and an untrained language model.
 
-    ``speech_tokenizer`` and ``whisper`` are the folders of these parts.
+    ``speech_tokenizer`` and ``whisper`` are the folders of the trained encoders.
     """
     speech = EncoderSize(codes=read_json(speech_tokenizer / "config.json")["quantize_vocab_size"])
     features = WhisperSize(width=read_json(whisper / "config.json")["d_model"])
@@ -70,16 +70,16 @@ def write_base(target: Path, speech_tokenizer: Path, whisper: Path) -> None:
 
 
 def corpus() -> str:
-    """What the text tokenizer is made for: every word, at a beginning and after a space."""
+    """Training text of the tokenizer: every word, at the beginning of a line and after a space."""
     words = vocabulary()
     repeated = (f"{word} {word} {word}" for word in words)
     return "\n".join([*words, *repeated, *TRANSCRIBE, REPEAT, READ])
 
 
 def untrained_language_model(config: LanguageModelConfig, seed: int) -> dict[str, Tensor]:
-    """Random tensors by published names, fit to be trained.
+    """Initial values for training, by published names.
 
-    Normal values whose deviation is 1 / sqrt(fan-in), smaller for what is added to the residual
+    Normal with standard deviation 1 / sqrt(fan-in), smaller for projections into the residual
     stream; norms are one and biases zero.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -100,10 +100,10 @@ def untrained_language_model(config: LanguageModelConfig, seed: int) -> dict[str
 
 
 def assemble(language_model: Path, detokenizer: Path, vocoder: Path, target: Path) -> None:
-    """Put the miniature together.
+    """Write the final checkpoint to ``target``.
 
-    ``language_model`` is the whole checkpoint that its training gave; ``detokenizer`` and
-    ``vocoder`` are the folders of these parts, stored in half precision.
+    ``language_model`` is the complete checkpoint that its training wrote; ``detokenizer`` and
+    ``vocoder`` are the folders of these components, which are stored in half precision.
     """
     with replacing_directory(target) as folder:
         _put(language_model, folder)

@@ -1,4 +1,4 @@
-"""How well speech is understood after each part of the codec, by a separate recognizer."""
+"""How well speech is recognized after each component of the codec."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ CPU = torch.device("cpu")
 
 
 class Codec:
-    """The parts of a checkpoint between sound and codes, in float32 on the CPU.
+    """Speech tokenizer, detokenizer and vocoder of a checkpoint, in float32 on the CPU.
 
     Args:
-        directory: a checkpoint with the three folders of these parts.
+        directory: a checkpoint with the folders of these three components.
     """
 
     def __init__(self, directory: Path):
@@ -50,9 +50,9 @@ class Codec:
 
     @torch.inference_mode()
     def versions(self, sound: Sound) -> dict[str, np.ndarray]:
-        """A sound as it is, and what is left of it: float32 [samples] by name, at 16 kHz.
+        """A recording and its reconstructions: float32 [samples] by name, at 16 kHz.
 
-        "vocoded" is from its true spectrogram, the others of :meth:`spoken` from its codes.
+        "vocoded" is made from the spectrogram, those of :meth:`spoken` from speech codes.
         """
         original = load_audio(sound.path, sample_rate=SAMPLE_RATE)
         wave = torch.from_numpy(load_audio(sound.path, sample_rate=self.mel.sample_rate))
@@ -62,10 +62,9 @@ class Codec:
 
     @torch.inference_mode()
     def spoken(self, codes: Tensor) -> dict[str, np.ndarray]:
-        """Codes int64 [n] as sound: float32 [samples] at 16 kHz.
+        """Speech from codes int64 [n]: float32 [samples] at 16 kHz.
 
-        "one-shot" with the published chunks, "streamed" in the small chunks of the low-latency
-        preset.
+        "one-shot" uses the published chunks, "streamed" the small ones of the low-latency preset.
         """
         noise = self._noise()
         whole = self.detokenizer.synthesize(codes, noise)[0]
@@ -87,7 +86,7 @@ class Codec:
 def score_codec(
     codec: Codec, sounds: Iterable[Sound], recognizer: SpeechRecognizer
 ) -> dict[str, list[Heard]]:
-    """What ``recognizer`` understands of every version of the sounds, which have texts."""
+    """Recognition results for every version of the recordings, which need texts."""
     heard: dict[str, list[Heard]] = {}
     for sound in tqdm(list(sounds), desc="Recognizing", unit=" sounds", disable=None):
         for name, wave in codec.versions(sound).items():

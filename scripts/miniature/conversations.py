@@ -1,9 +1,9 @@
-"""Conversations of the small world as the language model of the miniature learns them.
+"""The training data of the miniature's language model, made from conversations of the small world.
 
-Every sound comes with its codes, computed once. The training set has more than was spoken for it:
-what users and the assistant say anywhere is transcribed too, some questions are answered in
-writing, several sentences in a row make recordings like the segments of a long transcription, open
-sentences are read aloud, and what is learned slowly is there twice.
+Speech codes of every recording are computed once. The training set is augmented: recordings of
+users and the assistant are also transcribed, some questions are answered in text, several sentences
+are joined as in segments of a long transcription, sentences are read aloud, and kinds of
+conversations that are learned slowly appear twice.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from kimia_infer.utils.files import write_json_lines
 from scripts.miniature.spoken_world import READ, SPOKEN, TRANSCRIBE
 
 JOINED_SENTENCES = (2, 2, 3, 3, 4)
-"""How many are joined, each number equally often. Few recordings are learned by heart."""
+"""Numbers of sentences in a joined recording, equally likely."""
 
 PAUSES = (0.0, 0.5)
 """Shortest and longest silence between joined sentences, in seconds."""
 
 WRITTEN_ANSWERS = 0.25
-"""Part of the questions that are answered in writing alone as well."""
+"""Share of the questions that are also answered in text only."""
 
 REPEATED = {"question": 1, "dialogue": 1}
-"""How often more a line of a kind is there that is learned slowly: its answer has to be found."""
+"""Further copies of lines of these kinds, which are learned slowly: answers have to be found."""
 
 SEED = 3
-Heard = tuple[str, str]  # path of a sound and what is said
+Heard = tuple[str, str]  # path and text of a recording
 
 
 def write_conversations(
@@ -52,14 +52,14 @@ def write_conversations(
 ) -> None:
     """Write validation.jsonl and train.jsonl with the ids of all speech codes to ``target``.
 
-    Paths in them are absolute, so ``target`` has to be where the lists stay.
+    Paths in them are absolute, so ``target`` must not be moved.
 
     Args:
         world: folder of the spoken world.
         base: checkpoint whose speech tokenizer and ids are used.
         target: folder that is written.
         joined: recordings of several sentences, added to the training set.
-        transcribed: part of what users say elsewhere that is transcribed, too.
+        transcribed: share of the users' other recordings that are also transcribed.
     """
     lines = {name: _read(world / f"{name}.jsonl", world) for name in ("validation", "train")}
     chance = random.Random(SEED)
@@ -75,7 +75,7 @@ def write_conversations(
     codes = _codes(
         base, [path for some in lines.values() for line in some for path in _paths(line)]
     )
-    for name, some in lines.items():  # the training set last: that it is there says all is
+    for name, some in lines.items():  # the training set last: when it exists, all do
         write_json_lines(target / f"{name}.jsonl", [_with_codes(line, codes) for line in some])
 
 
@@ -106,7 +106,7 @@ def _answer_sounds(line: dict) -> Iterator[Heard]:
 
 
 def _transcriptions(chance: random.Random, lines: Sequence[dict], part: float) -> Iterator[dict]:
-    """Of a part of what users say elsewhere, and of all answers."""
+    """Of a share of the users' other recordings, and of all spoken answers."""
     elsewhere = [line for line in lines if line["kind"] != "transcription"]
     others = sorted({item for line in elsewhere for item in _user_sounds(line)})
     answers = sorted({item for line in lines for item in _answer_sounds(line)})
@@ -129,7 +129,7 @@ def _transcription(chance: random.Random, heard: Heard) -> dict:
 
 
 def _read_aloud(world: Path) -> Iterator[dict]:
-    """The open sentences in the assistant's voice, each to be read from its text."""
+    """Requests to read the sentences that were spoken in the assistant's voice."""
     file = ConversationFile(world / "voice_train.jsonl")
     for index in range(len(file)):
         sentence = file.raw(index)
@@ -141,7 +141,7 @@ def _read_aloud(world: Path) -> Iterator[dict]:
 
 
 def _written_answers(chance: random.Random, lines: Sequence[dict]) -> Iterator[dict]:
-    """Some questions whose answers are text alone."""
+    """Some questions again, with answers in text only."""
     questions = [line for line in lines if line["kind"] == "question"]
     for line in chance.sample(questions, round(WRITTEN_ANSWERS * len(questions))):
         question, answer = line["conversation"]
@@ -152,9 +152,9 @@ def _written_answers(chance: random.Random, lines: Sequence[dict]) -> Iterator[d
 def _join_sounds(
     chance: random.Random, heard: Sequence[Heard], count: int, folder: Path
 ) -> Iterator[Heard]:
-    """Write recordings of several sounds with pauses, of at most a segment's length.
+    """Write recordings of several sentences with pauses, of at most a segment's length.
 
-    A recording is known by what is in it, so that one that exists is kept with its features.
+    Names are checksums of the content, so that existing recordings keep their cached features.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for _ in tqdm(range(count), desc="Joining", unit=" recordings", disable=None):
@@ -182,7 +182,7 @@ def _paths(line: dict) -> Iterator[str]:
 
 
 def _codes(base: Path, paths: Sequence[str]) -> dict[str, list[int]]:
-    """Ids of the speech codes of every sound."""
+    """Ids of the speech codes of every recording."""
     folder, offset = (
         base / SPEECH_TOKENIZER_FOLDER,
         LanguageModelConfig.from_directory(base).token_offset,

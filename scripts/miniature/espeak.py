@@ -1,4 +1,4 @@
-"""Speech from the espeak-ng library: waves, and when every phoneme of them begins."""
+"""Speech synthesis with the espeak-ng library: waveforms and the start of every phoneme."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 RATE = 22_050
-"""Samples per second of every voice without recorded diphones."""
+"""Sample rate of every voice without recorded diphones."""
 
 # From the header speak_lib.h, version 1.51.
 SYNCHRONOUS, PHONEME_EVENTS, EVENT_PHONEME = 2, 1, 7
@@ -23,8 +23,8 @@ PARAMETER_RATE, PARAMETER_PITCH = 1, 3
 UTF8 = 1
 
 CHUNK = 200
-"""Utterances per process. Some voices waver at random, so that a sound depends on those before it
-in its process; in chunks of a fixed size it depends on the list alone."""
+"""Utterances per process. Some voices use random numbers, so that a result depends on those before
+it in its process; with chunks of a fixed size it depends on the list alone."""
 
 
 class SynthesisError(RuntimeError):
@@ -75,7 +75,7 @@ _Callback = ctypes.CFUNCTYPE(
 
 
 class Synthesizer:
-    """The library, of which a process can have one.
+    """The library, which a process can initialize once.
 
     Raises:
         SynthesisError: it is not installed.
@@ -90,7 +90,7 @@ class Synthesizer:
             ) from error
         self._waves: list[np.ndarray] = []
         self._phones: list[tuple[str, int]] = []
-        self._callback = _Callback(self._received)  # kept, as the library keeps its address
+        self._callback = _Callback(self._received)  # the library keeps its address
         self._library.espeak_Info.restype = ctypes.c_char_p
         rate = self._library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
         if rate != RATE:
@@ -111,10 +111,10 @@ class Synthesizer:
         return 0
 
     def speak(self, utterance: Utterance) -> Speech:
-        """Raises SynthesisError if there is no such voice, or it says nothing."""
+        """Raises SynthesisError if the voice does not exist or the result is empty."""
         text, voice = utterance
         self._waves, self._phones = [], []
-        # The library takes a variant that it does not have for none.
+        # The library ignores a variant that does not exist.
         _, _, variant = voice.name.partition("+")
         known = not variant or (self._variants / variant).is_file()
         if not known or self._library.espeak_SetVoiceByName(voice.name.encode()):
@@ -132,7 +132,7 @@ def speak_all(utterances: Iterable[Utterance], processes: int) -> Iterator[Speec
     """The speech of every utterance, in order; the same for any number of processes."""
     rest = iter(utterances)
     chunks = iter(lambda: list(islice(rest, CHUNK)), [])
-    # A new process for every chunk, started afresh since the library has threads of its own.
+    # A new process for every chunk; not forked, since the library has threads.
     with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=1) as pool:
         for speeches in pool.map(_speak_chunk, chunks):
             yield from speeches

@@ -1,4 +1,4 @@
-"""All figures of a miniature, measured on a checkpoint as it ships, and pictures of its speech."""
+"""All figures of a miniature, measured on the final checkpoint, and spectrograms of its speech."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from scripts.miniature.spoken_world import (
 
 FIGURES, PICTURE = "figures.json", "spectrograms.png"
 SHOWN = ("question", "dialogue", "repeat")
-"""Kinds of conversations of which one is pictured."""
+"""Kinds of conversations with one example in the picture."""
 
 SENTENCES, TIMED = 3, 20
 
@@ -50,8 +50,8 @@ def write_figures(
 
     Args:
         world: folder of a spoken world, of which only the held-out sets are used.
-        limit: cases of each kind and sentences that are read aloud, at most; through the codec
-            go SENTENCES times as many.
+        limit: most cases of each kind, and sentences read aloud; the codec is measured on
+            SENTENCES times as many.
     """
     model = load_model(checkpoint, serving=serving)
     codec, recognizer = Codec(checkpoint), SpeechRecognizer()
@@ -75,7 +75,7 @@ def write_figures(
 
 
 def _served(checkpoint: Path) -> Iterator[Path]:
-    """Files of a checkpoint without what describes it."""
+    """Files of a checkpoint, without its description."""
     beside = {"README.md", FIGURES, PICTURE}
     return (path for path in checkpoint.rglob("*") if path.is_file() and path.name not in beside)
 
@@ -93,7 +93,7 @@ def recalls_of(heard: dict[str, list[Heard]]) -> dict[str, dict[str, float]]:
 def _read_aloud(
     model: KimiAudio, codec: Codec, recognizer: SpeechRecognizer, sounds: Sequence[Sound]
 ) -> dict[str, dict[str, float]]:
-    """What is understood when the model reads the texts of ``sounds``, against these."""
+    """Recognition of the texts of ``sounds`` read by the model, and of the originals."""
     heard: dict[str, list[Heard]] = {"original": [], "one-shot": [], "streamed": []}
     for sound in tqdm(sounds, desc="Reading aloud", unit=" sentences", disable=None):
         request = {"role": "user", "message_type": "text", "content": READ + sound.text}
@@ -110,9 +110,9 @@ def _read_aloud(
 
 
 def _real_time_factor(model: KimiAudio, world: Path) -> float | None:
-    """Seconds that spoken answers take, per second of speech; None if nothing is said."""
+    """Seconds per second of spoken answers; None if there is no speech."""
     cases = read_cases(world / "held_out.jsonl", world, ("question", "repeat"), TIMED)
-    model.generate(cases[0].chats, output_type="both", seed=0)  # what is done once
+    model.generate(cases[0].chats, output_type="both", seed=0)  # warm-up
     taken = spoken = 0.0
     for case in cases:
         begun = time.perf_counter()
@@ -123,7 +123,7 @@ def _real_time_factor(model: KimiAudio, world: Path) -> float | None:
 
 
 def draw(model: KimiAudio, world: Path, path: Path) -> None:
-    """Spectrograms of what was asked, the answer of the synthesizer and that of the model."""
+    """Spectrograms of questions, and of answers by the synthesizer and by the model."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""How each stage of the miniature is made: settings of the trainings, and what lies where."""
+"""How each stage of the miniature is made, with the settings of all trainings."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from scripts.miniature.whisper_encoder import WhisperSettings, train_whisper
 
 WORLD = WorldSize()
 MEASURED = 100
-"""Cases of each kind that the figures are from."""
+"""Cases of each kind for the figures."""
 
 VOCODER = {
     "size": GeneratorSize(channels=160),
@@ -136,16 +136,16 @@ def make_tokenizer(run: Path) -> None:
 
 
 def make_encoder(run: Path) -> None:
-    """Round the tokenizer to half precision, so that all codes are those of what is stored."""
+    """Round the tokenizer to half precision, so that codes come from the stored weights."""
     source = run / "tokenizer" / FINAL / SPEECH_TOKENIZER_FOLDER
-    # The means behind the code book are for training alone.
+    # The moving averages of the code book are for training only.
     tensors = {
         name: tensor.half()
         for name, tensor in load_file(source / "model.safetensors").items()
         if not name.startswith("ema_")
     }
     stored = [live(name, tensor) for name, tensor in tensors.items()]
-    # The detokenizer's training asks for the spectrogram that the vocoder takes.
+    # The detokenizer's training reads the vocoder's spectrogram settings.
     vocoder = new_config(VocoderSettings(data="", output="", **VOCODER))
     with replacing_directory(run / "encoder") as target:
         folder = target / SPEECH_TOKENIZER_FOLDER
@@ -173,7 +173,7 @@ def _place(run: Path, name: str, sounds: str) -> dict[str, str]:
 
 
 def make_whisper(run: Path) -> None:
-    """From all sounds of users and the assistant."""
+    """On all recordings, of users and the assistant."""
     place = _place(run, "whisper", "speech")
     _train(train_whisper, WhisperSettings(**place, **WHISPER))
 
@@ -185,7 +185,7 @@ def make_base(run: Path) -> None:
 
 
 def make_conversations(run: Path) -> None:
-    """In place, since the lists name sounds that are written with them; train.jsonl comes last."""
+    """In place, since the lists contain absolute paths; train.jsonl is written last."""
     write_conversations(run / "world", run / "base", run / "conversations")
 
 
@@ -220,4 +220,4 @@ def _train(
 ) -> None:
     outcome = train(settings, bool(all_checkpoints(Path(settings.output))))
     if not outcome.complete:
-        raise TrainingError(f"stopped at step {outcome.step}; the same command goes on from there")
+        raise TrainingError(f"stopped at step {outcome.step}; the same command resumes there")

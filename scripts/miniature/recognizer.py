@@ -27,19 +27,19 @@ from scripts.miniature.world import (
 )
 
 LEVEL = 0.1
-"""Root mean square that every sound is brought to, full scale 1."""
+"""Root mean square that all audio is scaled to, full scale 1."""
 
 NOISE = 1e-3
 """Standard deviation of the noise, full scale 1."""
 
 MARGIN = 0.15
-"""Seconds of noise before and after every sound."""
+"""Seconds of noise before and after the audio."""
 
 LISTENS = 5
 """Attempts for each audio, each with different noise; the most frequent result counts."""
 
 SEARCH = {"wip": 0.2, "pip": 1.0}
-"""Penalties of words and phones, with which answers of one word are understood best."""
+"""Penalties of words and phones that suit answers of one word."""
 
 ANSWERS = (
     "{number}",
@@ -58,7 +58,7 @@ CONTENT_WORDS = frozenset(word for words in OPEN_WORDS.values() for word in word
 
 
 class RecognizerError(RuntimeError):
-    """The recognizer cannot work; the message says what to install."""
+    """Recognition is not possible; the message says what to install."""
 
 
 Said = Literal["anything", "answer"]
@@ -66,7 +66,7 @@ Said = Literal["anything", "answer"]
 
 
 def grammar(said: Said) -> str:
-    """What can be said, in the Java Speech Grammar Format."""
+    """Everything that can be recognized, in the Java Speech Grammar Format."""
     templates = _answers() if said == "answer" else SENTENCES + _answers()
     rules = [f"<{name}> = {' | '.join(words)};" for name, words in OPEN_WORDS.items()]
     bodies = " | ".join(re.sub(r"{(\w+)}", r"<\1>", template) for template in templates)
@@ -74,7 +74,7 @@ def grammar(said: Said) -> str:
 
 
 def _answers() -> tuple[str, ...]:
-    """The templates of answers, with those numbers in a row that can be counted."""
+    """The templates of answers, with the sequences of numbers that occur."""
     counts = {turn.answer for split in SPLITS for turn in questions(split)["count"]}
     others = [template for template in ANSWERS if template.count("{number}") < 2]
     return (*others, *sorted(counts))
@@ -102,7 +102,7 @@ def content_words(text: str) -> Counter[str]:
 
 @dataclass(frozen=True)
 class Heard:
-    """What was said and what was understood."""
+    """The spoken text and what was recognized."""
 
     said: str
     understood: str
@@ -113,18 +113,18 @@ class Heard:
 
     @property
     def found(self) -> int:
-        """Content words that were understood, wherever they stand."""
+        """Content words that were recognized, in any order."""
         return sum((content_words(self.said) & Counter(self.understood.split())).values())
 
 
 def recall(heard: Iterable[Heard]) -> float:
-    """Content words understood, of all that were said."""
+    """Share of the spoken content words that were recognized."""
     heard = list(heard)
     return sum(h.found for h in heard) / sum(h.wanted for h in heard)
 
 
 def chance_recall(texts: Iterable[str], seed: int = 0) -> float:
-    """What guessing the words of the right templates would give."""
+    """The recall of random words in the right templates."""
     chance = random.Random(seed)
     return recall(
         Heard(text, fill(template_of(text), lambda slot: chance.choice(OPEN_WORDS[slot])))
@@ -144,7 +144,7 @@ class SpeechRecognizer:
             from pocketsphinx import Decoder
         except ImportError as error:
             raise RecognizerError(f"{error}; install pocketsphinx from requirements.txt") from error
-        # Neither normalization nor the search may remember the sound before.
+        # Neither normalization nor the search may depend on earlier audio.
         self._decoder = Decoder(loglevel="FATAL", cmn="batch", bestpath=False, **SEARCH)
         known = {word for template in SENTENCES + ANSWERS for word in template.split()}
         known = {word for word in known if "{" not in word} | CONTENT_WORDS
@@ -155,7 +155,7 @@ class SpeechRecognizer:
             self._decoder.add_jsgf_string(said, grammar(said))
 
     def hear(self, wave: np.ndarray, said: Said = "anything") -> str:
-        """What is understood of float samples [samples] at 16 kHz; "" if nothing is.
+        """The text recognized in float samples [samples] at 16 kHz; "" if there is none.
 
         Single words are recognized better if ``said`` tells what to expect.
         """

@@ -1,4 +1,4 @@
-"""What the miniature understands and says, measured on conversations that it never saw.
+"""Scores of the miniature on held-out conversations.
 
 Answers are greedy. Spoken answers are transcribed by a recognizer that is independent of the model.
 Ablations remove inputs that a correct pipeline needs, which has to lower the scores.
@@ -45,12 +45,12 @@ ABLATIONS = ("features", "codes", "delay", "request")
 LONG_SECONDS, PAUSE = 600, 0.5
 
 MOST_STEPS = 400
-"""Of one answer; the longest takes a fourth of this."""
+"""Limit for one answer; the longest needs a fourth of it."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A conversation up to its last answer, which is what counts."""
+    """A conversation without its last answer, whose expected ``text`` is scored."""
 
     kind: str
     chats: list[dict]
@@ -60,7 +60,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Answer:
-    """Text and speech codes (from 0) of one answer, and whether it came to an end."""
+    """Text and speech codes (from 0) of one answer, and whether it has an end token."""
 
     text: str
     codes: tuple[int, ...]
@@ -68,7 +68,7 @@ class Answer:
 
 
 Answered = tuple[list[Case], list[Answer], list[str]]
-"""Cases, their answers, and what the recognizer understood."""
+"""Cases, their answers, and what was recognized in the spoken ones."""
 
 
 def read_cases(path: Path, world: Path, kinds: Sequence[str], limit: int) -> list[Case]:
@@ -125,7 +125,7 @@ def load_model(
 
 
 def answer(model: KimiAudio, case: Case, ablation: str = "none") -> Answer:
-    """The greedy answer to ``case``, of which ``ablation`` takes something away.
+    """The greedy answer to ``case`` under an ablation.
 
     "features" zeroes the Whisper features of all audio, "codes" shuffles the speech codes that
     these belong to, "request" asks with the token of the other kind of answer.
@@ -163,19 +163,19 @@ def transcribed(cases: Sequence[Case], answers: Sequence[Answer]) -> float:
 
 
 def right(cases: Sequence[Case], answers: Sequence[Answer]) -> float:
-    """Part of the answers whose text is exactly what was expected."""
+    """Share of the answers with exactly the expected text."""
     pairs = zip(cases, answers, strict=True)
     return sum(case.text == answer.text for case, answer in pairs) / len(cases)
 
 
 def agreement(answers: Sequence[Answer], said: Sequence[str]) -> float:
-    """Part of the answers whose text is exactly what was heard."""
+    """Share of the answers whose text equals what was recognized in their speech."""
     pairs = zip(answers, said, strict=True)
     return sum(answer.text == heard for answer, heard in pairs) / len(answers)
 
 
 def spoken_right(cases: Sequence[Case], said: Sequence[str]) -> float:
-    """Part of the answers of which exactly what was expected was heard."""
+    """Share of the spoken answers that were recognized as the expected text."""
     return sum(case.text == heard for case, heard in zip(cases, said, strict=True)) / len(cases)
 
 
@@ -195,17 +195,16 @@ def hear_all(
 
 
 def measure(directory: Path, world: Path, limit: int = 100, serving: Serving = AS_STORED) -> dict:
-    """The figures of a miniature, as parts of 1; at most ``limit`` cases of each kind.
+    """The figures of a miniature, as shares of 1; at most ``limit`` cases of each kind.
 
-    ``world`` is the folder of the spoken small world. Ablations are those of the pipeline; what
-    they cost is seen beside the figures without any.
+    ``world`` is the folder of the spoken small world. Ablations are compared with "none".
     """
     model, recognizer = load_model(directory, serving=serving), SpeechRecognizer()
     figures: dict = {"sets": {}, "ablations": {}}
     for name in HELD_OUT_SETS:
         answered = _answers(model, recognizer, world, name, KINDS, limit, "none")
         figures["sets"][name] = scores(answered)
-    # In voices that are held out, which are understood only by all that there is.
+    # Held-out voices need every input that an ablation removes.
     figures["ablations"]["none"] = understood(answered)
     for ablation in ABLATIONS:
         changed = model
@@ -221,7 +220,7 @@ def measure(directory: Path, world: Path, limit: int = 100, serving: Serving = A
 
 
 def scores(answered: Answered) -> dict:
-    """Of each kind, and of all that is spoken together."""
+    """Scores of each kind, and agreement over all spoken answers."""
     values: dict = {}
     for kind in KINDS:
         cases, answers, said = _of(answered, lambda case, kind=kind: case.kind == kind)
@@ -236,7 +235,7 @@ def scores(answered: Answered) -> dict:
 
 
 def understood(answered: Answered) -> dict[str, float]:
-    """Of sentences to transcribe and of questions."""
+    """Scores of transcriptions and questions."""
     both, written, asked = (
         _of(answered, lambda case, kinds=kinds: case.kind in kinds)
         for kinds in (ASKED, ASKED[:1], ASKED[1:])
@@ -255,7 +254,7 @@ def _of(answered: Answered, chosen: Callable[[Case], bool]) -> Answered:
 
 
 def measure_long(model: KimiAudio, world: Path, seconds: float) -> dict[str, float]:
-    """Word errors of one recording of many held-out sentences, and of these alone."""
+    """Word error rate of one recording of many held-out sentences, and of each sentence alone."""
     cases = read_cases(world / "held_out.jsonl", world, ("transcription",), 1000)
     pause = np.zeros(round(PAUSE * SAMPLE_RATE), np.float32)
     sounds, chosen, length = [], [], 0

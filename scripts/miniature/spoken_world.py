@@ -1,11 +1,11 @@
-"""The small world spoken: voices, sounds on disk, and lists in the project's own formats.
+"""The spoken small world: voices, recordings, and lists in the formats of this project.
 
-Below the folder of a world lie
+The folder of a world contains
 
-    user/*.wav          16 kHz, 16 bit: what users say, in many voices
-    answer/*.wav        24 kHz, 16 bit: what the assistant says, in one voice
+    user/*.wav          16 kHz, 16 bit: users, in many voices
+    answer/*.wav        24 kHz, 16 bit: the assistant, in one voice
     SET.jsonl           conversations for fine-tuning; SET is one of SETS
-    speech_SET.jsonl    every sound of a set, once: audio, text, phones
+    speech_SET.jsonl    every recording of a set, once: audio, text, phones
     voice_train.jsonl   sentences and answers in the assistant's voice: audio, text, phones
     answers_train.jsonl   the same with each short answer ANSWERS_AGAIN times
     voice_held_out.jsonl  sentences alone
@@ -37,7 +37,7 @@ from scripts.miniature.world import Turn, dialogue, question, sentence
 
 ANSWER_VOICE = Voice("en-us+f3", 140, 50)
 ANSWER_RATE = 24_000
-"""Samples per second of what the vocoder gives (published configuration)."""
+"""Sample rate of the vocoder (published configuration)."""
 
 LANGUAGES = ("en-us", "en")
 VARIANTS = (
@@ -49,46 +49,46 @@ VARIANTS = (
     "shelby", "travis", "victor", "zac",
 )  # fmt: skip
 HELD_OUT_VARIANTS = ("Mike", "belinda", "david", "f4", "m2", "m6", "robert", "steph")
-"""Unlike those for training; variants made from one of these are in neither."""
+"""Different from those for training; variants derived from these are in neither."""
 
 RATES, HELD_OUT_RATES = range(140, 186, 5), range(142, 186, 5)
 PITCHES, HELD_OUT_PITCHES = range(30, 71, 5), range(32, 71, 5)
 
 TRANSCRIBE = (INSTRUCTION, "Please transcribe the spoken content into written text.")
-"""What the service asks for, and what the published examples ask for."""
+"""The instructions of the service and of the published examples."""
 
 REPEAT = "Please repeat what you hear."
 READ = "Please read aloud: "
 SILENCES = 0.3, 0.4
-"""Longest silence before and after what a user says, in seconds: nobody speaks at once."""
+"""Longest silence before and after the speech of a user, in seconds."""
 
 LONGEST_REPEATED = 6
 """Words of a sentence to repeat or read, so that answers stay below about 2.5 s."""
 
 ANSWERS_AGAIN = 8
-"""How often a short answer is among the sounds of the vocoder: they are few, and said most.
+"""Copies of each short answer in the vocoder's training set: they are few, and used most.
 
-The detokenizer hears each once: with this list and 5,000 steps it came nearer to a reference voice
-in 63 % of 60 answers, with each sound once and 4,000 steps in 90 %.
+The detokenizer's set has one of each: with this list and 5,000 steps it came nearer to a reference
+voice in 63 % of 60 answers, with one of each and 4,000 steps in 90 %.
 """
 
 SPOKEN = "spoken answer"
-"""The task type of conversations whose answers are speech and text."""
+"""Task type of conversations that are answered in speech and text."""
 
 KINDS = {"transcription": 0.3, "question": 0.27, "dialogue": 0.2, "repeat": 0.13, "read": 0.1}
-"""Kinds of conversations with their shares."""
+"""Shares of the kinds of conversations."""
 
 
 @dataclass(frozen=True)
 class Set:
-    """The split its texts are drawn from, and whether its voices are the held-out ones."""
+    """The split of its texts, and whether its voices are held out."""
 
     split: str
     held_out_voices: bool = False
 
     @property
     def distinct(self) -> bool:
-        """Whether every conversation has another text, as it should where one counts."""
+        """Whether all texts are different, as they should be for evaluation."""
         return self.split != "train"
 
 
@@ -126,7 +126,7 @@ def draw_voice(chance: random.Random, held_out: bool) -> Voice:
 
 @dataclass(frozen=True)
 class Task:
-    """A conversation before it is spoken; an empty ``user`` text of a turn is not spoken."""
+    """A conversation before synthesis; an empty ``user`` text is not spoken."""
 
     kind: str
     turns: tuple[Turn, ...]
@@ -135,7 +135,7 @@ class Task:
 
     @property
     def spoken(self) -> bool:
-        """Whether the answers are spoken, too."""
+        """Whether the answers are spoken."""
         return self.kind != "transcription"
 
     def utterances(self) -> Iterator[Utterance]:
@@ -185,7 +185,7 @@ def draw_task(chance: random.Random, kind: str, members: Set) -> Task:
 
 
 def draw_tasks(name: str, count: int, seed: int) -> list[Task]:
-    """``count`` conversations of the set ``name``, fewer where texts must differ and run out."""
+    """``count`` conversations of the set ``name``; fewer if different texts run out."""
     chance, members = random.Random(f"{seed} {name}"), SETS[name]
     tasks: list[Task] = []
     seen: set[tuple] = set()
@@ -210,14 +210,14 @@ def draw_sentences(split: str, count: int, seed: int) -> list[str]:
 
 
 def sound_name(utterance: Utterance) -> str:
-    """Where a sound lies, relative to the folder of its world."""
+    """Path of a recording, relative to the folder of its world."""
     kind = "answer" if utterance.voice == ANSWER_VOICE else "user"
     mark = hashlib.sha256(repr(utterance).encode()).hexdigest()[:16]
     return f"{kind}/{mark}.wav"
 
 
 def write_world(folder: Path, size: WorldSize, processes: int) -> None:
-    """Write sounds and lists of a world to ``folder``.
+    """Write recordings and lists of a world to ``folder``.
 
     Raises:
         SynthesisError: espeak-ng is missing or lacks a voice.
@@ -254,7 +254,7 @@ def write_world(folder: Path, size: WorldSize, processes: int) -> None:
 def _write_sounds(
     folder: Path, utterances: list[Utterance], processes: int
 ) -> dict[Utterance, list[tuple[str, float]]]:
-    """Write what was spoken; the phones of every utterance."""
+    """Write the recordings; returns the phones of every utterance."""
     phones = {}
     spoken: Iterable[Speech] = speak_all(utterances, processes)
     spoken = tqdm(spoken, total=len(utterances), desc="Speaking", unit=" sounds", disable=None)
@@ -272,7 +272,7 @@ def _write_sounds(
 
 
 def silences(utterance: Utterance) -> tuple[float, float]:
-    """Seconds of silence before and after a sound; the assistant's have none."""
+    """Seconds of silence before and after a recording; the assistant's have none."""
     if utterance.voice == ANSWER_VOICE:
         return 0.0, 0.0
     chance, (before, after) = random.Random(repr(utterance)), SILENCES
@@ -280,7 +280,7 @@ def silences(utterance: Utterance) -> tuple[float, float]:
 
 
 def resampled(wave: np.ndarray, rate: int) -> np.ndarray:
-    """int16 [samples] of the synthesizer as float32 at ``rate``, as the loader of sounds would."""
+    """int16 [samples] of the synthesizer as float32 at ``rate``, resampled as load_audio does."""
     found = soxr.resample(wave.astype(np.float32) / FULL_SCALE, RATE, rate, quality="HQ")
     length = math.ceil(len(wave) * (rate / RATE))
     return np.pad(found[:length], (0, max(length - len(found), 0)))

@@ -3,14 +3,14 @@
 A stage is done when its result exists, which appears whole; an interrupted training resumes from
 its last checkpoint. This module needs the standard library only. The folder of a run contains
 
-    world/                         sounds and lists, see spoken_world
+    world/                         recordings and lists, see spoken_world
     vocoder/ tokenizer/ detokenizer/ whisper/ language_model/
                                    trainings: checkpoints, metrics, loss plot, ``final``
-    encoder/                       the speech tokenizer as it is stored: in half precision
+    encoder/                       the speech tokenizer in half precision, as it is stored
     base/                          a checkpoint whose language model is untrained
-    conversations/                 what it is trained on, see conversations.py
-    mini/                          what is served
-    figures/                       what was measured on mini, see figures.py
+    conversations/                 its training data, see conversations.py
+    mini/                          the final checkpoint
+    figures/                       measurements of mini, see figures.py
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class StageError(RuntimeError):
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage leaves in the folder of a run, and the stages whose results it needs."""
+    """The result of a stage in the folder of a run, and the stages that it needs."""
 
     result: str
     needs: tuple[str, ...] = ()

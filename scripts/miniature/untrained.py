@@ -1,17 +1,21 @@
 """Write an untrained miniature: the whole architecture at a few MB, in the published layout.
 
 Every value follows from the seed, the tensor's name and its shape through exact arithmetic,
-so a seed gives the same bytes on every machine. The tensors are those that the parts of the
-model ask for (their slots), the configuration files carry the published field names.
+so a seed gives the same bytes on every machine. The tensors are those of the components' slots,
+the configuration files have the published fields.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 import math
+import re
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +55,6 @@ from kimia_infer.training.tasks.config import (
 )
 from kimia_infer.weights.component import Slot, expected_tensors
 from scripts.miniature import whisper_encoder
-from scripts.miniature.byte_pairs import ranks_of
 from scripts.miniature.whisper_encoder import WhisperSettings, WhisperSize
 
 CORPUS = """
@@ -69,19 +72,19 @@ laughter, a dog barks, a bell rings, a car passes. I heard that you said: what t
 
 
 SEED = 7
-"""Greedy answers of what is made from it tend to end within a few seconds."""
+"""Greedy answers of this model usually end within a few seconds."""
 
 NO_RUN = {"data": "", "output": ""}
-"""Of settings that only describe a part."""
+"""For settings that only describe a component."""
 
 QUERY_GAIN = 6.0
-"""Makes the untrained attention selective; with even attention greedy answers only repeat."""
+"""Makes untrained attention selective; otherwise greedy answers only repeat."""
 
 END_GAIN = 1.5
-"""How much the end tokens stand out of the untrained heads."""
+"""Gain of the end tokens in the untrained heads."""
 
 QUIET_GAIN = 0.1
-"""Weight-norm gain of the vocoder's residual branches and output, so that the wave is not cut."""
+"""Weight-norm gain of the vocoder's residual branches and output, so that nothing is clipped."""
 
 
 WHISPER = WhisperSize(width=64, feed_forward=128)
@@ -92,7 +95,7 @@ VOCODER = GeneratorSize(channels=64)
 
 @dataclass(frozen=True)
 class Sizes:
-    """Every size of the miniature that is free to choose; the published names are below."""
+    """Every size of the miniature that can be chosen."""
 
     merges: int = 256
     hidden: int = 128
@@ -120,9 +123,9 @@ class Sizes:
 def write_miniature(
     directory: Path, seed: int = SEED, sizes: Sizes | None = None, corpus: str = CORPUS
 ) -> None:
-    """Write a complete checkpoint to ``directory``; what is there under the same names goes.
+    """Write a complete checkpoint to ``directory``, replacing files of the same names.
 
-    The text tokenizer is made for the words of ``corpus``.
+    The text tokenizer is trained on ``corpus``.
     """
     sizes = sizes or Sizes()
     writer = _Writer(directory, seed)
@@ -135,7 +138,7 @@ def write_miniature(
 
 
 class _Writer:
-    """Puts configuration files and seeded tensors below one directory."""
+    """Writes configuration files and seeded tensors to one directory."""
 
     def __init__(self, directory: Path, seed: int):
         self.directory = directory
@@ -157,7 +160,7 @@ class _Writer:
         prefix: str = "",
         scaled_rows: dict[str, Tensor] | None = None,
     ) -> None:
-        """Save what ``slots`` ask for, under ``prefix`` + their names.
+        """Save the tensors of ``slots``, under ``prefix`` + their names.
 
         ``scaled_rows`` multiplies the rows of a tensor by the given factors [rows].
         """
@@ -199,6 +202,47 @@ def _uniform(name: str, shape: tuple[int, ...], seed: int, deviation: float) -> 
     steps = (bits >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0  # exact: 24 bits
     values = (steps * (deviation * math.sqrt(3.0))).astype(np.float32)
     return torch.from_numpy(values.reshape(shape))
+
+
+def ranks_of(corpus: str, merges: int) -> str:
+    """The lines of ``tiktoken.model``: all bytes, then the tokens of ``merges`` merges."""
+    tokens = byte_order() + train_merges(corpus, merges)
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+    return "".join(lines)
+
+
+def train_merges(text: str, count: int) -> list[bytes]:
+    """Byte pair encoding: the tokens of ``count`` merges of the most frequent neighbors."""
+    pieces = Counter(re.findall(r" ?[A-Za-z]+| ?[^\sA-Za-z]+", text))
+    words = {tuple(bytes([b]) for b in piece.encode()): n for piece, n in pieces.items()}
+    merged: list[bytes] = []
+    while len(merged) < count:
+        pairs: Counter[tuple[bytes, bytes]] = Counter()
+        for word, times in words.items():
+            for pair in pairwise(word):
+                pairs[pair] += times
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        words = {_merge(word, best): times for word, times in words.items()}
+        if best[0] + best[1] not in merged:
+            merged.append(best[0] + best[1])
+    return merged
+
+
+def _merge(word: tuple[bytes, ...], pair: tuple[bytes, bytes]) -> tuple[bytes, ...]:
+    result: list[bytes] = []
+    for token in word:
+        if result and (result[-1], token) == pair:
+            result[-1] += token
+        else:
+            result.append(token)
+    return tuple(result)
+
+
+def byte_order() -> list[bytes]:
+    """The 256 bytes in the order of their published ranks: printable ones first, from "!"."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [bytes([byte]) for byte in printable + others]
 
 
 def _write_text_tokenizer(writer: _Writer, sizes: Sizes, corpus: str) -> None:
@@ -273,7 +317,7 @@ def _write_language_model(writer: _Writer, sizes: Sizes) -> None:
             "pad_token_id": special.pad,
         },
     )
-    # Untrained heads would mostly choose ids that their track cannot use, and no words.
+    # Otherwise untrained heads mostly choose ids that their track cannot use.
     rows = {name: torch.full((values["vocab_size"],), 0.25) for name in ("lm_head", "mimo_output")}
     rows["lm_head"][256 : sizes.base_tokens] = 1.0
     rows["lm_head"][special.text_eos] = END_GAIN

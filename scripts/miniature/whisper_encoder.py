@@ -1,10 +1,10 @@
-"""Training of a small Whisper-style encoder: frames from which the text can be recognized.
+"""Training of a small Whisper-style encoder as part of a speech recognizer.
 
-The published encoder was trained as the first half of a recognizer of speech. Here a few
-convolutions above it, which are not kept, read characters and words by CTC.
+The published encoder was trained as the first half of a speech recognizer. Here a few convolutions
+above it, which are not stored, recognize characters and words by CTC.
 
-The encoder looks at 30 s, most of which is silence around a short sound. To waste little, several
-sounds share a segment, and for most of the steps segments are shorter, at random positions.
+The encoder reads 30 s, most of which is silence around a short recording. To save time, several
+recordings share a segment, and for most of the steps segments are shorter, at random positions.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ DYNAMIC_RANGE = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class WhisperSize:
-    """Of a new encoder."""
+    """Sizes of a new encoder."""
 
     width: int = option("hidden size", 96, 2)
     layers: int = option("transformer layers", 2, 1)
@@ -72,7 +72,7 @@ class WhisperSize:
 
 @dataclass(frozen=True, kw_only=True)
 class WhisperSettings(CodecSettings):
-    """The encoder of continuous features, taught to recognize text."""
+    """Training of the encoder of continuous features by recognizing text."""
 
     size: WhisperSize = field(default_factory=WhisperSize, metadata={"help": "of new weights"})
     recognizer_layers: int = option("convolution blocks above the encoder", 2, 0)
@@ -88,7 +88,7 @@ class WhisperSettings(CodecSettings):
 
 
 def train_whisper(settings: WhisperSettings, resume: bool = False) -> Outcome:
-    """Run or continue a training; ``output/final/whisper-large-v3`` is what it gives.
+    """Run or resume a training; the result is ``output/final/whisper-large-v3``.
 
     Raises:
         ConfigError, DataError, CheckpointError, TrainingError: what is wrong with the settings,
@@ -116,7 +116,7 @@ def read_sound(sound: Sound, extractor) -> Example:
     wave = load_audio(sound.path, max_seconds=SEGMENT_SAMPLES / SAMPLE_RATE)
     count = segment_codes(len(wave))
     check_speakable(sound.text, count)
-    # Silence behind the end, as a segment has it; more of it changes none of these frames.
+    # Silence after the end, as in a segment; more of it changes none of these frames.
     samples = min((count + 1) * CODE_SAMPLES, SEGMENT_SAMPLES)
     found = extractor(
         wave, sampling_rate=SAMPLE_RATE, padding="max_length", max_length=samples,
@@ -127,7 +127,7 @@ def read_sound(sound: Sound, extractor) -> Example:
 
 
 class WhisperLosses(NamedTuple):
-    """Of every sound, float32 [batch], already weighted."""
+    """Weighted losses of every recording, float32 [batch]."""
 
     characters: Tensor
     words: Tensor
@@ -138,21 +138,21 @@ class WhisperLosses(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a sound begins: the number of its segment and of its first code there."""
+    """Where a recording begins: the index of its segment and of its first code there."""
 
     segment: int
     code: int
 
 
 class WhisperNetwork(CodecNetwork):
-    """Sounds to losses, in segments that several share."""
+    """Losses of recordings, several of which share a segment."""
 
     def __init__(
         self, encoder: WhisperEncoder, values: dict, settings: WhisperSettings, units: Units
     ):
         super().__init__()
         self.encoder, self.values, self.settings, self.units = encoder, values, settings, units
-        # Far positions are seen too seldom to be learned one by one.
+        # Late positions occur too rarely to be learned.
         encoder.embed_positions.requires_grad_(False)
         width = encoder.config.d_model
         layers = range(settings.recognizer_layers)
@@ -214,9 +214,9 @@ class WhisperNetwork(CodecNetwork):
 def arrange(
     counts: Sequence[int], length: int, sparse: bool, generator: torch.Generator | None
 ) -> list[Place]:
-    """Places for sounds of ``counts`` codes in segments of ``length``, with pauses between them.
+    """Places for recordings of ``counts`` codes in segments of ``length``, with pauses.
 
-    ``sparse`` leaves a random part of each segment silent, as a short sound does.
+    ``sparse`` leaves the end of each segment silent, from a random point on.
     """
     places, segment, end, limit = [], -1, 0, 0
     draws = torch.rand(2 * len(counts), generator=generator).tolist()
@@ -231,7 +231,7 @@ def arrange(
 
 
 def fill_segments(mels: Sequence[Tensor], places: Sequence[Place], length: int) -> Tensor:
-    """Spectrograms [segments, mels, 8 * length], normalized as those of whole segments are."""
+    """Spectrograms [segments, mels, 8 * length], normalized as whole segments are."""
     segments = places[-1].segment + 1
     shape = (segments, mels[0].shape[0], MEL_PER_CODE * length)
     filled = mels[0].new_full(shape, -torch.inf)
@@ -242,7 +242,7 @@ def fill_segments(mels: Sequence[Tensor], places: Sequence[Place], length: int) 
 
 
 def encode(encoder: WhisperEncoder, mel: Tensor, first_code: int) -> Tensor:
-    """Frames [segments, time, width] of spectrograms of any length that begin at a position.
+    """Frames [segments, time, width] of spectrograms of any length, from a given position.
 
     As :meth:`WhisperEncoder.forward`, which takes 30 s only.
     """
@@ -274,7 +274,7 @@ def new_config(settings: WhisperSettings) -> dict:
 
 
 def new_encoder(encoder: WhisperEncoder) -> WhisperEncoder:
-    """Untrained, in larger values than the library's, which suit wide layers; faint positions."""
+    """Initialize with larger values than transformers, whose suit wide layers; small positions."""
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv1d):
             module.reset_parameters()

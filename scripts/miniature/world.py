@@ -1,8 +1,8 @@
-"""A small world to speak about: every sentence, question and dialogue that the miniature learns.
+"""The small world: every sentence, question and dialogue that the miniature learns.
 
 The world has 84 words. Sentences combine a few templates with open slots; questions have one
 right answer each. A text belongs to one split, chosen by its checksum, so that training and
-held-out texts never meet, whoever draws them.
+held-out texts are disjoint.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SLOTS = {
     "move": ("open", "close"),
     "lid": ("box", "book"),
 }
-"""What the words in braces of a template stand for."""
+"""Words for the slots of templates."""
 
 SENTENCES = (
     "{carry} the {color} {object} to the {place}",
@@ -58,7 +58,7 @@ SENTENCES = (
     "the number is {digit} {digit} {digit}",
     "a {color} {object} and a {color} {object}",
 )
-"""Templates of what is transcribed, repeated and read aloud: four to seven words."""
+"""Templates of sentences to transcribe, repeat and read aloud: four to seven words."""
 
 SUMS = ("what is {}", "how much is {}", "tell me {}", "{}")
 NEIGHBORS = ("what comes {}", "which number comes {}", "tell me what comes {}")
@@ -68,7 +68,7 @@ MY_COLOR = ("what color is my {}", "which color is my {}", "tell me the color of
 WHERE = ("where is {}", "tell me where {} is")
 
 MINE = "my "
-"""How facts begin that only dialogues have."""
+"""Beginning of facts that only dialogues contain."""
 
 SPLITS = ("train", "validation", "held_out")
 LONGEST_COUNT = 4
@@ -76,7 +76,7 @@ LONGEST_COUNT = 4
 
 @dataclass(frozen=True)
 class Turn:
-    """What is said and what is answered."""
+    """A user's message and its answer."""
 
     user: str
     answer: str
@@ -92,7 +92,7 @@ def split_of(text: str) -> str:
 
 
 def split_of_dialogue(turns: Dialogue) -> str:
-    """The split of a dialogue as a whole, or of how it opens if that is said alone as well."""
+    """The split of a dialogue; of its first message if that also occurs alone."""
     opening = turns[0].user
     alone = not opening.startswith(MINE)
     return split_of(opening if alone else " | ".join(turn.user for turn in turns))
@@ -167,7 +167,7 @@ def question(chance: random.Random, split: str) -> Turn:
 
 
 def dialogue(chance: random.Random, split: str) -> Dialogue:
-    """A random dialogue of ``split``, whose last question needs what was said before."""
+    """A random dialogue of ``split`` whose last question needs the earlier turns."""
     makers = (_color_dialogue, _late_color, _place_dialogue, _sum_dialogue, _next_dialogue)
     while True:
         turns = chance.choices(makers, (3, 3, 2, 3, 1))[0](chance)
@@ -185,7 +185,7 @@ def _color_dialogue(chance: random.Random) -> Dialogue:
 
 
 def _late_color(chance: random.Random) -> Dialogue:
-    """Something else is asked between the fact and the question about it."""
+    """With another question between the fact and the question about it."""
     fact, asked = _color_dialogue(chance)
     return fact, chance.choice(questions("train")["sum"]), asked
 

@@ -24,8 +24,7 @@ from kimia_infer.models.kimi_audio.vocoder import VocoderConfig, vocoder_compone
 from kimia_infer.models.kimi_audio.whisper import whisper_component
 from kimia_infer.training.tasks.config import DiTSize, EncoderSize, GeneratorSize
 from kimia_infer.weights.component import Component, expected_tensors
-from scripts.miniature.byte_pairs import train_merges
-from scripts.miniature.untrained import CORPUS, SEED, Sizes, write_miniature
+from scripts.miniature.untrained import CORPUS, SEED, Sizes, train_merges, write_miniature
 from scripts.miniature.whisper_encoder import WhisperSize
 from tests.paths import ROOT
 
