@@ -10,16 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.api.parameters import ServiceParameters
-from kimia_infer.commands import evaluate, infer, parser, train_codec
+from kimia_infer.commands import evaluate, parser, train_codec
 from kimia_infer.commands.main import COMMANDS, main, run_command
 from kimia_infer.commands.timings import summarize
 from kimia_infer.layers.quantization import SCHEMES
+from kimia_infer.serving.cog.inputs import CogInputs
 from tests.paths import ROOT
 
 SCRIPTS = sorted(
     path.name for path in (ROOT / "scripts").iterdir() if path.is_file() and not path.suffix
 )
+UNOFFERED = {"history-audio", "stop-repetition", "timeout-seconds"}
+"""Inputs that come from the history file, or that a service does not offer."""
+
 ENTRY = "import sys; from kimia_infer.commands.main import main; sys.exit(main())"
 
 
@@ -48,7 +51,7 @@ def test_scripts_explain_themselves_at_once_and_anywhere(name: str) -> None:
 def test_commands_explain_themselves_at_once_and_anywhere(name: str) -> None:
     done = bare("-c", ENTRY, name, "--help")
     assert done.returncode == 0, done.stderr
-    assert f"usage: kimi-audio {name}" in done.stdout
+    assert f"usage: kimi-audio {name} " in done.stdout
     assert len(done.stdout.splitlines()) <= 70
 
 
@@ -136,15 +139,10 @@ def test_main_takes_its_arguments_from_the_process(
     assert "none.wav" in capsys.readouterr().err
 
 
-def test_infer_offers_the_parameters_of_the_service() -> None:
-    """Names and defaults are repeated there, so that help needs nothing installed."""
-    fields = ServiceParameters.model_fields
-    local = {"stop_repetition", "timeout_seconds"}  # of the library and of evaluations
-    assert set(infer.SAMPLING) == fields.keys() - local - {"output_type", "preset"}
-    for name, (kind, text) in infer.SAMPLING.items():
-        default = fields[name].default
-        if default is not None:
-            assert text.endswith(f"[{default}]") and type(default) is kind
+def test_infer_offers_every_input_of_the_predictors() -> None:
+    inputs = {name.replace("_", "-") for name in CogInputs.model_fields} - UNOFFERED
+    done = bare("-c", ENTRY, "infer", "--help")
+    assert all(f"\n  --{name} " in done.stdout for name in inputs)
 
 
 def test_names_that_commands_repeat_are_those_of_the_library() -> None:
