@@ -28,9 +28,6 @@ class Bench:
     """What measurements work on, made when one of them first needs it and kept for the others."""
 
     def __init__(self, setup: Setup):
-        from scripts.benchmark.stand_in import provide_pydantic
-
-        provide_pydantic()
         import torch
 
         from kimia_infer.api.loading import default_device, parse_dtype
@@ -38,7 +35,10 @@ class Bench:
         self.setup, self.steps, self.runs = setup, setup.steps, setup.runs
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
-        self.device = torch.device(setup.device) if setup.device else default_device()
+        device = torch.device(setup.device) if setup.device else default_device()
+        if device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, 0)
+        self.device = device
         self.dtype = parse_dtype(setup.dtype, self.device)
 
     @property
