@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kimia_infer.api.encoding import ChatEncoder
 from kimia_infer.api.events import Event, Stopwatch
@@ -87,7 +87,11 @@ class Engine:
         )  # fmt: skip
 
     def _use_onednn(self) -> None:
-        modules = [self.speech_codes.module, self.whisper_features.encoder, self.language_model]
+        modules: list[nn.Module] = [
+            self.speech_codes.module,
+            self.whisper_features.encoder,
+            self.language_model,
+        ]
         if self.detokenizer is not None:
             modules.append(self.detokenizer.dit)
         for module in modules:

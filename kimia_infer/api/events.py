@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
-Metrics = dict[str, float | int | str]
+Metrics = dict[str, Any]
 
 
 @dataclass(frozen=True)

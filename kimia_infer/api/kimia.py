@@ -196,6 +196,7 @@ class KimiAudio(Engine):
     ) -> Completion:
         """The last event of :meth:`respond`."""
         *_, completion = self.respond(chats, options, randomness, on_step, voice=voice)
+        assert isinstance(completion, Completion)
         return completion
 
     def transcribe(self, audio: AudioSource, **arguments: Any) -> Transcript:
@@ -204,6 +205,7 @@ class KimiAudio(Engine):
         Takes the arguments of :meth:`stream_transcription`, whose last event this is.
         """
         *_, transcript = self.stream_transcription(audio, **arguments)
+        assert isinstance(transcript, Transcript)
         return transcript
 
     def stream_transcription(

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
 
 from kimia_infer.api.memory import MemoryPlan, free_memory, weight_bytes
 from kimia_infer.api.offloading import ENCODERS, offloaded
@@ -136,7 +136,7 @@ def _load(
     dtype: torch.dtype,
     checksum: Callable[[StoredTensor], int] | None,
     offload: str | None,
-) -> dict[str, nn.Module]:
+) -> dict[str, Any]:
     """The modules of all components, both encoders in host memory if they are offloaded."""
     host, placed = {}, {}
     for name, stored in components.items():

@@ -155,9 +155,12 @@ def _decode(file: BinaryIO, name: str, max_seconds: float | None, sample_rate: i
         raise AudioError(f"{name}: no audio track in it; {ADVICE}") from error
     except RuntimeError as error:
         raise AudioError(f"{name}: not readable as sound ({_reason(error)}); {ADVICE}") from error
+    rate = decoder.metadata.sample_rate
+    if rate is None:
+        raise AudioError(f"{name}: its sample rate is unknown; {ADVICE}")
     try:
-        pieces = _mono_pieces(decoder, name, max_seconds)
-        return _resample(pieces, decoder.metadata.sample_rate, sample_rate)
+        pieces = _mono_pieces(decoder, rate, name, max_seconds)
+        return _resample(pieces, rate, sample_rate)
     except RuntimeError as error:
         if NO_SAMPLES in str(error):
             raise AudioError(f"{name}: no sound in it (zero samples); {ADVICE}") from error
@@ -172,7 +175,7 @@ def _reason(error: RuntimeError) -> str:
 
 
 def _mono_pieces(
-    decoder: AudioDecoder, name: str, max_seconds: float | None
+    decoder: AudioDecoder, rate: int, name: str, max_seconds: float | None
 ) -> Iterator[np.ndarray]:
     """The channel mean, at the stream's own rate, in ranges of bounded size.
 
@@ -186,7 +189,7 @@ def _mono_pieces(
     begin = about.begin_stream_seconds_from_header or 0.0
     # One second more than permitted tells a wave that just fits from a longer one.
     limit = max_seconds + 1.0
-    step = min(limit, RANGE_BYTES / (4 * about.sample_rate * about.num_channels))
+    step = min(limit, RANGE_BYTES / (4 * rate * (about.num_channels or 1)))
     total = 0
     for index in range(math.ceil(limit / step)):
         start = begin + index * step if index else 0.0
@@ -197,7 +200,7 @@ def _mono_pieces(
                 return
             raise
         total += samples.data.shape[1]
-        if total > max_seconds * about.sample_rate:
+        if total > max_seconds * rate:
             raise _too_long(name, max_seconds, about.duration_seconds_from_header)
         yield _mean(samples)
 

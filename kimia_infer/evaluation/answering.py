@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ def answer_items(
     options: Parameters,
     batch_size: int,
     make_graphs: Callable[[torch.device], Graphs] = graphs_for,
-) -> Iterator[Finished]:
+) -> Generator[Finished, None, None]:
     """Answer items, up to ``batch_size`` at a time, and yield each as it ends.
 
     The order is that of ``items`` if ``batch_size`` is 1. The outcome of an item that is refused
@@ -81,7 +81,9 @@ def answer_items(
             yield from Batching(model, options, batch_size, make_graphs).answers(loaded)
 
 
-def load_ahead(items: Sequence[Item], max_seconds: float) -> Iterator[tuple[Item, Loaded]]:
+def load_ahead(
+    items: Sequence[Item], max_seconds: float
+) -> Generator[tuple[Item, Loaded], None, None]:
     """Every item with its recordings, in order; the next few are loaded in a thread.
 
     A whole recording longer than ``max_seconds`` is refused without decoding the rest. Closing
@@ -167,6 +169,7 @@ def _answer(
     try:
         request = _request(item, loaded, options)
         *_, completion = surviving_out_of_memory(model.answer(request))
+        assert isinstance(completion, Completion)
     except RequestError as error:
         return error
     return completion

@@ -72,7 +72,7 @@ def _errors(item: Item, answer: str) -> Errors:
     )
 
 
-def summarize(metric: str, scores: Sequence[Score]) -> dict[str, Any]:
+def summarize(metric: str, scores: Sequence[Any]) -> dict[str, Any]:
     """The figures of many answers scored by one metric; ``score`` is in percent.
 
     Error rates are those of all references together, not means of rates. ``score`` is None if

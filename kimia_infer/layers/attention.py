@@ -229,7 +229,7 @@ def _sdpa_token(
 
 
 def _flash_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    from flash_attn import flash_attn_func
+    from flash_attn import flash_attn_func  # pyrefly: ignore[missing-import]
 
     # flash-attn aligns the causal mask to the end of the keys, as wanted here.
     out = flash_attn_func(
@@ -241,7 +241,7 @@ def _flash_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
 def _flash_token(
     qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, bucket: int
 ) -> Tensor:
-    from flash_attn import flash_attn_with_kvcache
+    from flash_attn import flash_attn_with_kvcache  # pyrefly: ignore[missing-import]
 
     query = _store(qkv, cache, layer, position)
     out = flash_attn_with_kvcache(

@@ -53,7 +53,7 @@ def python_headers() -> Path:
     return Path(sysconfig.get_path("include", "posix_prefix" if "local" in scheme else scheme))
 
 
-def kernel_operator(schema: str, kernel: str, fake: Callable) -> Callable:
+def kernel_operator(schema: str, kernel: str, fake: Callable) -> Any:
     """An operator that only Triton computes; ``schema`` is its name and signature.
 
     ``kernel`` is the module of this package and the function in it that launch the kernel, and

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ from kimia_infer.layers import operators
 from kimia_infer.utils.errors import CheckpointError, ConfigurationError
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
+
+Model = TypeVar("Model", bound=nn.Module)
 
 SCHEMES = ("none", "fp8", "int8", "int4")
 GROUP = 32
@@ -318,7 +320,7 @@ def stored_slots(slots: Iterable[Slot], scheme: str) -> list[Slot]:
     return stored
 
 
-def stored_build(build: Callable[[], nn.Module], scheme: str) -> Callable[[], nn.Module]:
+def stored_build(build: Callable[[], Model], scheme: str) -> Callable[[], Model]:
     """Builds, on the meta device, what :func:`stored_slots` fill."""
     return lambda: _without_values(build(), scheme)
 

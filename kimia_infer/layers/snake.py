@@ -53,7 +53,7 @@ class _Upsample(torch.autograd.Function):
         return _correlate(padded[..., :-1], taps[0::2]), _correlate(padded[..., 1:], taps[1::2])
 
     @staticmethod
-    def backward(ctx, even: Tensor, odd: Tensor) -> Tensor:
+    def backward(ctx, even: Tensor, odd: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
         taps = [2 * tap for tap in reversed(low_pass_filter())]
         padded = _spread(even, taps[0::2], (0, 1)).add_(_spread(odd, taps[1::2], (1, 0)))
         return _fold(padded, 3, 3)
@@ -71,7 +71,7 @@ class _Downsample(torch.autograd.Function):
         return _correlate(odd, taps[0::2], total=_correlate(even, taps[1::2]))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyrefly: ignore[bad-override]
         taps = low_pass_filter()
         even, odd = _spread(grad, taps[1::2]), _spread(grad, taps[0::2])
         first, last = odd[..., :3].sum(-1), even[..., -3:].sum(-1)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import reprlib
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -38,7 +39,7 @@ def explain(error: ValidationError) -> list[str]:
     return [_explain_one(fault) for fault in error.errors(include_url=False)]
 
 
-def _explain_one(fault: dict) -> str:
+def _explain_one(fault: Mapping[str, Any]) -> str:
     field = ".".join(str(place) for place in fault["loc"])
     if fault["type"] == "missing":
         text = "missing"

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -64,8 +65,11 @@ def read_json(path: Path) -> dict:
     return value
 
 
+Module = TypeVar("Module", bound=nn.Module)
+
+
 @dataclass
-class Component:
+class Component(Generic[Module]):
     """A module of the model with the tensors it expects and the files they come from.
 
     Creating one checks every name, shape and kind against the file headers, so a bad
@@ -74,7 +78,7 @@ class Component:
     """
 
     name: str
-    build: Callable[[], nn.Module]
+    build: Callable[[], Module]
     slots: list[Slot]
     store: TensorStore
     ignored: tuple[str, ...] | None = field(default=None)
@@ -116,7 +120,7 @@ class Component:
 
     def load(
         self, device: torch.device, dtype: torch.dtype, report: Report | None = None
-    ) -> nn.Module:
+    ) -> Module:
         """Build the module and fill it; ``report`` gets the number of values read each time."""
         module = self.allocate(device, dtype)
         parameters = dict(module.named_parameters())
@@ -125,7 +129,7 @@ class Component:
             self.place(slot, parameters, reader, report)
         return module
 
-    def allocate(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    def allocate(self, device: torch.device, dtype: torch.dtype) -> Module:
         """Build the module for inference; its parameters hold nothing yet.
 
         They get ``dtype``, but for those that are built in another one than float32.

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.tensors import Reader, Report, StoredTensor
@@ -74,7 +75,7 @@ def load_modules(
     report: Report | None = None,
     checksum: Callable[[StoredTensor], int] | None = None,
     readers: int = READERS,
-) -> dict[str, nn.Module]:
+) -> dict[str, Any]:
     """The modules of ``components``, each in its dtype on ``device``, ready for inference.
 
     ``report`` gets the number of values read each time, from one thread at a time;

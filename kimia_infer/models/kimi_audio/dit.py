@@ -184,7 +184,9 @@ class TimestepEmbedder(nn.Module):
         exponents = torch.arange(half, dtype=torch.float32, device=times.device) / half
         angles = times[..., None].float() * torch.exp(-math.log(TIMESTEP_PERIOD) * exponents)
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
+        first = self.mlp[0]
+        assert isinstance(first, nn.Linear)
+        return self.mlp(waves.to(first.weight.dtype))
 
 
 class Attention(nn.Module):
@@ -285,6 +287,7 @@ class DiT(nn.Module):
         shape, hidden = condition.shape[:-1], self.config.hidden_size
         blocks = condition.new_empty(len(self.blocks), *shape, 6, hidden)
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             blocks[index] = block.adaLN_modulation(condition).view(*shape, 6, hidden)
         final = self.final_layer.adaLN_modulation(condition).view(*shape, 2, hidden)
         return StepConditioning(blocks, final)
@@ -319,7 +322,7 @@ def dit_slots(config: DiTConfig) -> list[Slot]:
         return identity_slots(DiT(config))
 
 
-def dit_component(directory: Path) -> Component:
+def dit_component(directory: Path) -> Component[DiT]:
     """The network of a checkpoint's ``audio_detokenizer`` folder, published or slim."""
     config = DiTConfig.from_directory(directory)
     return Component(

@@ -162,6 +162,7 @@ class LanguageModel(nn.Module):
         dtype = dtype or self.dtype
         audio = self.embedding(audio_ids).to(dtype)
         if features is not None:
+            assert is_continuous is not None
             adapted = self.adaptor(features.to(self.device, self.dtype)).to(dtype)
             continuous = is_continuous[..., None]
             spread = torch.zeros_like(audio).masked_scatter(continuous, adapted)
@@ -340,7 +341,7 @@ def ignored_tensors(config: LanguageModelConfig) -> dict[str, tuple[int, ...]]:
     return {f"{p}.self_attn.rotary_emb.inv_freq": (config.head_dim // 2,) for p in prefixes}
 
 
-def language_model_component(directory: Path, quantized: bool = False) -> Component:
+def language_model_component(directory: Path, quantized: bool = False) -> Component[LanguageModel]:
     """The language model of a checkpoint directory.
 
     Fine-tuned checkpoints also hold the Whisper encoder under ``whisper_model.``; serving

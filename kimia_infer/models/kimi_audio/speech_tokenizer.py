@@ -212,7 +212,7 @@ def speech_tokenizer_slots(config: SpeechTokenizerConfig) -> list[Slot]:
         return identity_slots(SpeechTokenizer(config))
 
 
-def speech_tokenizer_component(directory: Path) -> Component:
+def speech_tokenizer_component(directory: Path) -> Component[SpeechTokenizer]:
     """The speech tokenizer of a checkpoint folder.
 
     Tensors may be named without prefix or ``model.encoder.*``. What training and the upper

@@ -209,7 +209,7 @@ def vocoder_slots(config: VocoderConfig, folded: bool = False) -> list[Slot]:
     return slots
 
 
-def vocoder_component(directory: Path) -> Component:
+def vocoder_component(directory: Path) -> Component[Vocoder]:
     """The generator of a checkpoint's ``vocoder`` folder, published or slim.
 
     The stored filters are computed from their definition and not read.

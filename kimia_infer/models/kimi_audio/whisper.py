@@ -78,7 +78,7 @@ def encoder_config(values: Mapping[str, Any], source: Path) -> WhisperConfig:
         attention_dropout=0.0,
         activation_dropout=0.0,
         encoder_layerdrop=0.0,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # pyrefly: ignore[unexpected-keyword]
     )
 
 
@@ -161,7 +161,9 @@ def _build(config: WhisperConfig) -> WhisperEncoder:
     return WhisperEncoder(config)
 
 
-def whisper_component(directory: Path, tuned: TensorStore | None = None) -> Component:
+def whisper_component(
+    directory: Path, tuned: TensorStore | None = None
+) -> Component[WhisperEncoder]:
     """The Whisper encoder of a checkpoint folder; its decoder is ignored.
 
     Tensors may be named ``model.encoder.*``, as published, or ``encoder.*``, as exported

@@ -101,6 +101,7 @@ class KimiRunner(cog.BaseRunner):
     def complete(self, values: Mapping[str, Any]) -> Completion | Transcript:
         """The whole answer to the inputs in ``values``."""
         *_, answer = self.respond(values)
+        assert isinstance(answer, Completion | Transcript)
         return answer
 
 

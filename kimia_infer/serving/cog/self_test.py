@@ -46,7 +46,7 @@ def self_test(model: KimiAudio) -> None:
 
 
 def _modules(model: KimiAudio) -> dict[str, nn.Module]:
-    modules = {
+    modules: dict[str, nn.Module] = {
         "speech tokenizer": model.speech_codes.module,
         "Whisper encoder": model.whisper_features.encoder,
         "language model": model.language_model,
@@ -82,6 +82,7 @@ def _try_encoders(model: KimiAudio) -> None:
 def _try_detokenizer(model: KimiAudio) -> None:
     """Speak the first chunk of some codes, of the size that most chunks have."""
     detokenizer = model.detokenizer
+    assert detokenizer is not None
     mel_bins = detokenizer.dit.config.mel_bins
     codes = torch.zeros(detokenizer.config.chunk_codes, dtype=torch.int64)
     with _trying("detokenizer"), detokenizer.graphs.lane():
