@@ -27,7 +27,7 @@ from kimia_infer.serving.cog.schema import read_inputs
 from kimia_infer.utils.errors import RequestError
 
 if TYPE_CHECKING:
-    from kimia_infer.serving.answer import Answer
+    from kimia_infer.serving.client import Prediction
     from kimia_infer.serving.cog.inputs import CogInputs
 
 FILES = ("audio", "history", "voice")
@@ -140,7 +140,7 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def report(answer: Answer, arguments: Namespace) -> None:
+def report(answer: Prediction, arguments: Namespace) -> None:
     """Write the speech, and what else there is about an answer to stderr."""
     for note in answer.notes:
         say(f"note: {note}")
@@ -156,26 +156,24 @@ def report(answer: Answer, arguments: Namespace) -> None:
             say(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
 
 
-def from_file(path: Path) -> Answer:
-    from kimia_infer.serving.answer import AnswerError, parse_answer
+def from_file(path: Path) -> Prediction:
+    from kimia_infer.serving.client import PredictionError, parse_prediction
 
     try:
-        return parse_answer(path.read_bytes())
-    except AnswerError as error:
-        raise AnswerError(f"{path}: {error}") from error
+        return parse_prediction(path.read_bytes())
+    except PredictionError as error:
+        raise PredictionError(f"{path}: {error}") from error
 
 
-def from_server(arguments: Namespace) -> Answer:
-    from kimia_infer.serving.answer import parse_answer
+def from_server(arguments: Namespace) -> Prediction:
     from kimia_infer.serving.client import post_prediction
 
-    return parse_answer(post_prediction(arguments.url, uploads(arguments), **connection(arguments)))
+    return post_prediction(arguments.url, uploads(arguments), **connection(arguments))
 
 
-def from_stream(arguments: Namespace) -> Answer:
+def from_stream(arguments: Namespace) -> Prediction:
     """Print text at once and play speech while they are generated; the whole answer."""
-    from kimia_infer.serving.answer import Answer, read_stream
-    from kimia_infer.serving.client import stream_prediction
+    from kimia_infer.serving.client import Prediction, stream_prediction
     from kimia_infer.serving.player import Player
 
     player = Player() if arguments.play else None
@@ -183,26 +181,26 @@ def from_stream(arguments: Namespace) -> Answer:
         say("neither ffplay nor aplay is installed, so the speech is only saved")
     started = time.monotonic()
     seconds: dict[str, float] = {}
-    events = stream_prediction(arguments.url, uploads(arguments), **connection(arguments))
+    chunks = stream_prediction(arguments.url, uploads(arguments), **connection(arguments))
     answer = None
     try:
-        for piece in read_stream(events):
-            if isinstance(piece, Answer):
+        for chunk in chunks:
+            if isinstance(chunk, Prediction):
                 print(flush=True)
                 seconds["answered"] = time.monotonic() - started
-                answer = piece
+                answer = chunk
                 break
-            for kind, content in (("first text", piece.text), ("first speech", piece.pcm)):
+            for kind, content in (("first text", chunk.text), ("first speech", chunk.pcm)):
                 if content:
                     seconds.setdefault(kind, time.monotonic() - started)
-            print(piece.text, end="", flush=True)
+            print(chunk.text, end="", flush=True)
             if player is not None:
-                player.play(piece.pcm)
+                player.play(chunk.pcm)
     except KeyboardInterrupt:
         if player is not None:
             player.stop()
         raise
-    assert answer is not None, "read_stream ends with an answer or an error"
+    assert answer is not None, "a stream ends with a prediction or an error"
     say(", ".join(f"{kind} after {value:.2f} s" for kind, value in seconds.items()))
     if player is not None and not player.finish():
         say(f"{player.name} could not play; the speech is only saved")
@@ -226,9 +224,9 @@ def uploads(arguments: Namespace) -> dict[str, Any]:
     return inputs
 
 
-def from_model(arguments: Namespace) -> Answer:
+def from_model(arguments: Namespace) -> Prediction:
     """The answer of a model that is loaded here, as predict.py would give it."""
-    from kimia_infer.serving.answer import Answer
+    from kimia_infer.serving.client import Prediction
     from kimia_infer.serving.cog.inputs import build_chat, parse_inputs
     from kimia_infer.weights.resolve import weights_from_environment
 
@@ -243,7 +241,7 @@ def from_model(arguments: Namespace) -> Answer:
 
     *_, answer = events_of(weights, inputs, model_variables(arguments))
     wav = getattr(answer, "wav", None)
-    return Answer(
+    return Prediction(
         answer.text,
         None if wav is None else wav_bytes(wav),
         answer.metrics,

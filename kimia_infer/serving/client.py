@@ -1,15 +1,26 @@
-"""A prediction asked of a Cog server, whole or streamed, with only the standard library."""
+"""A client of Cog servers, with only the standard library.
+
+Asks a server for a prediction, whole or streamed, and reads what comes back. A prediction is what
+the server or a hosted API returns (``{"status", "output", ...}``) or what ``cog predict`` prints,
+the output alone. Its audio is a data URI, or a URL where the host uploads files.
+"""
 
 from __future__ import annotations
 
 import base64
+import binascii
+import contextlib
 import http.client
+import io
 import json
 import mimetypes
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import wave
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +28,38 @@ Event = tuple[str, dict[str, Any]]
 """Name and data of a server-sent event."""
 
 RETRY_SECONDS = 1.0
+DOWNLOAD_SECONDS = 60
+
+PCM_RATE, PCM_BYTES = 24_000, 2
+"""Samples per second and bytes per sample of all speech (published configuration)."""
 
 
-class ServerError(RuntimeError):
-    """The server cannot be reached or refuses the request; the message says why."""
+class PredictionError(RuntimeError):
+    """There is no prediction: the server cannot be reached, it refused or failed, or what it
+    returned cannot be read. The message says which."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The text, the bytes of the audio file (None without speech) and the metrics.
+
+    ``audio_reason`` explains why requested speech is missing, ``notes`` list anything else that
+    is unusual.
+    """
+
+    text: str
+    audio: bytes | None
+    metrics: dict[str, Any]
+    audio_reason: str | None = None
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A piece of a streamed prediction: text, or mono 16-bit samples at 24 kHz, or both."""
+
+    text: str
+    pcm: bytes
 
 
 def data_uri(path: Path) -> str:
@@ -36,23 +75,26 @@ def post_prediction(
     token: str | None = None,
     timeout: float = 600.0,
     report: Callable[[str], None] = lambda message: None,
-) -> dict[str, Any]:
-    """Send ``inputs`` to a Cog server and wait for its answer, which is returned decoded.
+) -> Prediction:
+    """Send ``inputs`` to a Cog server and wait for its prediction.
 
     ``url`` is the server's address, or the full address of a ``/predictions`` route;
     ``token`` goes into the Authorization header. A server that is still loading or busy is
     asked again until ``timeout`` seconds are over.
 
     Raises:
-        ServerError: not reachable, not ready in time, or the request is refused.
+        PredictionError: not reachable, not ready in time, refused, failed or unreadable.
     """
     address = _address(url)
     with _open(address, inputs, "application/json", token, timeout, report) as response:
         try:
             content = response.read()
         except (OSError, http.client.HTTPException) as error:
-            raise ServerError(f"{address}: the connection broke ({error})") from error
-    return _decode(address, content)
+            raise PredictionError(f"{address}: the connection broke ({error})") from error
+    try:
+        return parse_prediction(content)
+    except PredictionError as error:
+        raise PredictionError(f"{address}: {error}") from error
 
 
 def stream_prediction(
@@ -62,27 +104,39 @@ def stream_prediction(
     token: str | None = None,
     timeout: float = 600.0,
     report: Callable[[str], None] = lambda message: None,
-) -> Iterator[Event]:
-    """:func:`post_prediction` as it happens: the server-sent events up to ``completed``.
+) -> Iterator[Chunk | Prediction]:
+    """:func:`post_prediction` as it happens: chunks, and last the whole prediction.
 
     The server must serve a streaming predictor. Closing the iterator closes the connection,
-    on which the server cancels the prediction. ``timeout`` also limits the wait for each event.
+    on which the server cancels the prediction. ``timeout`` also limits the wait for each chunk.
 
     Raises:
-        ServerError: as above, or the stream breaks off.
+        PredictionError: as above, or the stream breaks off.
     """
-    address = _address(url)
+    events = _events(_address(url), inputs, token, timeout, report)
+    with contextlib.closing(events):
+        yield from read_stream(events)
+
+
+def _events(
+    address: str,
+    inputs: Mapping[str, Any],
+    token: str | None,
+    timeout: float,
+    report: Callable[[str], None],
+) -> Iterator[Event]:
+    """The server-sent events of a prediction, up to ``completed``."""
     with _open(address, inputs, "text/event-stream", token, timeout, report) as response:
         try:
             for name, data in parse_events(response):
                 if name == "error":
-                    raise ServerError(f"{address}: {data.get('error') or 'the stream failed'}")
+                    raise PredictionError(f"{address}: {data.get('error') or 'the stream failed'}")
                 yield name, data
                 if name == "completed":
                     return
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise ServerError(f"{address}: the stream broke ({error})") from error
-    raise ServerError(f"{address}: the stream ended before the answer did")
+            raise PredictionError(f"{address}: the stream broke ({error})") from error
+    raise PredictionError(f"{address}: the stream ended before the answer did")
 
 
 def parse_events(lines: Iterable[bytes]) -> Iterator[Event]:
@@ -99,7 +153,7 @@ def parse_events(lines: Iterable[bytes]) -> Iterator[Event]:
             if data:
                 document = json.loads("\n".join(data))
                 if not isinstance(document, dict):
-                    raise ValueError(f"event {name} holds no object")
+                    raise ValueError(f"event {name} contains no object")
                 yield name, document
             name, data = "message", []
 
@@ -125,7 +179,7 @@ def _open(
     while True:
         left = deadline - time.monotonic()
         if left <= 0:
-            raise ServerError(f"{address}: no answer within {timeout:g} s{waiting}")
+            raise PredictionError(f"{address}: no answer within {timeout:g} s{waiting}")
         request = urllib.request.Request(address, body, headers)
         if token:
             # Not sent along where the server redirects to.
@@ -135,30 +189,20 @@ def _open(
         except urllib.error.HTTPError as error:
             reason = _reason(error)
             if error.code not in (409, 503):
-                raise ServerError(f"{address}: HTTP {error.code}: {reason}") from error
+                raise PredictionError(f"{address}: HTTP {error.code}: {reason}") from error
             if error.code == 503:
                 _check_alive(address)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            raise ServerError(f"{address}: cannot be reached ({reason})") from error
+            raise PredictionError(f"{address}: cannot be reached ({reason})") from error
         if not waiting:
             report(f"waiting for {address}: {reason}")
         waiting = f" (last: {reason})"
         time.sleep(min(RETRY_SECONDS, max(deadline - time.monotonic(), 0)))
 
 
-def _decode(address: str, content: bytes) -> dict[str, Any]:
-    try:
-        document = json.loads(content)
-    except ValueError as error:
-        raise ServerError(f"{address}: the answer is not JSON; is this a Cog server?") from error
-    if not isinstance(document, dict):
-        raise ServerError(f"{address}: the answer is no object; is this a Cog server?")
-    return document
-
-
 def _reason(error: urllib.error.HTTPError) -> str:
-    """What a refusal says: one line per input where inputs are out of range."""
+    """The reason for a refusal; one entry per input where inputs are out of range."""
     content = error.read().decode(errors="replace")
     try:
         document = json.loads(content)
@@ -180,4 +224,131 @@ def _check_alive(address: str) -> None:
         return
     status = state.get("status") if isinstance(state, dict) else None
     if status in ("SETUP_FAILED", "DEFUNCT", "UNHEALTHY"):
-        raise ServerError(f"{address}: the server will not become ready, its status is {status}")
+        raise PredictionError(f"{address}: it will not become ready, its status is {status}")
+
+
+def read_stream(events: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Chunk | Prediction]:
+    """The chunks of a streamed prediction as its events arrive, and last the whole Prediction.
+
+    Raises:
+        PredictionError: a failed prediction, or a chunk that cannot be read.
+    """
+    text, pcm, last = [], [], {}
+    for name, data in events:
+        if name == "output":
+            last = data.get("chunk")
+            chunk = _chunk(last)
+            text.append(chunk.text)
+            pcm.append(chunk.pcm)
+            yield chunk
+        elif name == "completed":
+            _check_status(data)
+            samples = b"".join(pcm)
+            yield Prediction(
+                "".join(text),
+                _wav(samples) if samples else None,
+                data.get("metrics") or {},
+                last.get("audio_reason"),
+                last.get("notes") or (),
+            )
+
+
+def _chunk(output: Any) -> Chunk:
+    if not isinstance(output, dict) or not isinstance(text := output.get("text") or "", str):
+        raise PredictionError("a chunk that is no object; is this an answer of Kimi-Audio?")
+    audio = output.get("audio")
+    return Chunk(text, b"" if audio is None else _pcm(read_reference(audio)))
+
+
+def _pcm(content: bytes) -> bytes:
+    try:
+        with wave.open(io.BytesIO(content)) as reader:
+            form = (reader.getnchannels(), reader.getsampwidth(), reader.getframerate())
+            samples = reader.readframes(reader.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise PredictionError(f"audio: a chunk is no wav file ({error})") from error
+    if form != (1, PCM_BYTES, PCM_RATE):
+        raise PredictionError(f"audio: a chunk is not mono, 16 bit, {PCM_RATE} Hz but {form}")
+    return samples
+
+
+def _wav(samples: bytes) -> bytes:
+    file = io.BytesIO()
+    with wave.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(PCM_BYTES)
+        writer.setframerate(PCM_RATE)
+        writer.writeframes(samples)
+    return file.getvalue()
+
+
+def parse_prediction(document: str | bytes | dict[str, Any]) -> Prediction:
+    """Read a Cog prediction, given as JSON or decoded; a URL in it is downloaded.
+
+    Raises:
+        PredictionError: no prediction, a failed or unfinished one, unreadable audio.
+    """
+    if not isinstance(document, dict):
+        try:
+            document = json.loads(document)
+        except ValueError as error:
+            raise PredictionError(f"not JSON ({error})") from error
+    if not isinstance(document, dict):
+        raise PredictionError("expected a JSON object: a Cog prediction, or its output alone")
+    _check_status(document)
+    output = document.get("output", document)
+    if not isinstance(output, dict) or not isinstance(output.get("text"), str):
+        raise PredictionError("no output with a text in it; is this an answer of Kimi-Audio?")
+    audio = output.get("audio")
+    return Prediction(
+        output["text"],
+        None if audio is None else read_reference(audio),
+        document.get("metrics") or {},
+        output.get("audio_reason"),
+        output.get("notes") or (),
+    )
+
+
+def _check_status(document: dict[str, Any]) -> None:
+    status = document.get("status", "succeeded")
+    if status == "succeeded":
+        return
+    if status in ("starting", "processing"):
+        raise PredictionError(
+            f"the prediction has not ended (status {status}); fetch it again later"
+        )
+    raise PredictionError(
+        f"the prediction ended as {status}: {document.get('error') or 'no reason'}"
+    )
+
+
+def read_reference(reference: Any) -> bytes:
+    """The bytes behind a data URI or an http(s) URL; other schemes are refused."""
+    scheme = str(reference).partition(":")[0].lower()
+    if not isinstance(reference, str) or scheme not in ("data", "http", "https"):
+        shown = repr(reference)[:60]
+        raise PredictionError(f"audio: expected a data URI or an http(s) URL, found {shown}")
+    content = _decode_data_uri(reference) if scheme == "data" else _download(reference)
+    if not content:
+        raise PredictionError("audio: the file is empty")
+    return content
+
+
+def _decode_data_uri(uri: str) -> bytes:
+    header, comma, data = uri.partition(",")
+    if not comma:
+        raise PredictionError("audio: data URI without data")
+    if not header.endswith(";base64"):
+        return urllib.parse.unquote_to_bytes(data)
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise PredictionError(f"audio: damaged data URI ({error})") from error
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response:
+            return response.read()
+    except (OSError, urllib.error.URLError, ValueError) as error:
+        raise PredictionError(f"audio: {url} cannot be downloaded ({error})") from error

@@ -1,4 +1,4 @@
-"""Sound to the loudspeakers while it is still being received, through a program that plays."""
+"""Plays speech while it is still being received, with a program that is installed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import shutil
 import subprocess
 
-from kimia_infer.serving.answer import PCM_RATE
+from kimia_infer.serving.client import PCM_RATE
 
 PLAYERS = {
     "ffplay": f"-loglevel error -nodisp -autoexit -f s16le -sample_rate {PCM_RATE} -i pipe:0",
@@ -16,7 +16,7 @@ PLAYERS = {
 
 
 class Player:
-    """A player, started by the first sound; ``name`` is None where no program is installed."""
+    """A player, started by the first samples; ``name`` is None where no program is installed."""
 
     def __init__(self) -> None:
         self.name = next((name for name in PLAYERS if shutil.which(name)), None)
@@ -43,7 +43,7 @@ class Player:
         return self._process.returncode == 0
 
     def stop(self) -> None:
-        """Fall silent at once."""
+        """Stop playing at once."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()

@@ -11,18 +11,21 @@ from pathlib import Path
 import pytest
 
 from kimia_infer.serving import client
-from kimia_infer.serving.answer import read_reference
 from kimia_infer.serving.client import (
-    ServerError,
+    Chunk,
+    Prediction,
+    PredictionError,
     data_uri,
     parse_events,
     post_prediction,
+    read_reference,
     stream_prediction,
 )
 
 BUSY = (409, {"error": "At capacity"})
 STARTING = (503, {"error": "Setup has not finished"})
 DONE = (200, {"status": "succeeded", "output": {"text": "Hi"}})
+ANSWERED = Prediction("Hi", None, {})
 REFUSED = (
     422,
     {"detail": [{"loc": ["body", "input", "seed"], "msg": "-1 is less than 0", "type": "x"}]},
@@ -77,7 +80,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Script]:
 
 def test_inputs_and_token_are_sent(server: Script) -> None:
     server.answers = [DONE, DONE]
-    assert post_prediction(server.url + "/", {"text": "Hi"}, token="t0k") == DONE[1]
+    assert post_prediction(server.url + "/", {"text": "Hi"}, token="t0k") == ANSWERED
     post_prediction(f"{server.url}/v1/models/x/predictions", {})
     assert server.requests == [
         ("/predictions", "Bearer t0k", {"input": {"text": "Hi"}}),
@@ -88,21 +91,21 @@ def test_inputs_and_token_are_sent(server: Script) -> None:
 def test_busy_or_starting_server_is_asked_again(server: Script) -> None:
     server.answers = [STARTING, BUSY, BUSY, DONE]
     said: list[str] = []
-    assert post_prediction(server.url, {}, report=said.append) == DONE[1]
+    assert post_prediction(server.url, {}, report=said.append) == ANSWERED
     assert len(server.requests) == 4
     assert len(said) == 1 and "Setup has not finished" in said[0]
 
 
 def test_waiting_ends(server: Script) -> None:
     server.answers = [BUSY] * 1000
-    with pytest.raises(ServerError, match=r"no answer within 0\.2 s \(last: At capacity\)"):
+    with pytest.raises(PredictionError, match=r"no answer within 0\.2 s \(last: At capacity\)"):
         post_prediction(server.url, {}, timeout=0.2)
 
 
 @pytest.mark.parametrize("status", ["SETUP_FAILED", "DEFUNCT", "UNHEALTHY"])
 def test_dead_server_is_not_waited_for(server: Script, status: str) -> None:
     server.answers, server.status = [STARTING], status
-    with pytest.raises(ServerError, match=f"status is {status}"):
+    with pytest.raises(PredictionError, match=f"status is {status}"):
         post_prediction(server.url, {})
 
 
@@ -115,18 +118,18 @@ def test_dead_server_is_not_waited_for(server: Script, status: str) -> None:
         ((422, {"detail": [{"loc": []}]}), "HTTP 422"),
         ((401, {"detail": "Unauthorized"}), "HTTP 401: Unauthorized"),
         ((200, b"<html>"), "not JSON"),
-        ((200, [1]), "no object"),
+        ((200, [1]), "expected a JSON object"),
     ],
     ids=str,
 )
 def test_refusal_is_told(server: Script, answer: tuple, message: str) -> None:
     server.answers = [answer]
-    with pytest.raises(ServerError, match=message):
+    with pytest.raises(PredictionError, match=message):
         post_prediction(server.url, {})
 
 
 def test_unreachable_server_is_named() -> None:
-    with pytest.raises(ServerError, match=r"127\.0\.0\.1:1/predictions: cannot be reached"):
+    with pytest.raises(PredictionError, match=r"127\.0\.0\.1:1/predictions: cannot be reached"):
         post_prediction("http://127.0.0.1:1", {})
 
 
@@ -169,9 +172,14 @@ def events(*pairs: tuple[str, object]) -> tuple[int, bytes]:
 
 
 def test_stream_waits_and_ends_with_completed(server: Script) -> None:
-    output, completed = ("output", {"chunk": {}}), ("completed", {"status": "succeeded"})
-    server.answers = [STARTING, BUSY, events(output, completed, output)]
-    assert list(stream_prediction(server.url, {"text": "Hi"}, token="t0k")) == [output, completed]
+    output = ("output", {"chunk": {"text": "Hi"}})
+    server.answers = [
+        STARTING,
+        BUSY,
+        events(output, ("completed", {"status": "succeeded"}), output),
+    ]
+    received = list(stream_prediction(server.url, {"text": "Hi"}, token="t0k"))
+    assert received == [Chunk("Hi", b""), ANSWERED]
     assert server.requests[-1] == ("/predictions", "Bearer t0k", {"input": {"text": "Hi"}})
 
 
@@ -180,7 +188,7 @@ def test_stream_waits_and_ends_with_completed(server: Script) -> None:
     [
         (REFUSED, "HTTP 422: seed: -1 is less than 0"),
         ((406, {"error": "no streaming"}), "HTTP 406: no streaming"),
-        (events(("output", {})), "ended before the answer did"),
+        (events(("output", {"chunk": {}})), "ended before the answer did"),
         (events(("error", {"error": "lagged"})), "lagged"),
         (events(("error", {})), "the stream failed"),
         ((200, b"data: {\n\n"), "the stream broke"),
@@ -190,5 +198,5 @@ def test_stream_waits_and_ends_with_completed(server: Script) -> None:
 )
 def test_broken_stream_is_told(server: Script, answer: tuple, message: str) -> None:
     server.answers = [answer]
-    with pytest.raises(ServerError, match=message):
+    with pytest.raises(PredictionError, match=message):
         list(stream_prediction(server.url, {}))

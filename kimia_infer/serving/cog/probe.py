@@ -2,9 +2,9 @@
 
     python -m kimia_infer.serving.cog.probe [--alive] [URL]
 
-Exit status 0: it can answer (READY or BUSY). With --alive also while it still loads
-(STARTING), so that only a state that never mends ends the container. Else 1.
-``/health-check`` itself always answers HTTP 200, so its code says nothing.
+Exit status 0: it can answer (READY or BUSY). With --alive also while it still loads (STARTING),
+so that a container is only restarted from a state that it cannot leave. Else 1.
+``/health-check`` itself answers HTTP 200 in every state.
 """
 
 from __future__ import annotations

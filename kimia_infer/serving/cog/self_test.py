@@ -1,4 +1,4 @@
-"""Before the first request: weights and results are finite, and the model answers and speaks."""
+"""Before the first request: weights and results are finite, and the model answers with speech."""
 
 from __future__ import annotations
 
@@ -19,19 +19,21 @@ from kimia_infer.audio.encode import wav_bytes
 log = logging.getLogger(__name__)
 
 STEPS = 24
+"""Decode steps of a test answer."""
+
 FRAMES = 200
-"""Frames of the spectrogram that the speech tokenizer is tried with: two seconds."""
+"""Frames of the spectrogram given to the speech tokenizer: two seconds."""
 
 
 class SelfTestError(RuntimeError):
-    """The loaded model gives no usable answer; the message says which stage, and what to do."""
+    """The loaded model gives no usable answer; the message names the stage and what to do."""
 
 
 def self_test(model: KimiAudio) -> None:
-    """Look at every weight, have every stage compute, and answer a synthetic sound.
+    """Check every weight, run every stage, and answer synthetic audio.
 
-    Weights, encoders, logits of both tracks, mel and wave must be finite. Whether the answer
-    makes sense, or is silent, is not judged: both may be what the checkpoint was trained to do.
+    Weights, encoders, logits of both tracks, mel and waveform must be finite. Whether the answer
+    makes sense, or is silent, is not checked: a checkpoint may be trained to answer so.
     Raises SelfTestError naming the stage that fails.
     """
     started = time.perf_counter()
@@ -60,10 +62,10 @@ def _check_weights(stage: str, module: nn.Module) -> None:
     for name, weight in module.named_parameters():
         if weight.is_floating_point() and weight.itemsize == 1:
             weight = weight.bfloat16()  # floats of 8 bits have no sum
-        # One value that is not finite makes the sum so; nothing else of the weight's size is made.
+        # One value that is not finite makes the sum so, and a sum needs no memory.
         if not math.isfinite(weight.sum().item()):
             raise SelfTestError(
-                f"self-test: {stage}: the weight {name} holds values that are not finite; the "
+                f"self-test: {stage}: the weight {name} contains values that are not finite; the "
                 "checkpoint is damaged, download or prepare it again"
             )
 
@@ -71,16 +73,16 @@ def _check_weights(stage: str, module: nn.Module) -> None:
 def _try_encoders(model: KimiAudio) -> None:
     with _trying("speech tokenizer"):
         module = model.speech_codes.module
-        place = module.conv1.weight.device  # that of the host where encoders are offloaded
-        mel = torch.zeros(1, module.config.encoder.num_mel_bins, FRAMES, device=place)
-        vectors = module(mel, torch.ones(1, FRAMES, device=place))
+        device = module.conv1.weight.device  # the host's where encoders are offloaded
+        mel = torch.zeros(1, module.config.encoder.num_mel_bins, FRAMES, device=device)
+        vectors = module(mel, torch.ones(1, FRAMES, device=device))
         _check("speech tokenizer", vectors, model)
     with _trying("Whisper encoder"):
-        _check("Whisper encoder", model.whisper_features.encode(_sound()), model)
+        _check("Whisper encoder", model.whisper_features.encode(_tone()), model)
 
 
 def _try_detokenizer(model: KimiAudio) -> None:
-    """Speak the first chunk of some codes, of the size that most chunks have."""
+    """Synthesize a first chunk of codes, of the usual size."""
     detokenizer = model.detokenizer
     assert detokenizer is not None
     mel_bins = detokenizer.dit.config.mel_bins
@@ -94,8 +96,8 @@ def _try_detokenizer(model: KimiAudio) -> None:
 
 
 def _try_answers(model: KimiAudio) -> None:
-    """Answer with text alone, then with speech if there can be; last logits are still there."""
-    content = wav_bytes(_sound(), SAMPLE_RATE)
+    """Answer with text alone, then with speech if possible; the last logits are still there."""
+    content = wav_bytes(_tone(), SAMPLE_RATE)
     chat = [{"role": "user", "message_type": "audio", "content": content}]
     for output_type in ("text",) if model.detokenizer is None else ("text", "both"):
         options = parse_parameters(output_type=output_type, max_new_tokens=STEPS, seed=0)
@@ -131,7 +133,7 @@ def _check(stage: str, result: Tensor, model: KimiAudio) -> None:
         )
 
 
-def _sound() -> Tensor:
+def _tone() -> Tensor:
     """One second of a rising tone, float32 [samples] at 16 kHz."""
     time_axis = torch.linspace(0, 1, SAMPLE_RATE)
     return 0.3 * torch.sin(2 * math.pi * (200 + 150 * time_axis) * time_axis)

@@ -1,4 +1,4 @@
-"""Saved Cog answers to transcript and sound."""
+"""Cog predictions, saved or streamed, to text and audio."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.serving.answer import Answer, AnswerError, Piece, parse_answer, read_stream
+from kimia_infer.serving.client import (
+    Chunk,
+    Prediction,
+    PredictionError,
+    parse_prediction,
+    read_stream,
+)
 
 SOUND = bytes(range(256))
 URI = "data:audio/x-wav;base64," + base64.b64encode(SOUND).decode()
@@ -48,24 +54,24 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 )
 def test_every_shape_of_answer_is_read(document: dict) -> None:
     for form in (document, json.dumps(document), json.dumps(document, indent=2).encode()):
-        answer = parse_answer(form)
+        answer = parse_prediction(form)
         assert (answer.text, answer.audio) == ("At ten.", SOUND)
         assert answer.metrics == document.get("metrics", {})
 
 
 def test_answer_without_speech() -> None:
-    assert parse_answer({"output": {"audio": None, "text": "Hi"}}).audio is None
-    assert parse_answer({"text": ""}).text == ""
+    assert parse_prediction({"output": {"audio": None, "text": "Hi"}}).audio is None
+    assert parse_prediction({"text": ""}).text == ""
 
 
 def test_data_uri_without_base64() -> None:
-    assert parse_answer({"text": "", "audio": "data:,a%20b"}).audio == b"a b"
+    assert parse_prediction({"text": "", "audio": "data:,a%20b"}).audio == b"a b"
 
 
 def test_sound_behind_a_url_is_downloaded(file_server: str) -> None:
-    assert parse_answer({"text": "", "audio": f"{file_server}/sound.wav"}).audio == SOUND
-    with pytest.raises(AnswerError, match=r"other\.wav cannot be downloaded .*404"):
-        parse_answer({"text": "", "audio": f"{file_server}/other.wav"})
+    assert parse_prediction({"text": "", "audio": f"{file_server}/sound.wav"}).audio == SOUND
+    with pytest.raises(PredictionError, match=r"other\.wav cannot be downloaded .*404"):
+        parse_prediction({"text": "", "audio": f"{file_server}/other.wav"})
 
 
 @pytest.mark.parametrize(
@@ -93,8 +99,8 @@ def test_sound_behind_a_url_is_downloaded(file_server: str) -> None:
     ids=str,
 )
 def test_what_is_no_answer_is_refused(document, message: str) -> None:
-    with pytest.raises(AnswerError, match=message):
-        parse_answer(document)
+    with pytest.raises(PredictionError, match=message):
+        parse_prediction(document)
 
 
 def sound(samples: bytes, rate: int = 24_000, channels: int = 1) -> str:
@@ -114,7 +120,7 @@ def output(**chunk) -> tuple[str, dict]:
 DONE = ("completed", {"status": "succeeded", "metrics": {"seed": 3}})
 
 
-def test_pieces_become_the_answer() -> None:
+def test_chunks_become_the_prediction() -> None:
     events = [
         ("start", {}),
         output(text="At ", audio=None),
@@ -125,10 +131,10 @@ def test_pieces_become_the_answer() -> None:
         output(notes=["a note"], audio_reason="a reason"),
         DONE,
     ]
-    *pieces, answer = read_stream(events)
-    text, first, more, second, last = pieces
-    assert (text, more) == (Piece("At ", b""), Piece("ten.", b""))
-    assert (first, second, last) == (Piece("", b"abcd"), Piece("", b"ef"), Piece("", b""))
+    *chunks, answer = read_stream(events)
+    text, first, more, second, last = chunks
+    assert (text, more) == (Chunk("At ", b""), Chunk("ten.", b""))
+    assert (first, second, last) == (Chunk("", b"abcd"), Chunk("", b"ef"), Chunk("", b""))
     with wave.open(io.BytesIO(answer.audio)) as reader:
         assert reader.readframes(9) == b"abcdef" and reader.getframerate() == 24_000
     assert (answer.text, answer.metrics) == ("At ten.", {"seed": 3})
@@ -136,7 +142,7 @@ def test_pieces_become_the_answer() -> None:
 
 
 def test_stream_without_speech() -> None:
-    assert list(read_stream([DONE])) == [Answer("", None, {"seed": 3})]
+    assert list(read_stream([DONE])) == [Prediction("", None, {"seed": 3})]
 
 
 @pytest.mark.parametrize(
@@ -154,11 +160,11 @@ def test_stream_without_speech() -> None:
     ids=str,
 )
 def test_stream_that_cannot_be_read_is_refused(event: tuple, message: str) -> None:
-    with pytest.raises(AnswerError, match=message):
+    with pytest.raises(PredictionError, match=message):
         list(read_stream([output(text="At "), event]))
 
 
 def test_notes_of_a_whole_answer_are_read() -> None:
     document = {"text": "", "audio": None, "notes": ["a"], "audio_reason": "b", "segments": None}
-    answer = parse_answer(document)
+    answer = parse_prediction(document)
     assert (answer.notes, answer.audio_reason) == (["a"], "b")
