@@ -33,9 +33,6 @@ from kimia_infer.weights.tensors import TensorStore
 
 CUDA = torch.device("cuda", 0)
 CARD_BYTES = 80 * 10**9
-# Operations that read weights or mix positions, by the beginnings of their names.
-PRODUCTS = ("linear", "mm", "addmm", "bmm", "matmul", "conv", "scaled_dot", "matrix_vector")
-PRODUCTS += ("rotate_append", "flash_attn", "_scaled_dot", "_flash", "_efficient", "baddbmm")
 
 
 class CannotBeRecorded(RuntimeError):
@@ -86,8 +83,11 @@ class Ledger(TorchDispatchMode):
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         result = func(*args, **(kwargs or {}))
         made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        if self.recording and not all(x.is_cuda for x in given + made):
+        on_host = [x for x in given + made if not x.is_cuda]
+        if self.recording and on_host:
             raise CannotBeRecorded(f"{name} moves values between host and device")
+        if func.namespace == "kimia" and on_host:
+            raise RuntimeError(f"{name} got a tensor on the host")  # no fake checks its devices
         for tensor in made:
             if tensor.is_cuda:
                 self._count(tensor)
@@ -153,26 +153,29 @@ def no_values(self: TensorStore, name: str, buffer: Tensor) -> Iterator[Tensor]:
     yield torch.empty(stored.shape, dtype=stored.dtype).view(-1)
 
 
-@contextmanager
-def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Ledger]:
-    """Within, device "cuda" can be used; what would ask the driver gets the answers of a card."""
-    ledger = Ledger()
-    FakeGraphs.ledger = ledger
-    patch.setattr(graphs, "CudaGraphs", FakeGraphs)
-    patch.setattr(operators, "missing", lambda device: None if device.type == "cuda" else "no GPU")
-    patch.setattr(torch.accelerator, "synchronize", lambda device=None: None)
-    patch.setattr(torch.accelerator, "empty_cache", lambda: None)
-    patch.setattr(
-        torch.accelerator, "get_memory_info", lambda device=None: (CARD_BYTES, CARD_BYTES)
-    )
-    patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    patch.setattr(TensorStore, "blocks", no_values)
-    patch.setattr(parallel, "ThreadPoolExecutor", Inline)
-    # Constants, which are computed on the host once.
-    low_pass_filter()
-    ode_timesteps(StreamConfig().ode_points)
-    with FakeTensorMode(allow_non_fake_inputs=True), ledger, torch.inference_mode():
-        yield ledger
+class FakeCuda:
+    """Within :meth:`active`, device "cuda" can be used; what asks the driver is answered here."""
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.ledger = FakeGraphs.ledger = Ledger()
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        free = CARD_BYTES, CARD_BYTES
+        patch.setattr(graphs, "CudaGraphs", FakeGraphs)
+        patch.setattr(operators, "missing", lambda device: None if device == CUDA else "no GPU")
+        patch.setattr(torch.accelerator, "synchronize", lambda device=None: None)
+        patch.setattr(torch.accelerator, "empty_cache", lambda: None)
+        patch.setattr(torch.accelerator, "get_memory_info", lambda device=None: free)
+        patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        patch.setattr(TensorStore, "blocks", no_values)
+        patch.setattr(parallel, "ThreadPoolExecutor", Inline)
+        # Constants, which are computed on the host once.
+        low_pass_filter()
+        ode_timesteps(StreamConfig().ode_points)
+
+    @contextmanager
+    def active(self) -> Iterator[Ledger]:
+        with self._mode, self.ledger, torch.inference_mode():
+            yield self.ledger
 
 
 def install_flash_attention(patch: pytest.MonkeyPatch) -> None:

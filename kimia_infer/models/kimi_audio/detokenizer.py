@@ -110,18 +110,18 @@ class SpeechStream:
         return wave
 
     @torch.no_grad()
-    def prefill(self, mel: Tensor, tokens: Tensor) -> None:
+    def prefill(self, mel: Tensor, tokens: Sequence[int] | Tensor) -> None:
         """Speak in a reference voice; only possible before the first codes.
 
         mel fp32 [frames, mel_bins], natural logarithm (``log_mel`` of the voice at 24 kHz);
-        tokens int64 [n], the voice's codes at the mel's 50 per second, each repeated
+        tokens are the voice's n codes at the mel's 50 per second, each repeated
         ``frames_per_code`` times. The mel is cut or padded with zeros to n frames. Raises
         ValueError for bad shapes or codes, or a voice that leaves no positions to speak at.
         """
         dit, config = self.mel_stream.dit, self._config
         if self._ended or self.mel_stream.position or len(self.mel_stream.pending):
             raise RuntimeError("the reference voice must come before the first speech codes")
-        _checked(tokens, dit.config.codes)
+        tokens = _checked(tokens, dit.config.codes)
         if mel.ndim != 2 or mel.shape[1] != dit.config.mel_bins:
             raise ValueError(
                 f"the mel of the reference voice must be [frames, {dit.config.mel_bins}], "
@@ -132,7 +132,7 @@ class SpeechStream:
             raise ValueError(
                 f"the reference voice must have 1 to {longest} frames, found {len(tokens)}"
             )
-        self.mel_stream.prefill(mel, tokens)
+        self.mel_stream.prefill(mel, torch.tensor(tokens))
 
 
 def _checked(codes: Sequence[int] | Tensor, size: int) -> list[int]:

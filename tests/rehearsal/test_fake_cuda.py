@@ -1,0 +1,336 @@
+"""The GPU path at the published size without a GPU: loading, encoders, steps, speech, memory.
+
+Values are not computed. What is checked is that every operation finds its tensors on the device
+and in the working dtype, that recorded work neither reads nor waits for the host, and that the
+memory taken is the memory planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.loading import Components, load_components, memory_plan
+from kimia_infer.api.memory import RESERVE, language_model, weight_bytes
+from kimia_infer.api.parameters import BUDGETS, parse_parameters
+from kimia_infer.engine.state import AUDIO, BOTH, TEXT, DecodeState
+from kimia_infer.layers import quantization
+from kimia_infer.layers.quantization import SCHEMES
+from kimia_infer.layers.sampler import SeededRandomness
+from kimia_infer.models.kimi_audio.components import checkpoint_components
+from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
+from kimia_infer.models.kimi_audio.prompt import EncodedMessage
+from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
+from tests.rehearsal.fake_cuda import (
+    CUDA,
+    Call,
+    CannotBeRecorded,
+    FakeCuda,
+    install_flash_attention,
+)
+from tests.rehearsal.published import write_checkpoint
+
+HALF = torch.bfloat16
+# Operations that read weights or mix positions, by the beginnings of their names.
+PRODUCTS = ("linear", "mm", "addmm", "bmm", "baddbmm", "matmul", "conv", "_conv", "scaled_dot")
+PRODUCTS += ("matrix_vector", "rotate_append_attend", "flash_attn", "_scaled_dot")
+SECONDS = 20
+WAVE = np.zeros(SECONDS * 16_000, dtype=np.float32)
+CODES = SECONDS * 25 // 2
+SAMPLED = {
+    "output_type": "both",
+    "audio_temperature": 0.8,
+    "audio_top_k": 0,
+    "text_temperature": 0.5,
+    "audio_repetition_penalty": 1.1,
+    "text_repetition_penalty": 1.1,
+}
+
+
+@pytest.fixture(scope="module")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantization, "BLOCK_VALUES", 2**28)  # a matrix at once
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def card(patch: pytest.MonkeyPatch) -> FakeCuda:
+    install_flash_attention(patch)
+    return FakeCuda(patch)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("published")
+    write_checkpoint(directory)
+    return directory
+
+
+@dataclass
+class Loaded:
+    """A model with speech, as it is served by default, and the most memory that loading took."""
+
+    components: Components
+    model: KimiAudio
+    peak: int
+
+
+@pytest.fixture(scope="module")
+def loaded(card: FakeCuda, directory: Path) -> Loaded:
+    with card.active() as ledger, ledger.peak_within() as peak:
+        components = load_components(directory, True, CUDA, HALF)
+        model = KimiAudio.from_components(components)
+    model.background = False  # other threads would not see the device
+    return Loaded(components, model, peak[0])
+
+
+def features_of(waves: Sequence[np.ndarray], **asked: object) -> SimpleNamespace:
+    """In place of the feature extractor, whose spectrograms come from the host."""
+    frames = 3000
+    if asked.get("padding") == "longest":
+        frames = -(-max(len(wave) for wave in waves) // 1280) * 8
+    return SimpleNamespace(
+        input_features=torch.zeros(len(waves), 128, frames),
+        attention_mask=torch.ones(len(waves), frames, dtype=torch.int32),
+    )
+
+
+def check_dtypes(calls: Sequence[Call], dtype: torch.dtype, widest: int = 0) -> None:
+    """Products are of ``dtype``, and wider results have at most ``widest`` elements."""
+    products = [call for call in calls if call.name.startswith(PRODUCTS)]
+    assert products
+    stored = {torch.int8, torch.uint8, torch.int64, torch.int32, torch.bool, torch.float8_e4m3fn}
+    for call in products:
+        assert set(call.inputs) - stored == {dtype}, call
+    for call in calls:
+        for made, size in call.outputs:
+            wide = made.is_floating_point and made.itemsize > dtype.itemsize
+            assert not wide or size <= widest, call
+
+
+def record_steps(card: FakeCuda, state: DecodeState, positions: Sequence[int] = (0, 5000)):
+    """Record every form of step, for short and long attention; the operations of all."""
+    with card.active() as ledger, ledger.calls() as calls:
+        for tracks in (TEXT, BOTH, AUDIO):
+            for position in positions:
+                state.forward(tracks, position)
+    return calls
+
+
+def answer(card: FakeCuda, model: KimiAudio, features: Tensor, steps: int = 20) -> list[Call]:
+    """A spoken question read and answered for a few steps; the operations of it."""
+    with card.active() as ledger, ledger.calls() as calls:
+        prompt = model.prompt_builder.build(
+            [EncodedMessage("user", "audio", codes=[0] * CODES)], "both"
+        )
+        parameters = parse_parameters(max_new_tokens=steps, **SAMPLED)
+        generation = model.generation(prompt, features, parameters, SeededRandomness(1))
+        assert [progress.finished for progress in generation.run()][-1]
+    return calls
+
+
+@pytest.fixture(scope="module")
+def features(card: FakeCuda, loaded: Loaded) -> Tensor:
+    """Whisper features of the question."""
+    model = loaded.model
+    for encoder in (model.whisper_features, model.speech_codes):
+        encoder.extractor = features_of
+    with card.active():
+        return model.whisper_features.encode(WAVE)
+
+
+def test_weights(card: FakeCuda, loaded: Loaded) -> None:
+    """All on the device; only the speech tokenizer is in float32."""
+    parts = loaded.components
+    detokenizer = parts.detokenizer
+    modules = [parts.language_model, parts.whisper.encoder, detokenizer.dit, detokenizer.vocoder]
+    for module, dtype in [(m, HALF) for m in modules] + [(parts.speech_tokenizer.module, None)]:
+        for name, parameter in module.named_parameters():
+            assert parameter.device == CUDA and parameter.dtype is (dtype or torch.float32), name
+
+
+def test_encoders(card: FakeCuda, loaded: Loaded, directory: Path, features: Tensor) -> None:
+    assert (features.shape, features.dtype, features.device) == ((CODES, 5120), HALF, CUDA)
+    parts = loaded.components
+    whisper = WhisperFeatures(parts.whisper.encoder, directory / WHISPER_FOLDER)
+    tokenizer = SpeechCodes(parts.speech_tokenizer.module, directory / SPEECH_TOKENIZER_FOLDER)
+    whisper.extractor = tokenizer.extractor = features_of
+    for seconds, segments in ((SECONDS, 1), (70, 3)):  # recorded, and launched directly
+        wave = np.zeros(seconds * 16_000, dtype=np.float32)
+        with card.active() as ledger, ledger.calls() as calls:
+            found = whisper.encode(wave)
+        assert len(found) == -(-seconds * 25 // 2)
+        check_dtypes(calls, HALF, widest=segments * 128 * 3000)
+        with card.active() as ledger, ledger.calls() as calls:
+            codes = tokenizer.encode(wave)
+        assert codes.shape == (len(found),) and codes.dtype is torch.int64 and codes.is_cuda
+        check_dtypes(calls, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("attention", "kv_cache", "head_rows"),
+    [
+        ("triton", "none", "full"),
+        ("triton", "fp8", "track"),
+        ("flash-attn", "none", "track"),
+        ("sdpa", "none", "track"),
+        ("sdpa", "fp8", "full"),
+    ],
+)
+def test_generation(
+    attention: str, kv_cache: str, head_rows: str, card: FakeCuda, loaded: Loaded, features: Tensor
+) -> None:
+    """Prefill, all steps and samplers, with every kind of attention and cache."""
+    components = replace(loaded.components, detokenizer=None)
+    with card.active():
+        model = KimiAudio.from_components(
+            components, head_rows=head_rows, attention=attention, kv_cache=kv_cache
+        )
+        with model.decoder.borrow() as state:
+            pass
+    calls = record_steps(card, state)
+    check_dtypes(calls, HALF)
+    names = {call.name for call in calls}
+    assert {"add_rms_norm", "rms_norm", "silu_mul"} <= names
+    assert ("rotate_append_attend" in names) == (attention == "triton")
+    assert ("flash_attn" in names) == (attention == "flash-attn")
+    rows = model.language_model.text_head.weight.shape[0]
+    assert (rows < model.language_model.config.vocab_size) == (head_rows == "track")
+    check_dtypes(answer(card, model, features), HALF, widest=168448)
+
+
+@pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "none"])
+def test_quantization(scheme: str, card: FakeCuda, directory: Path, features: Tensor) -> None:
+    """Quantized while it is loaded; one token is read by the kernel, a prompt dequantized."""
+    with card.active() as ledger:
+        before = ledger.live
+        components = load_components(directory, False, CUDA, HALF, quantization=scheme)
+        taken = ledger.live - before
+        model = KimiAudio.from_components(components)
+        with model.decoder.borrow() as state:
+            pass
+    calls = record_steps(card, state, positions=(0,))
+    check_dtypes(calls, HALF)
+    assert sum(call.name == "matrix_vector" for call in calls) == 4 * (
+        34 + 28
+    )  # text alone is recorded already
+    check_dtypes(answer(card, model, features), HALF, widest=168448)
+    encoders = components.whisper.encoder, components.speech_tokenizer.module
+    weights = sum(p.nbytes for m in (components.language_model, *encoders) for p in m.parameters())
+    assert weights <= taken < weights + 10**6
+    with card.active():
+        planned = language_model(components.language_model.config, scheme)
+    model_bytes = sum(p.nbytes for p in components.language_model.parameters())
+    assert model_bytes == weight_bytes(planned, HALF)
+
+
+def test_speech(card: FakeCuda, loaded: Loaded) -> None:
+    """Chunks of all sizes of both presets, after a reference voice and without."""
+    detokenizer = loaded.model.detokenizer
+    bins, size = detokenizer.dit.config.mel_bins, detokenizer.dit.config.hidden_size
+    voice = torch.zeros(250, bins), [0] * 250
+    for prepare in (lambda stream: None, lambda stream: stream.prefill(*voice)):
+        with card.active() as ledger, ledger.calls() as calls:
+            stream = detokenizer.start(lambda chunk, frames: torch.zeros(frames, bins))
+            prepare(stream)
+            waves = [
+                stream.push([0] * codes, final)
+                for codes, final in ((16, False), (8, False), (30, False), (5, True))
+            ]
+        assert sum(len(wave) for wave in waves) == 59 * detokenizer.samples_per_code
+        assert all(wave.is_cuda and wave.dtype is torch.float32 for wave in waves)
+        frames = 250 + detokenizer.config.largest_chunk_frames
+        check_dtypes(calls, HALF, widest=2 * frames * size)
+
+
+def test_memory(card: FakeCuda, loaded: Loaded, directory: Path) -> None:
+    """Weights, cache and the longest prompt are as planned; the reserve covers all the rest."""
+    with card.active():
+        stored = checkpoint_components(directory, True)
+        plan = memory_plan(directory, stored, HALF, "none", False)
+    planned = plan.needed("none", True)
+    model, parts = loaded.model, loaded.components
+    modules = [
+        *(parts.language_model, parts.whisper.encoder, parts.speech_tokenizer.module),
+        *(parts.detokenizer.dit, parts.detokenizer.vocoder),
+    ]
+    weights = sum(p.nbytes for module in modules for p in module.parameters())
+    with card.active() as ledger, model.decoder.borrow() as state:
+        cache = state.attention.cache
+        length = max(BUDGETS.values())
+        ids = torch.zeros(1, length, dtype=torch.int64, device=CUDA)
+        before = ledger.live
+        with ledger.peak_within() as peak:
+            state.prefill(model.language_model.embed(ids, ids), BOTH)
+    work = peak[0] - before
+    rest = before - weights - cache.keys.nbytes - cache.values.nbytes
+    assert 0 < rest < RESERVE
+    exact = weights + cache.keys.nbytes + cache.values.nbytes
+    assert exact + work <= planned - RESERVE <= exact + 1.2 * work
+    assert loaded.peak < planned
+
+
+def host_weight(model: KimiAudio) -> Callable[[], None]:
+    norm = model.language_model.norm
+    kept, norm.weight = norm.weight, nn.Parameter(torch.ones(3584, dtype=HALF), False)
+    return lambda: setattr(norm, "weight", kept)
+
+
+def hook(change: Callable[[Tensor], Tensor]) -> Callable[[KimiAudio], Callable[[], None]]:
+    """Changes what one feed-forward gives."""
+
+    def plant(model: KimiAudio) -> Callable[[], None]:
+        layer = model.language_model.layers[3].feed_forward
+        return layer.register_forward_hook(lambda module, given, out: change(out)).remove
+
+    return plant
+
+
+def wide_constant(x: Tensor) -> Tensor:
+    return (x * torch.ones(x.shape[-1], device=CUDA)).to(x.dtype)
+
+
+FAULTS = {
+    "a weight on the host": (host_weight, CannotBeRecorded),
+    "a constant on the host": (hook(lambda x: x * torch.ones(3584, dtype=HALF)), RuntimeError),
+    "a constant copied from the host": (
+        hook(lambda x: x * torch.ones(3584, dtype=HALF).to(CUDA)), CannotBeRecorded
+    ),
+    "a float32 constant": (hook(wide_constant), AssertionError),
+    "a float32 activation": (hook(lambda x: x.float()), AssertionError),
+    "a value that the host reads": (
+        hook(lambda x: x * x[0, 0, 0].item()), DataDependentOutputException
+    ),
+    "a condition on a value": (
+        hook(lambda x: x if x.sum() > 0 else -x), DataDependentOutputException
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_found(fault: str, card: FakeCuda, loaded: Loaded) -> None:
+    plant, error = FAULTS[fault]
+    components = replace(loaded.components, detokenizer=None)
+    with card.active():
+        model = KimiAudio.from_components(components)
+        with model.decoder.borrow() as state:
+            pass
+        remove = plant(model)
+    try:
+        with pytest.raises(error):
+            check_dtypes(record_steps(card, state, positions=(0,)), HALF)
+    finally:
+        with card.active():
+            remove()
