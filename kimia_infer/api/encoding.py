@@ -12,12 +12,10 @@ from torch import Tensor
 from kimia_infer.api.events import Stopwatch
 from kimia_infer.api.parameters import Parameters
 from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
-from kimia_infer.models.kimi_audio.messages import Message
-from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Prompt, PromptBuilder
-from kimia_infer.models.kimi_audio.segments import code_count
+from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Message, Prompt, PromptBuilder
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, code_count
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,13 @@ from kimia_infer.engine.speech import SpeechPipeline, warm_up
 from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
-from kimia_infer.models.kimi_audio.messages import AudioSource, Message, parse_messages
-from kimia_infer.models.kimi_audio.prompt import Prompt, PromptBuilder
+from kimia_infer.models.kimi_audio.prompt import (
+    AudioSource,
+    Message,
+    Prompt,
+    PromptBuilder,
+    parse_messages,
+)
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 from kimia_infer.utils.errors import ConfigurationError, RequestError
 

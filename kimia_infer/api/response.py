@@ -19,7 +19,7 @@ from kimia_infer.engine.decode import Generation, Progress
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.engine.speech import SpeechPipeline
 from kimia_infer.layers.sampler import Randomness
-from kimia_infer.models.kimi_audio.messages import Message
+from kimia_infer.models.kimi_audio.prompt import Message
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 
 SAMPLE_RATE = 24_000

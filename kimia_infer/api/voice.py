@@ -11,9 +11,9 @@ import torch
 from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.audio.level import SILENCE_DBFS, is_silent, loudest_dbfs
 from kimia_infer.audio.mel import MelConfig, Voice, log_mel
-from kimia_infer.models.kimi_audio.messages import AudioSource
-from kimia_infer.models.kimi_audio.segments import CODE_SAMPLES
+from kimia_infer.models.kimi_audio.prompt import AudioSource
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
+from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES
 from kimia_infer.utils.errors import RequestError
 
 MIN_SECONDS = 1.0

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kimia_infer.models.kimi_audio.messages import Message, parse_messages
+from kimia_infer.models.kimi_audio.prompt import Message, parse_messages
 from kimia_infer.utils.errors import RequestError
 
 UNDERSTANDING = "understanding"

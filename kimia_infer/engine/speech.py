@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.audio.mel import Voice
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, SpeechStream
-from kimia_infer.models.kimi_audio.flow import Noise
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Noise, SpeechStream
 
 # Codes per chunk. ``quality`` is the published chunking. ``low_latency`` begins with 4 codes
 # and the 12 of look-ahead that they need, and grows so that each chunk is ready in time.

@@ -27,7 +27,7 @@ from kimia_infer.engine.decode import Progress
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.evaluation.items import Item
 from kimia_infer.layers.sampler import SeededRandomness
-from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.models.kimi_audio.prompt import parse_messages
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 from kimia_infer.utils.errors import ConfigurationError, RequestError, RequestOutOfMemory
 from kimia_infer.utils.graphs import Graphs, graphs_for

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
 
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
-from kimia_infer.models.kimi_audio.segments import segment_codes, split_segments
+from kimia_infer.models.kimi_audio.whisper import segment_codes, split_segments
 from kimia_infer.training.parallel import whole
 
 Encode = Callable[[Tensor, Sequence[int]], Tensor]

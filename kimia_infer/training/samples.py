@@ -15,10 +15,9 @@ from transformers import WhisperFeatureExtractor
 from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.data.conversations import Conversation, DataError, audio_field
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.messages import Message
-from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Prompt, PromptBuilder
-from kimia_infer.models.kimi_audio.segments import code_count, segment_codes, split_segments
+from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Message, Prompt, PromptBuilder
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
+from kimia_infer.models.kimi_audio.whisper import code_count, segment_codes, split_segments
 from kimia_infer.utils.errors import RequestError
 
 Wave = np.ndarray

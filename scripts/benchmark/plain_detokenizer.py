@@ -16,8 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.layers.snake import AntiAliasedSnake, low_pass_filter
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, WaveOverlap
+from kimia_infer.models.kimi_audio.detokenizer import (
+    CACHE_TIMESTEP,
+    Detokenizer,
+    Noise,
+    StreamConfig,
+    WaveOverlap,
+)
 from kimia_infer.models.kimi_audio.dit import (
     NORM_EPS,
     TIMESTEP_FEATURES,
@@ -26,8 +31,12 @@ from kimia_infer.models.kimi_audio.dit import (
     Block,
     DiT,
 )
-from kimia_infer.models.kimi_audio.flow import CACHE_TIMESTEP, Noise, StreamConfig
-from kimia_infer.models.kimi_audio.vocoder import ResidualBlock, Vocoder
+from kimia_infer.models.kimi_audio.vocoder import (
+    AntiAliasedSnake,
+    ResidualBlock,
+    Vocoder,
+    low_pass_filter,
+)
 
 KeysAndValues = tuple[Tensor, Tensor]
 

@@ -7,10 +7,8 @@ from pathlib import Path
 
 from transformers import WhisperConfig
 
-from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.dit import DiTConfig
+from kimia_infer.models.kimi_audio.config import DiTConfig, LanguageModelConfig, VocoderConfig
 from kimia_infer.models.kimi_audio.speech_tokenizer import FIXED, SpeechTokenizerConfig
-from kimia_infer.models.kimi_audio.vocoder import VocoderConfig
 from kimia_infer.models.kimi_audio.whisper import encoder_config
 
 

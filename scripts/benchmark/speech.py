@@ -19,8 +19,7 @@ from kimia_infer.audio.decode import SAMPLE_RATE
 from kimia_infer.engine.speech import FIRST_CHUNKS
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import SeededRandomness
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
-from kimia_infer.models.kimi_audio.flow import Noise
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Noise
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from scripts.benchmark.decoding import Contender, library_decoder, library_loop, with_cut_heads
 from scripts.benchmark.measuring import BOTH, medians, synchronize

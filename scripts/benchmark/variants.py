@@ -12,7 +12,7 @@ from kimia_infer.api.parameters import CODES_PER_SECOND, parse_parameters
 from kimia_infer.engine.decode import DecodeInput
 from kimia_infer.layers.quantization import check_quantization
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.models.kimi_audio.prompt import parse_messages
 from scripts.benchmark.decoding import (
     BANDWIDTH_NOTE,
     Contender,

@@ -15,9 +15,8 @@ from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.engine.speech import SpeechPipeline
 from kimia_infer.layers.sampler import SeededRandomness
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Noise
 from kimia_infer.models.kimi_audio.dit import dit_component
-from kimia_infer.models.kimi_audio.flow import Noise
 from kimia_infer.models.kimi_audio.published import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,

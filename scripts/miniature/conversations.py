@@ -22,8 +22,8 @@ from kimia_infer.audio.encode import write_wav
 from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
-from kimia_infer.models.kimi_audio.segments import SEGMENT_SAMPLES
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
+from kimia_infer.models.kimi_audio.whisper import SEGMENT_SAMPLES
 from kimia_infer.utils.files import write_json_lines
 from scripts.miniature.spoken_world import READ, SPOKEN, TRANSCRIBE
 

@@ -27,8 +27,7 @@ from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.encode import write_wav
 from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile, DataError
 from kimia_infer.layers.sampler import SeededRandomness
-from kimia_infer.models.kimi_audio.messages import parse_messages
-from kimia_infer.models.kimi_audio.prompt import Prompt
+from kimia_infer.models.kimi_audio.prompt import Prompt, parse_messages
 from scripts.miniature.recognizer import SpeechRecognizer
 
 KINDS = ("transcription", "question", "dialogue", "repeat", "read")

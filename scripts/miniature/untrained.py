@@ -24,8 +24,8 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.dit import DiTConfig, dit_slots
+from kimia_infer.models.kimi_audio.config import DiTConfig, LanguageModelConfig, VocoderConfig
+from kimia_infer.models.kimi_audio.dit import dit_slots
 from kimia_infer.models.kimi_audio.language_model import language_model_slots
 from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.published import (
@@ -38,7 +38,7 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
     speech_tokenizer_slots,
 )
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens, special_names
-from kimia_infer.models.kimi_audio.vocoder import VocoderConfig, vocoder_slots
+from kimia_infer.models.kimi_audio.vocoder import vocoder_slots
 from kimia_infer.models.kimi_audio.whisper import (
     FRAMES_PER_CODE,
     LOG_MEL,

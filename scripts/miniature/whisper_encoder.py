@@ -23,12 +23,14 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.segments import CODE_SAMPLES, SEGMENT_SAMPLES, segment_codes
 from kimia_infer.models.kimi_audio.whisper import (
+    CODE_SAMPLES,
     FRAMES_PER_CODE,
     POSITIONS,
+    SEGMENT_SAMPLES,
     encoder_config,
     feature_extractor,
+    segment_codes,
     whisper_component,
 )
 from kimia_infer.training.config import ConfigError, option

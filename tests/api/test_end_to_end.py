@@ -13,7 +13,7 @@ from kimia_infer.audio.decode import load_audio
 from kimia_infer.engine.decode import Decoder
 from kimia_infer.models.kimi_audio import detokenizer as stream
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
-from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.models.kimi_audio.prompt import parse_messages
 from tests.api.recorded_chats import (
     CASES,
     RECORDED,

@@ -12,7 +12,7 @@ import pytest
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters, parse_parameters
-from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.models.kimi_audio.prompt import parse_messages
 from kimia_infer.utils.errors import RequestError
 
 HELLO = [{"role": "user", "message_type": "text", "content": "hello"}]

@@ -24,7 +24,7 @@ from kimia_infer.evaluation import answering
 from kimia_infer.evaluation.answering import Batching, Finished, answer_items, load_ahead
 from kimia_infer.evaluation.items import Defaults, Item, read_manifest
 from kimia_infer.layers.sampler import sample
-from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.models.kimi_audio.prompt import parse_messages
 from kimia_infer.utils.errors import ConfigurationError, RequestError
 from kimia_infer.utils.graphs import Graphs, graphs_for
 from tests.api.recorded_chats import CASES, SET, chat_of, options_of, randomness_of

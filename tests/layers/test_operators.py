@@ -13,8 +13,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kimia_infer.layers import attention, operators, quantization, snake
+from kimia_infer.layers import attention, operators, quantization
 from kimia_infer.layers.quantization import STORAGES, quantize
+from kimia_infer.models.kimi_audio import vocoder
 from tests.interpreted import interpreted, needs_triton
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -101,12 +102,12 @@ def call_all(device: torch.device, dtype: torch.dtype, leading: tuple[int, ...] 
     """Every operator that PyTorch can compute too, with its results."""
     x, weight = torch.ones(*leading, 32, device=device, dtype=dtype), torch.ones(32, device=device)
     weight = weight.to(dtype)
-    taps = snake.low_pass_filter()
+    taps = vocoder.low_pass_filter()
     results = [
         operators.rms_norm(x, weight, 1e-6),
         operators.add_rms_norm(x, x, weight, 1e-6),
         operators.silu_mul(x),
-        snake.anti_aliased_snake(x, weight[:1], weight[:1], taps),
+        vocoder.anti_aliased_snake(x, weight[:1], weight[:1], taps),
     ]
     for storage in STORAGES.values():
         matrix = quantize(torch.ones(8, 32, device=device), storage)
@@ -150,7 +151,7 @@ def test_fakes_are_like_the_results(dtype: torch.dtype) -> None:
 def check_operators(dtype: torch.dtype) -> None:
     """The checks of torch.library, with interpreted kernels."""
     x, weight = torch.randn(2, 1, 32).to(dtype), torch.randn(32).to(dtype)
-    ops, taps = torch.ops.kimia, list(snake.low_pass_filter())
+    ops, taps = torch.ops.kimia, list(vocoder.low_pass_filter())
     cases = [
         (ops.rms_norm, (x, weight, 1e-6)),
         (ops.add_rms_norm, (x, x.clone(), weight, 1e-6)),

@@ -28,7 +28,7 @@ from kimia_infer.layers.quantization import (
 )
 from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.messages import parse_messages
+from kimia_infer.models.kimi_audio.prompt import parse_messages
 from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.graphs import graphs_for
 from scripts.benchmark.random_models import random_language_model

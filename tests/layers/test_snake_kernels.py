@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kimia_infer.layers.snake import AntiAliasedSnake, low_pass_filter
+from kimia_infer.models.kimi_audio.vocoder import AntiAliasedSnake, low_pass_filter
 from tests.interpreted import compiled, interpreted, needs_triton, recorded_launches
 
 pytestmark = needs_triton

@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kimia_infer.layers import operators
-from kimia_infer.layers.snake import low_pass_filter
-from kimia_infer.models.kimi_audio.flow import StreamConfig, ode_timesteps
+from kimia_infer.models.kimi_audio.detokenizer import StreamConfig, ode_timesteps
+from kimia_infer.models.kimi_audio.vocoder import low_pass_filter
 from kimia_infer.utils import graphs
 from kimia_infer.utils.graphs import Direct, Work
 from kimia_infer.weights import parallel

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_slots
+from kimia_infer.models.kimi_audio.config import DiTConfig, LanguageModelConfig, VocoderConfig
+from kimia_infer.models.kimi_audio.dit import DiT, dit_slots
 from kimia_infer.models.kimi_audio.language_model import (
     LanguageModel,
     ignored_tensors,
     language_model_slots,
 )
-from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_slots
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_slots
 from kimia_infer.weights.component import Slot, expected_tensors
 
 LANGUAGE_MODEL = {

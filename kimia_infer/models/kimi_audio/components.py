@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.dit import DiTConfig, dit_component
+from kimia_infer.models.kimi_audio.config import DiTConfig, LanguageModelConfig
+from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.language_model import language_model_component
 from kimia_infer.models.kimi_audio.layout import TUNED_WHISPER, WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.published import (

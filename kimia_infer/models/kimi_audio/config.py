@@ -1,18 +1,20 @@
-"""Sizes of the language model, read from the published ``config.json``."""
+"""Sizes of the networks, read from the published configuration files."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import read_json
 
 # Published field name -> field of LanguageModelConfig.
-_FIELDS = {
+_LANGUAGE_MODEL_FIELDS = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
@@ -30,7 +32,7 @@ _FIELDS = {
     "kimia_mimo_audiodelaytokens": "audio_delay",
 }
 # Variants that the published class names but this architecture does not have.
-_REQUIRED_VALUES = {"hidden_act": "silu", "rope_scaling": None, "tie_word_embeddings": False}
+_LANGUAGE_MODEL_FIXED = {"hidden_act": "silu", "rope_scaling": None, "tie_word_embeddings": False}
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,11 @@ class LanguageModelConfig:
     @classmethod
     def from_dict(cls, values: dict, source: str = "config.json") -> LanguageModelConfig:
         """Build from published fields; raises CheckpointError naming a bad field."""
-        for name, expected in _REQUIRED_VALUES.items():
+        for name, expected in _LANGUAGE_MODEL_FIXED.items():
             if values.get(name, expected) != expected:
                 raise CheckpointError(f"{source}: {name} = {values[name]!r} is not supported")
         fields: dict[str, Any] = {}
-        for name, field in _FIELDS.items():
+        for name, field in _LANGUAGE_MODEL_FIELDS.items():
             value = values.get(name)
             if name == "num_key_value_heads" and value is None:
                 value = values.get("num_attention_heads")  # no grouping, as in Qwen2
@@ -113,3 +115,198 @@ class LanguageModelConfig:
         for rule, holds in rules.items():
             if not holds:
                 raise CheckpointError(f"{source}: {rule}")
+
+
+# Variants that the configuration can name but this architecture does not have.
+_DIT_FIXED = {
+    "model.dit.position_embedding_type": "skip",
+    "model.dit.use_rope": True,
+    "model.dit.ffn_type": "vanilla_mlp",
+}
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of the network and the statistics of the mel spectrogram.
+
+    ``codes`` is the size of the code book; the embedding has one more row, which training used
+    for dropped conditions. A mel value is ``x * mel_std + mel_mean`` with x as the network sees it.
+    Positions are divided by ``rope_interpolation``.
+    """
+
+    depth: int
+    hidden_size: int
+    heads: int
+    mlp_ratio: float
+    mel_bins: int
+    codes: int
+    rope_base: float
+    rope_interpolation: float
+    mel_mean: float
+    mel_std: float
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.heads
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str = "config.yaml") -> DiTConfig:
+        """Build from the published structure; raises CheckpointError naming a bad field."""
+        for path, expected in _DIT_FIXED.items():
+            found = _lookup(values, path)
+            if found != expected:
+                raise CheckpointError(
+                    f"{source}: {path} = {found!r} is not supported, only {expected!r} is"
+                )
+
+        def number(path: str, default: float | None = None) -> Any:
+            value = _lookup(values, path)
+            value = default if value is None else value
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise CheckpointError(f"{source}: {path} must be a number, found {value!r}")
+            return value
+
+        def size(path: str) -> int:
+            value = number(path)
+            if not isinstance(value, int) or value < 1:
+                raise CheckpointError(f"{source}: {path} must be a positive integer, not {value!r}")
+            return value
+
+        normalized = _lookup(values, "normalize_mel")
+        if not isinstance(normalized, bool):
+            raise CheckpointError(
+                f"{source}: normalize_mel must be true or false, not {normalized!r}"
+            )
+        config = cls(
+            depth=size("model.dit.depth"),
+            hidden_size=size("model.dit.hidden_size"),
+            heads=size("model.dit.num_heads"),
+            mlp_ratio=number("model.dit.mlp_ratio"),
+            mel_bins=size("model.dit.input_size"),
+            codes=size("model.dit.semantic_vocab_size"),
+            rope_base=number("model.dit.rope_params.rope_base", 10000.0),
+            rope_interpolation=number("model.dit.rope_params.rope_interpolation_factor", 1.0),
+            mel_mean=number("mel_mean") if normalized else 0.0,
+            mel_std=number("mel_std") if normalized else 1.0,
+        )
+        if config.hidden_size % (2 * config.heads):
+            raise CheckpointError(
+                f"{source}: model.dit.hidden_size must be an even multiple of model.dit.num_heads"
+            )
+        return config
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> DiTConfig:
+        """Read ``config.yaml`` of the checkpoint's ``audio_detokenizer`` folder."""
+        path = directory / "config.yaml"
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{path}: file missing") from error
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise CheckpointError(f"{path}: not valid YAML ({error})") from error
+        return cls.from_dict(values, str(path))
+
+
+def _lookup(values: Any, path: str) -> Any:
+    """The entry of nested mappings that a dotted path names, or None."""
+    for key in path.split("."):
+        values = values.get(key) if isinstance(values, dict) else None
+    return values
+
+
+# Variants that the configuration can name but this architecture does not have.
+_VOCODER_FIXED = {
+    "resblock": "1",
+    "activation": "snakebeta",
+    "snake_logscale": True,
+    "use_tanh_at_final": False,
+    "use_bias_at_final": False,
+}
+
+
+@dataclass(frozen=True)
+class VocoderConfig:
+    """Sizes of the generator. ``hop_size`` samples of ``sample_rate`` Hz come from each frame.
+
+    Stage i multiplies the rate by ``upsample_rates[i]`` and halves the channels; in each stage
+    there is one residual block per entry of ``resblock_kernel_sizes``.
+    """
+
+    mel_bins: int
+    initial_channels: int
+    upsample_rates: tuple[int, ...]
+    upsample_kernel_sizes: tuple[int, ...]
+    resblock_kernel_sizes: tuple[int, ...]
+    resblock_dilation_sizes: tuple[tuple[int, ...], ...]
+    sample_rate: int
+
+    @property
+    def hop_size(self) -> int:
+        return math.prod(self.upsample_rates)
+
+    @classmethod
+    def from_dict(cls, values: dict, source: str = "config.json") -> VocoderConfig:
+        """Build from published fields; raises CheckpointError naming a bad field."""
+        for name, expected in _VOCODER_FIXED.items():
+            if values.get(name) != expected:
+                raise CheckpointError(
+                    f"{source}: {name} = {values.get(name)!r} is not supported, "
+                    f"only {expected!r} is"
+                )
+
+        def size(name: str) -> int:
+            return _sizes(values.get(name), 0, f"{source}: {name}")
+
+        def sizes(name: str, depth: int = 1) -> tuple:
+            return _sizes(values.get(name), depth, f"{source}: {name}")
+
+        config = cls(
+            mel_bins=size("num_mels"),
+            initial_channels=size("upsample_initial_channel"),
+            upsample_rates=sizes("upsample_rates"),
+            upsample_kernel_sizes=sizes("upsample_kernel_sizes"),
+            resblock_kernel_sizes=sizes("resblock_kernel_sizes"),
+            resblock_dilation_sizes=sizes("resblock_dilation_sizes", depth=2),
+            sample_rate=size("sampling_rate"),
+        )
+        config._check(source, size("hop_size"))
+        return config
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> VocoderConfig:
+        """Read ``config.json`` of the checkpoint's ``vocoder`` folder."""
+        path = directory / "config.json"
+        return cls.from_dict(read_json(path), str(path))
+
+    def _check(self, source: str, hop_size: int) -> None:
+        stages = list(zip(self.upsample_rates, self.upsample_kernel_sizes, strict=False))
+        rules = {
+            "upsample_rates and upsample_kernel_sizes must be equally long": (
+                len(self.upsample_rates) == len(self.upsample_kernel_sizes)
+            ),
+            "each upsample_kernel_sizes entry must exceed its rate by an even number": all(
+                kernel >= rate and (kernel - rate) % 2 == 0 for rate, kernel in stages
+            ),
+            "the product of upsample_rates must be hop_size": self.hop_size == hop_size,
+            "upsample_initial_channel must leave a channel when halved once per stage": (
+                self.initial_channels >= 2 ** len(self.upsample_rates)
+            ),
+            "resblock_kernel_sizes and resblock_dilation_sizes must be equally long": (
+                len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes)
+            ),
+            "resblock_kernel_sizes must be odd": all(k % 2 for k in self.resblock_kernel_sizes),
+        }
+        for rule, holds in rules.items():
+            if not holds:
+                raise CheckpointError(f"{source}: {rule}")
+
+
+def _sizes(value: Any, depth: int, field: str) -> Any:
+    """A positive integer (depth 0) or nested non-empty lists of them, as tuples."""
+    if depth == 0 and isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    if depth > 0 and isinstance(value, list) and value:
+        return tuple(_sizes(item, depth - 1, field) for item in value)
+    kind = "a positive integer" if depth == 0 else "a list of sizes"
+    raise CheckpointError(f"{field} must be {kind}, found {value!r}")

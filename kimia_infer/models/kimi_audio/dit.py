@@ -4,127 +4,32 @@ A diffusion transformer (DiT). Every frame is modulated by its speech code and b
 the flow (adaLN); frames attend to all frames of their chunk and to cached frames before it.
 What depends on codes and times alone is computed once per chunk (:meth:`DiT.condition`), so that a
 call of the network is a function of the frames, their conditioning, their rotary angles and the
-cache.
+cache, which :class:`FlowNetwork` can record.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 
-from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.models.kimi_audio.config import DiTConfig
+from kimia_infer.utils.graphs import Graphs
 from kimia_infer.weights.component import Component, Slot, identity_slots
 from kimia_infer.weights.tensors import open_model_file
+
+# Sizes are rounded up to multiples of these, so that few graphs serve all chunks.
+CODES_STEP = 8
+BUCKET_STEP = 256
 
 NORM_EPS = 1e-6  # published implementation
 TIMESTEP_FEATURES = 256  # published implementation
 TIMESTEP_PERIOD = 10000.0  # published implementation
-
-# Variants that the configuration can name but this architecture does not have.
-_REQUIRED_VALUES = {
-    "model.dit.position_embedding_type": "skip",
-    "model.dit.use_rope": True,
-    "model.dit.ffn_type": "vanilla_mlp",
-}
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """Sizes of the network and the statistics of the mel spectrogram.
-
-    ``codes`` is the size of the code book; the embedding has one more row, which training used
-    for dropped conditions. A mel value is ``x * mel_std + mel_mean`` with x as the network sees it.
-    Positions are divided by ``rope_interpolation``.
-    """
-
-    depth: int
-    hidden_size: int
-    heads: int
-    mlp_ratio: float
-    mel_bins: int
-    codes: int
-    rope_base: float
-    rope_interpolation: float
-    mel_mean: float
-    mel_std: float
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.heads
-
-    @classmethod
-    def from_dict(cls, values: dict, source: str = "config.yaml") -> DiTConfig:
-        """Build from the published structure; raises CheckpointError naming a bad field."""
-        for path, expected in _REQUIRED_VALUES.items():
-            found = _lookup(values, path)
-            if found != expected:
-                raise CheckpointError(
-                    f"{source}: {path} = {found!r} is not supported, only {expected!r} is"
-                )
-
-        def number(path: str, default: float | None = None) -> Any:
-            value = _lookup(values, path)
-            value = default if value is None else value
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise CheckpointError(f"{source}: {path} must be a number, found {value!r}")
-            return value
-
-        def size(path: str) -> int:
-            value = number(path)
-            if not isinstance(value, int) or value < 1:
-                raise CheckpointError(f"{source}: {path} must be a positive integer, not {value!r}")
-            return value
-
-        normalized = _lookup(values, "normalize_mel")
-        if not isinstance(normalized, bool):
-            raise CheckpointError(
-                f"{source}: normalize_mel must be true or false, not {normalized!r}"
-            )
-        config = cls(
-            depth=size("model.dit.depth"),
-            hidden_size=size("model.dit.hidden_size"),
-            heads=size("model.dit.num_heads"),
-            mlp_ratio=number("model.dit.mlp_ratio"),
-            mel_bins=size("model.dit.input_size"),
-            codes=size("model.dit.semantic_vocab_size"),
-            rope_base=number("model.dit.rope_params.rope_base", 10000.0),
-            rope_interpolation=number("model.dit.rope_params.rope_interpolation_factor", 1.0),
-            mel_mean=number("mel_mean") if normalized else 0.0,
-            mel_std=number("mel_std") if normalized else 1.0,
-        )
-        if config.hidden_size % (2 * config.heads):
-            raise CheckpointError(
-                f"{source}: model.dit.hidden_size must be an even multiple of model.dit.num_heads"
-            )
-        return config
-
-    @classmethod
-    def from_directory(cls, directory: Path) -> DiTConfig:
-        """Read ``config.yaml`` of the checkpoint's ``audio_detokenizer`` folder."""
-        path = directory / "config.yaml"
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise CheckpointError(f"{path}: file missing") from error
-        except (OSError, ValueError, yaml.YAMLError) as error:
-            raise CheckpointError(f"{path}: not valid YAML ({error})") from error
-        return cls.from_dict(values, str(path))
-
-
-def _lookup(values: Any, path: str) -> Any:
-    """The entry of nested mappings that a dotted path names, or None."""
-    for key in path.split("."):
-        values = values.get(key) if isinstance(values, dict) else None
-    return values
-
 
 # Queries, keys, values [..., heads, frames, head_dim] of a layer -> the attended values, likewise.
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
@@ -314,6 +219,132 @@ class DiT(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x, conditioning.blocks[index], rotary, attend, index)
         return self.final_layer(x, conditioning.final).flatten(-3, -2)
+
+
+class FrameCache:
+    """Keys (after rotation) and values of the frames before the current chunk.
+
+    ``keys`` and ``values`` [depth, heads, capacity, head_dim]; the first ``filled`` frames are
+    the past. A call of the network writes its own frames behind them, where the next call
+    overwrites them, until :meth:`keep` makes them part of the past.
+    """
+
+    def __init__(self, dit: DiT, capacity: int):
+        config = dit.config
+        shape = (config.depth, config.heads, capacity, config.head_dim)
+        self.keys = torch.zeros(shape, device=dit.device, dtype=dit.dtype)
+        self.values = torch.zeros_like(self.keys)
+        self.filled = 0
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
+        """Attention of frames that follow the past, each [heads, frames, head_dim]."""
+        end = self.filled + keys.shape[1]
+        self.keys[layer, :, self.filled : end] = keys
+        self.values[layer, :, self.filled : end] = values
+        return F.scaled_dot_product_attention(
+            query[None], self.keys[layer, None, :, :end], self.values[layer, None, :, :end]
+        )[0]
+
+    def keep(self, frames: int, limit: int) -> None:
+        """Keep the first ``frames`` of the last call as past; ``limit`` frames in all at most."""
+        end = self.filled + frames
+        self.filled = min(end, limit)
+        if end > limit:
+            # Source and target overlap, hence the copy.
+            self.keys[:, :, :limit] = self.keys[:, :, end - limit : end].clone()
+            self.values[:, :, :limit] = self.values[:, :, end - limit : end].clone()
+
+    def past(self) -> tuple[Tensor, Tensor]:
+        """A copy of the past, each [depth, heads, filled, head_dim]."""
+        return self.keys[:, :, : self.filled].clone(), self.values[:, :, : self.filled].clone()
+
+    def restore(self, past: tuple[Tensor, Tensor]) -> None:
+        """Go back to what :meth:`past` returned."""
+        self.filled = past[0].shape[2]
+        self.keys[:, :, : self.filled], self.values[:, :, : self.filled] = past
+
+
+class FlowNetwork:
+    """Calls the network for one stream at a time, on top of that stream's ``cache``.
+
+    A call is launched operation by operation, or recorded once for each size and replayed.
+
+    ``past_frames`` and ``chunk_codes`` are the most that the cache keeps and that a chunk has,
+    ``frames_per_code`` what a code spans.
+    """
+
+    @torch.inference_mode(False)  # so that later streams can write in any mode
+    def __init__(
+        self, dit: DiT, past_frames: int, chunk_codes: int, frames_per_code: int, graphs: Graphs
+    ):
+        self.dit, self.graphs = dit, graphs
+        self.chunk_codes, self.frames_per_code = chunk_codes, frames_per_code
+        frames = chunk_codes * frames_per_code
+        self.cache = FrameCache(dit, past_frames + frames)
+        if graphs.captures:
+            self._inputs = _Inputs(dit, chunk_codes, frames)
+            self._recorded: dict[tuple[int, int], Callable[[], None]] = {}
+
+    def velocity(self, x: Tensor, conditioning: StepConditioning, rotary: Tensor) -> Tensor:
+        """Velocity [frames, mel_bins] of a chunk x; valid until the next call."""
+        if not self.graphs.captures:
+            return self.dit(x, conditioning, rotary, self.cache.attend)
+        codes = min(_round_up(conditioning.final.shape[0], CODES_STEP), self.chunk_codes)
+        end = self.cache.filled + codes * self.frames_per_code
+        key = codes, min(_round_up(end, BUCKET_STEP), self.cache.capacity)
+        self._inputs.put(x, conditioning, rotary, self.cache.filled)
+        if key not in self._recorded:
+            self._recorded[key] = self.graphs.record(lambda: self._call(*key))
+        self._recorded[key]()
+        return self._inputs.velocity[: len(x)]
+
+    def _call(self, codes: int, bucket: int) -> None:
+        """Frames beyond those of the chunk are computed too, but nothing sees them."""
+        inputs, cache, frames = self._inputs, self.cache, codes * self.frames_per_code
+        places = inputs.filled + torch.arange(frames, device=self.dit.device)
+        seen = torch.arange(bucket, device=self.dit.device) < inputs.filled + inputs.frames
+        mask = seen.expand(1, 1, frames, bucket)
+
+        def attend(query: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
+            cache.keys[layer].index_copy_(1, places, keys)
+            cache.values[layer].index_copy_(1, places, values)
+            filled = cache.keys[layer, None, :, :bucket], cache.values[layer, None, :, :bucket]
+            return F.scaled_dot_product_attention(query[None], *filled, attn_mask=mask)[0]
+
+        conditioning = StepConditioning(inputs.blocks[:, :codes], inputs.final[:codes])
+        velocity = self.dit(inputs.x[:frames], conditioning, inputs.rotary[:frames], attend)
+        inputs.velocity[:frames] = velocity
+
+
+class _Inputs:
+    """Tensors that recorded calls read and write; as large as the largest chunk."""
+
+    def __init__(self, dit: DiT, codes: int, frames: int):
+        config, place = dit.config, {"device": dit.device, "dtype": dit.dtype}
+        self.x = torch.zeros(frames, config.mel_bins, **place)
+        self.velocity = torch.zeros_like(self.x)
+        self.blocks = torch.zeros(config.depth, codes, 6, config.hidden_size, **place)
+        self.final = torch.zeros(codes, 2, config.hidden_size, **place)
+        self.rotary = torch.zeros(frames, config.head_dim // 2, 2, device=dit.device)
+        self.filled = torch.zeros(1, dtype=torch.int64, device=dit.device)
+        self.frames = torch.zeros_like(self.filled)
+
+    def put(self, x: Tensor, conditioning: StepConditioning, rotary: Tensor, filled: int) -> None:
+        frames, codes = len(x), len(conditioning.final)
+        self.x[:frames] = x
+        self.blocks[:, :codes] = conditioning.blocks
+        self.final[:codes] = conditioning.final
+        self.rotary[:frames] = rotary
+        self.filled.fill_(filled)
+        self.frames.fill_(frames)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
 
 
 def dit_slots(config: DiTConfig) -> list[Slot]:

@@ -17,19 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kimia_infer.audio.decode import SAMPLE_RATE
-from kimia_infer.models.kimi_audio.segments import (
-    CODE_SAMPLES,
-    SEGMENT_SAMPLES,
-    as_samples,
-    segment_codes,
-    split_segments,
-)
 from kimia_infer.models.kimi_audio.whisper import (
+    CODE_SAMPLES,
     FRAMES_PER_CODE,
     LOG_MEL,
+    SEGMENT_SAMPLES,
+    as_samples,
     check_fixed,
     encoder_config,
     feature_extractor,
+    segment_codes,
+    split_segments,
 )
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for

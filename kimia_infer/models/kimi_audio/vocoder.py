@@ -1,117 +1,190 @@
-"""Mel frames to a wave: a BigVGAN generator with anti-aliased activations."""
+"""Mel frames to a wave: a BigVGAN generator with anti-aliased activations.
+
+Its nonlinearity, SnakeBeta, is computed at twice the rate, between two low-pass filters, which
+keeps the harmonics that it creates from folding back.
+"""
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.layers.snake import AntiAliasedSnake
-from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.component import Component, Slot, read_json
+from kimia_infer.layers.operators import operator
+from kimia_infer.models.kimi_audio.config import VocoderConfig
+from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.tensors import open_model_file
 
 OUTER_KERNEL = 7  # of the first and the last convolution, published implementation
 
-# Variants that the configuration can name but this architecture does not have.
-_REQUIRED_VALUES = {
-    "resblock": "1",
-    "activation": "snakebeta",
-    "snake_logscale": True,
-    "use_tanh_at_final": False,
-    "use_bias_at_final": False,
-}
+# Low-pass filter at a quarter of the doubled rate; published configuration.
+TAPS = 12
+CUTOFF = 0.25
+HALF_WIDTH = 0.3
 
 
-@dataclass(frozen=True)
-class VocoderConfig:
-    """Sizes of the generator. ``hop_size`` samples of ``sample_rate`` Hz come from each frame.
+@functools.cache
+def low_pass_filter() -> tuple[float, ...]:
+    """The windowed sinc (Kaiser window) of both rate changes, with sum 1."""
+    half = TAPS // 2
+    attenuation = 2.285 * (half - 1) * math.pi * 4 * HALF_WIDTH + 7.95
+    beta = 0.1102 * (attenuation - 8.7)  # Kaiser's formula above 50 dB, where this filter is
+    taps = np.kaiser(TAPS, beta) * np.sinc(2 * CUTOFF * (np.arange(-half, half) + 0.5))
+    return tuple((taps / taps.sum()).tolist())
 
-    Stage i multiplies the rate by ``upsample_rates[i]`` and halves the channels; in each stage
-    there is one residual block per entry of ``resblock_kernel_sizes``.
+
+def upsample(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The even and the odd samples of x [..., time] at twice the rate, each [..., time]."""
+    return _Upsample.apply(x)
+
+
+def downsample(even: Tensor, odd: Tensor) -> Tensor:
+    """Back to half the rate, from the even and the odd samples, each [..., time]."""
+    return _Downsample.apply(even, odd)
+
+
+class _Upsample(torch.autograd.Function):
+    """The gradient is a filter too; autograd would run one operation per tap."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+        taps = [2 * tap for tap in reversed(low_pass_filter())]
+        padded = F.pad(x, (3, 3), mode="replicate")
+        return _correlate(padded[..., :-1], taps[0::2]), _correlate(padded[..., 1:], taps[1::2])
+
+    @staticmethod
+    def backward(ctx, even: Tensor, odd: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
+        taps = [2 * tap for tap in reversed(low_pass_filter())]
+        padded = _spread(even, taps[0::2], (0, 1)).add_(_spread(odd, taps[1::2], (1, 0)))
+        return _fold(padded, 3, 3)
+
+
+class _Downsample(torch.autograd.Function):
+    """As :class:`_Upsample`. At both edges the first even and the last odd sample repeat."""
+
+    @staticmethod
+    def forward(ctx, even: Tensor, odd: Tensor) -> Tensor:
+        taps = low_pass_filter()
+        first, last = even[..., :1], odd[..., -1:]
+        even = torch.cat([first, first, even, last, last, last], dim=-1)
+        odd = torch.cat([first, first, first, odd, last, last], dim=-1)
+        return _correlate(odd, taps[0::2], total=_correlate(even, taps[1::2]))
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyrefly: ignore[bad-override]
+        taps = low_pass_filter()
+        even, odd = _spread(grad, taps[1::2]), _spread(grad, taps[0::2])
+        first, last = odd[..., :3].sum(-1), even[..., -3:].sum(-1)
+        even, odd = _fold(even[..., :-3], 2, 0), _fold(odd[..., 3:], 0, 2)
+        even[..., 0] += first
+        odd[..., -1] += last
+        return even, odd
+
+
+def _correlate(x: Tensor, taps: Sequence[float], total: Tensor | None = None) -> Tensor:
+    """Sum of ``taps[k] * x[..., n + k]``, shorter than x by ``len(taps) - 1``; onto ``total``.
+
+    Shifted sums are several times faster than a per-channel convolution on a CPU.
+    """
+    length = x.shape[-1] - len(taps) + 1
+    terms = [(x[..., shift : shift + length], tap) for shift, tap in enumerate(taps)]
+    if total is None:
+        first, tap = terms.pop(0)
+        total = first * tap
+    for shifted, tap in terms:
+        total.add_(shifted, alpha=tap)
+    return total
+
+
+def _spread(grad: Tensor, taps: Sequence[float], longer: tuple[int, int] = (0, 0)) -> Tensor:
+    """Gradient of x, where ``grad[n]`` is that of the sum of ``taps[k] * x[n + k]``.
+
+    ``longer``: values before and after those, of which there is no gradient.
+    """
+    reach = len(taps) - 1
+    padded = F.pad(grad, (reach + longer[0], reach + longer[1]))
+    length = padded.shape[-1] - reach
+    total = padded[..., reach:] * taps[0]
+    for shift, tap in enumerate(taps[1:], 1):
+        total.add_(padded[..., reach - shift : reach - shift + length], alpha=tap)
+    return total
+
+
+def _fold(padded: Tensor, before: int, after: int) -> Tensor:
+    """Gradient of x from that of x with its edges repeated ``before`` and ``after`` times."""
+    end = padded.shape[-1] - after
+    inner = padded[..., before:end].clone()
+    if before:
+        inner[..., 0] += padded[..., :before].sum(-1)
+    if after:
+        inner[..., -1] += padded[..., end:].sum(-1)
+    return inner
+
+
+@operator(
+    "anti_aliased_snake(Tensor x, Tensor log_alpha, Tensor log_beta, float[] taps) -> Tensor",
+    "snake_kernels.anti_aliased_snake",
+    fake=lambda x, log_alpha, log_beta, taps: x.new_empty(x.shape),
+)
+def anti_aliased_snake(
+    x: Tensor, log_alpha: Tensor, log_beta: Tensor, taps: Sequence[float]
+) -> Tensor:
+    """SnakeBeta at twice the rate of x [..., channels, time], in fp32 and rounded once.
+
+    log_alpha and log_beta [channels] are its parameters; ``taps`` are :func:`low_pass_filter`.
+    """
+    given = coefficients(log_alpha, log_beta)
+    even, odd = (snake_beta(y, *given) for y in upsample(x.float()))
+    return downsample(even, odd).to(x.dtype)
+
+
+def snake_beta(x: Tensor, frequency: Tensor, amplitude: Tensor) -> Tensor:
+    """x + amplitude * sin(x * frequency)^2."""
+    return torch.addcmul(x, amplitude, (x * frequency).sin_().square_())
+
+
+def coefficients(log_alpha: Tensor, log_beta: Tensor) -> tuple[Tensor, Tensor]:
+    """Frequency and amplitude, fp32 [channels, 1]."""
+    frequency, width = log_alpha.float().exp(), log_beta.float().exp()
+    return frequency[:, None], 1 / (width[:, None] + 1e-9)
+
+
+class SnakeBeta(nn.Module):
+    """x + sin(x * e^alpha)^2 / e^beta per channel, parameters stored as logarithms."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.empty(channels))
+        self.beta = nn.Parameter(torch.empty(channels))
+
+    def coefficients(self) -> tuple[Tensor, Tensor]:
+        """Frequency and amplitude, fp32 [channels, 1]."""
+        return coefficients(self.alpha, self.beta)
+
+
+class AntiAliasedSnake(nn.Module):
+    """SnakeBeta of x [..., channels, time], in fp32 whatever the dtype of x.
+
+    Summing twelve taps in bf16 would round twelve times; the filters of other implementations
+    also accumulate in fp32. Without ``anti_aliased``, for the first steps of a training, the rate
+    is not doubled, which is several times faster and nearly the same.
     """
 
-    mel_bins: int
-    initial_channels: int
-    upsample_rates: tuple[int, ...]
-    upsample_kernel_sizes: tuple[int, ...]
-    resblock_kernel_sizes: tuple[int, ...]
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...]
-    sample_rate: int
+    def __init__(self, channels: int):
+        super().__init__()
+        self.act = SnakeBeta(channels)
+        self.anti_aliased = True
 
-    @property
-    def hop_size(self) -> int:
-        return math.prod(self.upsample_rates)
-
-    @classmethod
-    def from_dict(cls, values: dict, source: str = "config.json") -> VocoderConfig:
-        """Build from published fields; raises CheckpointError naming a bad field."""
-        for name, expected in _REQUIRED_VALUES.items():
-            if values.get(name) != expected:
-                raise CheckpointError(
-                    f"{source}: {name} = {values.get(name)!r} is not supported, "
-                    f"only {expected!r} is"
-                )
-
-        def size(name: str) -> int:
-            return _sizes(values.get(name), 0, f"{source}: {name}")
-
-        def sizes(name: str, depth: int = 1) -> tuple:
-            return _sizes(values.get(name), depth, f"{source}: {name}")
-
-        config = cls(
-            mel_bins=size("num_mels"),
-            initial_channels=size("upsample_initial_channel"),
-            upsample_rates=sizes("upsample_rates"),
-            upsample_kernel_sizes=sizes("upsample_kernel_sizes"),
-            resblock_kernel_sizes=sizes("resblock_kernel_sizes"),
-            resblock_dilation_sizes=sizes("resblock_dilation_sizes", depth=2),
-            sample_rate=size("sampling_rate"),
-        )
-        config._check(source, size("hop_size"))
-        return config
-
-    @classmethod
-    def from_directory(cls, directory: Path) -> VocoderConfig:
-        """Read ``config.json`` of the checkpoint's ``vocoder`` folder."""
-        path = directory / "config.json"
-        return cls.from_dict(read_json(path), str(path))
-
-    def _check(self, source: str, hop_size: int) -> None:
-        stages = list(zip(self.upsample_rates, self.upsample_kernel_sizes, strict=False))
-        rules = {
-            "upsample_rates and upsample_kernel_sizes must be equally long": (
-                len(self.upsample_rates) == len(self.upsample_kernel_sizes)
-            ),
-            "each upsample_kernel_sizes entry must exceed its rate by an even number": all(
-                kernel >= rate and (kernel - rate) % 2 == 0 for rate, kernel in stages
-            ),
-            "the product of upsample_rates must be hop_size": self.hop_size == hop_size,
-            "upsample_initial_channel must leave a channel when halved once per stage": (
-                self.initial_channels >= 2 ** len(self.upsample_rates)
-            ),
-            "resblock_kernel_sizes and resblock_dilation_sizes must be equally long": (
-                len(self.resblock_kernel_sizes) == len(self.resblock_dilation_sizes)
-            ),
-            "resblock_kernel_sizes must be odd": all(k % 2 for k in self.resblock_kernel_sizes),
-        }
-        for rule, holds in rules.items():
-            if not holds:
-                raise CheckpointError(f"{source}: {rule}")
-
-
-def _sizes(value: Any, depth: int, field: str) -> Any:
-    """A positive integer (depth 0) or nested non-empty lists of them, as tuples."""
-    if depth == 0 and isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    if depth > 0 and isinstance(value, list) and value:
-        return tuple(_sizes(item, depth - 1, field) for item in value)
-    kind = "a positive integer" if depth == 0 else "a list of sizes"
-    raise CheckpointError(f"{field} must be {kind}, found {value!r}")
+    def forward(self, x: Tensor) -> Tensor:
+        if self.anti_aliased:
+            return anti_aliased_snake(x, self.act.alpha, self.act.beta, low_pass_filter())
+        return snake_beta(x.float(), *self.act.coefficients()).to(x.dtype)
 
 
 def _convolution(channels: int, kernel: int, dilation: int = 1) -> nn.Conv1d:

@@ -15,8 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_component
-from kimia_infer.models.kimi_audio.flow import StreamConfig
+from kimia_infer.models.kimi_audio.config import DiTConfig
+from kimia_infer.models.kimi_audio.detokenizer import StreamConfig
+from kimia_infer.models.kimi_audio.dit import DiT, dit_component
 from kimia_infer.models.kimi_audio.published import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,

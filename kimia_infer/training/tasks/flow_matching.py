@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kimia_infer.models.kimi_audio.detokenizer import CACHE_TIMESTEP, StreamConfig
 from kimia_infer.models.kimi_audio.dit import DiT
-from kimia_infer.models.kimi_audio.flow import CACHE_TIMESTEP, StreamConfig
 
 TIMESTEPS = 1000  # of the flow, as the network is told (published implementation)
 

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from kimia_infer.audio.decode import SAMPLE_RATE
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.segments import CODE_SAMPLES
-from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE, LOG_MEL
+from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES, FRAMES_PER_CODE, LOG_MEL
 from kimia_infer.training.recordings import Example, Examples, Sound, SoundSamples, read_samples
 from kimia_infer.training.tasks.codec import CodecNetwork, run
 from kimia_infer.training.tasks.config import CodecSettings

@@ -19,13 +19,18 @@ from torch.nn.utils.rnn import pad_sequence
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
-from kimia_infer.models.kimi_audio.segments import CODE_SAMPLES, segment_codes
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizer,
     SpeechTokenizerConfig,
     speech_tokenizer_component,
 )
-from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE, POSITIONS, feature_extractor
+from kimia_infer.models.kimi_audio.whisper import (
+    CODE_SAMPLES,
+    FRAMES_PER_CODE,
+    POSITIONS,
+    feature_extractor,
+    segment_codes,
+)
 from kimia_infer.training.recordings import Example, Examples, Sound
 from kimia_infer.training.tasks.codec import (
     CodecNetwork,

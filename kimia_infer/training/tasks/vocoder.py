@@ -15,9 +15,14 @@ from torch import Tensor, nn
 
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
-from kimia_infer.layers.snake import AntiAliasedSnake, SnakeBeta
+from kimia_infer.models.kimi_audio.config import VocoderConfig
 from kimia_infer.models.kimi_audio.published import VOCODER_FOLDER
-from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_component
+from kimia_infer.models.kimi_audio.vocoder import (
+    AntiAliasedSnake,
+    SnakeBeta,
+    Vocoder,
+    vocoder_component,
+)
 from kimia_infer.training.config import ConfigError
 from kimia_infer.training.recordings import Example, Examples, Sound, SoundSamples, read_samples
 from kimia_infer.training.tasks.codec import (

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from kimia_infer.models.kimi_audio.messages import parse_messages
-from kimia_infer.models.kimi_audio.prompt import EncodedMessage, PromptBuilder
+from kimia_infer.models.kimi_audio.prompt import EncodedMessage, PromptBuilder, parse_messages
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.utils.errors import RequestError
 from tests.paths import GOLDEN

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
-from kimia_infer.models.kimi_audio.segments import split_segments
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechCodes,
     SpeechTokenizer,
@@ -22,6 +21,7 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
     speech_tokenizer_component,
     speech_tokenizer_slots,
 )
+from kimia_infer.models.kimi_audio.whisper import split_segments
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import expected_tensors
 from tests.paths import GOLDEN

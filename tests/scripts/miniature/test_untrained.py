@@ -15,12 +15,13 @@ import yaml
 from safetensors import safe_open
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.models.kimi_audio.config import VocoderConfig
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.language_model import language_model_component
 from kimia_infer.models.kimi_audio.layout import missing_files
 from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
-from kimia_infer.models.kimi_audio.vocoder import VocoderConfig, vocoder_component
+from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.models.kimi_audio.whisper import whisper_component
 from kimia_infer.training.tasks.config import DiTSize, EncoderSize, GeneratorSize
 from kimia_infer.weights.component import Component, expected_tensors

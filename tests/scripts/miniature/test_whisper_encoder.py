@@ -15,11 +15,11 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.segments import segment_codes
 from kimia_infer.models.kimi_audio.whisper import (
     WhisperFeatures,
     encoder_config,
     feature_extractor,
+    segment_codes,
     whisper_component,
 )
 from kimia_infer.training.config import ConfigError, read_settings

@@ -11,15 +11,15 @@ import yaml
 from safetensors.torch import load_file
 
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
-from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_component
-from kimia_infer.models.kimi_audio.flow import (
+from kimia_infer.models.kimi_audio.config import DiTConfig
+from kimia_infer.models.kimi_audio.detokenizer import (
     CACHE_TIMESTEP,
-    FlowNetwork,
+    Detokenizer,
     MelStream,
     StreamConfig,
     ode_timesteps,
 )
+from kimia_infer.models.kimi_audio.dit import DiT, FlowNetwork, dit_component
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
 from kimia_infer.training.config import ConfigError, read_settings

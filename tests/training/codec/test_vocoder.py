@@ -13,8 +13,14 @@ from safetensors.torch import load_file
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.conversations import DataError
-from kimia_infer.layers.snake import AntiAliasedSnake, downsample, upsample
-from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_component
+from kimia_infer.models.kimi_audio.config import VocoderConfig
+from kimia_infer.models.kimi_audio.vocoder import (
+    AntiAliasedSnake,
+    Vocoder,
+    downsample,
+    upsample,
+    vocoder_component,
+)
 from kimia_infer.training.checkpoints import TrainingError
 from kimia_infer.training.config import ConfigError, read_settings
 from kimia_infer.training.recordings import Examples, Sound, find_sounds

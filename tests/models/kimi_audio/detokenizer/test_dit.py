@@ -10,14 +10,9 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from kimia_infer.models.kimi_audio.dit import DiT, DiTConfig, dit_component, dit_slots
-from kimia_infer.models.kimi_audio.flow import (
-    CACHE_TIMESTEP,
-    FlowNetwork,
-    FrameCache,
-    euler,
-    ode_timesteps,
-)
+from kimia_infer.models.kimi_audio.config import DiTConfig
+from kimia_infer.models.kimi_audio.detokenizer import CACHE_TIMESTEP, euler, ode_timesteps
+from kimia_infer.models.kimi_audio.dit import DiT, FlowNetwork, FrameCache, dit_component, dit_slots
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Direct
 from kimia_infer.weights.component import expected_tensors

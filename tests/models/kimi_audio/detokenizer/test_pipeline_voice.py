@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 
 from kimia_infer.audio.mel import Voice
 from kimia_infer.engine.speech import SpeechPipeline
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, StreamConfig
 from kimia_infer.models.kimi_audio.dit import DiT
-from kimia_infer.models.kimi_audio.flow import StreamConfig
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Noise, StreamConfig
 from kimia_infer.models.kimi_audio.dit import DiT
-from kimia_infer.models.kimi_audio.flow import Noise, StreamConfig
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 
 

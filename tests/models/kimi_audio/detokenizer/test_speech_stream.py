@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from kimia_infer.models.kimi_audio import detokenizer as stream_module
-from kimia_infer.models.kimi_audio import flow
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, SpeechStream, _cross_fade
-from kimia_infer.models.kimi_audio.dit import DiT, dit_component
-from kimia_infer.models.kimi_audio.flow import FlowNetwork, FrameCache, Noise, StreamConfig
-from kimia_infer.models.kimi_audio.vocoder import Vocoder, VocoderConfig, vocoder_component
+from kimia_infer.models.kimi_audio.config import VocoderConfig
+from kimia_infer.models.kimi_audio.detokenizer import (
+    Detokenizer,
+    Noise,
+    SpeechStream,
+    StreamConfig,
+    _cross_fade,
+)
+from kimia_infer.models.kimi_audio.dit import DiT, FlowNetwork, FrameCache, dit_component
+from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_component
 from tests.paths import GOLDEN
 from tests.traced import TracedGraphs
 
@@ -231,12 +236,12 @@ def test_bf16(run: str, bf16: Detokenizer, bf16_recorded: Recorded) -> None:
 
 
 def other_cache_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flow, "CACHE_TIMESTEP", 0)
+    monkeypatch.setattr(stream_module, "CACHE_TIMESTEP", 0)
 
 
 def late_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    times = flow.ode_timesteps
-    monkeypatch.setattr(flow, "ode_timesteps", lambda points: [*times(points)[1:], 1000])
+    times = stream_module.ode_timesteps
+    monkeypatch.setattr(stream_module, "ode_timesteps", lambda points: [*times(points)[1:], 1000])
 
 
 def lost_cache(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,16 +13,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from kimia_infer.audio.mel import MelConfig, log_mel
-from kimia_infer.layers.snake import (
+from kimia_infer.models.kimi_audio.config import VocoderConfig
+from kimia_infer.models.kimi_audio.vocoder import (
     AntiAliasedSnake,
+    Vocoder,
     downsample,
+    fold_weight_norm,
     low_pass_filter,
     upsample,
-)
-from kimia_infer.models.kimi_audio.vocoder import (
-    Vocoder,
-    VocoderConfig,
-    fold_weight_norm,
     vocoder_component,
     vocoder_slots,
 )

@@ -7,9 +7,8 @@ import torch
 
 from kimia_infer.engine.speech import PRESETS, SpeechPipeline, warm_up
 from kimia_infer.models.kimi_audio import detokenizer as stream
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, StreamConfig
 from kimia_infer.models.kimi_audio.dit import DiT
-from kimia_infer.models.kimi_audio.flow import StreamConfig
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 from kimia_infer.utils.graphs import Direct
 from tests.traced import TracedGraphs
