@@ -18,7 +18,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kimia_infer.commands.parser import Parser, add_model, check_positive, model_variables
+from kimia_infer.commands.parser import (
+    Parser,
+    add_model,
+    check_adapter,
+    check_positive,
+    model_variables,
+)
 
 if TYPE_CHECKING:
     from kimia_infer.api.kimia import KimiAudio
@@ -89,6 +95,7 @@ def check(parser: Parser, arguments: Namespace) -> None:
     if not arguments.weights:
         parser.error("--weights is missing, and KIMI_AUDIO_WEIGHTS is not set")
     check_positive(parser, arguments, "limit", "batch_size")
+    check_adapter(parser, arguments)
 
 
 def run(arguments: Namespace) -> int:
@@ -100,10 +107,9 @@ def run(arguments: Namespace) -> int:
         "stop_repetition": arguments.stop_repetition,
         "timeout_seconds": arguments.timeout_seconds,
     }
-    adapter = arguments.adapter or os.environ.get("KIMI_AUDIO_ADAPTER")
     config = EvaluationConfig(
         weights=absolute(arguments.weights),
-        adapter=absolute(adapter) if adapter else None,
+        adapter=arguments.adapter,
         device=arguments.device,
         dtype=arguments.dtype,
         limit=arguments.limit,

@@ -21,7 +21,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kimia_infer.commands.parser import Parser, UsageError, add_model, model_variables
+from kimia_infer.commands.parser import (
+    Parser,
+    UsageError,
+    add_model,
+    check_adapter,
+    model_variables,
+)
 from kimia_infer.commands.timings import summarize
 from kimia_infer.serving.cog.schema import read_inputs
 from kimia_infer.utils.errors import RequestError
@@ -96,6 +102,8 @@ def check(parser: Parser, arguments: Namespace) -> None:
         for name in LOCAL_ONLY:
             if getattr(arguments, name) is not None:
                 parser.error(f"--{name} has no effect with --url or --answer")
+    else:
+        check_adapter(parser, arguments)
     if arguments.stream and arguments.url is None:
         parser.error("--stream needs --url")
     for name in ("play", "preset"):

@@ -6,6 +6,7 @@ import argparse
 import difflib
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 QUANTIZATIONS = ("none", "fp8", "int8", "int4")
@@ -68,6 +69,16 @@ def model_variables(arguments: argparse.Namespace) -> dict[str, str]:
     names = {"device", "dtype", "quantization", "adapter"} & vars(arguments).keys()
     given = {f"KIMI_AUDIO_{name.upper()}": getattr(arguments, name) for name in names}
     return os.environ | {name: value for name, value in given.items() if value}
+
+
+def check_adapter(parser: Parser, arguments: argparse.Namespace) -> None:
+    """Make the adapter, given or from the environment, an absolute path of a directory."""
+    name = arguments.adapter or os.environ.get("KIMI_AUDIO_ADAPTER")
+    if name:
+        adapter = Path(name).expanduser()
+        if not adapter.is_dir():
+            parser.error(f"--adapter: {adapter} is not a directory")
+        arguments.adapter = str(adapter.resolve())
 
 
 def check_positive(parser: Parser, arguments: argparse.Namespace, *names: str) -> None:

@@ -27,7 +27,7 @@ import urllib.request
 from argparse import Namespace
 from pathlib import Path
 
-from kimia_infer.commands.parser import QUANTIZATIONS, Parser, model_variables
+from kimia_infer.commands.parser import QUANTIZATIONS, Parser, check_adapter, model_variables
 
 STOP_SECONDS = 10
 
@@ -56,12 +56,7 @@ def add_arguments(parser: Parser) -> None:
 
 def check(parser: Parser, arguments: Namespace) -> None:
     # The server runs in another directory; paths are relative to this one.
-    arguments.adapter = arguments.adapter or os.environ.get("KIMI_AUDIO_ADAPTER")
-    if arguments.adapter:
-        adapter = Path(arguments.adapter).expanduser()
-        if not adapter.is_dir():
-            parser.error(f"--adapter: {adapter} is not a directory")
-        arguments.adapter = str(adapter.resolve())
+    check_adapter(parser, arguments)
     arguments.weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS")
     if not arguments.weights and not os.environ.get("COG_WEIGHTS"):
         parser.error("no weights: give --weights, or set KIMI_AUDIO_WEIGHTS")

@@ -69,9 +69,7 @@ def test_help_has_examples(command: list, tmp_path: Path) -> None:
     assert "Exit status" in done.stdout
 
 
-@pytest.mark.parametrize(
-    "name", ["bench", "evaluate", "infer", "measure_mini", "prepare_weights", "serve"]
-)
+@pytest.mark.parametrize("name", ["evaluate", "infer", "measure_mini", "prepare_weights", "serve"])
 def test_scripts_know_every_quantization(name: str, tmp_path: Path) -> None:
     """They name them before PyTorch is there."""
     done = run([sys.executable, str(ROOT / "scripts" / name)], "--help", cwd=tmp_path)
