@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 SERVING = ROOT / "requirements.txt"
@@ -186,5 +187,5 @@ def _say(message: str) -> None:
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
 
 
-def _fail(message: str):
+def _fail(message: str) -> NoReturn:
     raise SystemExit(f"{Path(sys.argv[0]).name}: {message}")
