@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.engine.state import TrackState
+from kimia_infer.engine.decode import TrackState
 
 
 def script(

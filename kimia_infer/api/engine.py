@@ -16,10 +16,9 @@ from kimia_infer.api.loading import Components
 from kimia_infer.api.parameters import BUDGETS, Parameters, parse_parameters
 from kimia_infer.api.response import OnStep, Request, Response
 from kimia_infer.api.voice import VoiceReader, check_source
-from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
+from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.engine.speech import SpeechPipeline, warm_up
-from kimia_infer.engine.state import ControlTokens
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
 from kimia_infer.models.kimi_audio.prompt import (
@@ -36,7 +35,7 @@ HeadRows = Literal["full", "track"]
 
 log = logging.getLogger(__name__)
 
-CHECK_INTERVAL = 8
+POLL_INTERVAL = 8
 
 
 class Engine:
@@ -55,7 +54,7 @@ class Engine:
         self.offload = components.offload or "none"
         # On the CPU a look at the loop costs nothing, and a thread would fight for its cores.
         self.background = self.device.type != "cpu"
-        self.check_interval = CHECK_INTERVAL if self.background else 1
+        self.poll_interval = POLL_INTERVAL if self.background else 1
         self.text_tokenizer = components.text_tokenizer
         self.segment_seconds = components.segment_seconds
         self.speech_codes = components.speech_tokenizer
@@ -64,7 +63,7 @@ class Engine:
         self.detokenizer = components.detokenizer
         self._use_onednn()
         if self.device.type != "cpu":
-            # The detokenizer's lane does not wait for the one that loaded the weights.
+            # The detokenizer's CUDA stream does not wait for the one that loaded the weights.
             torch.accelerator.synchronize(self.device)
         config, special = self.language_model.config, self.text_tokenizer.special
         self.kimia_token_offset = config.token_offset
@@ -223,7 +222,7 @@ class Engine:
             options.step_limit(len(prompt)),
             options.sampling,
             randomness,
-            self.check_interval,
+            self.poll_interval,
         )
 
     def _pipeline(self, request: Request) -> SpeechPipeline | None:

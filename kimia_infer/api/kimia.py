@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.api.engine import CHECK_INTERVAL, Engine, HeadRows, check_head_rows
+from kimia_infer.api.engine import POLL_INTERVAL, Engine, HeadRows, check_head_rows
 from kimia_infer.api.events import Completion, Event, Stopwatch
 from kimia_infer.api.limits import Deadline, surviving_out_of_memory
 from kimia_infer.api.loading import Components, default_device, load_components, parse_dtype
@@ -36,7 +36,7 @@ from kimia_infer.models.kimi_audio.prompt import AudioSource, Message, parse_mes
 from kimia_infer.utils.errors import RequestError
 from kimia_infer.weights.resolve import resolve_weights
 
-__all__ = ["CHECK_INTERVAL", "Completion", "KimiAudio"]
+__all__ = ["POLL_INTERVAL", "Completion", "KimiAudio"]
 
 
 class KimiAudio(Engine):

@@ -70,7 +70,7 @@ class Response:
         run = generation.run()
         try:
             if speech is not None:
-                generation.look_by(generation.delay + speech.missing())
+                generation.poll_by(generation.delay + speech.missing())
             for progress in _timed(run, request.clock):
                 if request.on_step is not None:
                     request.on_step(progress.steps, generation.max_steps)
@@ -106,9 +106,9 @@ class Response:
         generation = self.generation
         speech.feed(self._codes(progress.audio_ids))
         ahead = generation.launched - progress.steps
-        generation.look_by(progress.steps + speech.missing(ahead))
+        generation.poll_by(progress.steps + speech.missing(ahead))
         if speech.busy and not self._waves:
-            generation.look_by(generation.launched + FIRST_SOUND_INTERVAL)
+            generation.poll_by(generation.launched + FIRST_SOUND_INTERVAL)
         if ended:
             speech.finish()
         for wav in speech.rest() if ended else speech.ready():

@@ -1,10 +1,10 @@
-"""Answers in text that are generated together, each at its own place: continuous batching.
+"""Continuous batching of answers in text, each at its own position.
 
-A slot is a row of every tensor here. Prompts are read one at a time into a slot that is free;
-then all slots advance by one token a step, those without a request computing what nobody reads.
-A step needs nothing from the host, so where graphs are captured it is recorded once for each
-extent. The ids of a row are those that :class:`Generation` finds alone, up to the rounding of
-products of more rows.
+A slot is a row of every tensor here. Prompts are read one at a time into a free slot; then all
+slots advance by one token per step, also those without a request, whose tokens nobody reads. A
+step needs nothing from the host, so where graphs are captured it is recorded once per bucket. The
+ids of a row are those that :class:`Generation` finds alone, up to the rounding of larger matrix
+products.
 """
 
 from __future__ import annotations
@@ -14,19 +14,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kimia_infer.engine.decode import Decoder, Generation, Progress
-from kimia_infer.engine.state import extent_of
-from kimia_infer.layers.attention import BACKENDS, KV_CACHES, CachedAttention
+from kimia_infer.engine.decode import Decoder, Generation, Progress, bucket_of
+from kimia_infer.layers.attention import BACKENDS, CachedAttention
 from kimia_infer.layers.sampler import TrackSampling, draw_dtype, sample
 from kimia_infer.utils.graphs import Graphs, graphs_for
 
 
 class Batch:
-    """Up to ``slots`` generations of text that advance together, sampled alike.
+    """Up to ``slots`` generations of text that advance together with the same sampling.
 
-    ``check_interval`` steps are launched between looks. All memory is taken here:
-    :attr:`slot_bytes` for each slot's keys and values of the decoder's capacity. Attention of a
-    step is PyTorch's on every device.
+    ``poll_interval`` steps are launched between polls. All memory is allocated here:
+    :attr:`slot_bytes` for the keys and values of each slot, at the capacity of the decoder. A step
+    uses PyTorch's attention on every device.
     """
 
     @torch.inference_mode()
@@ -35,20 +34,20 @@ class Batch:
         decoder: Decoder,
         slots: int,
         sampling: TrackSampling,
-        check_interval: int = 1,
+        poll_interval: int = 1,
         make_graphs: Callable[[torch.device], Graphs] = graphs_for,
     ):
-        self.decoder, self.sampling, self.check_interval = decoder, sampling, check_interval
+        self.decoder, self.sampling, self.poll_interval = decoder, sampling, poll_interval
         self.model, self.graphs = decoder.model, make_graphs(decoder.model.device)
         model, device, capacity = self.model, decoder.model.device, decoder.capacity
-        self.cache = model.new_cache(capacity, KV_CACHES[decoder.kv_cache], slots, mimo=False)
+        self.cache = model.new_cache(capacity, decoder.cache_dtype, slots, mimo=False)
         self.cache.clear()
         self.generations: list[Generation | None] = [None] * slots
 
         def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(slots, *shape, dtype=dtype, device=device)
 
-        # A row that is finished stays where it is, one step behind its last.
+        # A finished row stays one step behind its last id.
         self.store = zeros(capacity + 1)
         self.uniforms = zeros(capacity + 1, dtype=draw_dtype(device))
         self.logits = zeros(model.text_head.weight.shape[0], dtype=model.dtype)
@@ -61,7 +60,7 @@ class Batch:
 
     @property
     def slot_bytes(self) -> int:
-        """What the keys and values of a slot take."""
+        """Bytes of the keys and values of a slot."""
         return (self.cache.keys.nbytes + self.cache.values.nbytes) // len(self.generations)
 
     @property
@@ -75,14 +74,14 @@ class Batch:
 
     @torch.inference_mode()
     def begin(self, generation: Generation) -> int:
-        """Read the prompt of a generation that has not begun into a free slot, which it names.
+        """Read the prompt of a generation that has not begun into a free slot; returns the slot.
 
         Raises ValueError if none is free, or for a generation of speech or with other sampling.
         """
         if self.full:
             raise ValueError("no slot is free")
         if generation.speaks or generation.sampling.text != self.sampling:
-            raise ValueError("a batch generates text, and samples it in one way")
+            raise ValueError("a batch generates text, with the same sampling in all slots")
         slot, prompt, limit = self.generations.index(None), generation.prompt, generation.max_steps
         ids = prompt.audio_ids, prompt.text_ids
         x = self.model.embed(*ids, prompt.is_continuous, prompt.features)
@@ -98,18 +97,18 @@ class Batch:
 
     @torch.inference_mode()
     def advance(self) -> list[tuple[int, Progress]]:
-        """Launch steps up to the next look; what it brought, by slot.
+        """Launch steps up to the next poll; the progress of each slot that is taken.
 
-        The ids are added to the generations. One that is finished keeps its slot until it is
+        The ids are added to the generations. A finished generation keeps its slot until it is
         released.
         """
-        for step in range(self.check_interval):
+        for step in range(self.poll_interval):
             if step:
                 self._forward_next(step - 1)
             self._choose_next()
-        look = self._look()
-        self._forward_next(self.check_interval - 1)  # while the host waits for the look
-        return look()
+        poll = self._poll()
+        self._forward_next(self.poll_interval - 1)  # while the host waits for the poll
+        return poll()
 
     @torch.inference_mode()
     def release(self, slot: int) -> None:
@@ -118,7 +117,7 @@ class Batch:
         self.finished[slot] = True
 
     def _choose(self) -> None:
-        """Choose and store the next id of every row, and go on where it does not end there."""
+        """Choose and store the next id of every row; advance the rows that do not end with it."""
         at = self.step[:, None]
         drawn = self.uniforms.gather(1, at)
         choose = torch.vmap(lambda *row: sample(*row, self.sampling))
@@ -132,28 +131,28 @@ class Batch:
         self.finished |= ends | (self.step >= self.limit)
 
     def _forward_next(self, launched: int) -> None:
-        """Logits after the ids chosen last, so many steps and one after the last look."""
+        """Logits after the ids chosen last, ``launched`` + 1 steps after the last poll."""
         capacity = self.cache.capacity
         taken = (g for g in self.generations if g is not None)
         last = max((g.prompt.length + g.launched for g in taken), default=0) + launched
         if not self.graphs.captures:
             self._forward(min(last + 1, capacity))
             return
-        extent = extent_of(last, capacity)
-        if extent not in self._forwards:
-            self._forwards[extent] = self.graphs.record(lambda: self._forward(extent))
-        self._forwards[extent]()
+        bucket = bucket_of(last, capacity, self.decoder.buckets)
+        if bucket not in self._forwards:
+            self._forwards[bucket] = self.graphs.record(lambda: self._forward(bucket))
+        self._forwards[bucket]()
 
-    def _forward(self, extent: int) -> None:
+    def _forward(self, bucket: int) -> None:
         x = self.model.embed(self.blanks, self.latest)
         attention = CachedAttention(BACKENDS["sdpa"], self.cache)
-        attend = attention.at_position(self.position, extent)
+        attend = attention.at_position(self.position, bucket)
         hidden = self.model(x, attend, text=True, audio=False)
         self.logits.copy_(self.model.text_head(hidden.text[:, -1]))
 
-    def _look(self) -> Callable[[], list[tuple[int, Progress]]]:
-        """Begin to fetch what is new since the last look."""
-        places = self.seen[:, None] + torch.arange(self.check_interval, device=self.seen.device)
+    def _poll(self) -> Callable[[], list[tuple[int, Progress]]]:
+        """Begin to fetch what is new since the last poll."""
+        places = self.seen[:, None] + torch.arange(self.poll_interval, device=self.seen.device)
         ids = self.store.gather(1, places.clamp(max=self.store.shape[1] - 1))
         columns = [self.step - self.seen, self.ended, self.finished]
         new = torch.cat([torch.stack([column.long() for column in columns], 1), ids], 1)

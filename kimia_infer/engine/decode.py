@@ -1,91 +1,65 @@
-"""The generation loop over both tracks.
+"""The generation loop over both tracks, and its state on the device.
 
-The host launches steps and, every ``check_interval`` of them, begins to copy what is new. Where
-work is recorded it reads the copy only after launching the next interval, so that the device
-never waits, and trims what ran past the end.
+A step reads and writes only tensors on the device: the logits of the ids chosen last, both
+samplers, the delay of the audio track, blanks, stop conditions and the ids of all steps. It needs
+nothing from the host, so where graphs are captured it is recorded once and launched as a whole.
+
+The host launches steps and, every ``poll_interval`` of them, begins to copy what is new. Where
+steps are recorded it reads the copy only after launching the next interval, so that the device
+never waits; steps that ran past the end are dropped.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kimia_infer.engine.state import (
-    AUDIO,
-    BOTH,
-    TEXT,
-    ControlTokens,
-    DecodeState,
-    Snapshot,
+from kimia_infer.layers.attention import (
+    KV_CACHES,
+    Attend,
+    CachedAttention,
+    check_kv_cache,
+    choose_backend,
 )
-from kimia_infer.layers.attention import KV_CACHES, check_kv_cache, choose_backend
-from kimia_infer.layers.sampler import Randomness, Sampling
+from kimia_infer.layers.sampler import Randomness, Sampling, TrackSampling, draw_dtype, sample
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.utils.graphs import Graphs, graphs_for
 
 OutputType = Literal["text", "both"]
 
+BUCKETS = (256, 512, 1024, 2048, 4096)
+"""Attention that reads a whole bucket of positions is recorded for these, then the capacity."""
 
-class Decoder:
-    """A language model ready to generate, with the states that requests take turns to use.
+KEPT_SAMPLINGS = 16
+"""Recorded samplers that are kept; the oldest one is dropped for other parameters."""
 
-    A request and its answer fit in ``capacity`` positions. ``attention`` names a backend instead
-    of the best one; ConfigurationError if it cannot be used. ``make_graphs`` is how work is
-    launched. ``kv_cache`` is one of ``KV_CACHES``.
-    """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        control: ControlTokens,
-        capacity: int,
-        attention: str | None = None,
-        make_graphs: Callable[[torch.device], Graphs] = graphs_for,
-        kv_cache: str = "none",
-    ):
-        config, dtype = model.config, model.dtype
-        self.model, self.control, self.capacity = model, control, capacity
-        check_kv_cache(kv_cache, model.device)
-        self.kv_cache, self._cache_dtype = kv_cache, KV_CACHES[kv_cache]
-        self.backend = choose_backend(
-            model.device, dtype, config.head_dim, attention, self._cache_dtype
-        )
-        self._make_graphs = make_graphs
-        self._free: list[DecodeState] = []
+class Tracks(NamedTuple):
+    """Which tracks a step computes."""
 
-    @contextlib.contextmanager
-    def borrow(self) -> Iterator[DecodeState]:
-        """A state that nobody else uses, kept for later requests unless this one fails."""
-        try:
-            state = self._free.pop()
-        except IndexError:
-            graphs = self._make_graphs(self.model.device)
-            state = DecodeState(
-                self.model, self.control, self.capacity, self.backend, graphs, self._cache_dtype
-            )
-        usable = True
-        try:
-            yield state
-        except Exception:
-            usable = False
-            raise
-        finally:
-            if usable:
-                self._free.append(state)
+    text: bool
+    audio: bool
 
-    @torch.inference_mode()
-    def warm_up(self, sampling: Sampling, speech: bool) -> None:
-        """Record the steps that ``sampling`` needs, so that no request has to wait for it."""
-        with self.borrow() as state:
-            for tracks in (TEXT, BOTH, AUDIO) if speech else (TEXT,):
-                state.prepare(tracks, sampling)
-                state.forward(tracks, 0)
+
+TEXT = Tracks(text=True, audio=False)
+BOTH = Tracks(text=True, audio=True)
+# After the text has ended: nothing above the fork reaches the audio track.
+AUDIO = Tracks(text=False, audio=True)
+
+
+@dataclass(frozen=True)
+class ControlTokens:
+    """Ids that steer the loop: the blank of both tracks and the tokens that end them."""
+
+    blank: int
+    text_end: int
+    audio_ends: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -108,7 +82,7 @@ class DecodeInput:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a look at the loop brought: ids that are new, and how far it is.
+    """The result of a poll: new ids, and how far the generation is.
 
     ``text_ids`` exclude the end token; ``audio_ids`` begin after the delay, end token included.
     """
@@ -117,6 +91,209 @@ class Progress:
     text_ids: list[int]
     audio_ids: list[int]
     finished: bool
+
+
+def bucket_of(position: int, capacity: int, buckets: Sequence[int] = BUCKETS) -> int:
+    """The smallest bucket of positions that contains ``position``."""
+    return min(next((b for b in buckets if b > position), capacity), capacity)
+
+
+class TrackState:
+    """One track: ids of all steps, their draws, the last id, and the logits of the next.
+
+    ``store`` int64 and ``uniforms`` [capacity]; ``count`` int64 [1] of ids that belong to
+    the answer; ``latest`` int64 [1, 1]; ``logits`` [rows] of the ids from ``first_id`` on.
+    """
+
+    def __init__(self, head: nn.Linear, first_id: int, capacity: int, blank: int):
+        device, dtype = head.weight.device, head.weight.dtype
+        self.head, self.first_id = head, first_id
+        self.store = torch.full((capacity,), blank, device=device)
+        self.uniforms = torch.zeros(capacity, dtype=draw_dtype(device), device=device)
+        self.count = torch.zeros(1, dtype=torch.int64, device=device)
+        self.latest = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        self.logits = torch.zeros(head.weight.shape[0], dtype=dtype, device=device)
+
+    def reset(self, uniforms: Tensor, blank: int) -> None:
+        self.store.fill_(blank)
+        self.count.zero_()
+        self.uniforms[: len(uniforms)] = uniforms
+
+    def read_head(self, hidden: Tensor) -> None:
+        """Logits of the last position of hidden [1, length, hidden_size]."""
+        self.logits.copy_(self.head(hidden[0, -1:])[0])
+
+    def sample(self, step: Tensor, sampling: TrackSampling) -> Tensor:
+        """The next id, int64 [1]."""
+        uniform = self.uniforms[step]
+        return sample(self.logits, self.store, step, uniform, sampling, self.first_id)
+
+    def put(self, step: Tensor, chosen: Tensor) -> None:
+        self.store.index_copy_(0, step, chosen)
+        self.latest.copy_(chosen.view(1, 1))
+
+
+class DecodeState:
+    """Everything on the device that one request at a time needs; later requests reuse it."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        control: ControlTokens,
+        attention: CachedAttention,
+        graphs: Graphs,
+        buckets: Sequence[int] = BUCKETS,
+    ):
+        device, blank, capacity = model.device, control.blank, attention.cache.capacity
+        self.model, self.control, self.attention, self.graphs = model, control, attention, graphs
+        if graphs.captures:
+            attention.cache.clear()
+        self.buckets = () if attention.backend.reads_filled else buckets
+        self.text = TrackState(model.text_head, 0, capacity, blank)
+        self.audio = TrackState(model.audio_head, model.first_audio_id, capacity, blank)
+        self.step = torch.zeros(1, dtype=torch.int64, device=device)
+        self.position = torch.zeros_like(self.step)
+        self.text_finished = torch.zeros(1, dtype=torch.bool, device=device)
+        self.finished = torch.zeros_like(self.text_finished)
+        self.blank = torch.full((1,), blank, device=device)
+        self.audio_ends = torch.tensor(control.audio_ends).to(device)
+        self._forwards: dict[tuple[Tracks, int], Callable[[], None]] = {}
+        self._choices: dict[tuple[Tracks, Sampling], Callable[[], None]] = {}
+
+    def begin(self, randomness: Randomness, steps: int) -> None:
+        """Reset for a new request, with the random numbers of ``steps`` steps."""
+        self.text.reset(randomness.uniforms("text", steps), self.control.blank)
+        self.audio.reset(randomness.uniforms("audio", steps), self.control.blank)
+        for tensor in (self.step, self.position, self.text_finished, self.finished):
+            tensor.zero_()
+
+    def prefill(self, x: Tensor, tracks: Tracks) -> None:
+        """Read the embedded prompt x [1, length, hidden_size]."""
+        self._forward(x, tracks, self.attention.at(0))
+        self.position += x.shape[1] - 1
+
+    def forward(self, tracks: Tracks, position: int) -> None:
+        """Logits of ``tracks`` after the ids chosen last, which are at ``position``."""
+        if not self.graphs.captures:
+            self._forward_latest(tracks, self.attention.at(position))
+            return
+        key = tracks, bucket_of(position, self.attention.cache.capacity, self.buckets)
+        if key not in self._forwards:
+            attend = self.attention.at_position(self.position, key[1])
+            self._forwards[key] = self.graphs.record(lambda: self._forward_latest(tracks, attend))
+        self._forwards[key]()
+
+    def _forward_latest(self, tracks: Tracks, attend: Attend) -> None:
+        self._forward(self.model.embed(self.audio.latest, self.text.latest), tracks, attend)
+
+    def _forward(self, x: Tensor, tracks: Tracks, attend: Attend) -> None:
+        hidden = self.model(x, attend, tracks.text, tracks.audio)
+        if tracks.text:
+            self.text.read_head(hidden.text)
+        if tracks.audio:
+            self.audio.read_head(hidden.audio)
+
+    def prepare(self, tracks: Tracks, sampling: Sampling) -> None:
+        """Record what :meth:`choose` will launch; only before :meth:`begin`, as it runs a step."""
+        key = tracks, sampling
+        if key in self._choices:
+            return
+        if len(self._choices) == KEPT_SAMPLINGS:
+            del self._choices[next(iter(self._choices))]
+        self.step.zero_()
+        self._choices[key] = self.graphs.record(lambda: self._choose(tracks, sampling))
+
+    def choose(self, tracks: Tracks, sampling: Sampling) -> None:
+        """Choose and store the ids of this step, update the stop conditions, go to the next."""
+        self._choices[tracks, sampling]()
+
+    def _choose(self, tracks: Tracks, sampling: Sampling) -> None:
+        running = ~self.finished
+        text = audio = self.blank
+        if tracks.text:
+            sampled = self.text.sample(self.step, sampling.text)
+            text = torch.where(self.text_finished, self.blank, sampled)
+            ends = ~self.text_finished & (sampled == self.control.text_end)
+            self.text.count += running & ~self.text_finished & ~ends
+            self.text_finished |= ends
+        if tracks.audio:
+            speaking = self.step >= self.model.config.audio_delay
+            sampled = self.audio.sample(self.step, sampling.audio)
+            audio = torch.where(speaking, sampled, self.blank)
+            self.audio.count += running & speaking
+            self.finished |= speaking & (audio == self.audio_ends).any()
+        else:
+            self.finished |= self.text_finished
+        self.text.put(self.step, text)
+        self.audio.put(self.step, audio)
+        self.step += 1
+        self.position += 1
+
+    def fetch(self, start: int, end: int) -> Callable[[], list[int]]:
+        """Begin to copy what :meth:`Generation.run` polls, the ids of steps ``start`` to ``end``.
+
+        The values are the counts of text and audio ids that belong to the answer, the flags
+        ``text_finished`` and ``finished``, then the text ids and the audio ids.
+        """
+        flags = torch.cat([self.text_finished, self.finished]).long()
+        ids = self.text.store[start:end], self.audio.store[start:end]
+        return self.graphs.fetch(torch.cat([self.text.count, self.audio.count, flags, *ids]))
+
+
+class Decoder:
+    """A language model ready to generate, with the states that requests take turns to use.
+
+    A request and its answer fit in ``capacity`` positions. ``attention`` names a backend instead
+    of the best one, ``kv_cache`` is one of ``KV_CACHES``; ConfigurationError if they cannot be
+    used. ``make_graphs`` decides how steps are launched.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        control: ControlTokens,
+        capacity: int,
+        attention: str | None = None,
+        make_graphs: Callable[[torch.device], Graphs] = graphs_for,
+        kv_cache: str = "none",
+        buckets: Sequence[int] = BUCKETS,
+    ):
+        self.model, self.control, self.capacity = model, control, capacity
+        check_kv_cache(kv_cache, model.device)
+        self.kv_cache, self.cache_dtype, self.buckets = kv_cache, KV_CACHES[kv_cache], buckets
+        self.backend = choose_backend(
+            model.device, model.dtype, model.config.head_dim, attention, self.cache_dtype
+        )
+        self._make_graphs = make_graphs
+        self._free: list[DecodeState] = []
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[DecodeState]:
+        """A state that nobody else uses; it is dropped if this request fails, else kept."""
+        try:
+            state = self._free.pop()
+        except IndexError:
+            cache = self.model.new_cache(self.capacity, self.cache_dtype)
+            attention = CachedAttention(self.backend, cache)
+            graphs = self._make_graphs(self.model.device)
+            state = DecodeState(self.model, self.control, attention, graphs, self.buckets)
+        usable = True
+        try:
+            yield state
+        except Exception:
+            usable = False
+            raise
+        finally:
+            if usable:
+                self._free.append(state)
+
+    @torch.inference_mode()
+    def warm_up(self, sampling: Sampling, speech: bool) -> None:
+        """Record the steps that ``sampling`` needs, so that no request has to wait for it."""
+        with self.borrow() as state:
+            for tracks in (TEXT, BOTH, AUDIO) if speech else (TEXT,):
+                state.prepare(tracks, sampling)
+                state.forward(tracks, 0)
 
 
 class Generation:
@@ -133,14 +310,14 @@ class Generation:
         max_steps: int,
         sampling: Sampling,
         randomness: Randomness,
-        check_interval: int = 1,
+        poll_interval: int = 1,
     ):
         needed = prompt.length + max_steps
         if needed > decoder.capacity:
             raise ValueError(f"{needed} positions do not fit in a capacity of {decoder.capacity}")
         self.decoder, self.prompt, self.randomness = decoder, prompt, randomness
         self.sampling, self.max_steps = sampling, max_steps
-        self.check_interval, self.next_look = check_interval, 1
+        self.poll_interval, self.next_poll = poll_interval, 1
         self.delay = decoder.model.config.audio_delay
         self.tracks = BOTH if output_type == "both" else TEXT
         self.speaks = self.tracks.audio
@@ -151,29 +328,29 @@ class Generation:
 
     @torch.inference_mode()
     def run(self) -> Iterator[Progress]:
-        """Generate until the end token or the step limit; look every ``check_interval`` steps."""
+        """Generate until the end token or the step limit; poll every ``poll_interval`` steps."""
         with self.decoder.borrow() as state:
             for tracks in (BOTH, AUDIO) if self.speaks else (TEXT,):
                 state.prepare(tracks, self.sampling)
             state.begin(self.randomness, self.max_steps)
-            looks: deque[Callable[[], Progress]] = deque()
+            polls: deque[Callable[[], Progress]] = deque()
             while True:
                 self._launch(state)
-                looks.append(self._look(state))
-                if state.graphs.captures and len(looks) == 1 and self.launched < self.max_steps:
+                polls.append(self._poll(state))
+                if state.graphs.captures and len(polls) == 1 and self.launched < self.max_steps:
                     continue  # one interval late
-                progress = looks.popleft()()
+                progress = polls.popleft()()
                 yield progress
                 if progress.finished:
                     return
 
-    def look_by(self, step: int) -> None:
-        """Have the next look at ``step`` launched steps, if it is not due earlier."""
-        self.next_look = min(self.next_look, max(step, self.launched + 1))
+    def poll_by(self, step: int) -> None:
+        """Poll after ``step`` launched steps at the latest."""
+        self.next_poll = min(self.next_poll, max(step, self.launched + 1))
 
     def _launch(self, state: DecodeState) -> None:
-        """Launch steps up to the next look."""
-        until = min(self.next_look, self.max_steps)
+        """Launch steps up to the next poll."""
+        until = min(self.next_poll, self.max_steps)
         while self.launched < until:
             if self.launched == 0:
                 prompt = self.prompt
@@ -184,31 +361,31 @@ class Generation:
                 state.forward(self.tracks, self.prompt.length + self.launched - 1)
             state.choose(self.tracks, self.sampling)
             self.launched += 1
-        self.next_look = self.launched + self.check_interval
+        self.next_poll = self.launched + self.poll_interval
 
-    def _look(self, state: DecodeState) -> Callable[[], Progress]:
+    def _poll(self, state: DecodeState) -> Callable[[], Progress]:
         """Begin to fetch the state as it is after the steps launched so far."""
         first, self.fetched = self.fetched, self.launched
-        steps, snapshot = self.launched, state.fetch(first, self.launched)
-        return lambda: self._take(snapshot(), first, steps)
+        steps, values = self.launched, state.fetch(first, self.launched)
+        return lambda: self._take(values(), first, steps)
 
-    def _take(self, seen: Snapshot, first: int, steps: int) -> Progress:
-        """Keep what belongs to the answer of the ids from step ``first`` on."""
-        text = seen.text[: max(0, seen.text_count - first)]
+    def _take(self, values: list[int], first: int, steps: int) -> Progress:
+        """Keep the ids from step ``first`` on that belong to the answer."""
+        text_count, audio_count, text_finished, finished, *ids = values
+        text, audio = ids[: steps - first], ids[steps - first :]
+        text = text[: max(0, text_count - first)]
         skipped = max(0, self.delay - first)
-        audio = seen.audio[skipped : max(0, seen.audio_count + self.delay - first)]
+        audio = audio[skipped : max(0, audio_count + self.delay - first)]
         self.text_ids += text
         self.audio_ids += audio
-        if self.speaks and seen.text_finished:
+        if self.speaks and text_finished:
             self.tracks = AUDIO
-        self.ended = seen.finished
-        return Progress(steps, text, audio, seen.finished or steps == self.max_steps)
+        self.ended = bool(finished)
+        return Progress(steps, text, audio, self.ended or steps == self.max_steps)
 
     @property
     def steps(self) -> int:
         """Steps up to the end of the answer; more may have been launched before it was seen."""
         if not self.ended:
             return self.launched
-        if self.speaks:
-            return self.delay + len(self.audio_ids)
-        return len(self.text_ids) + 1
+        return self.delay + len(self.audio_ids) if self.speaks else len(self.text_ids) + 1

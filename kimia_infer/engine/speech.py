@@ -106,7 +106,7 @@ class SpeechPipeline:
     def _synthesize(self, codes: list[int], final: bool) -> Tensor:
         start = time.perf_counter()
         # A thread of its own has its own mode.
-        with torch.inference_mode(), self._detokenizer.graphs.lane():
+        with torch.inference_mode(), self._detokenizer.graphs.stream():
             wave = self._push(codes, final).cpu()
         self.seconds += time.perf_counter() - start
         return wave

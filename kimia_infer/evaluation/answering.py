@@ -234,9 +234,7 @@ class Batching:
     def _make_batch(self) -> Batch:
         model, sampling = self.model, self.options.sampling.text
         try:
-            return Batch(
-                model.decoder, self.size, sampling, model.check_interval, self._make_graphs
-            )
+            return Batch(model.decoder, self.size, sampling, model.poll_interval, self._make_graphs)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -1,7 +1,7 @@
-"""Recording device work once and launching it many times: CUDA graphs.
+"""Record device work once and launch it many times: CUDA graphs.
 
-The only module that knows torch.cuda. Another accelerator with a graph mode needs a class with
-the methods of :class:`Direct` here, and nothing else.
+The only module that uses torch.cuda. Another accelerator with a graph mode needs a class with the
+methods of :class:`Direct` here, and nothing else.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Work = Callable[[], None]
 
 
 class Direct:
-    """Work is launched operation by operation, and its results are read at once."""
+    """Launches work operation by operation, and reads results at once."""
 
     captures = False
 
     def record(self, work: Work) -> Work:
         """A function that launches ``work``, which has neither arguments nor a result.
 
-        Where graphs are captured, ``work`` runs once before that and is then frozen: its
-        tensors keep their addresses and shapes, its Python values their values.
+        Where graphs are captured, ``work`` runs once first and is then frozen: its tensors keep
+        their addresses and shapes, its Python values their values.
         """
         return work
 
@@ -35,13 +35,13 @@ class Direct:
         fetched = values.tolist()
         return lambda: fetched
 
-    def lane(self) -> contextlib.AbstractContextManager:
-        """Work launched within may run beside that of other lanes."""
+    def stream(self) -> contextlib.AbstractContextManager:
+        """Work launched within may run concurrently with that of other streams."""
         return contextlib.nullcontext()
 
 
 class CudaGraphs:
-    """CUDA graphs that share one memory pool, so that only one of them may run at a time."""
+    """CUDA graphs that share one memory pool, so only one of them may run at a time."""
 
     captures = True
     # PyTorch allows one recording at a time in a process.
@@ -52,7 +52,7 @@ class CudaGraphs:
             self._pool = torch.cuda.graph_pool_handle()
             # One stream for all recordings, as sharing memory between them requires.
             self._recorder = torch.cuda.Stream(device)
-            self._lane = torch.cuda.Stream(device)
+            self._stream = torch.cuda.Stream(device)
 
     def record(self, work: Work) -> Work:
         """See :meth:`Direct.record`."""
@@ -61,7 +61,7 @@ class CudaGraphs:
             current = torch.cuda.current_stream(self._recorder.device)
             self._recorder.wait_stream(current)
             with torch.cuda.stream(self._recorder):
-                work()  # compiles kernels and sets up libraries, which cannot be recorded
+                work()  # compiles kernels and sets up libraries, which cannot be captured
             # Other threads may go on allocating memory.
             with torch.cuda.graph(
                 graph, self._pool, self._recorder, capture_error_mode="thread_local"
@@ -83,9 +83,9 @@ class CudaGraphs:
 
         return wait
 
-    def lane(self) -> contextlib.AbstractContextManager:
-        """See :meth:`Direct.lane`."""
-        return torch.cuda.stream(self._lane)
+    def stream(self) -> contextlib.AbstractContextManager:
+        """See :meth:`Direct.stream`."""
+        return torch.cuda.stream(self._stream)
 
 
 Graphs = Direct | CudaGraphs
@@ -99,13 +99,13 @@ def graphs_for(device: torch.device) -> Graphs:
 class Recorded:
     """A function of tensors that is recorded for the first ``shapes`` shapes it meets.
 
-    For other shapes, and where nothing is recorded, it is launched operation by operation.
-    Each shape has one dtype. What it gives is the caller's own.
+    For other shapes, and where nothing is recorded, it is launched operation by operation. Each
+    shape has one dtype. The result belongs to the caller.
     """
 
     def __init__(self, function: Callable[..., Tensor], graphs: Graphs, shapes: int):
         self.function, self.graphs, self.shapes = function, graphs, shapes
-        self._known: dict[tuple[torch.Size, ...], tuple[list[Tensor], Work, Tensor]] = {}
+        self._recorded: dict[tuple[torch.Size, ...], tuple[list[Tensor], Work, Tensor]] = {}
         self._lock = threading.Lock()  # what a recording reads and writes is shared
 
     def __call__(self, *tensors: Tensor) -> Tensor:
@@ -113,11 +113,11 @@ class Recorded:
             return self.function(*tensors)
         key = tuple(tensor.shape for tensor in tensors)
         with self._lock:
-            if key not in self._known:
-                if len(self._known) == self.shapes:
+            if key not in self._recorded:
+                if len(self._recorded) == self.shapes:
                     return self.function(*tensors)
-                self._known[key] = self._record(tensors)
-            given, launch, result = self._known[key]
+                self._recorded[key] = self._record(tensors)
+            given, launch, result = self._recorded[key]
             for place, tensor in zip(given, tensors, strict=True):
                 place.copy_(tensor)
             launch()

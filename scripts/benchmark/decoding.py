@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from kimia_infer.api.kimia import CHECK_INTERVAL
-from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
-from kimia_infer.engine.state import ControlTokens
+from kimia_infer.api.kimia import POLL_INTERVAL
+from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
 from kimia_infer.layers.attention import KV_CACHES
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.quantization import QuantizedLinear
@@ -43,14 +42,14 @@ of them alike. An accelerator is not shared: there a turn is a whole run."""
 Loop = Generation | PlainGeneration
 
 
-def check_interval(device: torch.device) -> int:
+def poll_interval(device: torch.device) -> int:
     """Steps between two polls of the device, as KimiAudio has it."""
-    return 1 if device.type == "cpu" else CHECK_INTERVAL
+    return 1 if device.type == "cpu" else POLL_INTERVAL
 
 
 def first_timed_step(device: torch.device) -> int:
     """Before it there are the prompt, what is done once, and the switch at the end of the text."""
-    return 8 if device.type == "cpu" else 4 * CHECK_INTERVAL
+    return 8 if device.type == "cpu" else 4 * POLL_INTERVAL
 
 
 @dataclass
@@ -118,7 +117,7 @@ def library_decoder(model: LanguageModel, steps: int, kv_cache: str = "none") ->
 def library_loop(decoder: Decoder, mode: str, steps: int) -> Generation:
     """A greedy generation that stays in ``mode``."""
     prompt, _ = random_prompt(decoder.model)
-    tracks, interval = MODES[mode], check_interval(decoder.model.device)
+    tracks, interval = MODES[mode], poll_interval(decoder.model.device)
     output = "both" if tracks.audio else "text"
     generation = Generation(
         decoder, prompt, output, steps, GREEDY, SeededRandomness(SEED), interval

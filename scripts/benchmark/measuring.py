@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kimia_infer.engine import state
+from kimia_infer.engine import decode
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 
-MODES = {"text only": state.TEXT, "both tracks": state.BOTH, "after text end": state.AUDIO}
+MODES = {"text only": decode.TEXT, "both tracks": decode.BOTH, "after text end": decode.AUDIO}
 """What a decode step computes, by name."""
 BOTH = "both tracks"
 

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.engine.batch import Batch
-from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
-from kimia_infer.engine.state import ControlTokens
+from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
 from kimia_infer.layers import operators
 from kimia_infer.layers.attention import (
     BACKENDS,

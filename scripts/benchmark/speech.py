@@ -94,7 +94,7 @@ def chunk_times(detokenizer: Detokenizer, runs: int) -> Table:
             for index, chunk in enumerate(codes.split(sizes)):
                 synchronize(device)
                 start = time.perf_counter()
-                with torch.inference_mode(), detokenizer.graphs.lane():
+                with torch.inference_mode(), detokenizer.graphs.stream():
                     wave = stream.push(chunk, final=index == CHUNKS - 1).cpu()
                 if run > 0:
                     taken[index].append(time.perf_counter() - start)

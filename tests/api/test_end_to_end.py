@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.api.kimia import CHECK_INTERVAL, Completion, KimiAudio
+from kimia_infer.api.kimia import POLL_INTERVAL, Completion, KimiAudio
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.engine.decode import Decoder
 from kimia_infer.models.kimi_audio import detokenizer as stream
@@ -39,7 +39,7 @@ def tensors() -> dict[str, torch.Tensor]:
 def recorded_model() -> KimiAudio:
     """As on a GPU: recorded steps, late looks, speech on a thread of its own."""
     model = KimiAudio(str(SET / "checkpoint"), device="cpu", dtype="float32")
-    model.background, model.check_interval = True, CHECK_INTERVAL
+    model.background, model.poll_interval = True, POLL_INTERVAL
     old, detokenizer = model.decoder, model.detokenizer
     model.decoder = Decoder(old.model, old.control, old.capacity, make_graphs=TracedGraphs)
     with pytest.MonkeyPatch.context() as patch:

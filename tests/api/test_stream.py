@@ -80,7 +80,7 @@ def test_rare_looks_change_nothing_and_chunks_go_out_on_time(
         return event, released
 
     expected, on_time = run()
-    monkeypatch.setattr(model, "check_interval", interval)
+    monkeypatch.setattr(model, "poll_interval", interval)
     actual, released = run()
     assert actual.text == expected.text
     assert torch.equal(actual.wav, expected.wav)
@@ -92,7 +92,7 @@ def test_the_first_sound_is_looked_for_often(
     model: KimiAudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While its chunk is synthesized in the background, and only then, looks are frequent."""
-    monkeypatch.setattr(model, "check_interval", 1000)
+    monkeypatch.setattr(model, "poll_interval", 1000)
     ready, looks, waiting = SpeechPipeline.ready, [], []
 
     def late(pipeline: SpeechPipeline):

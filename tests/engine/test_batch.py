@@ -11,10 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kimia_infer.engine import state
 from kimia_infer.engine.batch import Batch
-from kimia_infer.engine.decode import Decoder, Generation
-from kimia_infer.engine.state import ControlTokens
+from kimia_infer.engine.decode import ControlTokens, Decoder, Generation
 from kimia_infer.layers.quantization import quantize_model
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
@@ -69,11 +67,11 @@ def together(batch: Batch, generations: Sequence[Generation]) -> list[Found]:
     return [found(generation) for generation in generations]
 
 
-@pytest.mark.parametrize("check_interval", [1, 7])
+@pytest.mark.parametrize("poll_interval", [1, 7])
 @pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
 @pytest.mark.parametrize("run", TEXT_RUNS, ids=lambda run: run["name"])
 def test_recorded_run(
-    run: dict, make_graphs, check_interval: int, model: LanguageModel, control, prompts, with_heads
+    run: dict, make_graphs, poll_interval: int, model: LanguageModel, control, prompts, with_heads
 ) -> None:
     """A recorded run twice, with a shorter and a longer one beside it and after it."""
     with_heads(run["heads"])
@@ -89,7 +87,7 @@ def test_recorded_run(
     def other(name: str, steps: int) -> Generation:
         return Generation(decoder, prompts[name], "text", steps, sampling, SeededRandomness(steps))
 
-    batch = Batch(decoder, 2, sampling.text, check_interval, make_graphs)
+    batch = Batch(decoder, 2, sampling.text, poll_interval, make_graphs)
     first, _, _, last = together(
         batch, [recorded(), other("text_only", 4), other("two_audio", steps + 9), recorded()]
     )
@@ -199,11 +197,9 @@ def test_a_row_of_id_zero_gets_no_text_embedding(
     assert [alone(generation) for generation in generations()] != expected
 
 
-def test_steps_are_recorded_once_for_each_extent(
-    model: LanguageModel, control, prompts, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(state, "EXTENTS", (64, 80))
-    decoder, sampling = Decoder(model, control, CAPACITY), sampling_of(SAMPLINGS[1])
+def test_steps_are_recorded_once_for_each_bucket(model: LanguageModel, control, prompts) -> None:
+    decoder = Decoder(model, control, CAPACITY, buckets=(64, 80))
+    sampling = sampling_of(SAMPLINGS[1])
 
     def generations() -> list[Generation]:
         return [
@@ -270,7 +266,7 @@ def test_what_does_not_fit_into_the_batch_is_refused(
 
     batch = Batch(decoder, 1, sampling.text)
     for refused in (make("both", {}), make("text", {"text_temperature": 1.0})):
-        with pytest.raises(ValueError, match="one way"):
+        with pytest.raises(ValueError, match="same sampling"):
             batch.begin(refused)
     batch.begin(make("text", {}))
     with pytest.raises(ValueError, match="no slot is free"):

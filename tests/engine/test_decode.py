@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kimia_infer.engine import decode, state
-from kimia_infer.engine.decode import Decoder, Generation
-from kimia_infer.engine.state import ControlTokens
+from kimia_infer.engine import decode
+from kimia_infer.engine.decode import ControlTokens, Decoder, Generation
 from kimia_infer.layers.sampler import SeededRandomness, sample
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.utils.graphs import graphs_for
@@ -16,11 +15,11 @@ from tests.randomness import RecordedRandomness
 from tests.traced import TracedGraphs
 
 
-@pytest.mark.parametrize("check_interval", [1, 7])
+@pytest.mark.parametrize("poll_interval", [1, 7])
 @pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run["name"])
 def test_recorded_run(
-    run: dict, make_graphs, check_interval: int, model: LanguageModel, control, prompts, with_heads
+    run: dict, make_graphs, poll_interval: int, model: LanguageModel, control, prompts, with_heads
 ) -> None:
     with_heads(run["heads"])
     params, sampling = run["params"], sampling_of(run["params"])
@@ -28,7 +27,7 @@ def test_recorded_run(
     decoder = Decoder(model, control, prompt.length + steps, make_graphs=make_graphs)
     randomness = RecordedRandomness(recorded_uniforms(run, sampling), {})
     generation = Generation(
-        decoder, prompt, params["output_type"], steps, sampling, randomness, check_interval
+        decoder, prompt, params["output_type"], steps, sampling, randomness, poll_interval
     )
     seen = list(generation.run())
     assert [progress.finished for progress in seen] == [False] * (len(seen) - 1) + [True]
@@ -77,7 +76,7 @@ def test_cut_heads_choose_among_their_own_rows(
         masked = torch.where(allowed, logits, -torch.inf)
         return sample(masked, history, step, uniform, track, first_id)
 
-    monkeypatch.setattr(state, "sample", sample_allowed)
+    monkeypatch.setattr(decode, "sample", sample_allowed)
     assert cut == run(model)
     assert all(i < config.token_offset for i in cut[0])
     assert all(i >= config.base_tokens for i in cut[1])
@@ -85,31 +84,30 @@ def test_cut_heads_choose_among_their_own_rows(
 
 @pytest.mark.parametrize("heads", ["full", "track"])
 def test_one_answer_however_it_is_launched(
-    heads: str, model: LanguageModel, control, prompts, monkeypatch: pytest.MonkeyPatch
+    heads: str, model: LanguageModel, control, prompts
 ) -> None:
-    """Graphs or not, any interval, any extent of attention, with and without layer skipping."""
-    monkeypatch.setattr(state, "EXTENTS", (16, 64))
+    """Graphs or not, any interval, any bucket of attention, with and without layer skipping."""
     model = model.with_cut_heads() if heads == "track" else model
     prompt, steps = prompts[sorted(prompts)[0]], 40
     sampling = sampling_of({"audio_temperature": 0.9, "audio_repetition_penalty": 1.2})
 
     def decoder(text_end: int, make_graphs=graphs_for) -> Decoder:
         ends = ControlTokens(control.blank, text_end, control.audio_ends)
-        return Decoder(model, ends, prompt.length + steps, make_graphs=make_graphs)
+        capacity = prompt.length + steps
+        return Decoder(model, ends, capacity, make_graphs=make_graphs, buckets=(16, 64))
 
-    def run(decoder: Decoder, interval: int = 1) -> tuple[list[int], list[int]]:
+    def run(decoder: Decoder, interval: int = 1, skip: bool = True) -> tuple[list[int], list[int]]:
         generation = Generation(
             decoder, prompt, "both", steps, sampling, SeededRandomness(5), interval
         )
         for _ in generation.run():
-            pass
+            if not skip:
+                generation.tracks = decode.BOTH
         return generation.text_ids, generation.audio_ids
 
     text_end = run(decoder(-1))[0][4]  # the text track ends early, the other one goes on
     direct, recorded = decoder(text_end), decoder(text_end, TracedGraphs)
-    with monkeypatch.context() as patch:
-        patch.setattr(decode, "AUDIO", state.BOTH)
-        expected = run(direct)
+    expected = run(direct, skip=False)
     assert len(expected[0]) <= 4 < len(expected[1])
     for interval in (1, 3, 8, 100):
         assert run(direct, interval) == run(recorded, interval) == expected
@@ -150,11 +148,19 @@ def test_a_failed_request_leaves_no_state_behind(model: LanguageModel, control) 
 
 
 def test_samplers_of_other_requests_make_room(model: LanguageModel, control) -> None:
-    decoder = Decoder(model, control, 8)
-    with decoder.borrow() as held, torch.inference_mode():
-        for temperature in range(2 * state.KEPT_SAMPLINGS):
-            held.prepare(state.BOTH, sampling_of({"audio_temperature": float(temperature)}))
-        assert len(held._choices) == state.KEPT_SAMPLINGS
+    decoder = Decoder(model, control, 8, make_graphs=TracedGraphs)
+    samplings = [
+        sampling_of({"audio_temperature": float(temperature)})
+        for temperature in range(decode.KEPT_SAMPLINGS + 1)
+    ]
+    with decoder.borrow() as state, torch.inference_mode():
+        for sampling in samplings:
+            state.prepare(decode.BOTH, sampling)
+        assert state.graphs.recorded == len(samplings)
+        state.prepare(decode.BOTH, samplings[-1])  # kept
+        assert state.graphs.recorded == len(samplings)
+        state.prepare(decode.BOTH, samplings[0])  # dropped
+        assert state.graphs.recorded == len(samplings) + 1
 
 
 def test_a_request_beyond_the_capacity_is_refused(model: LanguageModel, control, prompts) -> None:

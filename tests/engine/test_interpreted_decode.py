@@ -8,8 +8,7 @@ import os
 import pytest
 import torch
 
-from kimia_infer.engine.decode import Decoder, Generation
-from kimia_infer.engine.state import ControlTokens
+from kimia_infer.engine.decode import ControlTokens, Decoder, Generation
 from kimia_infer.layers.attention import BACKENDS, choose_backend
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import language_model_component

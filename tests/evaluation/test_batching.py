@@ -17,7 +17,7 @@ from kimia_infer.api.encoding import ChatEncoder
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.engine import batch as batch_module
-from kimia_infer.engine import state
+from kimia_infer.engine import decode
 from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import Generation
 from kimia_infer.evaluation import answering
@@ -74,7 +74,7 @@ def test_recorded_greedy_answers(
     cases = [case for case in TEXT_CASES if options_of(case) == options_of(TEXT_CASES[0])]
     assert len(cases) == 5
     items = [Item("e2e", "", case["name"], "none", chat_of(case), "") for case in cases]
-    monkeypatch.setattr(recorded_model, "check_interval", interval)
+    monkeypatch.setattr(recorded_model, "poll_interval", interval)
     found = answered(recorded_model, items, options_of(cases[0]), 3, make_graphs)
     for case, answer in zip(cases, found, strict=True):
         assert answer.outcome.text_ids == case["text_ids"]
@@ -189,7 +189,7 @@ def test_repetition_is_cut(model: KimiAudio, items: list[Item], monkeypatch: pyt
         usual = sample(logits, history, step, uniform, sampling, first_id)
         return torch.where(step < 4, usual, history[2 + step % 2])
 
-    monkeypatch.setattr(state, "sample", looping)
+    monkeypatch.setattr(decode, "sample", looping)
     monkeypatch.setattr(batch_module, "sample", looping)
     options = parse_parameters(
         max_new_tokens=400, text_temperature=1.0, text_top_k=0, seed=1, stop_repetition=True

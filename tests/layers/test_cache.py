@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimia_infer.engine.decode import Decoder, Generation
-from kimia_infer.engine.state import ControlTokens
+from kimia_infer.engine.decode import ControlTokens, Decoder, Generation
 from kimia_infer.layers.attention import (
     BACKENDS,
     KV_CACHES,

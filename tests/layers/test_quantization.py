@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
-from kimia_infer.engine.state import ControlTokens
+from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
 from kimia_infer.layers import operators, quantization
 from kimia_infer.layers.attention import CachedAttention, choose_backend
 from kimia_infer.layers.quantization import (

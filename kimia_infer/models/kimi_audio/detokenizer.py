@@ -346,7 +346,7 @@ class Detokenizer:
     def start(self, noise: Noise) -> SpeechStream:
         """A new stream. ``noise(chunk, frames)`` gives fp32 [frames, mel_bins], chunks from 0.
 
-        Everything of a stream must be launched in the same lane of ``graphs``.
+        All work of one utterance must be launched within the same ``graphs.stream()``.
         """
         config = self.config
         try:
@@ -369,7 +369,7 @@ class Detokenizer:
         book.
         """
         codes, size = _checked(codes, self.dit.config.codes), self.config.chunk_codes
-        with self.graphs.lane():
+        with self.graphs.stream():
             stream, waves = self.start(noise), []
             for start in range(0, max(len(codes), 1), size):
                 final = start + size >= len(codes)

@@ -87,7 +87,7 @@ def _try_detokenizer(model: KimiAudio) -> None:
     assert detokenizer is not None
     mel_bins = detokenizer.dit.config.mel_bins
     codes = torch.zeros(detokenizer.config.chunk_codes, dtype=torch.int64)
-    with _trying("detokenizer"), detokenizer.graphs.lane():
+    with _trying("detokenizer"), detokenizer.graphs.stream():
         stream = detokenizer.start(lambda _, frames: torch.zeros(frames, mel_bins))
         wave = stream.push(codes, final=False).cpu()
         _check("DiT", stream.mel, model)

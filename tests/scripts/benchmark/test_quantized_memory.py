@@ -14,8 +14,8 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.api.memory import RESERVE, MemoryPlan
 from kimia_infer.api.parameters import BUDGETS
-from kimia_infer.engine.state import BOTH, TEXT, ControlTokens, DecodeState, Tracks
-from kimia_infer.layers.attention import Backend
+from kimia_infer.engine.decode import BOTH, TEXT, ControlTokens, DecodeState, Tracks
+from kimia_infer.layers.attention import Backend, CachedAttention
 from kimia_infer.layers.quantization import SCHEMES, stored_build
 from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
@@ -77,7 +77,8 @@ def peak(scheme: str, speech: bool) -> int:
         weights = counted.now
         control = ControlTokens(0, 0, (0,))
         capacity = max(BUDGETS.values())
-        state = DecodeState(model.language_model, control, capacity, FUSED, Direct())
+        attention = CachedAttention(FUSED, model.language_model.new_cache(capacity))
+        state = DecodeState(model.language_model, control, attention, Direct())
         ids = torch.zeros(1, length, dtype=torch.int64)
         state.prefill(model.language_model.embed(ids, ids), tracks)
         cache = 2 * state.attention.cache.keys.nbytes
