@@ -22,7 +22,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import Components, load_components, memory_plan
 from kimia_infer.api.memory import RESERVE, language_model, weight_bytes
 from kimia_infer.api.parameters import BUDGETS, parse_parameters
-from kimia_infer.engine.state import AUDIO, BOTH, TEXT, DecodeState
+from kimia_infer.engine.decode import AUDIO, BOTH, TEXT, DecodeState
 from kimia_infer.layers import quantization
 from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.layers.sampler import SeededRandomness
