@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from kimia_infer.data.manifests import ACCURACY, CER, MATCH, NONE, WER
@@ -81,15 +81,16 @@ def summarize(metric: str, scores: Sequence[Any]) -> dict[str, Any]:
     if metric == NONE:
         return {"score": None}
     if metric in (WER, CER):
-        rows = [asdict(errors) for errors in scores]
+        errors = [score for score in scores if isinstance(score, Errors)]
         names = ("substitutions", "deletions", "insertions", "reference_length")
-        totals = {name: sum(row[name] for row in rows) for name in names}
+        totals = {name: sum(getattr(counts, name) for counts in errors) for name in names}
         wrong = totals["substitutions"] + totals["deletions"] + totals["insertions"]
         return {"score": _percent(wrong, totals["reference_length"]), **totals}
-    correct = sum(verdict.correct for verdict in scores)
-    figures = {"score": _percent(correct, len(scores)), "correct": correct}
+    verdicts = [score for score in scores if isinstance(score, Verdict)]
+    correct = sum(verdict.correct for verdict in verdicts)
+    figures: dict[str, Any] = {"score": _percent(correct, len(verdicts)), "correct": correct}
     if metric == ACCURACY:
-        figures["unrecognized"] = sum(verdict.choice is None for verdict in scores)
+        figures["unrecognized"] = sum(verdict.choice is None for verdict in verdicts)
     return figures
 
 

@@ -3,38 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters
 from kimia_infer.commands import evaluate
 from kimia_infer.commands.main import run_command
 from kimia_infer.data.manifests import METRICS
 from kimia_infer.data.recipes import RECIPES
 from tests.evaluation.helpers import Write
-from tests.paths import MINI, ROOT
+from tests.paths import MINI
 from tests.training.runs import write_sound
 
-SCRIPT = ROOT / "scripts" / "evaluate"
+
+def exit_status(*arguments: object) -> int | str | None:
+    """Of the command, run in this process."""
+    try:
+        return run_command("evaluate", [str(argument) for argument in arguments], "evaluate")
+    except SystemExit as end:
+        return end.code
 
 
-def command(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k != "KIMI_AUDIO_WEIGHTS"}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        cwd=cwd,
-        env={**environment, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-
-
-def test_a_data_set_becomes_a_table(tmp_path: Path, write: Write):
+def test_a_data_set_becomes_a_table(
+    tmp_path: Path,
+    write: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
     """A recipe and a manifest with a missing sound, together; then the same again."""
+    monkeypatch.chdir(tmp_path)
     data = tmp_path / "TUT"
     (data / "audio").mkdir(parents=True)
     (data / "meta.txt").write_text("audio/1.wav\tcafe/restaurant\naudio/2.wav\tbeach\n")
@@ -45,17 +44,17 @@ def test_a_data_set_becomes_a_table(tmp_path: Path, write: Write):
         manifest.name, "--recipe", "tut2017", "--data", "TUT", "--weights", MINI,
         "--output", "out", "--device", "cpu", "--max-new-tokens", 5, "--quantization", "int8",
     ]  # fmt: skip
-    done = command(*arguments, cwd=tmp_path)
-    assert done.returncode == 1, done.stderr
-    assert "out/report.md: 2 answered, 1 errors, 0 lines left out" in done.stderr
-    assert "| **Mine** | WER ↓ | – | 1 | 1 |" in done.stdout
-    assert "| **TUT2017** | Accuracy ↑ |" in done.stdout
+    assert exit_status(*arguments) == 1
+    first = capsys.readouterr()
+    assert "out/report.md: 2 answered, 1 errors, 0 lines left out" in first.err
+    assert "| **Mine** | WER ↓ | – | 1 | 1 |" in first.out
+    assert "| **TUT2017** | Accuracy ↑ |" in first.out
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     assert found["settings"]["weights"] == str(MINI)
     assert found["settings"]["quantization"] == found["model"]["quantization"] == "int8"
-    again = command(*arguments, cwd=tmp_path)
-    assert again.stdout == done.stdout
-    assert "Loading weights" not in again.stderr
+    monkeypatch.setattr(KimiAudio, "__init__", lambda *given, **named: pytest.fail("loaded again"))
+    assert exit_status(*arguments) == 1
+    assert capsys.readouterr().out == first.out
 
 
 @pytest.mark.parametrize(
@@ -77,16 +76,9 @@ def test_usage(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KIMI_AUDIO_WEIGHTS", raising=False)
-    assert exit_status(arguments) == 2
+    assert exit_status(*arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
-
-
-def exit_status(arguments: list[str]) -> int | str | None:
-    try:
-        return run_command("evaluate", arguments, "evaluate")
-    except SystemExit as end:
-        return end.code
 
 
 def test_the_command_knows_all_metrics_recipes_and_defaults():

@@ -42,11 +42,8 @@ from tests.training.runs import write_sound
 SCRIPT = ROOT / "scripts" / "evaluate"
 
 
-def test_answers_are_those_of_generate(
-    tmp_path: Path, model: KimiAudio, manifest: Manifest, run: Run
-):
-    run("out")
-    given = answers(tmp_path / "out")
+def test_answers_are_those_of_generate(finished: Path, model: KimiAudio, manifest: Manifest):
+    given = answers(finished)
     assert len(given) == len(manifest.items) == 9
     for item, row in zip(manifest.items, given, strict=True):
         if "error" not in row and item.span is None:
@@ -55,20 +52,19 @@ def test_answers_are_those_of_generate(
 
 
 def test_a_span_of_a_recording_is_cut_out(
-    tmp_path: Path, model: KimiAudio, manifest: Manifest, run: Run
+    finished: Path, recordings: Path, model: KimiAudio, manifest: Manifest
 ):
-    run("out")
     item = manifest.items[-1]
-    wave = load_audio(tmp_path / "long.wav")[3200:9600]  # 0.2 to 0.6 s at 16 kHz
+    wave = load_audio(recordings / "long.wav")[3200:9600]  # 0.2 to 0.6 s at 16 kHz
     messages = [item.messages[0], item.messages[1] | {"content": wav_bytes(wave, 16_000)}]
     _, text = model.generate(messages, output_type="text", **SAMPLING)
-    assert answers(tmp_path / "out")[-1]["answer"] == text
+    assert answers(finished)[-1]["answer"] == text
 
 
-def test_what_cannot_be_answered_is_counted_and_named(tmp_path: Path, run: Run):
-    outcome = run("out")
-    assert (outcome.answered, outcome.errors, outcome.faults) == (8, 1, 1)
-    found = report(tmp_path / "out")
+def test_what_cannot_be_answered_is_counted_and_named(finished: Path, run: Run):
+    summary = run("finished")
+    assert (summary.answered, summary.errors, summary.faults) == (8, 1, 1)
+    found = report(finished)
     (error,) = found["errors"]
     assert (error["subset"], error["id"]) == ("other", "4")
     assert "missing.wav" in error["error"]
@@ -76,11 +72,10 @@ def test_what_cannot_be_answered_is_counted_and_named(tmp_path: Path, run: Run):
     assert "set.jsonl:5: reference: missing or empty" in fault
 
 
-def test_report_has_the_scores_of_its_answers(tmp_path: Path, run: Run):
-    run("out")
+def test_report_has_the_scores_of_its_answers(finished: Path):
     by_group = {
         (part["dataset"], part["subset"], part["metric"]): part
-        for part in report(tmp_path / "out")["results"]
+        for part in report(finished)["results"]
     }
     assert list(by_group) == [
         ("set", "clean", "wer"),
@@ -89,9 +84,9 @@ def test_report_has_the_scores_of_its_answers(tmp_path: Path, run: Run):
         ("set", "", "accuracy"),
         ("set", "", "match"),
         ("set", "", "none"),
-        ("Parts", "", "wer"),
+        ("Excerpts", "", "wer"),
     ]
-    rows = [row for row in answers(tmp_path / "out") if row["subset"] == "clean"]
+    rows = [row for row in answers(finished) if row["subset"] == "clean"]
     scored = [row["score"] for row in rows]
     expected = 100 * jiwer.wer([s["reference"] for s in scored], [s["answer"] for s in scored])
     clean, other = by_group["set", "clean", "wer"], by_group["set", "other", "wer"]
@@ -101,9 +96,8 @@ def test_report_has_the_scores_of_its_answers(tmp_path: Path, run: Run):
     assert by_group["set", "", "none"]["score"] is None
 
 
-def test_report_says_how_it_came_about(tmp_path: Path, model: KimiAudio, run: Run):
-    run("out")
-    found = report(tmp_path / "out")
+def test_report_says_how_it_came_about(finished: Path, model: KimiAudio):
+    found = report(finished)
     assert found["settings"]["weights"] == str(MINI)
     assert found["settings"]["sampling"] == SAMPLING
     assert found["model"]["device"] == "cpu"
@@ -118,9 +112,9 @@ def test_report_says_how_it_came_about(tmp_path: Path, model: KimiAudio, run: Ru
     assert speed["latency_seconds"]["max"] <= speed["processing_seconds"]
 
 
-def test_table_has_subsets_side_by_side(tmp_path: Path, run: Run):
-    text = run("out").report.read_text()
-    clean, other, *_ = report(tmp_path / "out")["results"]
+def test_table_has_subsets_side_by_side(finished: Path):
+    text = (finished / "report.md").read_text()
+    clean, other, *_ = report(finished)["results"]
     scores = f"{clean['score']:.2f} \\| {other['score']:.2f}"
     assert f"| **set** clean \\| other | WER ↓ | {scores} | 2 \\| 2 | 0 \\| 1 |" in text
     assert "missing.wav" in text
@@ -129,6 +123,7 @@ def test_table_has_subsets_side_by_side(tmp_path: Path, run: Run):
 
 @pytest.mark.parametrize(("stop", "torn"), [(0, 0), (1, 25), (3, 1), (7, 0)])
 def test_interrupted_run_goes_on(
+    finished: Path,
     tmp_path: Path,
     run: Run,
     model: KimiAudio,
@@ -137,7 +132,6 @@ def test_interrupted_run_goes_on(
     torn: int,
 ):
     """``stop`` requests are answered before the interruption; the missing file needs none."""
-    run("whole")
     original, asked = model.answer, []
 
     def interrupted(request: Request) -> Iterator[Event]:
@@ -160,27 +154,25 @@ def test_interrupted_run_goes_on(
     monkeypatch.setattr(model, "answer", lambda r: (again.append(r), original(r))[1])
     run("cut")
     assert len(again) == (9 - done) - (done < 4)
-    assert_same(tmp_path / "whole", tmp_path / "cut")
+    assert_same(finished, tmp_path / "cut")
 
 
-def test_finished_run_needs_no_model(tmp_path: Path, manifest: Manifest, run: Run):
-    run("out")
-    before = report(tmp_path / "out")
+def test_finished_run_needs_no_model(finished: Path, manifest: Manifest):
+    before = report(finished)
 
     def load(config: EvaluationConfig) -> KimiAudio:
         raise AssertionError("loaded for nothing")
 
-    evaluate([manifest], CONFIG, tmp_path / "out", load)
-    assert report(tmp_path / "out") == before
+    evaluate([manifest], CONFIG, finished, load)
+    assert report(finished) == before
 
 
-@pytest.mark.parametrize("size", [1, 4])
-def test_killed_run_goes_on(tmp_path: Path, model: KimiAudio, write: Write, size: int):
+def test_killed_run_goes_on(tmp_path: Path, model: KimiAudio, write: Write):
     write_sound(tmp_path / "a.wav", 0.5, 0)
     path = write(*({"audio": "a.wav", "text": f"number {n}"} for n in range(24)))
     command = [sys.executable, str(SCRIPT), str(path), "--language=en", f"--weights={MINI}"]
     command += ["--device=cpu", "--max-new-tokens=6", f"--output={tmp_path / 'cut'}"]
-    command += [f"--batch-size={size}"]
+    command += ["--batch-size=4"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     while process.poll() is None and results(tmp_path / "cut") < 5:
@@ -206,58 +198,49 @@ def test_killed_run_goes_on(tmp_path: Path, model: KimiAudio, write: Write, size
         ({"limit": 3}, "limit"),
     ],
 )
-def test_other_settings_need_another_directory(run: Run, change: dict, named: str):
-    run("out")
+def test_other_settings_need_another_directory(finished: Path, run: Run, change: dict, named: str):
     with pytest.raises(EvaluationError, match=f"holds results with {named}"):
-        run("out", CONFIG.model_copy(update=change))
+        run("finished", CONFIG.model_copy(update=change))
 
 
-def test_other_items_need_another_directory(
-    tmp_path: Path, model: KimiAudio, manifest: Manifest, run: Run
-):
-    run("out")
+def test_other_items_need_another_directory(finished: Path, model: KimiAudio, manifest: Manifest):
     fewer = Manifest("set", manifest.items[1:])
     with pytest.raises(EvaluationError, match="holds results with other items"):
-        evaluate([fewer], CONFIG, tmp_path / "out", lambda config: model)
+        evaluate([fewer], CONFIG, finished, lambda config: model)
 
 
-def test_a_model_that_runs_otherwise_needs_another_directory(
-    tmp_path: Path, manifest: Manifest, run: Run
-):
-    run("out")
-    path = tmp_path / "out" / "results.jsonl"
+def test_a_model_that_runs_otherwise_needs_another_directory(finished: Path, manifest: Manifest):
+    path = finished / "results.jsonl"
     path.write_text(path.read_text().splitlines(keepends=True)[0])
     full = KimiAudio(str(MINI), load_detokenizer=False, device="cpu")
     with pytest.raises(EvaluationError, match="holds results with head_rows 'track'"):
-        evaluate([manifest], CONFIG, tmp_path / "out", lambda config: full)
+        evaluate([manifest], CONFIG, finished, lambda config: full)
 
 
 def test_a_directory_begun_before_there_were_variants_goes_on(
-    tmp_path: Path, manifest: Manifest, run: Run
+    finished: Path, manifest: Manifest, run: Run
 ):
-    run("out")
-    stored, settings = (tmp_path / "out" / name for name in ("results.jsonl", "settings.json"))
+    stored, settings = (finished / name for name in ("results.jsonl", "settings.json"))
     stored.write_text(stored.read_text().splitlines(keepends=True)[0])
     values = json.loads(settings.read_text())
     del values["settings"]["quantization"], values["model"]["quantization"]
     del values["model"]["kv_cache"]
     settings.write_text(json.dumps(values))
-    assert run("out").answered == 8
+    assert run("finished").answered == 8
     stored.write_text(stored.read_text().splitlines(keepends=True)[0])
     int8 = KimiAudio(
         str(MINI), False, device="cpu", dtype="float32", head_rows="track", quantization="int8"
     )
     with pytest.raises(EvaluationError, match="holds results with quantization 'none'"):
-        evaluate([manifest], CONFIG, tmp_path / "out", lambda config: int8)
+        evaluate([manifest], CONFIG, finished, lambda config: int8)
 
 
-def test_errors_are_asked_again_on_request(tmp_path: Path, run: Run):
-    run("out")
-    write_sound(tmp_path / "missing.wav", 0.3, 3)
-    assert run("out").errors == 1
-    assert run("out", retry_errors=True).errors == 0
-    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 10
-    assert report(tmp_path / "out")["errors"] == []
+@pytest.mark.usefixtures("missing_file")
+def test_errors_are_asked_again_on_request(finished: Path, run: Run):
+    assert run("finished").errors == 1
+    assert run("finished", retry_errors=True).errors == 0
+    assert results(finished) == 10
+    assert report(finished)["errors"] == []
 
 
 def test_limit_takes_the_first_items(tmp_path: Path, run: Run):
@@ -286,12 +269,11 @@ def test_one_run_at_a_time(tmp_path: Path, run: Run):
     assert run("out").answered == 8
 
 
-def test_damaged_results_are_named(tmp_path: Path, run: Run):
-    run("out")
-    path = tmp_path / "out" / "results.jsonl"
+def test_damaged_results_are_named(finished: Path, run: Run):
+    path = finished / "results.jsonl"
     path.write_text('{"key": ["set"]}\n' + path.read_text())
     with pytest.raises(EvaluationError, match=r"results.jsonl:1: damaged"):
-        run("out")
+        run("finished")
 
 
 def test_failures_that_are_no_answers_end_the_run(
