@@ -19,21 +19,21 @@ from kimia_infer.commands.settings import add_settings, check_settings, describe
 
 
 def add_arguments(parser: Parser) -> None:
-    add_settings(parser, describe("kimia_infer.training.config", "FinetuneSettings"))
+    add_settings(parser, describe("kimia_infer.training.config", "FinetuneConfig"))
 
 
 check = check_settings
 
 
 def run(arguments: Namespace) -> int:
-    from kimia_infer.training.config import FinetuneSettings
+    from kimia_infer.training.config import FinetuneConfig
 
-    settings = read(FinetuneSettings, arguments)
+    settings = read(FinetuneConfig, arguments)
     # It warns of a kernel that training does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from kimia_infer.training.parallel import leave  # imports PyTorch: seconds
     from kimia_infer.training.tasks.finetune import finetune
 
-    outcome = finetune(settings, arguments.resume)
+    result = finetune(settings, arguments.resume)
     leave()
-    return report(outcome, settings.output)
+    return report(result, settings.output)

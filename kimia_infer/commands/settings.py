@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kimia_infer.commands.parser import Parser, UsageError
 
 if TYPE_CHECKING:
-    from kimia_infer.training.trainer import Outcome
+    from kimia_infer.training.config import Config
+    from kimia_infer.training.trainer import TrainingResult
 
-Settings = TypeVar("Settings")
+Kind = TypeVar("Kind", bound="Config")
 
 STOPPED = 130
 
@@ -47,26 +49,28 @@ def check_settings(parser: Parser, arguments: Namespace) -> None:
         parser.error(f"more than one settings file: {', '.join(files)}")
 
 
-def read(kind: type[Settings], arguments: Namespace) -> Settings:
-    from kimia_infer.training.config import read_settings
+def read(kind: type[Kind], arguments: Namespace) -> Kind:
+    """The settings, checked together with the paths in them."""
+    from kimia_infer.training.config import read_config
+    from kimia_infer.training.run_directory import path_faults
 
     files = [Path(text) for text in arguments.settings if "=" not in text]
     assignments = [text for text in arguments.settings if "=" in text]
+    check = partial(path_faults, resume=arguments.resume)
     try:
-        return read_settings(kind, files[0] if files else None, assignments)
+        return read_config(kind, files[0] if files else None, assignments, check)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def report(outcome: Outcome, output: Any) -> int:
+def report(result: TrainingResult, output: str) -> int:
     """Print where the result is and its last losses; the exit status."""
+    from kimia_infer.training.report import last_losses
     from kimia_infer.training.run_directory import FINAL
 
-    if not outcome.complete:
-        print(f"stopped; --resume continues from {outcome.checkpoint}", file=sys.stderr)
+    if not result.complete:
+        print(f"stopped; --resume continues from {result.checkpoint}", file=sys.stderr)
         return STOPPED
-    if outcome.metrics:  # only the main process has them
-        last = {name: value for line in outcome.metrics for name, value in line.items()}
-        losses = [f"{name} {last[name]:.4g}" for name in ("loss", "eval_loss") if name in last]
-        print(f"{Path(output) / FINAL}: {outcome.step} steps, {', '.join(losses)}")
+    if result.metrics:  # only the main process has them
+        print(f"{Path(output) / FINAL}: {result.step} steps, {last_losses(result.metrics)}")
     return 0

@@ -18,9 +18,9 @@ from kimia_infer.commands.parser import Parser
 from kimia_infer.commands.settings import add_settings, check_settings, describe, read, report
 
 COMPONENTS = {
-    "detokenizer": ("DetokenizerSettings", "speech codes to mel spectrograms, of one voice"),
-    "vocoder": ("VocoderSettings", "mel spectrograms to waveforms"),
-    "tokenizer": ("TokenizerSettings", "audio to speech codes"),
+    "detokenizer": ("DetokenizerTrainingConfig", "speech codes to mel spectrograms, of one voice"),
+    "vocoder": ("VocoderTrainingConfig", "mel spectrograms to waveforms"),
+    "tokenizer": ("TokenizerTrainingConfig", "audio to speech codes"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Adapters of low rank (LoRA) in training; ``weights/adapter.py`` says what is stored."""
+"""Adapters of low rank (LoRA) in training; ``weights/adapter.py`` describes what is stored."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from kimia_infer.training.config import ConfigError, LoraSettings
+from kimia_infer.training.config import AdapterConfig
 from kimia_infer.training.network import TrainingNetwork
+from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.weights.adapter import PREFIX
 
 if TYPE_CHECKING:  # peft takes seconds to import, and only adapters need it
@@ -32,14 +33,18 @@ _PLACES = {
     "adaptor": (r"language_model\.adaptor\.(input|output)", None),
     "heads": (r"language_model\.(text|audio)_head", None),
 }
-"""Patterns of the layers of each part that can have adapters, by kind where there is a choice."""
+"""Patterns of the layers that can have adapters, by kind where there is a choice."""
 
 
-def lora_config(settings: LoraSettings, parts: Sequence[str], base: str) -> LoraConfig:
-    """What peft needs to know; ``base`` is noted as the model that the adapter belongs to."""
+def lora_config(settings: AdapterConfig, parts: Sequence[str], base: str) -> LoraConfig:
+    """peft's configuration; ``base`` is stored as the model that the adapter belongs to.
+
+    Raises:
+        ConfigurationError: one of ``parts`` has no linear layers.
+    """
     for part in parts:
         if part not in _PLACES:
-            raise ConfigError(
+            raise ConfigurationError(
                 f"parts: {part!r} has no linear layers to adapt; lora takes {', '.join(_PLACES)}"
             )
     from peft import LoraConfig

@@ -1,21 +1,15 @@
-"""Checkpoints of a run: what is trained and the optimizer's state, written whole.
-
-``checkpoints/step-00000010/`` holds ``model/``, which can be served or applied, and ``state/``,
-from which the run continues. It is written under another name, flushed to the disk and then
-renamed, so that a directory with the final name is complete.
-"""
+"""Checkpoints of a run: what is trained and the optimizer's state, written whole or not at all."""
 
 from __future__ import annotations
 
-import errno
 import json
 import math
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -25,22 +19,28 @@ from torch import Tensor, nn
 from kimia_infer.models.kimi_audio.layout import INDEX_NAME, RECORD_NAME
 from kimia_infer.models.kimi_audio.writing import TensorFile
 from kimia_infer.training.parallel import assign, whole
+from kimia_infer.training.run_directory import (
+    CARD,
+    MODEL,
+    STATE,
+    TrainingError,
+    all_checkpoints,
+    checkpoint_path,
+    copy_file,
+    step_of,
+)
+from kimia_infer.utils.files import PARTIAL, replacing_directory
 from kimia_infer.weights.manifest import MANIFEST_NAME
 
-FOLDER, MODEL, STATE = "checkpoints", "model", "state"
-_NAME = re.compile(r"step-(\d{8})")
+STATE_FILE = "state.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
-_NOT_COPIED = (RECORD_NAME, MANIFEST_NAME)  # they state sizes and checksums
-_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
-
-
-class TrainingError(RuntimeError):
-    """A run cannot begin or go on; the message says why and what to do."""
+_NOT_COPIED = (RECORD_NAME, MANIFEST_NAME, CARD)
+"""Sizes, checksums and the description of the model that a new one was made from."""
 
 
 @dataclass(frozen=True)
 class LiveTensor:
-    """A tensor to be written that is yet to be gathered; as :class:`NewTensor` is written."""
+    """A tensor to write that is gathered from the processes only then; see :class:`NewTensor`."""
 
     name: str
     shape: tuple[int, ...]
@@ -80,33 +80,38 @@ def save(
     step: int,
     parameters: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    facts: dict,
+    record: dict[str, Any],
     write_model: Callable[[Path], None],
     state: PartialState,
     keep: int,
 ) -> Path:
     """Write the checkpoint of ``step`` and delete all but the last ``keep``.
 
-    ``facts`` are noted with it. ``write_model`` writes what is served into the directory it is
-    given.
+    Args:
+        output: directory of the run.
+        step: number of steps done.
+        parameters: what is trained, by name.
+        optimizer: AdamW on these.
+        record: is written down with the checkpoint.
+        write_model: writes what is served into the directory it is given.
+        state: the processes, all of which have to call this.
+        keep: number of checkpoints.
     """
-    final = output / FOLDER / f"step-{step:08d}"
-    part = final.with_name(f".{final.name}.part")
-    if state.is_main_process:
-        for rest in final.parent.glob(".step-*.part"):  # of interrupted attempts
+    final, writes = checkpoint_path(output, step), state.is_main_process
+    if writes:
+        for rest in final.parent.glob(f".step-*{PARTIAL}"):  # of interrupted attempts
             shutil.rmtree(rest)
-        (part / STATE).mkdir(parents=True)
-    state.wait_for_everyone()
-    write_model(part / MODEL)
-    tensors = _state(parameters, optimizer, step)
-    write_tensors(part / STATE / "state.safetensors", tensors, state.is_main_process)
-    if state.is_main_process:
-        text = json.dumps({"step": step, **facts}, indent=1)
-        (part / STATE / "state.json").write_text(text + "\n", encoding="utf-8")
-        publish(part, final)
+    with replacing_directory(final) if writes else nullcontext(final) as folder:
+        write_model(folder / MODEL)
+        tensors = _state(parameters, optimizer, step)
+        write_tensors(folder / STATE / STATE_FILE, tensors, writes)
+        if writes:
+            text = json.dumps({"step": step, **record}, indent=1)
+            (folder / STATE / "state.json").write_text(text + "\n", encoding="utf-8")
+    if writes:
         for old in all_checkpoints(output)[:-keep]:
-            old.rename(old.with_name(f".{old.name}.part"))  # never half of one by its name
-            shutil.rmtree(old.with_name(f".{old.name}.part"))
+            # Renamed first, so that an interruption leaves no half of one under its name.
+            shutil.rmtree(old.rename(old.with_name(f".{old.name}{PARTIAL}")))
     state.wait_for_everyone()
     return final
 
@@ -129,22 +134,38 @@ def _state(
             yield live(f"step.{name}", state["step"])
 
 
-def link_or_copy(path: Path, new: Path) -> None:
-    """A copy; of weights a hard link, where the file system allows."""
-    if path.suffix in (".safetensors", ".pt"):
-        try:
-            os.link(path.resolve(), new)
-            return
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-    shutil.copyfile(path, new)
+def restore(
+    checkpoint: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
+) -> int:
+    """Put parameters and optimizer back where ``checkpoint`` left them; its step.
+
+    Raises:
+        TrainingError: the checkpoint is damaged or belongs to other parameters.
+    """
+    step, path = step_of(checkpoint), checkpoint / STATE / STATE_FILE
+    try:
+        with safe_open(path, framework="pt") as stored:
+            names = set(stored.keys())
+            for name, parameter in parameters.items():
+                assign(parameter, stored.get_tensor(f"parameter.{name}"))
+                if names.isdisjoint(f"{moment}.{name}" for moment in _MOMENTS):
+                    continue  # it never had a gradient
+                moments = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
+                for moment, value in moments.items():
+                    assign(value, stored.get_tensor(f"{moment}.{name}"))
+                own = f"step.{name}"
+                count = stored.get_tensor(own) if own in names else torch.tensor(float(step))
+                optimizer.state[parameter] = {"step": count, **moments}
+    except (SafetensorError, OSError) as error:
+        raise TrainingError(f"{path}: does not fit this run ({error})") from error
+    return step
 
 
 def take_over(source: Path, target: Path, rewritten: Sequence[str]) -> None:
     """Link or copy the files of the checkpoint ``source`` but the weights in ``rewritten``.
 
-    Those are names of folders, "." for the directory itself.
+    Those are names of folders, "." for the directory itself. Weights are linked, all else is
+    copied; the card of ``source`` does not describe ``target`` and is left out.
     """
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
@@ -155,67 +176,4 @@ def take_over(source: Path, target: Path, rewritten: Sequence[str]) -> None:
             continue
         new = target / name
         new.parent.mkdir(parents=True, exist_ok=True)
-        link_or_copy(path, new)
-
-
-def publish(part: Path, final: Path) -> None:
-    """Flush what was written as ``part`` to the disk and give it its final name."""
-    for path in part.rglob("*"):
-        if path.is_file():
-            _flush(path)
-    if final.exists():  # of an earlier attempt that ended after this step
-        shutil.rmtree(final)
-    part.rename(final)
-    _flush(final.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def all_checkpoints(output: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
-    folder = output / FOLDER
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in found if _NAME.fullmatch(path.name))
-
-
-def read_facts(checkpoint: Path) -> dict:
-    """What was noted with a checkpoint. Raises TrainingError."""
-    path = checkpoint / STATE / "state.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path}: damaged ({error}); delete {checkpoint}") from error
-
-
-def restore(
-    checkpoint: Path, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer
-) -> int:
-    """Put parameters and optimizer back where ``checkpoint`` left them; its step.
-
-    Raises:
-        TrainingError: the checkpoint is damaged or belongs to other parameters.
-    """
-    step = int(_NAME.fullmatch(checkpoint.name)[1])
-    path = checkpoint / STATE / "state.safetensors"
-    try:
-        with safe_open(path, framework="pt") as stored:
-            known = set(stored.keys())
-            for name, parameter in parameters.items():
-                assign(parameter, stored.get_tensor(f"parameter.{name}"))
-                if known.isdisjoint(f"{moment}.{name}" for moment in _MOMENTS):
-                    continue  # it never had a gradient
-                moments = {moment: torch.zeros_like(parameter) for moment in _MOMENTS}
-                for moment, value in moments.items():
-                    assign(value, stored.get_tensor(f"{moment}.{name}"))
-                own = f"step.{name}"
-                count = stored.get_tensor(own) if own in known else torch.tensor(float(step))
-                optimizer.state[parameter] = {"step": count, **moments}
-    except (SafetensorError, OSError) as error:
-        raise TrainingError(f"{path}: does not fit this run ({error})") from error
-    return step
+        copy_file(path, new)

@@ -1,265 +1,311 @@
-"""Settings of a training run: one YAML file and ``name=value`` arguments, checked strictly."""
+"""Settings of a training run, from one YAML file and ``name=value`` arguments.
+
+The module imports neither PyTorch nor anything else that is slow: a command reports everything
+that is wrong with its settings before that.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import math
-import types
-import typing
-from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, field
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 import yaml
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
-Part = Literal["embedding", "trunk", "mimo", "adaptor", "heads", "whisper"]
-LinearLayers = Literal["attention", "feed_forward"]
-Settings = TypeVar("Settings")
+from kimia_infer.utils.errors import ConfigurationError
+
+Trainable = Literal["embedding", "trunk", "mimo", "adaptor", "heads", "whisper"]
+"""What can be trained or frozen."""
+
+ADAPTED: tuple[Trainable, ...] = ("trunk", "mimo", "adaptor", "heads")
+"""What has adapters by default, as published."""
+
+Item = TypeVar("Item")
+Items = Annotated[tuple[Item, ...], Field(strict=False, min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class ConfigError(ValueError):
-    """A setting is unknown, missing or out of range; the message names it."""
+class Config(BaseModel):
+    """A group of settings."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def option(
-    help: str, default: Any = MISSING, least: float | None = None, most: float | None = None
-) -> Any:
-    """A field with a help text and the inclusive range of its values."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most})
+Kind = TypeVar("Kind", bound=Config)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """What every training run has."""
+class TrainingConfig(Config):
+    """Settings of every training run."""
 
-    output: str = option("directory of the run: checkpoints, logs, final model")
-    seed: int = option("of data order, dropout and new weights", 0, 0)
-    device: Literal["cpu"] | None = option("the accelerator if there is one; or cpu", None)
-    precision: Literal["bf16", "fp32"] | None = option(
-        "of the computation; bf16 on accelerators, fp32 on the CPU. Weights that are trained "
-        "are always kept in fp32",
+    title: ClassVar[str] = "a model"
+    """What a run makes, for its card."""
+
+    output: str = Field(description="directory of the run: checkpoints, logs, final model")
+    seed: int = Field(0, ge=0, description="of data order, dropout and new weights")
+    device: Literal["cpu"] | None = Field(None, description="the accelerator if any; or cpu")
+    precision: Literal["bf16", "fp32"] | None = Field(
         None,
+        description="of activations and frozen weights; bf16 on accelerators, fp32 on the CPU. "
+        "Trained weights are always fp32",
     )
-    epochs: int = option("passes over the training data", 5, 1)
-    max_steps: int | None = option("end after this many steps instead", None, 1)
-    batch_size: int = option("samples per process and forward pass", 1, 1)
-    accumulation: int = option("forward passes per step", 1, 1)
-    learning_rate: float = option("largest of the schedule", 1e-5, 0.0)
-    warmup_ratio: float = option("part of the steps over which the rate rises", 0.01, 0.0, 1.0)
-    weight_decay: float = option("of matrices; biases and norms have none", 0.1, 0.0)
-    beta1: float = option("of AdamW", 0.9, 0.0, 0.9999)
-    beta2: float = option("of AdamW", 0.95, 0.0, 0.9999)
-    epsilon: float = option("of AdamW", 1e-8, 0.0)
-    max_grad_norm: float | None = option("gradients are scaled down to this norm", 1.0, 1e-6)
-    gradient_checkpointing: bool = option("recompute activations; less memory, slower", True)
-    workers: int = option("processes that read data, per training process; 0: none", 2, 0)
-    eval_every: int | None = option("steps between evaluations; an epoch", None, 1)
-    save_every: int | None = option("steps between checkpoints; an epoch", None, 1)
-    keep_checkpoints: int = option("checkpoints kept; older ones are deleted", 2, 1)
+    epochs: int = Field(5, ge=1, description="passes over the training data")
+    max_steps: int | None = Field(None, ge=1, description="end after this many steps instead")
+    batch_size: int = Field(1, ge=1, description="samples per process and forward pass")
+    accumulation: int = Field(1, ge=1, description="forward passes per step")
+    learning_rate: float = Field(1e-5, ge=0, description="largest of the schedule")
+    warmup_ratio: Share = Field(0.01, description="share of the steps over which the rate rises")
+    weight_decay: float = Field(0.1, ge=0, description="of matrices; biases and norms have none")
+    beta1: float = Field(0.9, ge=0, lt=1, description="of AdamW")
+    beta2: float = Field(0.95, ge=0, lt=1, description="of AdamW")
+    epsilon: float = Field(1e-8, ge=0, description="of AdamW")
+    max_grad_norm: float | None = Field(
+        1.0, gt=0, description="gradients are scaled down to this norm"
+    )
+    gradient_checkpointing: bool = Field(
+        True, description="recompute activations; less memory, slower"
+    )
+    workers: int = Field(2, ge=0, description="processes that read data, per training process")
+    eval_every: int | None = Field(
+        None, ge=1, description="steps between validations; by default an epoch"
+    )
+    save_every: int | None = Field(
+        None, ge=1, description="steps between checkpoints; by default an epoch"
+    )
+    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept; older ones are deleted")
+
+    def summary(self) -> dict[str, str]:
+        """What a run starts from and how it trains, for its card."""
+        return {}
+
+    def usage(self) -> str:
+        """How to serve what a run made, for its card."""
+        return ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoraSettings:
-    """Adapters of low rank."""
+class AdapterConfig(Config):
+    """Adapters of low rank (LoRA)."""
 
-    rank: int = option("of the adapters", 8, 1)
-    alpha: float = option("adapters are scaled by alpha / rank", 16.0, 0.0)
-    dropout: float = option("of what enters an adapter", 0.05, 0.0, 1.0)
-    layers: tuple[LinearLayers, ...] = option(
-        "which linear layers of the trunk, MIMO branch and Whisper", ("attention", "feed_forward")
+    rank: int = Field(8, ge=1, description="of the adapters")
+    alpha: float = Field(16.0, ge=0, description="adapters are scaled by alpha / rank")
+    dropout: Share = Field(0.05, description="of the inputs of an adapter")
+    layers: Items[Literal["attention", "feed_forward"]] = Field(
+        ("attention", "feed_forward"),
+        description="which linear layers of the trunk, MIMO branch and Whisper",
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinetuneSettings(TrainingSettings):
-    """Fine-tuning of the language model, and of Whisper if its part is named."""
+class FinetuneConfig(TrainingConfig):
+    """Fine-tuning of the language model, and of Whisper if ``parts`` names it."""
 
-    model: str = option("checkpoint directory, or owner/name[@revision] on the hub")
-    data: str = option("training data, JSONL in the published format")
-    eval_data: str | None = option("evaluation data; without, the first lines of data", None)
-    eval_ratio: float = option(
-        "lines of data that are for evaluation, at least one", 0.05, 0.0, 0.9
+    title: ClassVar[str] = "Kimi-Audio, fine-tuned"
+
+    model: str = Field(
+        description="checkpoint directory, or owner/name[@revision] on the Hugging Face hub"
     )
-    audio_root: str = option("relative audio paths begin here", ".")
-    bad_lines: Literal["stop", "skip"] = option("what to do if lines cannot be used", "stop")
-    spoken_answers: bool = option(
-        "learn audio-text messages of the assistant as they are generated; published: never", False
+    data: str = Field(description="training data, JSON Lines in the published format")
+    eval_data: str | None = Field(
+        None, description="validation data; by default the first lines of data"
     )
-    max_length: int = option("longest sample in positions (12.5 per second)", 4096, 1)
-    group_by_length: bool = option("samples of similar length share a step; less padding", False)
-    feature_cache: str | None = option(
-        "directory for the Whisper features of all sounds, computed once; Whisper has to be frozen",
+    eval_ratio: float = Field(
+        0.05, ge=0, le=0.9, description="share of data for validation, at least one line; 0: none"
+    )
+    audio_root: str = Field(".", description="directory that relative audio paths start from")
+    bad_lines: Literal["stop", "skip"] = Field("stop", description="if lines cannot be used")
+    spoken_answers: bool = Field(
+        False, description="learn audio-text messages of the assistant; published: never"
+    )
+    max_length: int = Field(
+        4096, ge=1, description="longest sample in positions, 12.5 for a second of audio"
+    )
+    group_by_length: bool = Field(
+        False, description="samples of similar length share a step; less padding"
+    )
+    feature_cache: str | None = Field(
+        None, description="directory that keeps Whisper features; Whisper must be frozen"
+    )
+    feature_dropout: Share = Field(
+        0.0, description="share of the recordings, drawn in every step, without Whisper features"
+    )
+    code_dropout: Share = Field(
+        0.0, description="share of the recordings, drawn in every step, without speech codes"
+    )
+    method: Literal["full", "lora", "qlora"] = Field(
+        "full", description="train the weights, or adapters; qlora: on a decoder in 4 bits"
+    )
+    parts: Items[Trainable] | None = Field(
         None,
+        description=f"what is trained, of {', '.join(get_args(Trainable))}; by default all, or "
+        f"{', '.join(ADAPTED)} with adapters",
     )
-    feature_dropout: float = option(
-        "part of the sounds, drawn in every step, whose Whisper features are zeroed", 0.0, 0.0, 1.0
-    )
-    code_dropout: float = option(
-        "part of the sounds, drawn in every step, whose speech codes are blanked", 0.0, 0.0, 1.0
-    )
-    method: Literal["full", "lora", "qlora"] = option(
-        "train the weights themselves, or adapters; qlora: the decoder is frozen in 4 bits", "full"
-    )
-    parts: tuple[Part, ...] | None = option(
-        "what is trained, the rest is frozen; full: everything, else: trunk, mimo, adaptor, heads",
-        None,
-    )
-    lora: LoraSettings = field(
-        default_factory=LoraSettings, metadata={"help": "adapters of methods lora and qlora"}
-    )
+    lora: AdapterConfig = Field(AdapterConfig(), description="adapters of lora and qlora")
 
-    def __post_init__(self) -> None:
-        if self.feature_cache is not None and "whisper" in self.trained_parts:
-            raise ConfigError(
+    @model_validator(mode="after")
+    def _agrees(self) -> FinetuneConfig:
+        if self.feature_cache is not None and "whisper" in self.trained_components:
+            raise ValueError(
                 "feature_cache: features change with a trained Whisper; leave whisper out of parts"
             )
         if self.feature_dropout + self.code_dropout > 1:
-            raise ConfigError("feature_dropout: more than 1 together with code_dropout")
+            raise ValueError("feature_dropout: more than 1 together with code_dropout")
+        return self
 
     @property
-    def trained_parts(self) -> tuple[str, ...]:
+    def trained_components(self) -> tuple[Trainable, ...]:
         """``parts``, or the published choice of the method."""
         if self.parts is not None:
             return self.parts
-        return typing.get_args(Part) if self.method == "full" else LORA_PARTS
+        return get_args(Trainable) if self.method == "full" else ADAPTED
+
+    def summary(self) -> dict[str, str]:
+        method = self.method if self.method == "full" else f"{self.method}, rank {self.lora.rank}"
+        trained = f"{method}: {', '.join(self.trained_components)}"
+        validation = self.eval_data or f"the first {self.eval_ratio:.0%} of the training data"
+        return {"base model": self.model, "trained": trained, "validation data": validation}
+
+    def usage(self) -> str:
+        if self.method == "full":
+            return "    scripts/serve --weights THIS_DIRECTORY"
+        return f"    scripts/serve --weights {self.model} --adapter THIS_DIRECTORY"
 
 
-LORA_PARTS = ("trunk", "mimo", "adaptor", "heads")
-
-
-def read_settings(
-    kind: type[Settings], path: Path | None, assignments: Sequence[str] = ()
-) -> Settings:
+def read_config(
+    kind: type[Kind],
+    path: Path | None,
+    assignments: Sequence[str] = (),
+    check: Callable[[Mapping[str, Any]], Iterable[str]] = lambda values: (),
+) -> Kind:
     """Settings from a YAML file and ``name=value`` texts, which win; values are YAML too.
 
+    Args:
+        check: further faults of the values, which may be incomplete or wrong.
+
     Raises:
-        ConfigError: naming the setting that is unknown, missing, of the wrong type or out of
-            range.
+        ConfigurationError: naming every setting that is unknown, missing, of the wrong type or
+            out of range.
     """
-    values = _read_yaml(path) if path is not None else {}
-    for assignment in assignments:
-        name, equals, text = assignment.partition("=")
-        if not equals:
-            raise ConfigError(f"{assignment!r}: expected name=value")
-        place = values
-        *groups, leaf = name.split(".")
-        for group in groups:
-            place = place.setdefault(group, {})
-            if not isinstance(place, dict):
-                raise ConfigError(f"{name}: {group} is not a group of settings")
-        place[leaf] = _parse_yaml(text, name)
-    return from_dict(kind, values)
+    values, faults = _read(path, assignments)
+    config = None
+    try:
+        config = kind(**values)
+    except ValidationError as error:
+        faults += _faults(kind, error)
+    faults += check(values)
+    if config is None or faults:
+        raise_faults(faults)
+    return config
 
 
-def from_dict(kind: type[Settings], values: dict, prefix: str = "") -> Settings:
-    """The dataclass ``kind`` from plain values. Raises ConfigError."""
-    known = {entry.name: entry for entry in dataclasses.fields(kind)}
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, 1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise ConfigError(f"{prefix}{name}: unknown setting{hint}")
-    hints = typing.get_type_hints(kind)
-    settings = {}
-    for name, entry in known.items():
-        if name in values:
-            settings[name] = _convert(hints[name], values[name], f"{prefix}{name}")
-            _check_range(entry, settings[name], f"{prefix}{name}")
-        elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise ConfigError(f"{prefix}{name}: missing ({entry.metadata['help']})")
-    return kind(**settings)
+def raise_faults(faults: Sequence[str]) -> None:
+    """Raise ConfigurationError with all of ``faults``, if there are any."""
+    if len(faults) > 1:
+        raise ConfigurationError("\n  ".join([f"{len(faults)} settings are wrong:", *faults]))
+    if faults:
+        raise ConfigurationError(faults[0])
 
 
-def to_dict(settings: Any) -> dict:
-    """Plain values that :func:`from_dict` turns back."""
-    values = {}
-    for entry in dataclasses.fields(settings):
-        value = getattr(settings, entry.name)
-        if dataclasses.is_dataclass(value):
-            value = to_dict(value)
-        values[entry.name] = list(value) if isinstance(value, tuple) else value
-    return values
-
-
-def describe(kind: type, prefix: str = "") -> list[str]:
-    """One line for every setting: name, default and meaning."""
-    lines, hints = [], typing.get_type_hints(kind)
-    for entry in dataclasses.fields(kind):
-        name = f"{prefix}{entry.name}"
-        if dataclasses.is_dataclass(hints[entry.name]):
-            lines += describe(hints[entry.name], f"{name}.")
+def describe(kind: type[Config], prefix: str = "") -> list[str]:
+    """A line for every setting: name, default, bounds and meaning."""
+    lines = []
+    for name, field in kind.model_fields.items():
+        if isinstance(field.default, Config):
+            lines += describe(type(field.default), f"{prefix}{name}.")
             continue
-        default = "required" if entry.default is MISSING else _show(entry.default)
-        lines.append(f"{name} [{default}]: {entry.metadata['help']}")
+        default = "required" if field.is_required() else _shown(field.default)
+        bounds = "".join(f", {bound}" for bound in _bounds(field))
+        lines.append(f"{prefix}{name} [{default}]{bounds}: {field.description}")
     return lines
 
 
-def _show(value: Any) -> str:
+def _bounds(field: FieldInfo) -> Iterator[str]:
+    for bound in field.metadata:
+        for kind, sign in ((Ge, ">="), (Gt, ">"), (Le, "<="), (Lt, "<")):
+            if isinstance(bound, kind):
+                yield f"{sign} {getattr(bound, kind.__name__.lower())}"
+
+
+def _shown(value: Any) -> str:
     if value is None:
         return "-"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _read_yaml(path: Path) -> dict:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    values = _parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected settings as name: value")
-    return values
+def _read(path: Path | None, assignments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What the file and the arguments give, and what is wrong with their form."""
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    if path is not None:
+        try:
+            found = _parse(path.read_text(encoding="utf-8"))
+            if isinstance(found, dict):
+                values = found
+            else:
+                faults.append(f"{path}: expected settings as name: value")
+        except (OSError, ValueError) as error:
+            faults.append(f"{path}: cannot be read ({error})")
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        *groups, leaf = name.split(".")
+        place: Any = values
+        for group in groups:
+            place = place.setdefault(group, {}) if isinstance(place, dict) else None
+        if not equals:
+            faults.append(f"{assignment!r}: expected name=value")
+        elif not isinstance(place, dict):
+            faults.append(f"{name}: {'.'.join(groups)} is not a group of settings")
+        else:
+            try:
+                place[leaf] = _parse(text)
+            except ValueError as error:
+                faults.append(f"{name}: {error}")
+    return values, faults
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+class _Loader(yaml.SafeLoader):
+    """Reads 1e-5, without a point, as a number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+|\d*\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse(text: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{where}: not valid YAML ({error})") from error
+        raise ValueError(f"not valid YAML ({error})") from error
 
 
-def _convert(hint: Any, value: Any, name: str) -> Any:
-    origin, choices = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        (hint,) = [choice for choice in choices if choice is not types.NoneType]
-        return _convert(hint, value, name)
-    if origin is Literal:
-        if value in choices:
-            return value
-        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, found {value!r}")
-    if origin is tuple:
-        if not isinstance(value, list) or not value:
-            raise ConfigError(f"{name}: expected a list such as [a, b], found {value!r}")
-        return tuple(_convert(choices[0], item, name) for item in value)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ConfigError(f"{name}: expected a group of settings, found {value!r}")
-        return from_dict(hint, value, f"{name}.")
-    return _convert_plain(hint, value, name)
+def _faults(kind: type[Config], error: ValidationError) -> list[str]:
+    return [_fault(kind, fault) for fault in error.errors(include_url=False)]
 
 
-def _convert_plain(hint: type, value: Any, name: str) -> Any:
-    if hint is float and not isinstance(value, bool):
-        try:  # YAML reads 1e-5, without a point, as text
-            number = float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if math.isfinite(number):
-            return number
-    elif type(value) is hint:
-        return value
-    raise ConfigError(f"{name}: expected {hint.__name__}, found {value!r}")
-
-
-def _check_range(entry: Field, value: Any, name: str) -> None:
-    least, most = entry.metadata.get("least"), entry.metadata.get("most")
-    if value is None or (least is None and most is None):
-        return
-    if least is not None and value < least:
-        raise ConfigError(f"{name}: {value} is less than {least}")
-    if most is not None and value > most:
-        raise ConfigError(f"{name}: {value} is more than {most}")
+def _fault(kind: type[Config], fault: Any) -> str:
+    """A sentence for what pydantic found, beginning with the name of the setting."""
+    *groups, leaf = fault["loc"] or [""]
+    for group in groups:
+        default = kind.model_fields[group].default if group in kind.model_fields else None
+        kind = type(default) if isinstance(default, Config) else kind
+    prefix = "".join(f"{group}." for group in groups if isinstance(group, str))
+    name = f"{groups[-1]}[{leaf}]" if isinstance(leaf, int) else f"{prefix}{leaf}"
+    if fault["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(leaf), kind.model_fields, 1)
+        return f"{name}: unknown setting" + (f"; did you mean {prefix}{near[0]}?" if near else "")
+    if fault["type"] == "missing":
+        return f"{name}: missing ({kind.model_fields[leaf].description})"
+    if fault["type"] == "value_error":
+        text = str(fault["ctx"]["error"])
+        return f"{name}: {text}" if name else text
+    expected = {
+        "tuple_type": "expected a list such as [a, b]",
+        "too_short": "expected a list such as [a, b]",
+        "model_type": f"expected a group of settings such as {name}.name=value",
+    }.get(fault["type"], fault["msg"].replace("Input should be", "expected", 1))
+    return f"{name}: {expected}, found {fault['input']!r}"

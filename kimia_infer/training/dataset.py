@@ -22,8 +22,8 @@ from kimia_infer.training.samples import Sample, SampleBuilder
 class Batch:
     """Samples padded at their end; ids, labels and masks are [batch, length].
 
-    ``weights`` [batch] is what the loss of each sample counts. ``mel`` [segments, mels, frames]
-    and ``segment_codes`` join the segments of all samples in order, None and empty without.
+    ``weights`` [batch] are the weights of their losses. ``mel`` [segments, mels, frames]
+    and ``segment_codes`` join the segments of all samples in order, None and empty without audio.
     ``features`` [positions, dim] likewise join stored Whisper features, and there is no mel then.
     ``names`` says for reports where the samples come from.
     """
@@ -88,9 +88,9 @@ def join(
 
 @dataclass(frozen=True)
 class Samples(Dataset):
-    """The usable lines of a file; asked for a :class:`MicroBatch`, it gives a batch.
+    """The usable lines of a file; indexed by a :class:`MicroBatch`, which gives a batch.
 
-    ``positions`` says by line how long samples are.
+    ``positions`` is the length of the sample of each line.
     """
 
     file: ConversationFile
@@ -106,10 +106,10 @@ class Samples(Dataset):
         """Of all samples, in positions."""
         return [self.positions[line] for line in self.lines]
 
-    def sounds(self) -> Iterator[Path]:
-        """The files that samples have Whisper features of; some more than once."""
+    def recordings(self) -> Iterator[Path]:
+        """The audio files that samples have Whisper features of; some more than once."""
         for line in self.lines:
-            yield from self.builder.sounds(self.file[line])
+            yield from self.builder.recordings(self.file[line])
 
     def __getitem__(self, part: MicroBatch) -> Batch | DataError:
         """Errors are returned, since a reading process would hide them in a long report."""
@@ -154,7 +154,7 @@ def batches(
     """The batches of the steps from ``first`` on, before ``end``, in order.
 
     ``workers`` processes read ahead; ``pin`` puts them into page-locked memory. Raises
-    DataError for what the checks could not see, such as a sound that has changed.
+    DataError for what the checks could not see, such as an audio file that has changed.
     """
     loader = DataLoader(
         samples,

@@ -1,16 +1,14 @@
-"""What a run gave, as a directory to serve from: a whole model, or a small adapter for one."""
+"""The result of a run as a directory to serve from: a whole model, or an adapter for one."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from kimia_infer.models.kimi_audio.components import checkpoint_components, understanding_components
 from kimia_infer.models.kimi_audio.layout import TUNED_WHISPER, WHISPER_FOLDER
@@ -20,14 +18,17 @@ from kimia_infer.models.kimi_audio.published import (
     VOCODER_FOLDER,
 )
 from kimia_infer.models.kimi_audio.writing import NewTensor, TensorFile
-from kimia_infer.training.checkpoints import (
+from kimia_infer.training.checkpoints import take_over
+from kimia_infer.training.run_directory import (
+    CARD,
+    FINAL,
     MODEL,
+    USE,
     all_checkpoints,
-    link_or_copy,
-    publish,
-    take_over,
+    copy_file,
 )
-from kimia_infer.training.run_directory import FINAL
+from kimia_infer.utils.files import replacing_directory
+from kimia_infer.utils.progress import progress
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from kimia_infer.weights.component import Component
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
@@ -59,8 +60,8 @@ def export(
         output: a directory that does not exist; with ``force`` a model or adapter there is
             replaced.
         merge: add an adapter to its model, which gives a whole model; else it is copied.
-        base: the model of an adapter, without the one that it was trained on; or the model in
-            which trained parts of the codec replace its own.
+        base: the model of an adapter, by default the one that it was trained on; or the model
+            whose components of the codec are replaced.
 
     Raises:
         ExportError: the arguments do not go together.
@@ -71,22 +72,20 @@ def export(
     if is_model and (merge or base is not None):
         raise ExportError(f"{found}: a whole model, not an adapter; leave out --merge and --base")
     if not is_model and not is_adapter and base is None:
-        raise ExportError(f"{found}: a part of a model; name the whole one with --base")
+        raise ExportError(f"{found}: a component of a model; name the whole one with --base")
     _require_usable(output, found, force)
-    part = output.absolute().with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with replacing_directory(output.absolute()) as folder:
         exported = Exported(str(output), None)
         if is_adapter:
-            exported = _export_adapter(Adapter.read(found), part, output, merge, base)
+            exported = _export_adapter(Adapter.read(found), folder, output, merge, base)
         elif is_model:
-            take_over(found, part, rewritten=())
+            take_over(found, folder, rewritten=())
         else:
-            _replace_parts(found, part, output, base)
-        publish(part, output.absolute())
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+            _replace_components(found, folder, output, base)
+        if merge or not (is_adapter or is_model):
+            _write_card(folder, found, output, base)
+        elif (found / CARD).is_file():
+            copy_file(found / CARD, folder / CARD)
     return exported
 
 
@@ -120,7 +119,7 @@ def _require_usable(output: Path, source: Path, force: bool) -> None:
 
 
 def _export_adapter(
-    adapter: Adapter, part: Path, output: Path, merge: bool, base: str | None
+    adapter: Adapter, folder: Path, output: Path, merge: bool, base: str | None
 ) -> Exported:
     named = base or adapter.base
     if named is None:
@@ -130,25 +129,35 @@ def _export_adapter(
     adapter.adapted(components)  # refuses one that does not fit
     _require_apart(output, directory)
     if merge:
-        _merge(adapter, directory, components, part)
+        _merge(adapter, directory, components, folder)
         return Exported(str(output), None)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
-        link_or_copy(adapter.directory / name, part / name)
+        copy_file(adapter.directory / name, folder / name)
     return Exported(named, str(output))
 
 
-def _replace_parts(found: Path, part: Path, output: Path, base: str) -> None:
-    """The model ``base`` with the folders of ``found`` in the places of its own."""
+def _replace_components(found: Path, folder: Path, output: Path, base: str) -> None:
+    """Write the model ``base`` with the components in ``found`` instead of its own."""
     directory = resolve_weights(base)
     _require_apart(output, directory)
-    take_over(directory, part, rewritten=())
+    take_over(directory, folder, rewritten=())
     for name in (*_FOLDERS, DETOKENIZER_FOLDER):
         if (found / name).is_dir():
-            shutil.rmtree(part / name)
-            (part / name).mkdir()
+            shutil.rmtree(folder / name)
+            (folder / name).mkdir()
             for path in sorted((found / name).iterdir()):
-                link_or_copy(path, part / name / path.name)
-    checkpoint_components(part)
+                copy_file(path, folder / name / path.name)
+    checkpoint_components(folder)
+
+
+def _write_card(folder: Path, found: Path, output: Path, base: str | None) -> None:
+    """The card of the run, for a whole model with its result in it."""
+    path = found / CARD
+    text = path.read_text(encoding="utf-8") if path.is_file() else f"# {output.name}\n"
+    made, _, _ = text.partition(USE)
+    whole = f"A whole model: {base or 'the base model'} with what was trained.\n"
+    command = "    scripts/serve --weights THIS_DIRECTORY\n"
+    (folder / CARD).write_text(f"{made}\n{whole}{USE}\n{command}", encoding="utf-8")
 
 
 def _require_apart(output: Path, base: Path) -> None:
@@ -178,7 +187,8 @@ def _merge(adapter: Adapter, base: Path, components: dict[str, Component], targe
         )
     slim = read_checkpoint_manifest(base / MANIFEST_NAME)
     reader = Reader(partial(slim.checksum, base) if slim is not None else None)
-    with _progress(sum(file.size for file in files.values())) as bar:
+    size = sum(file.size for file in files.values())
+    with progress("Merging", size, "B", unit_scale=True) as bar:
         for folder, file in files.items():
             (target / folder).mkdir(exist_ok=True)
             file.write(target / folder / "model.safetensors", reader, bar.update)
@@ -194,16 +204,4 @@ def _tensor_file(
             NewTensor(prefix + name, stored.shape, stored.dtype, store, (name,), change(name))
             for name, stored in store.tensors.items()
         ]
-    )
-
-
-def _progress(total: int) -> tqdm:
-    interval = 0.5 if sys.stderr.isatty() else 30.0  # a log gets few lines
-    return tqdm(
-        desc="Merging",
-        total=total,
-        unit="B",
-        unit_scale=True,
-        mininterval=interval,
-        maxinterval=max(interval, 10.0),
     )

@@ -1,13 +1,11 @@
-"""Whisper features of sounds, computed once and stored, where the encoder is frozen.
+"""Whisper features of audio files, computed once and stored, for a frozen encoder.
 
-The encoder looks at 30 s whatever the length of a sound, which is most of the work of a step with
-short ones.
+The encoder always processes 30 s, which is most of the work of a step with short recordings.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -15,23 +13,24 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import WhisperFeatureExtractor
 
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.models.kimi_audio.whisper import segment_codes, split_segments
 from kimia_infer.training.parallel import whole
+from kimia_infer.utils.files import replacing
+from kimia_infer.utils.progress import progress
 
 Encode = Callable[[Tensor, Sequence[int]], Tensor]
-"""Spectrograms [segments, mels, frames], and how many vectors each gives, to all of these."""
+"""Spectrograms [segments, mels, frames] and the number of vectors of each, to all vectors."""
 
 
 class FeatureCache:
-    """Features float32 [codes, dim], a file for each sound.
+    """Features float32 [codes, dim], one file for each audio file.
 
     Args:
         root: directory for the features of any encoder.
-        encoder: whose features these are.
+        encoder: what computes them.
         dtype: of its activations.
     """
 
@@ -43,40 +42,38 @@ class FeatureCache:
         self.folder = root / mark.hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, sound: Path) -> Path:
-        """Where the features of a sound are, which is known by its path, size and time."""
-        state = sound.stat()
-        key = f"{sound.resolve()} {state.st_size} {state.st_mtime_ns}"
+    def path(self, audio: Path) -> Path:
+        """Where the features of a file are; its path, size and time identify it."""
+        state = audio.stat()
+        key = f"{audio.resolve()} {state.st_size} {state.st_mtime_ns}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
 
-    def read(self, sound: Path) -> Tensor:
-        """Raises FileNotFoundError for a sound that is unknown, or has changed since."""
-        return torch.from_numpy(np.load(self.path(sound)))
+    def read(self, audio: Path) -> Tensor:
+        """Stored features. Raises FileNotFoundError for a file without, or changed since."""
+        return torch.from_numpy(np.load(self.path(audio)))
 
     @torch.no_grad()
     def fill(
         self,
-        sounds: Iterable[Path],
+        paths: Iterable[Path],
         encode: Encode,
         extractor: WhisperFeatureExtractor,
         state: PartialState,
     ) -> None:
         """Compute what is missing, with progress; all processes have to call this and share it."""
-        missing = sorted({sound for sound in sounds if not self.path(sound).exists()})
+        missing = sorted({path for path in paths if not self.path(path).exists()})
         state.wait_for_everyone()  # before anyone writes, so that all see the same ones missing
         rounds = range(0, len(missing), state.num_processes)
-        shown = state.is_main_process
-        for first in tqdm(rounds, desc="Whisper features", unit=" sounds", disable=not shown):
-            sound = missing[min(first + state.process_index, len(missing) - 1)]
-            segments = split_segments(load_audio(sound))
+        hidden = not state.is_main_process
+        bar = progress("Whisper features", unit="files", iterable=rounds, disable=hidden)
+        for first in bar:
+            path = missing[min(first + state.process_index, len(missing) - 1)]
+            segments = split_segments(load_audio(path))
             mel = extractor(segments, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
             counts = [segment_codes(len(segment)) for segment in segments]
-            self._write(sound, encode(mel.to(state.device), counts))
+            self._write(path, encode(mel.to(state.device), counts))
         state.wait_for_everyone()
 
-    def _write(self, sound: Path, features: Tensor) -> None:
-        final = self.path(sound)
-        part = final.with_suffix(f".{os.getpid()}.part")
-        with part.open("wb") as file:
+    def _write(self, path: Path, features: Tensor) -> None:
+        with replacing(self.path(path)) as partial, partial.open("wb") as file:
             np.save(file, features.cpu().numpy())
-        part.replace(final)

@@ -21,7 +21,7 @@ from kimia_infer.training.adapters import (
     stored_name,
 )
 from kimia_infer.training.checkpoints import LiveTensor, live, take_over, write_tensors
-from kimia_infer.training.network import PARTS, TrainingNetwork, recompute_activations
+from kimia_infer.training.network import TRAINABLE, TrainingNetwork, recompute_activations
 from kimia_infer.training.parallel import assign, shard, whole
 from kimia_infer.weights.adapter import WEIGHTS_NAME
 from kimia_infer.weights.component import Component
@@ -77,20 +77,20 @@ def build_network(
         source: what the weights are read from.
         state: the processes.
         dtype: of activations and frozen weights; trained weights are float32.
-        parts: what is trained, names of ``PARTS``; with ``adapters`` only those are.
+        parts: what is trained, names of ``TRAINABLE``; with ``adapters`` only these.
         adapters: as :func:`lora_config` makes them.
         recompute: whether activations are computed again in the backward pass.
         seed: of new adapters.
         report: gets the number of values read each time.
-        quantized: whether the matrices of the decoder are held in 4 bits, by one process.
+        quantized: whether the matrices of the decoder are unfilled in 4 bits, by one process.
     """
     with torch.device("meta"):
         network = TrainingNetwork(source.language_model.build(), source.whisper.build(), dtype)
-    held = plan_training(network, parts, adapters, recompute, quantized)
+    unfilled = plan_training(network, parts, adapters, recompute, quantized)
     if state.num_processes > 1:
         shard(network, state)
     network.to_empty(device=state.device)
-    _fill(network, source, held, state.device, report)
+    _fill(network, source, unfilled, state.device, report)
     for name, parameter in network.named_parameters():
         if ".lora_" in name:
             assign(parameter, first_adapter_value(name, parameter.shape, seed))
@@ -110,19 +110,19 @@ def plan_training(
     4 bits, by the names of these.
     """
     network.requires_grad_(False)
-    held = _quantize(network) if quantized else {}
+    unfilled = _quantize(network) if quantized else {}
     if adapters is not None:
         add_adapters(network, adapters)
-    trained = tuple(prefix for part in parts for prefix in PARTS[part])
+    trained = tuple(prefix for part in parts for prefix in TRAINABLE[part])
     for name, parameter in list(network.named_parameters()):
-        if name.replace(f"{BASE}.", ".") in held:
+        if name.replace(f"{BASE}.", ".") in unfilled:
             continue
         wanted = ".lora_" in name if adapters is not None else name.startswith(trained)
         kept = parameter.to(torch.float32 if wanted else network.dtype)
         _replace(network, name, kept, wanted)
     if recompute:
         recompute_activations(network)
-    return held
+    return unfilled
 
 
 def trained_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
@@ -154,13 +154,13 @@ def _quantize(network: TrainingNetwork) -> dict[str, QuantizedLinear]:
 def _fill(
     network: TrainingNetwork,
     source: Source,
-    held: dict[str, QuantizedLinear],
+    unfilled: dict[str, QuantizedLinear],
     device: torch.device,
     report: Callable[[int], None] | None,
 ) -> None:
     """Read one parameter after the other, so that no process holds more than one whole.
 
-    The weights of the layers ``held`` are quantized.
+    The weights of the layers ``unfilled`` are quantized.
     """
     reader = Reader()
     for child, component in source.children.items():
@@ -169,7 +169,7 @@ def _fill(
         for slot in component.slots:
             slots.setdefault(slot.parameter, []).append(slot)
         for name, parameter in parameters.items():
-            layer = held.get(f"{child}.{name}")
+            layer = unfilled.get(f"{child}.{name}")
             if layer is None:
                 value = torch.empty(parameter.shape, dtype=parameter.dtype)
             else:

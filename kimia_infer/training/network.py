@@ -23,7 +23,7 @@ SMOOTHING = 1e-4
 CHUNK_POSITIONS = 256
 """Positions whose logits exist at a time: 0.17 GB in float32 at the published vocabulary."""
 
-PARTS = {
+TRAINABLE = {
     "embedding": ("language_model.embedding.",),
     "trunk": ("language_model.layers.", "language_model.norm."),
     "mimo": ("language_model.mimo_layers.", "language_model.mimo_norm."),
@@ -31,7 +31,7 @@ PARTS = {
     "heads": ("language_model.text_head.", "language_model.audio_head."),
     "whisper": ("whisper.",),
 }
-"""The parts that can be trained, by the prefixes of their parameters."""
+"""Prefixes of the parameters of everything that can be trained."""
 
 
 class TrainingNetwork(nn.Module):
@@ -42,7 +42,7 @@ class TrainingNetwork(nn.Module):
         whisper: the encoder, as served.
         dtype: of activations; float32, or bfloat16 under autocast.
 
-    ``stream_dropout``, if there is one, takes a stream from some sounds while training.
+    ``stream_dropout``, if there is one, removes one stream of some recordings while training.
     """
 
     def __init__(
@@ -136,11 +136,13 @@ def _recomputed(forward, *arguments, **options):
 
 @dataclass(frozen=True)
 class StreamDropout:
-    """Takes Whisper features or speech codes from whole sounds, never both from one.
+    """Removes Whisper features or speech codes of whole recordings, never both of one.
+
+    So a model learns to use each stream alone.
 
     Args:
-        features: part of the sounds whose features are zeroed.
-        codes: part of the sounds whose codes are replaced.
+        features: share of the recordings whose features are zeroed.
+        codes: share of the recordings whose codes are replaced.
         blank: id that replaces them.
     """
 
@@ -151,10 +153,10 @@ class StreamDropout:
     def __call__(
         self, audio_ids: Tensor, is_continuous: Tensor, features: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Audio ids and features with what is left; drawn from the default generator.
+        """Audio ids and features that remain; drawn from the default generator.
 
         audio_ids int64 and is_continuous bool [batch, length]; features [positions, dim], one row
-        for each continuous position. A sound is a run of continuous positions.
+        for each continuous position. A recording is a run of continuous positions.
         """
         before = F.pad(is_continuous[:, :-1], (1, 0))
         sounds = (is_continuous & ~before).flatten().cumsum(0)[is_continuous.flatten()] - 1
@@ -176,19 +178,19 @@ class TrackLosses(NamedTuple):
         return self.audio + self.text
 
 
-def track_loss(hidden: Tensor, head: nn.Module, labels: Tensor, mask: Tensor) -> Tensor:
+def track_loss(
+    hidden: Tensor, head: nn.Module, labels: Tensor, mask: Tensor, chunk: int = CHUNK_POSITIONS
+) -> Tensor:
     """Mean cross entropy of one track, float32 [batch]: sum(ce * mask) / (sum(mask) + 1e-4).
 
     hidden [batch, length, hidden_size]; labels int64 and mask bool [batch, length]. Logits are
-    computed only where the mask holds, in chunks that the backward pass computes again. A
+    computed only where the mask holds, ``chunk`` positions at a time, and again in backward. A
     sample without such a position has the loss 0, and zero gradients.
     """
     states, targets = hidden[mask], labels[mask]
     entropies = [
-        checkpoint(_cross_entropy, part, head, target, use_reentrant=False)
-        for part, target in zip(
-            states.split(CHUNK_POSITIONS), targets.split(CHUNK_POSITIONS), strict=True
-        )
+        checkpoint(_cross_entropy, rows, head, target, use_reentrant=False)
+        for rows, target in zip(states.split(chunk), targets.split(chunk), strict=True)
     ]
     rows = mask.nonzero()[:, 0]
     sums = torch.zeros(len(mask), device=hidden.device).index_add(0, rows, torch.cat(entropies))

@@ -1,4 +1,4 @@
-"""One process or several, on the CPU or on accelerators: who computes and holds what.
+"""One process or several, on the CPU or on accelerators.
 
 ``torchrun`` starts the processes; the parameters, their gradients and the optimizer's state are
 then divided among them (FSDP).
@@ -53,7 +53,7 @@ def total(values: Tensor, state: PartialState) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, on the CPU. All processes have to ask for it."""
+    """All of a tensor, on the CPU. All processes have to call this."""
     tensor = tensor.detach()
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
 

@@ -11,12 +11,12 @@ from functools import lru_cache
 import torch
 
 POOL_STEPS = 50
-"""Steps whose samples are sorted by length together; more save padding, fewer mix better."""
+"""Steps whose samples are sorted by length together; more save padding, fewer shuffle better."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Indices of the samples of one forward pass and what each counts in the step's loss."""
+    """Indices of the samples of one forward pass and their weights in the loss of the step."""
 
     indices: tuple[int, ...]
     weights: tuple[float, ...]
@@ -88,7 +88,7 @@ def _order(samples: int, seed: int | None) -> tuple[int, ...]:
 
 
 def learning_rate_factor(step: int, steps: int, warmup_ratio: float) -> float:
-    """What the largest rate is multiplied by in step ``step``, which counts from 0, of ``steps``.
+    """Factor of the largest rate in step ``step``, which counts from 0, of ``steps``.
 
     A linear rise, whose first step is not 0, then half a cosine that ends beyond the last step.
     """

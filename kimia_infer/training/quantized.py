@@ -10,8 +10,8 @@ import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import Tensor, nn
 
-from kimia_infer.training.config import ConfigError
 from kimia_infer.training.network import TrainingNetwork
+from kimia_infer.utils.errors import ConfigurationError
 
 BLOCK_VALUES = 64
 """Values that share a scale: 4 bits each and 32 bits for the scale are 4.5 bits a value."""
@@ -20,11 +20,11 @@ _TYPE = {"quant_type": "nf4", "compress_statistics": False}
 
 
 class QuantizedLinear(Linear4bit):
-    """In the place of ``layer``; without a weight until :meth:`fill`.
+    """Replaces ``layer``; has no weight until :meth:`fill`.
 
     Args:
         layer: on the meta device.
-        dtype: of its products.
+        dtype: of its output.
     """
 
     def __init__(self, layer: nn.Linear, dtype: torch.dtype):
@@ -32,7 +32,7 @@ class QuantizedLinear(Linear4bit):
         super().__init__(*sizes, compute_dtype=dtype, device="meta", **_TYPE)
         # Without values, so that nothing of the size of the matrix is allocated before it is read.
         self.weight = Params4bit(torch.empty(0, device="meta"), module=self, **_TYPE)
-        # Evaluation on the CPU would pack the weights in another order.
+        # A forward pass on the CPU without gradients would pack the weights in another order.
         self.support_avx512bf16_for_cpu = False
 
     def fill(self, value: Tensor, device: torch.device) -> None:
@@ -42,16 +42,17 @@ class QuantizedLinear(Linear4bit):
 
 
 def quantize_layers(network: TrainingNetwork) -> dict[str, QuantizedLinear]:
-    """Put such layers in the places of the decoder's matrices.
+    """Replace the linear layers of the decoder; the new ones by the names of their weights.
 
-    They are given by the names of their weights. Raises ConfigError if rows are not whole blocks.
+    Raises ConfigurationError if rows are
+    not whole blocks.
     """
     model, layers = network.language_model, {}
     for name, layer in list(model.named_modules()):
         if not isinstance(layer, nn.Linear) or not name.startswith(("layers.", "mimo_layers.")):
             continue
         if layer.in_features % BLOCK_VALUES:
-            raise ConfigError(
+            raise ConfigurationError(
                 f"method: qlora quantizes {BLOCK_VALUES} values of a row together, and {name} has "
                 f"rows of {layer.in_features}; use lora"
             )

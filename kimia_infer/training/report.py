@@ -1,43 +1,54 @@
-"""What a run reports: a line per step, TensorBoard, and a plot of the losses."""
+"""What a run reports: metrics of every step, TensorBoard, a plot of the losses, and a card."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
+from contextlib import ExitStack
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-METRICS, PLOT, BOARD = "metrics.jsonl", "loss.png", "tensorboard"
+from kimia_infer.training.config import TrainingConfig
+from kimia_infer.training.run_directory import BOARD, METRICS, PLOT, USE, read_metrics
+from kimia_infer.utils.files import Journal, replacing, write_json_lines
+
+Metrics = list[dict[str, float]]
 
 
 class RunLog:
-    """Writes the metrics of a run to ``output``; what came after step ``first`` is dropped.
+    """Writes the metrics of a run to ``output``; use it as a context manager.
 
-    ``metrics.jsonl`` has one object per step (and one per evaluation) with its ``step``.
+    ``metrics.jsonl`` has one object per step, and one per validation, with its ``step``. Lines
+    after step ``first``, of a run that was interrupted, are dropped.
     """
 
     def __init__(self, output: Path, first: int):
-        self.output = output
+        self.output, self.first = output, first
         self.history = [line for line in read_metrics(output) if line["step"] <= first]
-        path = output / METRICS
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in self.history))
-        part.replace(path)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(output / BOARD), purge_step=first + 1)
+
+    def __enter__(self) -> RunLog:
+        write_json_lines(self.output / METRICS, self.history)
+        with ExitStack() as stack:
+            self._journal = stack.enter_context(Journal(self.output / METRICS))
+            self._board = SummaryWriter(str(self.output / BOARD), purge_step=self.first + 1)
+            stack.callback(self._board.close)
+            stack.callback(self._plot)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
     def add(self, step: int, values: dict[str, float]) -> None:
         line = {"step": step, **values}
         self.history.append(line)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._journal.add(line)
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def plot(self) -> None:
-        """Write ``loss.png``."""
+    def _plot(self) -> None:
+        if not self.history:
+            return
         import matplotlib
 
         matplotlib.use("agg")
@@ -52,20 +63,27 @@ class RunLog:
         axes.set(xlabel="step", ylabel="loss")
         axes.legend()
         axes.grid(alpha=0.3)
-        part = self.output / f"{PLOT}.part"
-        figure.savefig(part, dpi=120, format="png")
+        with replacing(self.output / PLOT) as partial:
+            figure.savefig(partial, dpi=120, format="png")
         pyplot.close(figure)
-        part.replace(self.output / PLOT)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()
 
 
-def read_metrics(output: Path) -> list[dict]:
-    """The metrics of a run so far; a line that an interruption cut short is left out."""
-    path = output / METRICS
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").split(os.linesep)
-    return [json.loads(line) for line in lines[:-1]]  # after the last newline nothing is whole
+def last_losses(metrics: Metrics) -> str:
+    """The last loss and validation loss, such as ``loss 0.0123, eval_loss 5e-06``."""
+    last = {name: value for line in metrics for name, value in line.items()}
+    names = [name for name in ("loss", "eval_loss") if name in last]
+    return ", ".join(f"{name} {last[name]:.3g}" for name in names)
+
+
+def card(config: TrainingConfig, step: int, samples: int, per_step: int, metrics: Metrics) -> str:
+    """Markdown that says what a model was made from and how, and how to serve it."""
+    rows = config.summary() | {
+        "training data": f"{config.data}, {samples} samples",
+        "steps": f"{step}, of {per_step} samples each",
+        "learning rate": f"{config.learning_rate:g}, largest of a cosine schedule",
+        "last losses": last_losses(metrics) or "-",
+        "run": config.output,
+    }
+    table = "".join(f"| {name} | {value} |\n" for name, value in rows.items())
+    title = f"# {Path(config.output).name}: {config.title}\n\n"
+    return f"{title}| | |\n|---|---|\n{table}{USE}\n{config.usage()}\n"

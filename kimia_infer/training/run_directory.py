@@ -1,24 +1,36 @@
-"""The directory of a training run: how it begins, continues and ends there."""
+"""The directory of a training run: how a run begins, continues and ends there.
+
+    settings.yaml metrics.jsonl loss.png tensorboard/
+    checkpoints/step-00000010/model/    can be served or applied
+    checkpoints/step-00000010/state/    from which the run continues
+    final/                              the model of the last step
+
+The module imports nothing slow, so that a command reports what is wrong at once.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from kimia_infer.training.checkpoints import (
-    MODEL,
-    TrainingError,
-    all_checkpoints,
-    link_or_copy,
-    publish,
-    read_facts,
-)
-from kimia_infer.training.config import TrainingSettings, to_dict
+from kimia_infer.training.config import TrainingConfig, raise_faults
+from kimia_infer.utils.files import link_or_copy, replacing_directory, write_text
 
-FINAL, SETTINGS = "final", "settings.yaml"
+FINAL, CHECKPOINTS, MODEL, STATE = "final", "checkpoints", "model", "state"
+SETTINGS, METRICS, PLOT, BOARD = "settings.yaml", "metrics.jsonl", "loss.png", "tensorboard"
+CARD = "README.md"
+USE = "\n## Use\n"
+"""Begins the last section of a card."""
+
+_STEP = re.compile(r"step-(\d{8})")
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 
 FREE_TO_CHANGE = (
     "output",
@@ -41,48 +53,121 @@ FREE_TO_CHANGE = (
 have moved."""
 
 
-def checkpoint_to_resume(settings: TrainingSettings, resume: bool) -> Path | None:
+class TrainingError(RuntimeError):
+    """A run cannot begin or continue; the message says why and what to do."""
+
+
+def all_checkpoints(output: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    folder = output / CHECKPOINTS
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if _STEP.fullmatch(path.name))
+
+
+def checkpoint_path(output: Path, step: int) -> Path:
+    return output / CHECKPOINTS / f"step-{step:08d}"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The number of steps done. Raises TrainingError for a directory that is no checkpoint."""
+    match = _STEP.fullmatch(checkpoint.name)
+    if match is None:
+        raise TrainingError(f"{checkpoint}: not a checkpoint of a run")
+    return int(match[1])
+
+
+def read_record(checkpoint: Path) -> dict[str, Any]:
+    """What was written down with a checkpoint: step, settings, data. Raises TrainingError."""
+    path = checkpoint / STATE / "state.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: damaged ({error}); delete {checkpoint}") from error
+
+
+def path_faults(values: Mapping[str, Any], resume: bool) -> list[str]:
+    """What is wrong with the paths in the settings of a run, and with resuming it.
+
+    Args:
+        values: settings, which may be incomplete or of the wrong type.
+        resume: whether a run in ``output`` is to be continued.
+    """
+    faults = []
+    for name in ("data", "eval_data", "audio_root", "initial"):
+        value = values.get(name)
+        if isinstance(value, str) and not Path(value).exists():
+            faults.append(f"{name}: {value} does not exist")
+    model = values.get("model")
+    if isinstance(model, str) and not (Path(model).is_dir() or _HUB_NAME.fullmatch(model)):
+        faults.append(f"model: {model} is neither a directory nor owner/name on the hub")
+    output = values.get("output")
+    if not isinstance(output, str):
+        return faults
+    found = all_checkpoints(Path(output))
+    if found and not resume:
+        faults.append(
+            f"output: {output} holds {found[-1].name} of another run; continue it with --resume, "
+            "or name another directory"
+        )
+    if resume and not found:
+        faults.append(f"output: {output} holds no checkpoint to resume from")
+    if resume and found:
+        try:
+            before = read_record(found[-1])["settings"]
+        except TrainingError as error:
+            return [*faults, str(error)]
+        faults += [
+            f"{name}: {value!r}, but {found[-1]} was trained with {before.get(name)!r}; resume "
+            "with the same settings"
+            for name, value in values.items()
+            if name not in FREE_TO_CHANGE and _differs(value, before.get(name))
+        ]
+    return faults
+
+
+def _differs(value: Any, before: Any) -> bool:
+    if isinstance(value, dict) and isinstance(before, dict):
+        return any(_differs(inner, before.get(name)) for name, inner in value.items())
+    return value != before
+
+
+def checkpoint_to_resume(config: TrainingConfig, resume: bool) -> Path | None:
     """The checkpoint to continue from, or None at the beginning of a run.
 
     Raises:
-        TrainingError: the directory does not suit, or its run has other settings.
+        ConfigurationError: with everything that :func:`path_faults` finds.
     """
-    output = Path(settings.output)
-    found = all_checkpoints(output)
-    if not resume:
-        if found:
-            raise TrainingError(
-                f"output: {output} holds {found[-1].name} of another run; continue it with "
-                "--resume, or name another directory"
-            )
-        return None
-    if not found:
-        raise TrainingError(f"output: {output} holds no checkpoint to resume from")
-    before, asked = read_facts(found[-1])["settings"], to_dict(settings)
-    for name, value in asked.items():
-        if name not in FREE_TO_CHANGE and before.get(name) != value:
-            raise TrainingError(
-                f"{name}: {value!r}, but {found[-1]} was trained with {before.get(name)!r}; "
-                "resume with the same settings"
-            )
-    return found[-1]
+    raise_faults(path_faults(config.model_dump(mode="json"), resume))
+    return all_checkpoints(Path(config.output))[-1] if resume else None
 
 
-def note_settings(settings: TrainingSettings) -> None:
+def write_settings(config: TrainingConfig) -> None:
     """Write the settings into the directory of the run, for readers and the same run again."""
-    output = Path(settings.output)
-    output.mkdir(parents=True, exist_ok=True)
-    (output / SETTINGS).write_text(yaml.safe_dump(to_dict(settings), sort_keys=False))
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    write_text(Path(config.output) / SETTINGS, text)
 
 
 def finish(checkpoint: Path, output: Path) -> None:
-    """Give the model of the last ``checkpoint`` a name of its own, which outlives checkpoints."""
-    model, final = checkpoint / MODEL, output / FINAL
-    part = final.with_name(f".{final.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    for folder, _, names in os.walk(model):
-        target = part / Path(folder).relative_to(model)
-        target.mkdir(parents=True, exist_ok=True)
-        for name in names:
-            link_or_copy(Path(folder) / name, target / name)
-    publish(part, final)
+    """The model of the last ``checkpoint`` as ``final``, which outlives checkpoints."""
+    model = checkpoint / MODEL
+    with replacing_directory(output / FINAL) as partial:
+        for folder, _, names in os.walk(model):
+            target = partial / Path(folder).relative_to(model)
+            target.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                copy_file(Path(folder) / name, target / name)
+
+
+def copy_file(path: Path, new: Path) -> None:
+    """A copy of a file; of weights a hard link where the file system allows."""
+    if path.suffix in (".safetensors", ".pt"):
+        link_or_copy(path, new)
+    else:
+        shutil.copyfile(path, new)
+
+
+def read_metrics(output: Path) -> list[dict[str, float]]:
+    """The metrics of a run so far, without a last line that an interruption cut short."""
+    path = output / METRICS
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith(b"\n")]

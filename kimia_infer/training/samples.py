@@ -30,9 +30,9 @@ class Sample:
     """What one conversation trains.
 
     Ids, labels (int64) and masks (bool) are [length]. ``mel`` holds the log-mel spectrograms
-    of all 30 s segments of its sounds in order, float32 [segments, mels, frames], and
-    ``segment_codes`` how many feature vectors each of them gives; no sound, no mel. Stored
-    features of all its sounds, float32 [positions, dim], take their place.
+    of all 30 s segments of its audio in order, float32 [segments, mels, frames], and
+    ``segment_codes`` the number of feature vectors of each; without audio there is no mel.
+    Stored features, float32 [positions, dim], take its place.
     """
 
     audio_ids: Tensor
@@ -61,10 +61,11 @@ class SampleBuilder:
         extractor: waves to spectrograms, as the Whisper encoder expects them.
         audio_root: what relative audio paths begin at.
         max_length: longest sample, in positions.
-        encode_speech: computes codes, as :meth:`SpeechCodes.encode`, where a message carries
-            none; None refuses such messages.
+        encode_speech: computes codes, as :meth:`SpeechCodes.encode`, for messages without; None
+            refuses such messages.
         spoken_answers: whether an assistant's messages of type audio-text are learned.
-        read_features: gives stored Whisper features of a sound; without, spectrograms are made.
+        read_features: reads stored Whisper features of an audio file; without it spectrograms
+            are made.
     """
 
     encode_text: Callable[[str], list[int]]
@@ -81,7 +82,7 @@ class SampleBuilder:
         """The sample that ``conversation`` trains.
 
         Raises:
-            DataError: see :meth:`check`; or codes and sound differ in length.
+            DataError: see :meth:`check`; or codes and audio differ in length.
         """
         stored = self.read_features is not None
         waves = {
@@ -125,16 +126,16 @@ class SampleBuilder:
             segments, sampling_rate=SAMPLE_RATE, return_tensors="pt"
         ).input_features
 
-    def sounds(self, conversation: Conversation) -> list[Path]:
-        """The files whose Whisper features the sample of ``conversation`` has."""
+    def recordings(self, conversation: Conversation) -> list[Path]:
+        """The audio files whose Whisper features the sample of ``conversation`` has."""
         return [self._path(m) for m in conversation.messages if m.message_type == "audio"]
 
     def _stored_features(self, conversation: Conversation, prompt: Prompt) -> Tensor | None:
-        stored = [self.read_features(path) for path in self.sounds(conversation)]
+        stored = [self.read_features(path) for path in self.recordings(conversation)]
         rows, places = sum(map(len, stored)), sum(prompt.is_continuous)
         if rows != places:
             raise DataError(
-                f"conversation: {places} speech codes, but the sounds gave {rows} Whisper "
+                f"conversation: {places} speech codes, but the audio gave {rows} Whisper "
                 "features; extract the codes again"
             )
         return torch.cat(stored) if stored else None
@@ -142,12 +143,12 @@ class SampleBuilder:
     def check(self, conversation: Conversation) -> Prompt:
         """Whether a sample can be built, without its features; the prompt it will have.
 
-        Sounds that come with codes have to exist, others are decoded. Codes that are yet to be
-        computed stand as code 0.
+        Audio files with codes have to exist, others are decoded. Codes that are not computed yet
+        are 0 in it.
 
         Raises:
             DataError: an audio file is missing or unreadable, codes are out of range or
-                missing, the sample is too long, or nothing in it is to be learned.
+                missing, the sample is too long, or nothing in it is learned.
         """
         codes = {}
         for index, message in enumerate(conversation.messages):
@@ -228,7 +229,7 @@ def _require_equal_length(index: int, ids: list[int], wave: Wave) -> None:
     expected = code_count(len(wave))
     if len(ids) != expected:
         raise DataError(
-            f"conversation[{index}].audio_tokens: {len(ids)} codes, but the sound gives "
+            f"conversation[{index}].audio_tokens: {len(ids)} codes, but the audio gives "
             f"{expected}; extract the codes of this file again"
         )
 

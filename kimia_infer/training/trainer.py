@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluation, checkpoints; the same for every network.
+"""The training loop: steps, validation, checkpoints; the same for every network.
 
 A network takes a batch and gives a NamedTuple of losses [batch] with a property ``total``,
 which is trained. Everything that a step depends on follows from the settings and its number, so
@@ -9,85 +9,91 @@ from __future__ import annotations
 
 import math
 import signal
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from kimia_infer.training.checkpoints import TrainingError, read_facts, restore, save
-from kimia_infer.training.config import TrainingSettings, to_dict
+from kimia_infer.training.checkpoints import restore, save
+from kimia_infer.training.config import TrainingConfig
 from kimia_infer.training.dataset import Batch, Samples, batches
 from kimia_infer.training.model_files import trained_parameters
 from kimia_infer.training.parallel import clip_gradients, release, total
 from kimia_infer.training.plan import StepPlan, learning_rate_factor
-from kimia_infer.training.report import RunLog
+from kimia_infer.training.report import Metrics, RunLog, card
+from kimia_infer.training.run_directory import CARD, TrainingError, read_record
+from kimia_infer.utils.progress import progress
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Where a run ended: the number of steps done, whether that is all, its last checkpoint."""
+class TrainingResult:
+    """Where a run ended: the number of steps done, whether that is all, its last checkpoint.
+
+    ``metrics`` has an object for every step and validation; only the main process has them.
+    """
 
     step: int
     complete: bool
     checkpoint: Path | None
-    metrics: list[dict]
+    metrics: Metrics
 
 
 class Trainer:
     """Trains ``network`` on ``samples``.
 
     Args:
-        settings: of the run.
+        config: settings of the run.
         state: the processes.
         network: on the device of this process; parameters that require gradients are trained.
         samples: training data; has a length, and gives for a :class:`MicroBatch` a batch that
             has ``weights`` and ``names`` and can be moved.
-        held_out: evaluation data of the same kind, or None.
+        validation: validation data of the same kind, or None.
         write_model: writes what is served to a directory, for checkpoints.
         lengths: of ``samples``, if those of similar length are to share a step.
     """
 
     def __init__(
         self,
-        settings: TrainingSettings,
+        config: TrainingConfig,
         state: PartialState,
         network: nn.Module,
         samples: Samples,
-        held_out: Samples | None,
+        validation: Samples | None,
         write_model: Callable[[Path], None],
         lengths: Sequence[int] | None = None,
     ):
-        self.settings, self.state, self.network = settings, state, network
-        self.samples, self.held_out, self.write_model = samples, held_out, write_model
-        self.output = Path(settings.output)
+        self.config, self.state, self.network = config, state, network
+        self.samples, self.validation, self.write_model = samples, validation, write_model
+        self.output = Path(config.output)
         self.parameters = trained_parameters(network)
-        self.optimizer = make_optimizer(self.parameters, settings)
+        self.optimizer = make_optimizer(self.parameters, config)
         self.plan = StepPlan(
             len(samples),
-            settings.batch_size,
-            settings.accumulation,
+            config.batch_size,
+            config.accumulation,
             state.num_processes,
-            settings.seed,
+            config.seed,
             lengths=lengths,
         )
-        self.steps = settings.max_steps or settings.epochs * self.plan.steps_per_epoch
+        self.steps = config.max_steps or config.epochs * self.plan.steps_per_epoch
         self.step = 0
+        self._log: RunLog | None = None
         self._saved: Path | None = None
-        self._asked_to_stop = False  # this process, by a signal
-        self._stop = False  # all processes, agreed on with the losses of a step
+        self._stop_requested = False  # of this process, by a signal
+        self._stop = False  # of all processes, which exchange it with the losses of a step
 
     def resume(self, checkpoint: Path) -> None:
         """Continue from ``checkpoint``. Raises TrainingError if it belongs to another run."""
-        before = read_facts(checkpoint)
-        for name, value in self._facts().items():
+        before = read_record(checkpoint)
+        for name, value in self._record().items():
             if name != "settings" and before.get(name) != value:
                 raise TrainingError(
                     f"{checkpoint}: {before.get(name)} {name.replace('_', ' ')}, here {value}; use "
@@ -97,26 +103,23 @@ class Trainer:
         self.step = restore(checkpoint, self.parameters, self.optimizer)
         self._saved = checkpoint
 
-    def run(self) -> Outcome:
-        """Train to the end, or until SIGINT or SIGTERM asks to stop after the present step.
+    def run(self) -> TrainingResult:
+        """Train to the end, or until SIGINT or SIGTERM, which end it after the current step.
 
         Raises:
             TrainingError: a loss or gradient is not finite; the step is not taken.
             DataError: a sample that was usable before training no longer is.
         """
-        log = RunLog(self.output, self.step) if self.state.is_main_process else None
-        try:
-            with self._stopping_on_signals(), self._progress() as progress:
-                self._train(log, progress)
-        finally:
-            if log is not None:
-                if log.history:
-                    log.plot()
-                log.close()
-        history = log.history if log is not None else []
-        return Outcome(self.step, self.step == self.steps, self._saved, history)
+        main = self.state.is_main_process
+        with (
+            RunLog(self.output, self.step) if main else nullcontext() as self._log,
+            self._stopping_on_signals(),
+            progress("Training", self.steps, "steps", initial=self.step, disable=not main) as bar,
+        ):
+            self._train(bar)
+        return TrainingResult(self.step, self.step == self.steps, self._saved, self._metrics)
 
-    def _train(self, log: RunLog | None, progress: tqdm) -> None:
+    def _train(self, bar: tqdm) -> None:
         pin = self.state.device.type != "cpu"
         stream = self._batches(self.samples, self.plan, self.step, self.steps, pin)
         self.network.train()
@@ -125,41 +128,41 @@ class Trainer:
             values = self._one_step(stream)
             values["seconds"] = time.monotonic() - begun
             self.step += 1
-            self._report(log, values)
-            progress.update()
-            progress.set_postfix(loss=f"{values['loss']:.4f}", refresh=False)
+            self._report(values)
+            bar.update()
+            bar.set_postfix(loss=f"{values['loss']:.3g}", refresh=False)
             last = self.step == self.steps or self._stop
-            if self.held_out is not None and self._is_due(self.settings.eval_every, last):
-                values = {f"eval_{name}": value for name, value in self.evaluate().items()}
-                self._require_finite(values["eval_loss"], "evaluation loss", [])
-                self._report(log, values)
-            if self._is_due(self.settings.save_every, last):
+            if self.validation is not None and self._is_due(self.config.eval_every, last):
+                losses = self.validate(self.validation)
+                self._require_finite(losses["loss"], "validation loss", [])
+                self._report({f"eval_{name}": value for name, value in losses.items()})
+            if self._is_due(self.config.save_every, last):
                 self._save()
 
     def _one_step(self, stream: Iterator[Batch]) -> dict[str, float]:
-        """Forward and backward passes of one step and the optimizer's; what is reported of it."""
-        settings = self.settings
-        rate = settings.learning_rate * learning_rate_factor(
-            self.step, self.steps, settings.warmup_ratio
+        """Forward and backward passes of one step, and the optimizer's; its metrics."""
+        config, rank = self.config, self.state.process_index
+        rate = config.learning_rate * learning_rate_factor(
+            self.step, self.steps, config.warmup_ratio
         )
-        passes = self.plan.micro_batches(self.step, self.state.process_index)
         names: list[str] = []
         sums = None
-        for number in range(len(passes)):
+        for number in range(len(self.plan.micro_batches(self.step, rank))):
             batch = next(stream)
             names += batch.names
-            place = f"{settings.seed} {self.step} {number} {self.state.process_index}"
-            torch.manual_seed(zlib.crc32(place.encode()))  # dropout is the only chance
+            place = f"{config.seed} {self.step} {number} {rank}"
+            torch.manual_seed(zlib.crc32(place.encode()))
             losses = self.network(batch.to(self.state.device))
             weights = batch.weights.to(self.state.device)
             (losses.total * weights).sum().backward()
             shares = _weighted(losses, weights) / self.state.num_processes
             sums = shares if sums is None else sums + shares
-        sums = total(torch.cat([sums, sums.new_tensor([float(self._asked_to_stop)])]), self.state)
+        stop = sums.new_tensor([float(self._stop_requested)])
+        sums = total(torch.cat([sums, stop]), self.state)
         self._stop = bool(sums[-1] > 0)
         values = dict(zip(_names(losses), sums[:-1].tolist(), strict=True))
         self._require_finite(values["loss"], "loss", names)
-        norm = clip_gradients(list(self.parameters.values()), settings.max_grad_norm)
+        norm = clip_gradients(list(self.parameters.values()), config.max_grad_norm)
         self._require_finite(norm, "norm of the gradients", names)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -168,34 +171,27 @@ class Trainer:
         return {**values, "learning_rate": rate, "grad_norm": norm}
 
     @torch.no_grad()
-    def evaluate(self) -> dict[str, float]:
-        """Mean losses over the evaluation data."""
-        plan = StepPlan(
-            len(self.held_out),
-            self.settings.batch_size,
-            1,
-            self.state.num_processes,
-            self.settings.seed,
-            shuffle=False,
-        )
+    def validate(self, samples: Samples) -> dict[str, float]:
+        """Mean losses over ``samples``."""
+        config, processes = self.config, self.state.num_processes
+        plan = StepPlan(len(samples), config.batch_size, 1, processes, config.seed, shuffle=False)
         self.network.eval()
         sums: Tensor | float = 0.0
-        stream = self._batches(self.held_out, plan, 0, plan.steps_per_epoch, False)
+        stream = self._batches(samples, plan, 0, plan.steps_per_epoch, False)
         for step, batch in enumerate(stream):
-            first = step * plan.step_size
-            count = min(plan.step_size, len(self.held_out) - first)
+            count = min(plan.step_size, len(samples) - step * plan.step_size)
             losses = self.network(batch.to(self.state.device))
-            weights = batch.weights.to(self.state.device) * count / self.state.num_processes
+            weights = batch.weights.to(self.state.device) * count / processes
             sums = sums + _weighted(losses, weights)
         release(self.network)
         self.network.train()
-        means = total(sums, self.state) / len(self.held_out)
+        means = total(sums, self.state) / len(samples)
         return dict(zip(_names(losses), means.tolist(), strict=True))
 
     def _batches(
         self, samples: Samples, plan: StepPlan, first: int, end: int, pin: bool
     ) -> Iterator[Batch]:
-        rank, workers = self.state.process_index, self.settings.workers
+        rank, workers = self.state.process_index, self.config.workers
         return batches(samples, plan, first, end, rank, workers, pin)
 
     def _is_due(self, every: int | None, last: bool) -> bool:
@@ -207,23 +203,34 @@ class Trainer:
             self.step,
             self.parameters,
             self.optimizer,
-            self._facts(),
-            self.write_model,
+            self._record(),
+            self._write_model,
             self.state,
-            self.settings.keep_checkpoints,
+            self.config.keep_checkpoints,
         )
 
-    def _facts(self) -> dict:
-        """What a checkpoint is noted with; to continue, the numbers have to be the same."""
+    def _write_model(self, folder: Path) -> None:
+        self.write_model(folder)
+        if self.state.is_main_process:
+            size = self.plan.step_size
+            text = card(self.config, self.step, len(self.samples), size, self._metrics)
+            (folder / CARD).write_text(text, encoding="utf-8")
+
+    def _record(self) -> dict[str, Any]:
+        """What is written down with a checkpoint; to continue, it has to be the same."""
         return {
-            "settings": to_dict(self.settings),
+            "settings": self.config.model_dump(mode="json"),
             "samples": len(self.samples),
             "samples_per_step": self.plan.step_size,
         }
 
-    def _report(self, log: RunLog | None, values: dict[str, float]) -> None:
-        if log is not None:
-            log.add(self.step, values)
+    @property
+    def _metrics(self) -> Metrics:
+        return self._log.history if self._log is not None else []
+
+    def _report(self, values: dict[str, float]) -> None:
+        if self._log is not None:
+            self._log.add(self.step, values)
 
     def _require_finite(self, value: float, what: str, names: list[str]) -> None:
         if math.isfinite(value):
@@ -232,32 +239,22 @@ class Trainer:
         shown = f" with the samples {', '.join(names)}" if names else ""
         raise TrainingError(
             f"step {self.step + 1}: the {what} is {value}{shown}; {kept}. Lower learning_rate or "
-            "max_grad_norm, or leave out what is at fault"
-        )
-
-    def _progress(self) -> tqdm:
-        return tqdm(
-            desc="Training",
-            total=self.steps,
-            initial=self.step,
-            unit=" steps",
-            disable=not self.state.is_main_process,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
+            "max_grad_norm, or leave out these samples"
         )
 
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
         """The first signal ends the run after a checkpoint, a second one at once."""
 
-        def ask(number: int, frame: object) -> None:
-            self._asked_to_stop = True
+        def request_stop(number: int, frame: object) -> None:
+            self._stop_requested = True
             restore_handlers()
 
         def restore_handlers() -> None:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-        before = {n: signal.signal(n, ask) for n in (signal.SIGINT, signal.SIGTERM)}
+        before = {n: signal.signal(n, request_stop) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -265,20 +262,20 @@ class Trainer:
 
 
 def make_optimizer(
-    parameters: dict[str, nn.Parameter], settings: TrainingSettings
+    parameters: dict[str, nn.Parameter], config: TrainingConfig
 ) -> torch.optim.AdamW:
     """AdamW that decays matrices and tables, as the published configuration does."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
     groups = [
-        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": matrices, "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
-        lr=settings.learning_rate,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,8 @@ from typing import IO, Any
 
 PARTIAL = ".part"
 """Ending of files and directories that are still being written."""
+
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
 
 
 @contextlib.contextmanager
@@ -54,19 +57,41 @@ def write_json_lines(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 def replacing_directory(path: Path) -> Iterator[Path]:
     """An empty directory to fill, which takes the place of ``path`` if the block succeeds.
 
-    What an interrupted attempt left behind is removed first. Only one process may do this for
-    a path at a time.
+    What an interrupted attempt left behind is removed first. All files are flushed to the disk
+    before the directory is renamed. Only one process may do this for a path at a time.
     """
     partial = path.with_name(f".{path.name}{PARTIAL}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
         if path.exists():
             shutil.rmtree(path)
         partial.replace(path)
+        _flush(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def link_or_copy(path: Path, new: Path) -> None:
+    """``new`` as a hard link to ``path`` where the file system allows, else as a copy."""
+    try:
+        os.link(path.resolve(), new)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(path, new)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.whisper import POSITIONS
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.config import LORA_PARTS, LoraSettings, Part
+from kimia_infer.training.config import ADAPTED, AdapterConfig, Trainable
 from kimia_infer.training.dataset import Batch
 from kimia_infer.training.model_files import plan_training, trained_parameters
 from kimia_infer.training.network import TrainingNetwork
@@ -45,7 +45,7 @@ class Plan:
     batch_size: int
     length: int
     recompute: bool = True
-    parts: tuple[Part, ...] = LORA_PARTS
+    parts: tuple[Trainable, ...] = ADAPTED
     rank: int = 8
 
 
@@ -65,7 +65,7 @@ def count_memory(plan: Plan, sizes: Sizes, dtype: torch.dtype = torch.bfloat16) 
         network = TrainingNetwork(model, whisper, dtype)
     adapters = None
     if plan.method != "full":
-        adapters = lora_config(LoraSettings(rank=plan.rank), plan.parts, "")
+        adapters = lora_config(AdapterConfig(rank=plan.rank), plan.parts, "")
     held = plan_training(network, plan.parts, adapters, plan.recompute, plan.method == "qlora")
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")

@@ -107,6 +107,7 @@ def assemble(language_model: Path, detokenizer: Path, vocoder: Path, target: Pat
     """
     with replacing_directory(target) as folder:
         _put(language_model, folder)
+        (folder / "README.md").unlink(missing_ok=True)  # describes the language model alone
         for source, name in ((detokenizer, DETOKENIZER_FOLDER), (vocoder, VOCODER_FOLDER)):
             _put(source, folder / name)
             _cast(folder / name / "model.safetensors", torch.float16)

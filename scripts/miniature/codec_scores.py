@@ -24,7 +24,7 @@ from kimia_infer.models.kimi_audio.published import (
 )
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
-from kimia_infer.training.recordings import Sound
+from kimia_infer.training.tasks.recordings import Recording
 from scripts.miniature.recognizer import Heard, SpeechRecognizer
 
 SEED = 0
@@ -48,7 +48,7 @@ class Codec:
         self.detokenizer = Detokenizer(dit, self.vocoder)
 
     @torch.inference_mode()
-    def versions(self, sound: Sound) -> dict[str, np.ndarray]:
+    def versions(self, sound: Recording) -> dict[str, np.ndarray]:
         """A recording and its reconstructions: float32 [samples] by name, at 16 kHz.
 
         "vocoded" is made from the spectrogram, those of :meth:`spoken` from speech codes.
@@ -83,7 +83,7 @@ class Codec:
 
 
 def score_codec(
-    codec: Codec, sounds: Iterable[Sound], recognizer: SpeechRecognizer
+    codec: Codec, sounds: Iterable[Recording], recognizer: SpeechRecognizer
 ) -> dict[str, list[Heard]]:
     """Recognition results for every version of the recordings, which need texts."""
     heard: dict[str, list[Heard]] = {}

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.data.conversations import ConversationFile
-from kimia_infer.training.recordings import Sound, find_sounds
+from kimia_infer.training.tasks.recordings import Recording, find_recordings
 from kimia_infer.utils.files import write_text
 from scripts.miniature.codec_scores import Codec, score_codec
 from scripts.miniature.espeak import Utterance
@@ -55,7 +55,7 @@ def write_figures(
     """
     model = load_model(checkpoint, serving=serving)
     codec, recognizer = Codec(checkpoint), SpeechRecognizer()
-    sounds = find_sounds(world / "voice_held_out.jsonl", world, needs_text=True)
+    sounds = find_recordings(world / "voice_held_out.jsonl", world, needs_text=True)
     short = [sound for sound in sounds if len(sound.text.split()) <= LONGEST_REPEATED]
     figures = {
         "codec": recalls_of(score_codec(codec, sounds[: SENTENCES * limit], recognizer)),
@@ -91,7 +91,7 @@ def recalls_of(heard: dict[str, list[Heard]]) -> dict[str, dict[str, float]]:
 
 
 def _read_aloud(
-    model: KimiAudio, codec: Codec, recognizer: SpeechRecognizer, sounds: Sequence[Sound]
+    model: KimiAudio, codec: Codec, recognizer: SpeechRecognizer, sounds: Sequence[Recording]
 ) -> dict[str, dict[str, float]]:
     """Recognition of the texts of ``sounds`` read by the model, and of the originals."""
     heard: dict[str, list[Heard]] = {"original": [], "one-shot": [], "streamed": []}

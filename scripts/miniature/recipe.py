@@ -17,34 +17,29 @@ from kimia_infer.models.kimi_audio.published import (
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
 )
-from kimia_infer.training.checkpoints import (
-    TrainingError,
-    all_checkpoints,
-    live,
-    write_tensors,
-)
-from kimia_infer.training.config import FinetuneSettings
-from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.checkpoints import live, write_tensors
+from kimia_infer.training.config import FinetuneConfig
+from kimia_infer.training.run_directory import FINAL, TrainingError, all_checkpoints
 from kimia_infer.training.tasks.config import (
-    CodecSettings,
-    DetokenizerSettings,
+    CodecTrainingConfig,
+    DetokenizerTrainingConfig,
     DiTSize,
     EncoderSize,
     GeneratorSize,
-    TokenizerSettings,
-    VocoderSettings,
+    TokenizerTrainingConfig,
+    VocoderTrainingConfig,
 )
 from kimia_infer.training.tasks.detokenizer import train_detokenizer
 from kimia_infer.training.tasks.finetune import finetune
 from kimia_infer.training.tasks.speech_tokenizer import train_tokenizer
 from kimia_infer.training.tasks.vocoder import new_config, train_vocoder
-from kimia_infer.training.trainer import Outcome
+from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.utils.files import replacing_directory, write_text
 from scripts.miniature.assembly import assemble, write_base
 from scripts.miniature.conversations import write_conversations
 from scripts.miniature.figures import write_figures
 from scripts.miniature.spoken_world import WorldSize, write_world
-from scripts.miniature.whisper_encoder import WhisperSettings, train_whisper
+from scripts.miniature.whisper_encoder import WhisperTrainingConfig, train_whisper
 
 WORLD = WorldSize()
 MEASURED = 100
@@ -127,12 +122,12 @@ def make_world(run: Path) -> None:
 
 
 def make_vocoder(run: Path) -> None:
-    _train(train_vocoder, VocoderSettings(**_place(run, "vocoder", "answers"), **VOCODER))
+    _train(train_vocoder, VocoderTrainingConfig(**_place(run, "vocoder", "answers"), **VOCODER))
 
 
 def make_tokenizer(run: Path) -> None:
     place = _place(run, "tokenizer", "speech")
-    _train(train_tokenizer, TokenizerSettings(**place, **TOKENIZER))
+    _train(train_tokenizer, TokenizerTrainingConfig(**place, **TOKENIZER))
 
 
 def make_encoder(run: Path) -> None:
@@ -146,7 +141,7 @@ def make_encoder(run: Path) -> None:
     }
     stored = [live(name, tensor) for name, tensor in tensors.items()]
     # The detokenizer's training reads the vocoder's spectrogram settings.
-    vocoder = new_config(VocoderSettings(data="", output="", **VOCODER))
+    vocoder = new_config(VocoderTrainingConfig(data="", output="", **VOCODER))
     with replacing_directory(run / "encoder") as target:
         folder = target / SPEECH_TOKENIZER_FOLDER
         folder.mkdir()
@@ -157,7 +152,7 @@ def make_encoder(run: Path) -> None:
 
 def make_detokenizer(run: Path) -> None:
     place = _place(run, "detokenizer", "voice") | {"model": str(run / "encoder")}
-    _train(train_detokenizer, DetokenizerSettings(**place, **DETOKENIZER))
+    _train(train_detokenizer, DetokenizerTrainingConfig(**place, **DETOKENIZER))
 
 
 def _place(run: Path, name: str, sounds: str) -> dict[str, str]:
@@ -175,7 +170,7 @@ def _place(run: Path, name: str, sounds: str) -> dict[str, str]:
 def make_whisper(run: Path) -> None:
     """On all recordings, of users and the assistant."""
     place = _place(run, "whisper", "speech")
-    _train(train_whisper, WhisperSettings(**place, **WHISPER))
+    _train(train_whisper, WhisperTrainingConfig(**place, **WHISPER))
 
 
 def make_base(run: Path) -> None:
@@ -198,7 +193,7 @@ def make_language_model(run: Path) -> None:
         "output": str(run / "language_model"),
         "feature_cache": str(conversations / "features"),
     }
-    _train(finetune, FinetuneSettings(**place, **LANGUAGE_MODEL))
+    _train(finetune, FinetuneConfig(**place, **LANGUAGE_MODEL))
 
 
 def make_mini(run: Path) -> None:
@@ -216,7 +211,7 @@ def make_figures(run: Path) -> None:
 
 
 def _train(
-    train: Callable[[Any, bool], Outcome], settings: CodecSettings | FinetuneSettings
+    train: Callable[[Any, bool], TrainingResult], settings: CodecTrainingConfig | FinetuneConfig
 ) -> None:
     outcome = train(settings, bool(all_checkpoints(Path(settings.output))))
     if not outcome.complete:

@@ -50,12 +50,12 @@ from kimia_infer.training.tasks.config import (
     DiTSize,
     EncoderSize,
     GeneratorSize,
-    TokenizerSettings,
-    VocoderSettings,
+    TokenizerTrainingConfig,
+    VocoderTrainingConfig,
 )
 from kimia_infer.weights.component import Slot, expected_tensors
 from scripts.miniature import whisper_encoder
-from scripts.miniature.whisper_encoder import WhisperSettings, WhisperSize
+from scripts.miniature.whisper_encoder import WhisperSize, WhisperTrainingConfig
 
 CORPUS = """
 Please write down what you hear. Please transcribe the spoken content into written text.
@@ -340,7 +340,7 @@ def _preprocessor_values() -> dict:
 
 def _write_whisper(writer: _Writer, sizes: Sizes) -> None:
     folder = WHISPER_FOLDER
-    values = whisper_encoder.new_config(WhisperSettings(**NO_RUN, size=sizes.whisper))
+    values = whisper_encoder.new_config(WhisperTrainingConfig(**NO_RUN, size=sizes.whisper))
     writer.json(f"{folder}/config.json", values)
     writer.json(f"{folder}/preprocessor_config.json", _preprocessor_values())
     slots = whisper_slots(encoder_config(values, writer.directory / folder))
@@ -349,7 +349,7 @@ def _write_whisper(writer: _Writer, sizes: Sizes) -> None:
 
 def _write_speech_tokenizer(writer: _Writer, sizes: Sizes) -> None:
     folder = SPEECH_TOKENIZER_FOLDER
-    values = speech_tokenizer.new_config(TokenizerSettings(**NO_RUN, size=sizes.speech))
+    values = speech_tokenizer.new_config(TokenizerTrainingConfig(**NO_RUN, size=sizes.speech))
     # As published, the configuration describes the encoder that the layers were taken from.
     values["encoder_layers"] = 2 * sizes.speech.layers
     writer.json(f"{folder}/config.json", values)
@@ -370,7 +370,7 @@ def _write_detokenizer(writer: _Writer, sizes: Sizes) -> None:
 
 
 def _write_vocoder(writer: _Writer, sizes: Sizes) -> None:
-    values = vocoder.new_config(VocoderSettings(**NO_RUN, size=sizes.vocoder))
+    values = vocoder.new_config(VocoderTrainingConfig(**NO_RUN, size=sizes.vocoder))
     writer.json(f"{VOCODER_FOLDER}/config.json", values)
     slots = vocoder_slots(VocoderConfig.from_dict(values))
     writer.tensors(f"{VOCODER_FOLDER}/model.safetensors", slots, torch.float16)

@@ -10,13 +10,13 @@ recordings share a segment, and for most of the steps segments are shorter, at r
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -33,16 +33,15 @@ from kimia_infer.models.kimi_audio.whisper import (
     segment_codes,
     whisper_component,
 )
-from kimia_infer.training.config import ConfigError, option
+from kimia_infer.training.config import Config, Share
 from kimia_infer.training.model_files import WHISPER_PREFIX
-from kimia_infer.training.recordings import Example, Examples, Sound
 from kimia_infer.training.tasks.codec import (
     CodecNetwork,
     load_trainable,
     mixed_precision,
     write_component,
 )
-from kimia_infer.training.tasks.config import CodecSettings
+from kimia_infer.training.tasks.config import CodecTrainingConfig
 from kimia_infer.training.tasks.recognizer import (
     ConvolutionBlock,
     Units,
@@ -52,7 +51,8 @@ from kimia_infer.training.tasks.recognizer import (
     run_spoken,
     texts_of,
 )
-from kimia_infer.training.trainer import Outcome
+from kimia_infer.training.tasks.recordings import Example, Examples, Recording
+from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.weights.component import read_json
 
 MELS = 128  # published configuration
@@ -62,39 +62,45 @@ DYNAMIC_RANGE = 2.0
 """From the loudest to silence in a normalized spectrogram (published: 8 decades, scaled by 4)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WhisperSize:
+class WhisperSize(Config):
     """Sizes of a new encoder."""
 
-    width: int = option("hidden size", 96, 2)
-    layers: int = option("transformer layers", 2, 1)
-    heads: int = option("attention heads", 4, 1)
-    feed_forward: int = option("inner size of a layer", 256, 1)
+    width: int = Field(96, ge=2, description="hidden size")
+    layers: int = Field(2, ge=1, description="transformer layers")
+    heads: int = Field(4, ge=1, description="attention heads")
+    feed_forward: int = Field(256, ge=1, description="inner size of a layer")
 
 
-@dataclass(frozen=True, kw_only=True)
-class WhisperSettings(CodecSettings):
+class WhisperTrainingConfig(CodecTrainingConfig):
     """Training of the encoder of continuous features by recognizing text."""
 
-    size: WhisperSize = field(default_factory=WhisperSize, metadata={"help": "of new weights"})
-    recognizer_layers: int = option("convolution blocks above the encoder", 2, 0)
-    word_weight: float = option("of the loss of words; that of characters has 1", 1.0, 0.0)
-    short_codes: int = option("length of a segment at first, in codes", 75, 2, SEGMENT_CODES)
-    full_from: float = option(
-        "part of the steps after which segments are 30 s long, as they are served", 0.8, 0.0, 1.0
+    title: ClassVar[str] = "a small Whisper-style encoder"
+
+    size: WhisperSize = Field(WhisperSize(), description="of new weights")
+    recognizer_layers: int = Field(2, ge=0, description="convolution blocks above the encoder")
+    word_weight: float = Field(
+        1.0, ge=0, description="of the loss of words; that of characters has 1"
+    )
+    short_codes: int = Field(
+        75, ge=2, le=SEGMENT_CODES, description="length of a segment at first, in codes"
+    )
+    full_from: Share = Field(
+        0.8, description="share of the steps after which segments are 30 s long, as when served"
     )
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _agrees(self) -> WhisperTrainingConfig:
         if self.size.width % self.size.heads:
-            raise ConfigError("size.width: must be a multiple of size.heads")
+            raise ValueError("size.width: must be a multiple of size.heads")
+        return self
 
 
-def train_whisper(settings: WhisperSettings, resume: bool = False) -> Outcome:
+def train_whisper(settings: WhisperTrainingConfig, resume: bool = False) -> TrainingResult:
     """Run or resume a training; the result is ``output/final/whisper-large-v3``.
 
     Raises:
-        ConfigError, DataError, CheckpointError, TrainingError: what is wrong with the settings,
-            the data or the run.
+        ConfigurationError, DataError, CheckpointError, TrainingError: what is wrong with the
+            settings, the data or the run.
     """
     initial = settings.initial and Path(settings.initial)
     source = initial / "config.json" if initial else Path("size")
@@ -113,7 +119,7 @@ def train_whisper(settings: WhisperSettings, resume: bool = False) -> Outcome:
     return run_spoken(settings, resume, partial(read_sound, extractor=extractor), build)
 
 
-def read_sound(sound: Sound, extractor) -> Example:
+def read_sound(sound: Recording, extractor) -> Example:
     """``mel`` fp32 [mels, 8 * codes] as in a segment of 30 s, ``text`` as code points."""
     wave = load_audio(sound.path, max_seconds=SEGMENT_SAMPLES / SAMPLE_RATE)
     count = segment_codes(len(wave))
@@ -150,7 +156,7 @@ class WhisperNetwork(CodecNetwork):
     """Losses of recordings, several of which share a segment."""
 
     def __init__(
-        self, encoder: WhisperEncoder, values: dict, settings: WhisperSettings, units: Units
+        self, encoder: WhisperEncoder, values: dict, settings: WhisperTrainingConfig, units: Units
     ):
         super().__init__()
         self.encoder, self.values, self.settings, self.units = encoder, values, settings, units
@@ -257,7 +263,7 @@ def encode(encoder: WhisperEncoder, mel: Tensor, first_code: int) -> Tensor:
     return encoder.layer_norm(x)
 
 
-def new_config(settings: WhisperSettings) -> dict:
+def new_config(settings: WhisperTrainingConfig) -> dict:
     """The published fields of ``config.json``."""
     size = settings.size
     return {

@@ -15,7 +15,7 @@ from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.encode import write_wav
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.extraction import extract_codes
-from kimia_infer.training.config import FinetuneSettings, read_settings
+from kimia_infer.training.config import FinetuneConfig, read_config
 from kimia_infer.training.export import export
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.finetune import finetune
@@ -74,7 +74,7 @@ def adapter(sounds: list[Path], spoken_world: Path, tmp_path_factory) -> Path:
         "spoken_answers": "true", "gradient_checkpointing": "false", "workers": 0,
         "feature_cache": folder / "features",
     }  # fmt: skip
-    finetune(read_settings(FinetuneSettings, None, [f"{k}={v}" for k, v in values.items()]))
+    finetune(read_config(FinetuneConfig, None, [f"{k}={v}" for k, v in values.items()]))
     return folder / "run"
 
 

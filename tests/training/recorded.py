@@ -14,7 +14,7 @@ from kimia_infer.models.kimi_audio.language_model import language_model_componen
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.models.kimi_audio.whisper import feature_extractor, whisper_component
 from kimia_infer.training.model_files import Source, build_network
-from kimia_infer.training.network import PARTS, TrainingNetwork
+from kimia_infer.training.network import TRAINABLE, TrainingNetwork
 from kimia_infer.training.samples import Sample, SampleBuilder
 from tests.paths import GOLDEN
 
@@ -44,7 +44,7 @@ def source() -> Source:
     )
 
 
-def network(parts: tuple[str, ...] = tuple(PARTS), **options) -> TrainingNetwork:
+def network(parts: tuple[str, ...] = tuple(TRAINABLE), **options) -> TrainingNetwork:
     """The recorded network; all of it is trained unless ``parts`` says otherwise."""
     state = PartialState(cpu=True)
     return build_network(source(), state, torch.float32, parts, **options)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import wave
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from kimia_infer.training import trainer
-from kimia_infer.training.config import FinetuneSettings, read_settings
+from kimia_infer.training.config import FinetuneConfig, read_config
+from kimia_infer.training.trainer import TrainingResult
 from tests.paths import MINI
 
 TEXTS = ("the small red house", "a dog barks", "yes", "the bus stops at nine", "a blue bird sings")
@@ -67,8 +71,8 @@ def write_sounds(folder: Path, count: int, seconds: float, growth: float) -> lis
     return [write_sound(folder / f"{i}.wav", seconds + growth * i, i) for i in range(count)]
 
 
-def settings(data: Path, output: Path, *assignments: str) -> FinetuneSettings:
-    return read_settings(FinetuneSettings, None, assignments_of(data, output, *assignments))
+def settings(data: Path, output: Path, *assignments: str) -> FinetuneConfig:
+    return read_config(FinetuneConfig, None, assignments_of(data, output, *assignments))
 
 
 def assignments_of(data: Path, output: Path, *assignments: str) -> list[str]:
@@ -86,21 +90,32 @@ def assignments_of(data: Path, output: Path, *assignments: str) -> list[str]:
     ]
 
 
-def losses(outcome: trainer.Outcome, name: str = "loss") -> list[float]:
+def losses(result: TrainingResult, name: str = "loss") -> list[float]:
     """What was reported under ``name``, step by step."""
-    return [line[name] for line in outcome.metrics if name in line]
+    return [line[name] for line in result.metrics if name in line]
 
 
-def interrupt(monkeypatch: pytest.MonkeyPatch, run: Callable[[], object], step: int) -> None:
+@contextmanager
+def before_step(number: int, act: Callable[[torch.optim.Optimizer], None]) -> Iterator[None]:
+    """Call ``act`` with the optimizer just before its step ``number``, which counts from 1."""
+    steps = itertools.count(1)
+
+    def hook(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        if next(steps) == number:
+            act(optimizer)
+
+    handle = register_optimizer_step_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def interrupt(run: Callable[[], object], step: int) -> None:
     """Run, and break off hard when ``step`` steps are done."""
-    one_step = trainer.Trainer._one_step
 
-    def until(self, stream):
-        if self.step == step:
-            raise KeyboardInterrupt
-        return one_step(self, stream)
+    def stop(_: torch.optim.Optimizer) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer.Trainer, "_one_step", until)
-    with pytest.raises(KeyboardInterrupt):
+    with before_step(step + 1, stop), pytest.raises(KeyboardInterrupt):
         run()
-    monkeypatch.undo()

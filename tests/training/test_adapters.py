@@ -10,16 +10,17 @@ from accelerate import PartialState
 from peft import PeftModel
 
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.config import LORA_PARTS, ConfigError, LoraSettings
+from kimia_infer.training.config import ADAPTED, AdapterConfig
 from kimia_infer.training.dataset import Batch, join
 from kimia_infer.training.model_files import trained_parameters, write_adapter
 from kimia_infer.training.network import TrainingNetwork
+from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.weights.adapter import Adapter
 from tests.training import recorded
 from tests.training.recorded import SAMPLES, SPECIAL
 
-SETTINGS = LoraSettings(rank=4, dropout=0.0)
-WITH_WHISPER = (*LORA_PARTS, "whisper")
+SETTINGS = AdapterConfig(rank=4, dropout=0.0)
+WITH_WHISPER = (*ADAPTED, "whisper")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_new_adapters_change_nothing(batch: Batch):
     ],
 )
 def test_chosen_layers_are_adapted(parts: tuple, layers: tuple, names: set[str]):
-    config = lora_config(LoraSettings(layers=layers), parts, "base")
+    config = lora_config(AdapterConfig(layers=layers), parts, "base")
     network = recorded.network(parts, adapters=config)
     trained = trained_parameters(network)
     assert {name.split(".lora_")[0].rpartition(".")[2] for name in trained} == names
@@ -76,7 +77,7 @@ def test_chosen_layers_are_adapted(parts: tuple, layers: tuple, names: set[str])
 
 
 def test_only_linear_layers_can_be_adapted():
-    with pytest.raises(ConfigError, match="parts: 'embedding' has no linear layers"):
+    with pytest.raises(ConfigurationError, match="parts: 'embedding' has no linear layers"):
         lora_config(SETTINGS, ["embedding"], "base")
 
 

@@ -7,15 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kimia_infer.training.checkpoints import TrainingError, restore, save
-from kimia_infer.training.config import FinetuneSettings, read_settings
+from kimia_infer.training.checkpoints import restore, save
+from kimia_infer.training.config import FinetuneConfig, read_config
+from kimia_infer.training.run_directory import TrainingError, all_checkpoints
 from kimia_infer.training.trainer import make_optimizer
 
 
-def settings() -> FinetuneSettings:
-    return read_settings(FinetuneSettings, None, ["model=m", "data=d", "output=o"])
+def settings() -> FinetuneConfig:
+    return read_config(FinetuneConfig, None, ["model=m", "data=d", "output=o"])
 
 
 def network() -> nn.ModuleDict:
@@ -51,14 +53,34 @@ def test_parameters_without_gradients_continue_as_they_were(tmp_path: Path):
     assert resumed.state[others["late.weight"]]["step"].item() == 2
 
 
-def test_half_of_the_moments_is_a_damaged_checkpoint(tmp_path: Path, monkeypatch):
+def test_half_of_the_moments_is_a_damaged_checkpoint(tmp_path: Path):
     layers = network()
     parameters = dict(layers.named_parameters())
     optimizer = make_optimizer(parameters, settings())
     step(layers, optimizer, "always")
-    monkeypatch.setattr("kimia_infer.training.checkpoints._MOMENTS", ("exp_avg",))
     state = PartialState(cpu=True)
     checkpoint = save(tmp_path, 1, parameters, optimizer, {}, Path.mkdir, state, keep=1)
-    monkeypatch.undo()
+    path = checkpoint / "state" / "state.safetensors"
+    kept = {n: t for n, t in load_file(path).items() if not n.startswith("exp_avg_sq")}
+    save_file(kept, path)
     with pytest.raises(TrainingError, match=r"does not fit this run .*exp_avg_sq"):
         restore(checkpoint, parameters, optimizer)
+
+
+def test_an_unfinished_checkpoint_is_not_one(tmp_path: Path):
+    parameters = dict(network().named_parameters())
+    optimizer = make_optimizer(parameters, settings())
+    state = PartialState(cpu=True)
+
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save(tmp_path, 2, parameters, optimizer, {}, write, state, keep=1)
+    assert not list((tmp_path / "checkpoints").iterdir())
+    (tmp_path / "checkpoints" / ".step-00000001.part" / "model").mkdir(parents=True)
+    for number in (2, 3):
+        save(tmp_path, number, parameters, optimizer, {}, Path.mkdir, state, keep=1)
+    assert all_checkpoints(tmp_path) == list((tmp_path / "checkpoints").iterdir())
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["step-00000003"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,8 @@ from safetensors.torch import load_file, save_file
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.models.kimi_audio.slim import prepare_weights
-from kimia_infer.training import export as export_module
 from kimia_infer.training.export import ExportError, export, find_result
-from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.run_directory import CARD, FINAL
 from kimia_infer.training.tasks.finetune import finetune
 from kimia_infer.utils.errors import CheckpointError, WeightsError
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
@@ -144,7 +144,7 @@ def test_the_command_writes_adapters_and_checkpoints(run: Path, tmp_path: Path, 
     done = call(run, output)
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"scripts/serve --weights {untrained} --adapter {output}\n"
-    assert {path.name for path in output.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME}
+    assert {path.name for path in output.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME, CARD}
     early = call(run / "checkpoints" / "step-00000001", output, "--merge", "--force")
     assert early.returncode == 0, early.stderr
     assert early.stdout == f"scripts/serve --weights {output}\n"
@@ -169,7 +169,7 @@ def test_a_part_of_the_codec_takes_the_place_of_the_old_one(tmp_path: Path, untr
     shutil.copytree(untrained / "vocoder", new)
     tensors = {n: t * 1.5 for n, t in load_file(new / "model.safetensors").items()}
     save_file(tensors, new / "model.safetensors")
-    with pytest.raises(ExportError, match="a part of a model; name the whole one with --base"):
+    with pytest.raises(ExportError, match="a component of a model; name the whole one with --base"):
         export(tmp_path / "run", tmp_path / "voice")
     export(tmp_path / "run", tmp_path / "voice", base=str(untrained))
     weights = Path("vocoder/model.safetensors")
@@ -184,7 +184,7 @@ def test_a_part_of_the_codec_takes_the_place_of_the_old_one(tmp_path: Path, untr
     assert not (tmp_path / "broken").exists()
 
 
-def test_what_cannot_be_exported(run: Path, tmp_path: Path, monkeypatch, untrained: Path):
+def test_what_cannot_be_exported(run: Path, tmp_path: Path, untrained: Path):
     for source, output, message in (
         (tmp_path, tmp_path / "x", "not a run, a checkpoint of one, a model or an adapter"),
         (run, run / FINAL / "x", "name a directory elsewhere"),
@@ -201,12 +201,13 @@ def test_what_cannot_be_exported(run: Path, tmp_path: Path, monkeypatch, untrain
     with pytest.raises(WeightsError, match="nowhere"):
         export(run, tmp_path / "x", merge=True, base="nowhere")
 
-    def full_disk(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(export_module, "take_over", full_disk)
-    with pytest.raises(OSError, match="No space"):
-        export(run, tmp_path / "x", merge=True)
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            export(run, tmp_path / "x", merge=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 

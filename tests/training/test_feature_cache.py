@@ -10,10 +10,10 @@ import torch
 from accelerate import PartialState
 
 from kimia_infer.data.conversations import DataError, parse_conversation
-from kimia_infer.training.config import ConfigError
 from kimia_infer.training.dataset import join
 from kimia_infer.training.feature_cache import FeatureCache
 from kimia_infer.training.tasks.finetune import finetune
+from kimia_infer.utils.errors import ConfigurationError
 from tests.training import recorded
 from tests.training.recorded import SAMPLES, SPECIAL
 from tests.training.runs import losses, settings, write_data
@@ -26,7 +26,7 @@ def test_stored_features_are_the_computed_ones(tmp_path: Path):
     network, builder = recorded.network(FROZEN), recorded.builder()
     conversations = [parse_conversation(record["raw"]) for record in SAMPLES]
     cache = FeatureCache(tmp_path, network.whisper, torch.float32)
-    sounds = [sound for conversation in conversations for sound in builder.sounds(conversation)]
+    sounds = [sound for conversation in conversations for sound in builder.recordings(conversation)]
     state = PartialState(cpu=True)
     cache.fill(sounds, network.whisper_features, builder.extractor, state)
     assert len(list(cache.folder.iterdir())) == len(set(sounds)) > 1
@@ -64,11 +64,13 @@ def test_a_run_with_stored_features_is_the_same(tmp_path: Path):
 
 
 def test_what_cannot_be(tmp_path: Path):
-    with pytest.raises(ConfigError, match="feature_cache: features change with a trained Whisper"):
+    with pytest.raises(
+        ConfigurationError, match="feature_cache: features change with a trained Whisper"
+    ):
         settings(tmp_path / "d.jsonl", tmp_path, f"feature_cache={tmp_path}")
     network, builder = recorded.network(FROZEN), recorded.builder()
     raw = SAMPLES[0]["raw"]
-    sound = builder.sounds(parse_conversation(raw))[0]
+    sound = builder.recordings(parse_conversation(raw))[0]
     copy = tmp_path / "sound.wav"
     shutil.copyfile(sound, copy)
     cache = FeatureCache(tmp_path / "cache", network.whisper, torch.float32)
@@ -78,5 +80,5 @@ def test_what_cannot_be(tmp_path: Path):
         for m in raw["conversation"]
     ]
     reader = type(builder)(**{**vars(builder), "read_features": cache.read})
-    with pytest.raises(DataError, match="the sounds gave 3 Whisper features; extract the codes"):
+    with pytest.raises(DataError, match="the audio gave 3 Whisper features; extract the codes"):
         reader.build(parse_conversation({**raw, "conversation": messages}))

@@ -17,15 +17,12 @@ from safetensors.torch import load_file
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.data.conversations import DataError
-from kimia_infer.training import trainer as trainer_module
-from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
-from kimia_infer.training.config import ConfigError
-from kimia_infer.training.report import BOARD, PLOT
-from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.run_directory import BOARD, FINAL, PLOT, TrainingError, all_checkpoints
 from kimia_infer.training.tasks.finetune import finetune
+from kimia_infer.utils.errors import ConfigurationError
 from tests.paths import MINI
 from tests.training import runs
-from tests.training.runs import interrupt, losses
+from tests.training.runs import before_step, interrupt, losses
 
 ROOT = MINI.parents[1]
 FINETUNE = ROOT / "scripts" / "finetune"
@@ -51,12 +48,12 @@ def test_a_run_learns(data: Path, tmp_path: Path, method: str):
     settings = runs.settings(
         data, tmp_path, method, "max_steps=20", f"learning_rate={rate}", "eval_every=10"
     )
-    outcome = finetune(settings)
-    assert outcome.complete
-    found = losses(outcome, "text_loss")
+    result = finetune(settings)
+    assert result.complete
+    found = losses(result, "text_loss")
     assert len(found) == 20
     assert sum(found[-3:]) < 0.6 * sum(found[:3])
-    assert len(losses(outcome, "eval_loss")) == 2
+    assert len(losses(result, "eval_loss")) == 2
     assert (tmp_path / PLOT).stat().st_size > 1_000
     assert list((tmp_path / BOARD).iterdir())
 
@@ -68,7 +65,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     options = [method, "max_steps=5", "save_every=2", "accumulation=2", "batch_size=1"]
     whole = finetune(runs.settings(data, tmp_path / "whole", *options))
     settings = runs.settings(data, tmp_path / "parts", *options)
-    interrupt(monkeypatch, lambda: finetune(settings), step=3)
+    interrupt(lambda: finetune(settings), step=3)
     assert [path.name for path in all_checkpoints(tmp_path / "parts")] == ["step-00000002"]
     resumed = finetune(settings, resume=True)
     assert losses(resumed) == losses(whole)
@@ -80,8 +77,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_a_full_run_gives_a_model_that_is_served(data: Path, tmp_path: Path):
     settings = runs.settings(data, tmp_path, "max_steps=2", "save_every=1", "keep_checkpoints=1")
-    outcome = finetune(settings)
-    assert all_checkpoints(tmp_path) == [outcome.checkpoint]
+    result = finetune(settings)
+    assert all_checkpoints(tmp_path) == [result.checkpoint]
     assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".part")]
     model = KimiAudio(str(tmp_path / FINAL), device="cpu")
     chats = [{"role": "user", "message_type": "audio", "content": str(data.parent / "0.wav")}]
@@ -111,20 +108,12 @@ def test_frozen_parts_do_not_change(data: Path, tmp_path: Path):
     assert before.keys() == after.keys()
 
 
-def test_a_signal_ends_the_run_after_a_checkpoint(data: Path, tmp_path: Path, monkeypatch):
+def test_a_signal_ends_the_run_after_a_checkpoint(data: Path, tmp_path: Path):
     settings = runs.settings(data, tmp_path, "max_steps=6", "method=lora")
     whole = finetune(runs.settings(data, tmp_path / "whole", "max_steps=6", "method=lora"))
-    one_step = trainer_module.Trainer._one_step
-
-    def interrupted(self, stream):
-        if self.step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return one_step(self, stream)
-
-    monkeypatch.setattr(trainer_module.Trainer, "_one_step", interrupted)
     before = signal.getsignal(signal.SIGTERM)
-    stopped = finetune(settings)
-    monkeypatch.undo()
+    with before_step(2, lambda _: os.kill(os.getpid(), signal.SIGTERM)):
+        stopped = finetune(settings)
     assert signal.getsignal(signal.SIGTERM) is before
     assert (stopped.step, stopped.complete) == (2, False)
     assert not (tmp_path / FINAL).exists()
@@ -132,17 +121,13 @@ def test_a_signal_ends_the_run_after_a_checkpoint(data: Path, tmp_path: Path, mo
     assert losses(resumed) == losses(whole)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path, monkeypatch):
-    one_step = trainer_module.Trainer._one_step
+def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path):
+    def spoil(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.param_groups[0]["params"][0].grad.fill_(math.nan)
 
-    def broken(self, stream):
-        if self.step == 2:
-            next(iter(self.parameters.values())).data.fill_(math.nan)
-        return one_step(self, stream)
-
-    monkeypatch.setattr(trainer_module.Trainer, "_one_step", broken)
-    with pytest.raises(TrainingError) as caught:
-        finetune(runs.settings(data, tmp_path, FULL, "max_steps=4", "save_every=1"))
+    config = runs.settings(data, tmp_path, FULL, "max_steps=4", "save_every=1", "eval_ratio=0")
+    with before_step(2, spoil), pytest.raises(TrainingError) as caught:
+        finetune(config)
     message = str(caught.value)
     assert "step 3: the loss is nan with the samples" in message
     assert f"{data}:" in message
@@ -150,31 +135,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path, mon
     assert all_checkpoints(tmp_path)[-1].name == "step-00000002"
 
 
-def test_an_unfinished_checkpoint_is_not_one(data: Path, tmp_path: Path, monkeypatch):
-    def full_disk(*arguments, **options):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("kimia_infer.training.checkpoints.write_tensors", full_disk)
-    settings = runs.settings(data, tmp_path, "max_steps=2", "method=lora")
-    with pytest.raises(OSError, match="No space"):
-        finetune(settings)
-    assert all_checkpoints(tmp_path) == []
-    assert not (tmp_path / FINAL).exists()
-    monkeypatch.undo()
-    (tmp_path / "checkpoints" / ".step-00000001.part" / "model").mkdir(parents=True)
-    assert finetune(settings).complete
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
-
-
 def test_runs_are_not_mixed(data: Path, tmp_path: Path):
     settings = runs.settings(data, tmp_path, "max_steps=1", "method=lora")
-    with pytest.raises(TrainingError, match="no checkpoint to resume from"):
+    with pytest.raises(ConfigurationError, match="no checkpoint to resume from"):
         finetune(settings, resume=True)
     finetune(settings)
-    with pytest.raises(TrainingError, match="--resume"):
+    with pytest.raises(ConfigurationError, match="--resume"):
         finetune(settings)
     other = runs.settings(data, tmp_path, "max_steps=1", "method=lora", "seed=5")
-    with pytest.raises(TrainingError, match=r"^seed: 5, but .* was trained with 0"):
+    with pytest.raises(ConfigurationError, match=r"^seed: 5, but .* was trained with 0"):
         finetune(other, resume=True)
     other = runs.settings(data, tmp_path, "max_steps=1", "method=lora", "batch_size=1")
     with pytest.raises(TrainingError, match=r"2 samples per step, here 1"):
@@ -191,9 +160,9 @@ def test_bad_data_stops_before_training(data: Path, tmp_path: Path):
     with pytest.raises(DataError, match=rf"{bad}:2: conversation\[1\].content: "):
         finetune(runs.settings(bad, tmp_path))
     assert not list(tmp_path.iterdir())
-    outcome = finetune(runs.settings(bad, tmp_path, "bad_lines=skip", "max_steps=1", "method=lora"))
-    assert outcome.complete
-    with pytest.raises(ConfigError, match="parts: 'embedding'"):
+    result = finetune(runs.settings(bad, tmp_path, "bad_lines=skip", "max_steps=1", "method=lora"))
+    assert result.complete
+    with pytest.raises(ConfigurationError, match="parts: 'embedding'"):
         finetune(runs.settings(data, tmp_path / "x", "method=lora", "parts=[embedding]"))
 
 

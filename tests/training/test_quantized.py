@@ -11,20 +11,21 @@ from torch import nn
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.config import LORA_PARTS, ConfigError, LoraSettings
+from kimia_infer.training.config import ADAPTED, AdapterConfig
 from kimia_infer.training.model_files import Source, build_network, trained_parameters
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.training.quantized import QuantizedLinear
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.finetune import finetune
+from kimia_infer.utils.errors import ConfigurationError
 from tests.paths import MINI
 from tests.training import recorded, runs
 
 
 def build(source: Source, quantized: bool) -> TrainingNetwork:
-    config = lora_config(LoraSettings(), LORA_PARTS, "base")
+    config = lora_config(AdapterConfig(), ADAPTED, "base")
     return build_network(
-        source, PartialState(cpu=True), torch.float32, LORA_PARTS, config, quantized=quantized
+        source, PartialState(cpu=True), torch.float32, ADAPTED, config, quantized=quantized
     )
 
 
@@ -95,7 +96,7 @@ def test_nothing_is_allocated_before_it_is_read(monkeypatch):
 
 def test_rows_have_to_be_whole_blocks():
     assert recorded.CONFIG.intermediate_size % 64
-    with pytest.raises(ConfigError, match=r"^method: qlora .* rows of \d+; use lora"):
+    with pytest.raises(ConfigurationError, match=r"^method: qlora .* rows of \d+; use lora"):
         build(recorded.source(), True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kimia_infer.training.config import ConfigError, FinetuneSettings, from_dict
+from kimia_infer.training.config import FinetuneConfig
 from kimia_infer.training.dataset import join
 from kimia_infer.training.network import StreamDropout
 from kimia_infer.training.samples import Sample
@@ -71,5 +71,5 @@ def test_only_training_drops_streams(samples: list[Sample]):
 def test_parts_of_one():
     values = {"model": "m", "data": "d", "output": "o"}
     shares = {"feature_dropout": 0.7, "code_dropout": 0.4}
-    with pytest.raises(ConfigError, match="feature_dropout: more than 1 together"):
-        from_dict(FinetuneSettings, {**values, **shares})
+    with pytest.raises(ValueError, match="feature_dropout: more than 1 together"):
+        FinetuneConfig(**values, **shares)

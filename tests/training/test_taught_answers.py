@@ -72,8 +72,8 @@ def test_transcripts_then_one_more_by_an_adapter(
     data = write(tmp_path, "known", lessons, untrained)
     full = tmp_path / "full"
     first = (f"model={untrained}", PARTS, "learning_rate=2e-3", "max_steps=150")
-    outcome = finetune(runs.settings(data, full, *options, *first))
-    assert outcome.metrics[-1]["loss"] < 0.02
+    result = finetune(runs.settings(data, full, *options, *first))
+    assert result.metrics[-1]["loss"] < 0.02
     model = KimiAudio(str(full / FINAL), load_detokenizer=False, device="cpu")
     assert [text for _, text in answers(model, lessons)] == list(TEXTS)
 

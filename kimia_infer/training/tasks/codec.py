@@ -1,4 +1,4 @@
-"""A training run of one part of the codec: settings to a finished folder."""
+"""A training run of one component of the codec: settings to a finished folder."""
 
 from __future__ import annotations
 
@@ -17,13 +17,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kimia_infer.training.checkpoints import MODEL, STATE, TrainingError, live, write_tensors
+from kimia_infer.training.checkpoints import live, write_tensors
 from kimia_infer.training.network import recompute_activations
 from kimia_infer.training.parallel import start
-from kimia_infer.training.recordings import Examples, SoundSamples
-from kimia_infer.training.run_directory import checkpoint_to_resume, finish, note_settings
-from kimia_infer.training.tasks.config import CodecSettings
-from kimia_infer.training.trainer import Outcome, Trainer
+from kimia_infer.training.run_directory import (
+    MODEL,
+    STATE,
+    TrainingError,
+    checkpoint_to_resume,
+    finish,
+    write_settings,
+)
+from kimia_infer.training.tasks.config import CodecTrainingConfig
+from kimia_infer.training.tasks.recordings import Examples, Recordings
+from kimia_infer.training.trainer import Trainer, TrainingResult
 from kimia_infer.weights.component import Component
 
 KEPT = "kept.safetensors"
@@ -31,10 +38,9 @@ KEPT = "kept.safetensors"
 
 
 class CodecNetwork(nn.Module, ABC):
-    """A part of the codec with what trains it: batches of examples to losses.
+    """A component of the codec with its losses.
 
-    ``progress`` is the part of the steps done, for what changes during a run. Chance comes from
-    :meth:`chance` alone.
+    ``progress`` is the share of the steps done. Random numbers come from :meth:`chance` alone.
     """
 
     progress = 0.0
@@ -49,10 +55,10 @@ class CodecNetwork(nn.Module, ABC):
 
     @abstractmethod
     def kept(self) -> dict[str, Tensor]:
-        """What :meth:`after_step` changes, for checkpoints; filled in place to go on from one."""
+        """What :meth:`after_step` changes, for checkpoints; filled in place to continue."""
 
     def same_run(self) -> dict[str, Tensor]:
-        """What has to be the same to go on from a checkpoint."""
+        """What has to be the same to continue from a checkpoint."""
         return {}
 
     @abstractmethod
@@ -64,14 +70,14 @@ class CodecNetwork(nn.Module, ABC):
         """Write what is served below ``folder``, in the published layout."""
 
     def chance(self, batch: Examples) -> torch.Generator | None:
-        """Where random numbers, on the CPU, come from; evaluation has the same ones each time."""
+        """Generator of random numbers on the CPU; every validation gets the same ones."""
         if self.training:
             return None  # the default generator, which the trainer seeds for every pass
         return torch.Generator().manual_seed(zlib.crc32(batch.names[0].encode()))
 
 
 class WeightAverage:
-    """A running mean of the parameters of ``module``, which settles faster than they do."""
+    """A running mean of the parameters of ``module``, which is less noisy than they are."""
 
     def __init__(self, module: nn.Module, decay: float):
         self._parameters = dict(module.named_parameters())
@@ -87,7 +93,7 @@ class WeightAverage:
 
     @contextmanager
     def used(self, instead: bool) -> Iterator[None]:
-        """With ``instead``, the module has the mean of its parameters meanwhile."""
+        """With ``instead``, the module has the mean of its parameters in the block."""
         if not instead:
             yield
             return
@@ -113,28 +119,28 @@ class WeightAverage:
 
 
 def run(
-    settings: CodecSettings,
+    settings: CodecTrainingConfig,
     resume: bool,
-    read_data: Callable[[], tuple[SoundSamples, SoundSamples | None]],
-    build: Callable[[SoundSamples, Path | None, torch.device], CodecNetwork],
-) -> Outcome:
-    """Run or, with ``resume``, continue a training; ``output/final`` is what it gives.
+    read_data: Callable[[], tuple[Recordings, Recordings | None]],
+    build: Callable[[Recordings, Path | None, torch.device], CodecNetwork],
+) -> TrainingResult:
+    """Run or, with ``resume``, continue a training; the result is in ``output/final``.
 
     ``build`` makes the network from the training data, the folder that was written last, if there
     is one, and the device where what is averaged has to be. Raises what ``finetune`` does.
     """
+    checkpoint = checkpoint_to_resume(settings, resume)
     state = start(settings.device)
     if state.num_processes > 1:
         raise TrainingError("the codec is trained by one process; start it without a launcher")
-    checkpoint = checkpoint_to_resume(settings, resume)
-    samples, held_out = read_data()
+    samples, validation = read_data()
     torch.manual_seed(settings.seed)
     network = build(samples, checkpoint and checkpoint / MODEL, state.device)
     network = network.to(state.device)
     if settings.gradient_checkpointing:
         recompute_activations(network)
-    note_settings(settings)
-    trainer = Trainer(settings, state, network, samples, held_out, partial(_write, network))
+    write_settings(settings)
+    trainer = Trainer(settings, state, network, samples, validation, partial(_write, network))
     if checkpoint is not None:
         _restore(network, checkpoint)
         trainer.resume(checkpoint)
@@ -146,12 +152,12 @@ def run(
     network.progress = trainer.step / trainer.steps
     hook = trainer.optimizer.register_step_post_hook(stepped)
     try:
-        outcome = trainer.run()
+        result = trainer.run()
     finally:
         hook.remove()
-    if outcome.complete:
-        finish(outcome.checkpoint, Path(settings.output))
-    return outcome
+    if result.complete:
+        finish(result.checkpoint, Path(settings.output))
+    return result
 
 
 def _write(network: CodecNetwork, folder: Path) -> None:
@@ -176,7 +182,7 @@ def _restore(network: CodecNetwork, checkpoint: Path) -> None:
         tensor.copy_(stored[name])
 
 
-def mixed_precision(settings: CodecSettings, device: torch.device) -> AbstractContextManager:
+def mixed_precision(settings: CodecTrainingConfig, device: torch.device) -> AbstractContextManager:
     """Autocast of forward passes, where the settings or an accelerator ask for bfloat16."""
     precision = settings.precision or ("fp32" if device.type == "cpu" else "bf16")
     return torch.autocast(device.type, torch.bfloat16, precision == "bf16")

@@ -2,153 +2,192 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
-from kimia_infer.training.config import ConfigError, TrainingSettings, option
+from pydantic import Field, model_validator
+
+from kimia_infer.training.config import Config, Items, Share, TrainingConfig
+
+Positive = Annotated[int, Field(ge=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CodecSettings(TrainingSettings):
-    """What the training of every part of the codec has."""
+class CodecTrainingConfig(TrainingConfig):
+    """Settings of the training of every component of the codec."""
 
-    data: str = option("a directory of sounds, a list of paths, or JSONL with audio, text, codes")
-    eval_data: str | None = option("evaluation data; without, the first sounds of data", None)
-    eval_ratio: float = option(
-        "sounds of data that are for evaluation, at least one; 0: none", 0.05, 0.0, 0.9
+    data: str = Field(
+        description="a directory of audio files, a list of paths, or JSON Lines with audio, text, "
+        "codes"
     )
-    audio_root: str = option("relative audio paths begin here", ".")
-    bad_lines: Literal["stop", "skip"] = option("what to do if sounds cannot be used", "stop")
-    cache_hours: float = option("of sound kept decoded in memory, per reading process", 2.0, 0.0)
-    initial: str | None = option(
-        "folder of the part to begin with, whose sizes and statistics are kept; without, new "
-        "weights of the sizes below",
+    eval_data: str | None = Field(
+        None, description="validation data; by default the first recordings of data"
+    )
+    eval_ratio: float = Field(
+        0.05,
+        ge=0,
+        le=0.9,
+        description="share of data for validation, at least one recording; 0: none",
+    )
+    audio_root: str = Field(".", description="directory that relative audio paths start from")
+    bad_lines: Literal["stop", "skip"] = Field("stop", description="if recordings cannot be used")
+    cache_hours: float = Field(
+        2.0, ge=0, description="hours of audio kept decoded in memory, per reading process"
+    )
+    initial: str | None = Field(
         None,
+        description="folder of the component to start from, whose sizes and statistics are kept; "
+        "by default new weights of the sizes below",
     )
-    learning_rate: float = option("largest of the schedule", 1e-3, 0.0)
-    weight_decay: float = option("of matrices; biases and norms have none", 0.01, 0.0)
-    batch_size: int = option("samples per forward pass", 8, 1)
-    workers: int = option("processes that read data; 0: none", 0, 0)
-    warmup_ratio: float = option("part of the steps over which the rate rises", 0.03, 0.0, 1.0)
-    gradient_checkpointing: bool = option("recompute activations; less memory, slower", False)
+    learning_rate: float = Field(1e-3, ge=0, description="largest of the schedule")
+    weight_decay: float = Field(0.01, ge=0, description="of matrices; biases and norms have none")
+    batch_size: int = Field(8, ge=1, description="samples per forward pass")
+    workers: int = Field(0, ge=0, description="processes that read data")
+    warmup_ratio: Share = Field(0.03, description="share of the steps over which the rate rises")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations; less memory, slower"
+    )
+
+    def summary(self) -> dict[str, str]:
+        return {"starts from": self.initial or "new weights"}
+
+    def usage(self) -> str:
+        export = "    scripts/export THIS_DIRECTORY NEW_MODEL --base MODEL\n"
+        return f"{export}    scripts/serve --weights NEW_MODEL"
 
 
-@dataclass(frozen=True, kw_only=True)
-class DiTSize:
-    """Of a new velocity network."""
+class DiTSize(Config):
+    """Sizes of a new velocity network."""
 
-    width: int = option("hidden size", 192, 2)
-    depth: int = option("blocks", 4, 1)
-    heads: int = option("attention heads", 3, 1)
-    mlp_ratio: int = option("feed-forward size / width", 4, 1)
+    width: int = Field(192, ge=2, description="hidden size")
+    depth: int = Field(4, ge=1, description="blocks")
+    heads: int = Field(3, ge=1, description="attention heads")
+    mlp_ratio: int = Field(4, ge=1, description="feed-forward size / width")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DetokenizerSettings(CodecSettings):
+class DetokenizerTrainingConfig(CodecTrainingConfig):
     """Flow matching: the velocity network from codes and noise to mel frames."""
 
-    model: str = option(
-        "checkpoint directory that has the speech tokenizer and the vocoder's config.json"
-    )
-    size: DiTSize = field(default_factory=DiTSize, metadata={"help": "of new weights"})
-    crop_codes: int = option("longest piece of a sound in a sample, in codes", 40, 2)
-    min_chunk: float = option("shortest chunk in seconds (published configuration)", 0.5, 0.08)
-    max_chunk: float = option("longest chunk in seconds (published configuration)", 3.0, 0.08)
-    look_ahead_codes: int = option("most codes that a chunk sees beyond its own", 12, 0)
-    condition_dropout: float = option(
-        "samples whose codes are dropped (published configuration: 0.2)", 0.1, 0.0, 1.0
-    )
-    average: float = option("decay of the average of weights that is written", 0.995, 0.0, 0.99999)
+    title: ClassVar[str] = "Kimi-Audio's detokenizer, codes to mel frames"
 
-    def __post_init__(self) -> None:
+    model: str = Field(
+        description="checkpoint directory with the speech tokenizer and the vocoder's config.json"
+    )
+    size: DiTSize = Field(DiTSize(), description="of new weights")
+    crop_codes: int = Field(40, ge=2, description="longest piece of a recording, in codes (80 ms)")
+    min_chunk: float = Field(
+        0.5, ge=0.08, description="shortest chunk in seconds (published configuration)"
+    )
+    max_chunk: float = Field(
+        3.0, ge=0.08, description="longest chunk in seconds (published configuration)"
+    )
+    look_ahead_codes: int = Field(12, ge=0, description="most codes that a chunk sees ahead")
+    condition_dropout: Share = Field(
+        0.1, description="share of samples whose codes are dropped (published: 0.2)"
+    )
+    average: float = Field(
+        0.995, ge=0, le=0.99999, description="decay of the average of weights that is written"
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> DetokenizerTrainingConfig:
         if self.max_chunk < self.min_chunk:
-            raise ConfigError(f"max_chunk: {self.max_chunk} is less than min_chunk")
+            raise ValueError(f"max_chunk: {self.max_chunk} is less than min_chunk")
         if self.size.width % (2 * self.size.heads):
-            raise ConfigError("size.width: must be an even multiple of size.heads")
+            raise ValueError("size.width: must be an even multiple of size.heads")
+        return self
 
 
-@dataclass(frozen=True, kw_only=True)
-class GeneratorSize:
-    """Of a new vocoder; the product of the rates is the hop, 480 samples at 24 kHz."""
+class GeneratorSize(Config):
+    """Sizes of a new vocoder; the product of the rates is the hop, 480 samples at 24 kHz."""
 
-    channels: int = option("before the first stage; each stage halves them", 192, 2)
-    rates: tuple[int, ...] = option("upsampling of each stage", (8, 5, 4, 3))
-    kernels: tuple[int, ...] = option("of these", (16, 9, 8, 5))
-    block_kernels: tuple[int, ...] = option("of the residual blocks of a stage", (3,))
-    dilations: tuple[int, ...] = option("within a residual block", (1, 3, 5))
-    mel_bins: int = option("bands of the mel spectrogram", 80, 1)
-    fmin: float = option("lower edge of the mel spectrogram in Hz", 0.0, 0.0)
-    fmax: float = option("upper edge of the mel spectrogram in Hz", 8000.0, 1.0)
+    channels: int = Field(192, ge=2, description="of the first stage; each further one has half")
+    rates: Items[Positive] = Field((8, 5, 4, 3), description="upsampling of each stage")
+    kernels: Items[Positive] = Field((16, 9, 8, 5), description="of the upsampling")
+    block_kernels: Items[Positive] = Field((3,), description="of the residual blocks of a stage")
+    dilations: Items[Positive] = Field((1, 3, 5), description="in a residual block")
+    mel_bins: int = Field(80, ge=1, description="bands of the mel spectrogram")
+    fmin: float = Field(0.0, ge=0, description="lower edge of the mel spectrogram in Hz")
+    fmax: float = Field(8000.0, ge=1, description="upper edge of the mel spectrogram in Hz")
 
 
-@dataclass(frozen=True, kw_only=True)
-class VocoderSettings(CodecSettings):
-    """The vocoder from mel frames to a wave."""
+class VocoderTrainingConfig(CodecTrainingConfig):
+    """The vocoder from mel frames to a waveform."""
 
-    size: GeneratorSize = field(default_factory=GeneratorSize, metadata={"help": "of new weights"})
-    crop_frames: int = option("piece of a sound in a sample, in mel frames (20 ms)", 20, 8)
-    anti_aliased_from: float = option(
-        "part of the steps after which activations are anti-aliased, as they are served; before, "
-        "steps are about three times faster",
+    title: ClassVar[str] = "Kimi-Audio's vocoder, mel frames to a waveform"
+
+    size: GeneratorSize = Field(GeneratorSize(), description="of new weights")
+    crop_frames: int = Field(20, ge=8, description="piece of a recording, in mel frames (20 ms)")
+    anti_aliased_from: float = Field(
         0.6,
-        0.0,
-        0.95,
+        ge=0,
+        le=0.95,
+        description="share of the steps after which activations are anti-aliased, as they are "
+        "served; before, steps are about three times faster",
     )
-    mel_weight: float = option("of the L1 of the log-mel spectrogram", 1.0, 0.0)
-    adversarial: float | None = option(
-        "weight of the discriminators' losses; without, there are none", None, 1e-6
+    mel_weight: Weight = Field(1.0, description="of the L1 of the log-mel spectrogram")
+    adversarial: float | None = Field(
+        None, gt=0, description="weight of the discriminators' losses; by default there are none"
     )
-    average: float = option("decay of the average of weights that is written", 0.995, 0.0, 0.99999)
-    learning_rate: float = option("largest of the schedule", 2e-3, 0.0)
-    beta1: float = option("of AdamW", 0.8, 0.0, 0.9999)
-    beta2: float = option("of AdamW", 0.99, 0.0, 0.9999)
+    average: float = Field(
+        0.995, ge=0, le=0.99999, description="decay of the average of weights that is written"
+    )
+    learning_rate: float = Field(2e-3, ge=0, description="largest of the schedule")
+    beta1: Decay = Field(0.8, description="of AdamW")
+    beta2: Decay = Field(0.99, description="of AdamW")
 
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderSize:
-    """Of a new speech tokenizer."""
+class EncoderSize(Config):
+    """Sizes of a new speech tokenizer."""
 
-    width: int = option("of the encoder", 160, 2)
-    layers: int = option("of the encoder, below the codes", 2, 1)
-    heads: int = option("attention heads", 4, 1)
-    codes: int = option("size of the code book", 384, 2)
-    block_frames: int = option("20 ms frames that see each other both ways (published)", 200, 1)
+    width: int = Field(160, ge=2, description="of the encoder")
+    layers: int = Field(2, ge=1, description="of the encoder, below the codes")
+    heads: int = Field(4, ge=1, description="attention heads")
+    codes: int = Field(384, ge=2, description="size of the code book")
+    block_frames: int = Field(
+        200, ge=1, description="frames (20 ms) that attend to each other both ways (published)"
+    )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizerSettings(CodecSettings):
+class TokenizerTrainingConfig(CodecTrainingConfig):
     """The speech tokenizer: codes from which the text can be recognized."""
 
-    size: EncoderSize = field(default_factory=EncoderSize, metadata={"help": "of new weights"})
-    upper_layers: int = option("of the recognizer above the codes, which is not kept", 2, 1)
-    max_seconds: float = option("longest sound", 30.0, 0.1, 30.0)
-    character_weight: float = option("of CTC over characters at 50 Hz", 1.0, 0.0)
-    word_weight: float = option("of CTC over words at 12.5 Hz", 0.0, 0.0)
-    phone_weight: float = option(
-        "of cross-entropy over phones at 50 Hz, for data that says when each begins", 0.0, 0.0
+    title: ClassVar[str] = "Kimi-Audio's speech tokenizer, audio to codes"
+
+    size: EncoderSize = Field(EncoderSize(), description="of new weights")
+    upper_layers: int = Field(
+        2, ge=1, description="of the recognizer above the codes, which is not kept"
     )
-    mel_weight: float = option("of the L1 of the rebuilt spectrogram", 1.0, 0.0)
-    commitment: float = option("weight of the distance to the codes", 0.25, 0.0)
-    quantize_from: float = option(
-        "part of the steps after which codes replace the vectors", 0.3, 0.0, 0.95
+    max_seconds: float = Field(30.0, ge=0.1, le=30, description="longest recording in seconds")
+    character_weight: Weight = Field(1.0, description="of CTC over characters at 50 Hz")
+    word_weight: Weight = Field(0.0, description="of CTC over words at 12.5 Hz")
+    phone_weight: Weight = Field(
+        0.0, description="of cross-entropy over phones at 50 Hz, for data with phone times"
     )
-    code_decay: float = option("of the running means that are the code book", 0.99, 0.0, 0.9999)
-    dead_below: float = option(
-        "codes chosen this much less often than the average begin anew elsewhere", 0.05, 0.0, 1.0
+    mel_weight: Weight = Field(1.0, description="of the L1 of the rebuilt spectrogram")
+    commitment: Weight = Field(0.25, description="weight of the distance to the codes")
+    quantize_from: float = Field(
+        0.3, ge=0, le=0.95, description="share of the steps after which codes replace the vectors"
+    )
+    code_decay: Decay = Field(0.99, description="of the running means in the code book")
+    dead_below: Share = Field(
+        0.05, description="codes chosen this much less often than the average are placed anew"
     )
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _agrees(self) -> TokenizerTrainingConfig:
         if not (self.character_weight or self.word_weight or self.phone_weight):
-            raise ConfigError(
+            raise ValueError(
                 "character_weight: 0, and so are word_weight and phone_weight; nothing to recognize"
             )
         if self.size.width % self.size.heads:
-            raise ConfigError("size.width: must be a multiple of size.heads")
+            raise ValueError("size.width: must be a multiple of size.heads")
+        return self
 
 
-PARTS: dict[str, type[CodecSettings]] = {
-    "detokenizer": DetokenizerSettings,
-    "vocoder": VocoderSettings,
-    "tokenizer": TokenizerSettings,
+CODEC_CONFIGS: dict[str, type[CodecTrainingConfig]] = {
+    "detokenizer": DetokenizerTrainingConfig,
+    "vocoder": VocoderTrainingConfig,
+    "tokenizer": TokenizerTrainingConfig,
 }
-"""The parts that can be trained, by their names on the command line."""
+"""Settings by the names of the components on the command line."""

@@ -1,4 +1,4 @@
-"""Training of the detokenizer's velocity network on sounds and their speech codes."""
+"""Training of the detokenizer's velocity network on recordings and their speech codes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizerConfig,
     speech_tokenizer_component,
 )
-from kimia_infer.training.recordings import Example, Examples, Sound, SoundSamples, read_samples
 from kimia_infer.training.tasks.codec import (
     CodecNetwork,
     WeightAverage,
@@ -37,31 +36,38 @@ from kimia_infer.training.tasks.codec import (
     run,
     write_component,
 )
-from kimia_infer.training.tasks.config import DetokenizerSettings, DiTSize
+from kimia_infer.training.tasks.config import DetokenizerTrainingConfig, DiTSize
 from kimia_infer.training.tasks.flow_matching import (
     FlowLosses,
     FlowMatcher,
     chunk_layout,
     draw_chunks,
 )
-from kimia_infer.training.trainer import Outcome
+from kimia_infer.training.tasks.recordings import (
+    Example,
+    Examples,
+    Recording,
+    Recordings,
+    read_samples,
+)
+from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.weights.component import read_json
 
 PREFIX = "speech_model."
 
 
-def train_detokenizer(settings: DetokenizerSettings, resume: bool = False) -> Outcome:
-    """Run or continue a training; ``output/final/audio_detokenizer`` is what it gives.
+def train_detokenizer(settings: DetokenizerTrainingConfig, resume: bool = False) -> TrainingResult:
+    """Run or continue a training; the result is in ``output/final/audio_detokenizer``.
 
     Raises:
-        ConfigError, DataError, CheckpointError, TrainingError: what is wrong with the settings,
-            the data, the model or the run.
+        ConfigurationError, DataError, CheckpointError, TrainingError: what is wrong with the
+            settings, the data, the model or the run.
     """
     model = Path(settings.model)
-    reader = SoundReader(model)
+    reader = RecordingReader(model)
 
     def build(
-        samples: SoundSamples, written: Path | None, device: torch.device
+        samples: Recordings, written: Path | None, device: torch.device
     ) -> DetokenizerNetwork:
         initial = settings.initial and Path(settings.initial)
         folder = written / DETOKENIZER_FOLDER if written else initial
@@ -78,8 +84,8 @@ def train_detokenizer(settings: DetokenizerSettings, resume: bool = False) -> Ou
     return run(settings, resume, read, build)
 
 
-class SoundReader:
-    """Sounds to normalizable mel frames and codes, with the tokenizer of a checkpoint.
+class RecordingReader:
+    """Recordings to mel frames and codes, with the tokenizer of a checkpoint.
 
     Args:
         model: directory with ``glm-4-voice-tokenizer`` and ``vocoder/config.json``.
@@ -99,39 +105,39 @@ class SoundReader:
     def seconds(self, example: Example) -> float:
         return len(example["codes"]) * self.code_samples / self.mel.sample_rate
 
-    def read(self, sound: Sound) -> Example:
-        """``mel`` fp32 [4 * codes, mel_bins] and ``codes`` int64 [codes] of a sound."""
-        wave = torch.from_numpy(load_audio(sound.path, sample_rate=self.mel.sample_rate))
-        codes = self._codes(sound)
+    def read(self, recording: Recording) -> Example:
+        """``mel`` fp32 [4 * codes, mel_bins] and ``codes`` int64 [codes] of a recording."""
+        wave = torch.from_numpy(load_audio(recording.path, sample_rate=self.mel.sample_rate))
+        codes = self._codes(recording)
         count = min(len(codes), len(wave) // self.code_samples)
         if count == 0:
             raise DataError(
-                f"{sound.path}: {len(wave)} samples, at least {self.code_samples} are needed"
+                f"{recording.path}: {len(wave)} samples, at least {self.code_samples} are needed"
             )
         if abs(len(codes) - len(wave) / self.code_samples) > 2:
             raise DataError(
-                f"codes: {len(codes)}, but the sound is as long as "
+                f"codes: {len(codes)}, but the recording is as long as "
                 f"{len(wave) / self.code_samples:.1f} codes"
             )
         frames = log_mel(wave, self.mel)[: count * StreamConfig().frames_per_code]
         return {"mel": frames, "codes": codes[:count]}
 
-    def _codes(self, sound: Sound) -> Tensor:
-        if sound.codes is not None:
-            if max(sound.codes) >= self.codes:
-                raise DataError(f"codes: {max(sound.codes)} is not below {self.codes}")
-            return torch.tensor(sound.codes)
+    def _codes(self, recording: Recording) -> Tensor:
+        if recording.codes is not None:
+            if max(recording.codes) >= self.codes:
+                raise DataError(f"codes: {max(recording.codes)} is not below {self.codes}")
+            return torch.tensor(recording.codes)
         if self._encode is None:
-            part = speech_tokenizer_component(self.folder)
-            module = part.load(torch.device("cpu"), torch.float32)
+            component = speech_tokenizer_component(self.folder)
+            module = component.load(torch.device("cpu"), torch.float32)
             self._encode = SpeechCodes(module, self.folder)
-        return self._encode.encode(load_audio(sound.path, sample_rate=SAMPLE_RATE))
+        return self._encode.encode(load_audio(recording.path, sample_rate=SAMPLE_RATE))
 
 
 class DetokenizerNetwork(CodecNetwork):
-    """Random crops of sounds to losses; evaluated and written is the average of the weights."""
+    """Random crops of recordings to losses; the average of the weights is validated and written."""
 
-    def __init__(self, dit: DiT, config: dict, settings: DetokenizerSettings):
+    def __init__(self, dit: DiT, config: dict, settings: DetokenizerTrainingConfig):
         super().__init__()
         self.matcher = FlowMatcher(dit)
         self.config, self.settings = config, settings
@@ -155,7 +161,7 @@ class DetokenizerNetwork(CodecNetwork):
     def _crops(
         self, batch: Examples, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalized mel, codes and lengths of a random piece of every sound, padded."""
+        """Normalized mel, codes and lengths of a random piece of every recording, padded."""
         repeat, config = self.matcher.stream.frames_per_code, self.matcher.dit.config
         mels, pieces = [], []
         for item in batch.items:
@@ -182,7 +188,9 @@ class DetokenizerNetwork(CodecNetwork):
         write_component(folder / DETOKENIZER_FOLDER, "config.yaml", self.config, tensors)
 
 
-def new_config(settings: DetokenizerSettings, samples: SoundSamples, reader: SoundReader) -> dict:
+def new_config(
+    settings: DetokenizerTrainingConfig, samples: Recordings, reader: RecordingReader
+) -> dict:
     """The published structure of ``config.yaml``, with the statistics of the training data."""
     mean, std = mel_statistics(samples)
     dit = dit_values(settings.size, reader.codes, reader.mel.mel_bins) | {
@@ -220,7 +228,7 @@ def dit_values(size: DiTSize, codes: int, mel_bins: int) -> dict:
     }
 
 
-def mel_statistics(samples: SoundSamples) -> tuple[float, float]:
+def mel_statistics(samples: Recordings) -> tuple[float, float]:
     """Mean and standard deviation of all mel values, summed in float64."""
     count, total, squares = 0, 0.0, 0.0
     for index in range(len(samples)):
@@ -243,7 +251,7 @@ def new_dit(config: DiTConfig) -> DiT:
     return dit
 
 
-def _check_sizes(config: DiTConfig, reader: SoundReader, where: str) -> None:
+def _check_sizes(config: DiTConfig, reader: RecordingReader, where: str) -> None:
     found, wanted = (config.codes, config.mel_bins), (reader.codes, reader.mel.mel_bins)
     if found != wanted:
         raise DataError(

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from accelerate import PartialState
-from tqdm import tqdm
+from torch import Tensor
 
 from kimia_infer.data.checking import hold_out
 from kimia_infer.data.conversations import ConversationFile
@@ -24,114 +25,96 @@ from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.whisper import feature_extractor
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.config import ConfigError, FinetuneSettings
+from kimia_infer.training.config import FinetuneConfig
 from kimia_infer.training.dataset import Samples, check_lines
 from kimia_infer.training.feature_cache import FeatureCache
 from kimia_infer.training.model_files import Source, build_network, write_adapter, write_model
 from kimia_infer.training.network import StreamDropout, TrainingNetwork
 from kimia_infer.training.parallel import start
-from kimia_infer.training.run_directory import checkpoint_to_resume, finish, note_settings
-from kimia_infer.training.samples import EncodeSpeech, SampleBuilder
-from kimia_infer.training.trainer import Outcome, Trainer
+from kimia_infer.training.run_directory import checkpoint_to_resume, finish, write_settings
+from kimia_infer.training.samples import SampleBuilder
+from kimia_infer.training.trainer import Trainer, TrainingResult
+from kimia_infer.utils.errors import ConfigurationError
+from kimia_infer.utils.progress import progress
 from kimia_infer.weights.resolve import resolve_weights
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-def finetune(settings: FinetuneSettings, resume: bool = False) -> Outcome:
-    """Run or, with ``resume``, continue a fine-tuning; ``output/final`` is what it gives.
+def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
+    """Run or, with ``resume``, continue a fine-tuning; the model is in ``output/final``.
 
     Raises:
-        ConfigError, DataError, CheckpointError, WeightsError, TrainingError: what is wrong with
-            the settings, the data, the model or the run.
+        ConfigurationError, DataError, CheckpointError, WeightsError, TrainingError: what is
+            wrong with the settings, the data, the model or the run.
     """
-    state = start(settings.device)
-    checkpoint = checkpoint_to_resume(settings, resume)
+    checkpoint = checkpoint_to_resume(config, resume)
+    state = start(config.device)
+    if config.method == "qlora" and state.num_processes > 1:
+        raise ConfigurationError(
+            "method: qlora is for one process; use lora, whose weights are divided"
+        )
     adapters = None
-    if settings.method == "qlora" and state.num_processes > 1:
-        raise ConfigError("method: qlora is for one process; use lora, whose weights are divided")
-    if settings.method != "full":
-        adapters = lora_config(settings.lora, settings.trained_parts, settings.model)
-    directory = resolve_weights(settings.model, detokenizer=False)
+    if config.method != "full":
+        adapters = lora_config(config.lora, config.trained_components, config.model)
+    directory = resolve_weights(config.model, detokenizer=False)
     source = Source.open(directory)
-    samples, held_out = read_data(settings, directory)
-    network = _network(settings, source, adapters, state)
-    if settings.feature_dropout or settings.code_dropout:
+    samples, validation = read_data(config, directory)
+    network = _network(config, source, adapters, state)
+    if config.feature_dropout or config.code_dropout:
         blank = samples.builder.special.text_blank
-        network.stream_dropout = StreamDropout(
-            settings.feature_dropout, settings.code_dropout, blank
-        )
-    if settings.feature_cache is not None:
-        root = Path(settings.feature_cache)
-        samples, held_out = _with_stored_features((samples, held_out), root, network, state)
-    if adapters is not None:
-        write = partial(write_adapter, network=network, config=adapters, state=state)
-    else:
-        with_whisper = "whisper" in settings.trained_parts
-        write = partial(
-            write_model, network=network, source=source, with_whisper=with_whisper, state=state
-        )
+        network.stream_dropout = StreamDropout(config.feature_dropout, config.code_dropout, blank)
+    if config.feature_cache is not None:
+        root = Path(config.feature_cache)
+        samples, validation = _with_stored_features((samples, validation), root, network, state)
     if state.is_main_process:
-        note_settings(settings)
-    lengths = samples.lengths if settings.group_by_length else None
-    trainer = Trainer(settings, state, network, samples, held_out, write, lengths)
+        write_settings(config)
+    write = _writer(config, source, network, adapters, state)
+    lengths = samples.lengths if config.group_by_length else None
+    trainer = Trainer(config, state, network, samples, validation, write, lengths)
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    outcome = trainer.run()
-    if outcome.complete and state.is_main_process:
-        finish(outcome.checkpoint, Path(settings.output))
+    result = trainer.run()
+    if result.complete and state.is_main_process:
+        finish(result.checkpoint, Path(config.output))
     state.wait_for_everyone()
-    return outcome
+    return result
 
 
-def read_data(settings: FinetuneSettings, directory: Path) -> tuple[Samples, Samples | None]:
-    """Training and evaluation data, checked line by line.
+def read_data(config: FinetuneConfig, directory: Path) -> tuple[Samples, Samples | None]:
+    """Training and validation data, checked line by line.
 
-    Evaluation uses the first ``eval_ratio`` of the lines, at least one, as published; or those
+    Validation uses the first ``eval_ratio`` of the lines, at least one, as published; or those
     of ``eval_data``; or nothing where the ratio is 0.
     """
-    file = ConversationFile(settings.data)
-    builder = make_builder(settings, directory)
-    skip = settings.bad_lines == "skip"
-    lines = range(len(file))
-    if settings.eval_data is not None:
-        other = ConversationFile(settings.eval_data)
-        held_out, _ = check_lines(other, builder, range(len(other)), skip)
-        return check_lines(file, builder, lines, skip)[0], held_out
-    usable, _ = check_lines(file, builder, lines, skip)
-    rest, first = hold_out(usable.lines, settings.eval_ratio, str(file.path), "line")
-    held_out = replace(usable, lines=first) if first else None
-    return replace(usable, lines=rest), held_out
+    file = ConversationFile(config.data)
+    builder = make_builder(config, directory)
+    skip = config.bad_lines == "skip"
+    samples, _ = check_lines(file, builder, range(len(file)), skip)
+    if config.eval_data is not None:
+        other = ConversationFile(config.eval_data)
+        return samples, check_lines(other, builder, range(len(other)), skip)[0]
+    rest, first = hold_out(samples.lines, config.eval_ratio, str(file.path), "line")
+    validation = replace(samples, lines=first) if first else None
+    return replace(samples, lines=rest), validation
 
 
-def _with_stored_features(
-    both: tuple[Samples, Samples | None], root: Path, network: TrainingNetwork, state: PartialState
-) -> tuple[Samples, Samples | None]:
-    """The samples reading Whisper features from ``root``, where all of them are then."""
-    cache = FeatureCache(root, network.whisper, network.dtype)
-    given = [samples for samples in both if samples is not None]
-    sounds = (sound for samples in given for sound in samples.sounds())
-    cache.fill(sounds, network.whisper_features, given[0].builder.extractor, state)
-    reading = [replace(s, builder=replace(s.builder, read_features=cache.read)) for s in given]
-    return reading[0], reading[1] if both[1] is not None else None
-
-
-def make_builder(settings: FinetuneSettings, directory: Path) -> SampleBuilder:
-    """Builds samples with the tokenizers of ``directory``; codes that lack are computed."""
-    config = LanguageModelConfig.from_directory(directory)
+def make_builder(config: FinetuneConfig, directory: Path) -> SampleBuilder:
+    """Builds samples with the tokenizers of ``directory``; missing codes are computed."""
+    model = LanguageModelConfig.from_directory(directory)
     tokenizer = checked_text_tokenizer(directory)
     whisper = understanding_components(directory)["whisper"]
     mels = whisper.store.tensors["conv1.weight"].shape[1]
     return SampleBuilder(
         tokenizer.encode,
         tokenizer.special,
-        config,
+        model,
         feature_extractor(directory / WHISPER_FOLDER, mels),
-        Path(settings.audio_root),
-        min(settings.max_length, config.max_positions),
+        Path(config.audio_root),
+        min(config.max_length, model.max_positions),
         LazySpeechCodes(directory / SPEECH_TOKENIZER_FOLDER),
-        settings.spoken_answers,
+        config.spoken_answers,
     )
 
 
@@ -140,9 +123,10 @@ class LazySpeechCodes:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self._encode: EncodeSpeech | None = None
+        self._encode: Callable[[np.ndarray], Tensor] | None = None
 
-    def __call__(self, wave):
+    def __call__(self, wave: np.ndarray) -> Tensor:
+        """Codes int64 [codes] of a 16 kHz waveform [samples]."""
         if self._encode is None:
             component = speech_tokenizer_component(self.directory)
             module = component.load(torch.device("cpu"), torch.float32)
@@ -150,24 +134,49 @@ class LazySpeechCodes:
         return self._encode(wave)
 
 
+def _with_stored_features(
+    both: tuple[Samples, Samples | None], root: Path, network: TrainingNetwork, state: PartialState
+) -> tuple[Samples, Samples | None]:
+    """The samples reading Whisper features from ``root``, where all of them are then."""
+    cache = FeatureCache(root, network.whisper, network.dtype)
+    given = [samples for samples in both if samples is not None]
+    recordings = (path for samples in given for path in samples.recordings())
+    cache.fill(recordings, network.whisper_features, given[0].builder.extractor, state)
+    reading = [replace(s, builder=replace(s.builder, read_features=cache.read)) for s in given]
+    return reading[0], reading[1] if both[1] is not None else None
+
+
+def _writer(
+    config: FinetuneConfig,
+    source: Source,
+    network: TrainingNetwork,
+    adapters: LoraConfig | None,
+    state: PartialState,
+) -> Callable[[Path], None]:
+    """Writes what is served: the adapter or the whole model."""
+    if adapters is not None:
+        return partial(write_adapter, network=network, config=adapters, state=state)
+    with_whisper = "whisper" in config.trained_components
+    return partial(
+        write_model, network=network, source=source, with_whisper=with_whisper, state=state
+    )
+
+
 def _network(
-    settings: FinetuneSettings, source: Source, adapters: LoraConfig | None, state: PartialState
+    config: FinetuneConfig, source: Source, adapters: LoraConfig | None, state: PartialState
 ) -> TrainingNetwork:
-    precision = settings.precision or ("fp32" if state.device.type == "cpu" else "bf16")
+    precision = config.precision or ("fp32" if state.device.type == "cpu" else "bf16")
     elements = sum(component.elements for component in source.children.values())
     shown = state.is_main_process
-    with tqdm(
-        total=elements, desc="Loading weights", unit=" values", unit_scale=True, disable=not shown
-    ) as bar:
-        report: Callable[[int], None] = bar.update
+    with progress("Loading weights", elements, "values", unit_scale=True, disable=not shown) as bar:
         return build_network(
             source,
             state,
             torch.bfloat16 if precision == "bf16" else torch.float32,
-            settings.trained_parts,
+            config.trained_components,
             adapters,
-            settings.gradient_checkpointing,
-            settings.seed,
-            report,
-            quantized=settings.method == "qlora",
+            config.gradient_checkpointing,
+            config.seed,
+            report=bar.update,
+            quantized=config.method == "qlora",
         )

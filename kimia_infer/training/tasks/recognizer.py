@@ -1,4 +1,7 @@
-"""Sounds with their texts, from which encoders of speech learn: units, and how they are read."""
+"""What teaches an encoder of speech: recognition of characters, words and phones.
+
+Recordings come with their texts; the units of all of them and the layers that recognize these.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,16 @@ from torch import Tensor, nn
 from kimia_infer.audio.decode import SAMPLE_RATE
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES, FRAMES_PER_CODE, LOG_MEL
-from kimia_infer.training.recordings import Example, Examples, Sound, SoundSamples, read_samples
 from kimia_infer.training.tasks.codec import CodecNetwork, run
-from kimia_infer.training.tasks.config import CodecSettings
-from kimia_infer.training.trainer import Outcome
+from kimia_infer.training.tasks.config import CodecTrainingConfig
+from kimia_infer.training.tasks.recordings import (
+    Example,
+    Examples,
+    Recording,
+    Recordings,
+    read_samples,
+)
+from kimia_infer.training.trainer import TrainingResult
 
 BLANK = 0
 MELS_PER_FRAME = 2  # the second convolution of the encoder
@@ -92,22 +101,22 @@ def frames_needed(ids: Sequence[object]) -> int:
 
 
 def run_spoken(
-    settings: CodecSettings,
+    settings: CodecTrainingConfig,
     resume: bool,
-    read: Callable[[Sound], Example],
+    read: Callable[[Recording], Example],
     build: Callable[[Path | None, torch.device, Units], CodecNetwork],
-) -> Outcome:
-    """:func:`run` on sounds with texts, whose examples have a ``mel``.
+) -> TrainingResult:
+    """:func:`run` on recordings with texts, whose examples have a ``mel``.
 
     ``build`` makes the network from the folder that was written last, if there is one, on a device,
     for the units of all texts.
 
     Raises:
-        DataError: as :func:`read_samples`; sounds have no texts.
+        DataError: as :func:`read_samples`; recordings have no texts.
     """
     found: list[Units] = []
 
-    def read_data() -> tuple[SoundSamples, SoundSamples | None]:
+    def read_data() -> tuple[Recordings, Recordings | None]:
         samples, units = _read_spoken(settings, read)
         found.append(units)
         return samples
@@ -118,13 +127,13 @@ def run_spoken(
 
 
 def _read_spoken(
-    settings: CodecSettings, read: Callable[[Sound], Example]
-) -> tuple[tuple[SoundSamples, SoundSamples | None], Units]:
-    """Training and evaluation data, and the units of both."""
+    settings: CodecTrainingConfig, read: Callable[[Recording], Example]
+) -> tuple[tuple[Recordings, Recordings | None], Units]:
+    """Training and validation data, and the units of both."""
     both = read_samples(settings, read, _seconds, needs_text=True)
-    sounds = [s for samples in both if samples is not None for s in samples.sounds]
-    phones = {name for s in sounds for name, _ in s.phones or ()}
-    return both, Units.of((s.text for s in sounds), phones | {SILENCE})
+    recordings = [s for samples in both if samples is not None for s in samples.recordings]
+    phones = {name for s in recordings for name, _ in s.phones or ()}
+    return both, Units.of((s.text for s in recordings), phones | {SILENCE})
 
 
 def _seconds(example: Example) -> float:
@@ -142,7 +151,7 @@ def texts_of(batch: Examples) -> list[str]:
 
 
 def check_speakable(text: str, codes: int, characters: bool = True, words: bool = True) -> None:
-    """Raise DataError if a sound of ``codes`` is too short for the units that are learned."""
+    """Raise DataError if a recording of ``codes`` is too short for the units that are learned."""
     text = normal(text)
     for learned, units, room, name in (
         (characters, text, FRAMES_PER_CODE * codes, "characters"),
@@ -165,7 +174,7 @@ class ConvolutionBlock(nn.Module):
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         """x [batch, time, width] -> the same shape.
 
-        Where ``valid`` [batch, time, 1] is not, neighbors see zeros, as behind the end of a sound.
+        Where ``valid`` [batch, time, 1] is False, neighbors see zeros, as after the end.
         """
         return x + self.out(F.gelu(self.conv((self.norm(x) * valid).mT).mT))
 

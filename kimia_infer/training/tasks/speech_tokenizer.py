@@ -31,14 +31,13 @@ from kimia_infer.models.kimi_audio.whisper import (
     feature_extractor,
     segment_codes,
 )
-from kimia_infer.training.recordings import Example, Examples, Sound
 from kimia_infer.training.tasks.codec import (
     CodecNetwork,
     load_trainable,
     mixed_precision,
     write_component,
 )
-from kimia_infer.training.tasks.config import TokenizerSettings
+from kimia_infer.training.tasks.config import TokenizerTrainingConfig
 from kimia_infer.training.tasks.recognizer import (
     SILENCE,
     Recognizer,
@@ -50,7 +49,8 @@ from kimia_infer.training.tasks.recognizer import (
     run_spoken,
     texts_of,
 )
-from kimia_infer.training.trainer import Outcome
+from kimia_infer.training.tasks.recordings import Example, Examples, Recording
+from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.weights.component import read_json
 
 MELS = 128  # published configuration
@@ -58,12 +58,12 @@ FRAME_RATE = 50  # of the encoder, per second
 MEL_PER_CODE = 8  # spectrogram frames: two per frame of the encoder, pooled by four
 
 
-def train_tokenizer(settings: TokenizerSettings, resume: bool = False) -> Outcome:
-    """Run or continue a training; ``output/final/glm-4-voice-tokenizer`` is what it gives.
+def train_tokenizer(settings: TokenizerTrainingConfig, resume: bool = False) -> TrainingResult:
+    """Run or continue a training; the result is in ``output/final/glm-4-voice-tokenizer``.
 
     Raises:
-        ConfigError, DataError, CheckpointError, TrainingError: what is wrong with the settings,
-            the data or the run.
+        ConfigurationError, DataError, CheckpointError, TrainingError: what is wrong with the
+            settings, the data or the run.
     """
     initial = settings.initial and Path(settings.initial)
     source = initial / "config.json" if initial else Path("size")
@@ -86,18 +86,18 @@ def train_tokenizer(settings: TokenizerSettings, resume: bool = False) -> Outcom
 
 
 class SpokenTextReader:
-    """Sounds with their texts to spectrograms and characters."""
+    """Recordings with their texts to spectrograms and characters."""
 
-    def __init__(self, settings: TokenizerSettings, folder: Path, mels: int):
+    def __init__(self, settings: TokenizerTrainingConfig, folder: Path, mels: int):
         self.settings = settings
         self.extractor = feature_extractor(folder, mels)
 
-    def read(self, sound: Sound) -> Example:
+    def read(self, recording: Recording) -> Example:
         """``mel`` fp32 [mels, frames], ``count`` of its codes, ``text`` as code points.
 
         Where phones are learned, also ``phones`` int64 [4 * count] by :func:`phone_number`.
         """
-        wave = load_audio(sound.path, max_seconds=self.settings.max_seconds)
+        wave = load_audio(recording.path, max_seconds=self.settings.max_seconds)
         features = self.extractor(
             [wave],
             sampling_rate=SAMPLE_RATE,
@@ -109,27 +109,27 @@ class SpokenTextReader:
         count = segment_codes(len(wave))
         settings = self.settings
         learned = bool(settings.character_weight), bool(settings.word_weight)
-        check_speakable(sound.text, count, *learned)
+        check_speakable(recording.text, count, *learned)
         example = {
             "mel": features.input_features[0],
             "mask": features.attention_mask[0],
             "count": torch.tensor(count),
-            "text": code_points(sound.text),
+            "text": code_points(recording.text),
         }
         if settings.phone_weight:
-            example["phones"] = frame_phones(sound, FRAMES_PER_CODE * count)
+            example["phones"] = frame_phones(recording, FRAMES_PER_CODE * count)
         return example
 
 
-def frame_phones(sound: Sound, frames: int) -> Tensor:
+def frame_phones(recording: Recording, frames: int) -> Tensor:
     """The phone in the middle of every frame of 20 ms, int64 [frames] by :func:`phone_number`.
 
     Raises:
-        DataError: ``sound`` does not say its phones, or they cannot be told apart.
+        DataError: ``recording`` does not say its phones, or they cannot be told apart.
     """
-    if sound.phones is None:
+    if recording.phones is None:
         raise DataError("phones: missing; give pairs of a name and a second, or phone_weight=0")
-    names, seconds = zip(("", -math.inf), *sound.phones, strict=True)
+    names, seconds = zip(("", -math.inf), *recording.phones, strict=True)
     middles = (torch.arange(frames) + 0.5) / FRAME_RATE
     places = torch.searchsorted(torch.tensor(seconds), middles, right=True) - 1
     try:
@@ -140,7 +140,7 @@ def frame_phones(sound: Sound, frames: int) -> Tensor:
 
 
 class TokenizerLosses(NamedTuple):
-    """Of every sound, float32 [batch], already weighted; zeros where a weight is 0."""
+    """Of every recording, float32 [batch], already weighted; zeros where a weight is 0."""
 
     characters: Tensor
     words: Tensor
@@ -154,10 +154,14 @@ class TokenizerLosses(NamedTuple):
 
 
 class TokenizerNetwork(CodecNetwork):
-    """Sounds to losses, through the codes once ``quantize_from`` is reached."""
+    """Recordings to losses, through the codes once ``quantize_from`` is reached."""
 
     def __init__(
-        self, tokenizer: SpeechTokenizer, values: dict, settings: TokenizerSettings, units: Units
+        self,
+        tokenizer: SpeechTokenizer,
+        values: dict,
+        settings: TokenizerTrainingConfig,
+        units: Units,
     ):
         super().__init__()
         self.tokenizer = tokenizer
@@ -180,11 +184,11 @@ class TokenizerNetwork(CodecNetwork):
         mel, mask, counts = _padded(batch)
         with mixed_precision(self.settings, mel.device):
             vectors = self.tokenizer(mel, mask)
-            vectors, commitment = self._quantized(vectors, counts)
+            vectors, commitment = self.quantized(vectors, counts)
             frames = self.recognizer(vectors, counts)
             return self._losses(batch, frames, counts, mel, commitment)
 
-    def _quantized(self, vectors: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    def quantized(self, vectors: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors, or the codes in their places, and the weighted distance [batch]."""
         codes = self.tokenizer.quantize(vectors.detach().float())
         valid = torch.arange(vectors.shape[1], device=vectors.device) < counts[:, None]
@@ -256,7 +260,7 @@ def _padded(batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
     return mels, masks, torch.stack([item["count"] for item in batch.items])
 
 
-def new_config(settings: TokenizerSettings) -> dict:
+def new_config(settings: TokenizerTrainingConfig) -> dict:
     """The published structure of ``config.json``."""
     size = settings.size
     return {
@@ -302,7 +306,7 @@ class RunningCodeBook:
 
     As published, ``counts`` [codes] is how often each is chosen per step, on average, and
     ``sums`` [codes, dim] the sum of those vectors. Codes chosen less often than ``dead_below``
-    times the average begin anew at random vectors of the last step.
+    times the average are replaced by random vectors of the last step.
     """
 
     def __init__(self, table: nn.Embedding, decay: float, dead_below: float):
@@ -313,18 +317,18 @@ class RunningCodeBook:
         self._vectors: list[Tensor] = []
 
     def keep_table(self) -> None:
-        """Begin from the table as it is, instead of with the first vectors."""
+        """Start from the table as it is, instead of with the first vectors."""
         self.counts.fill_(1.0)
         self.sums.copy_(self.table.weight)
 
     def collect(self, vectors: Tensor, codes: Tensor) -> None:
-        """Note that ``vectors`` [n, dim] chose ``codes`` int64 [n]."""
+        """Remember that ``vectors`` [n, dim] chose ``codes`` int64 [n]."""
         self._vectors.append(vectors.detach().float())
         self._chosen.append(codes)
 
     @torch.no_grad()
     def update(self) -> int:
-        """Move the table by what was collected; the number of codes that began anew."""
+        """Move the table by what was collected; the number of codes that were replaced."""
         vectors, chosen = torch.cat(self._vectors), torch.cat(self._chosen)
         self._vectors, self._chosen = [], []
         begins = not bool(self.counts.any())

@@ -1,4 +1,4 @@
-"""Training of the vocoder on sounds alone."""
+"""Training of the vocoder on recordings alone."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from kimia_infer.models.kimi_audio.vocoder import (
     Vocoder,
     vocoder_component,
 )
-from kimia_infer.training.config import ConfigError
-from kimia_infer.training.recordings import Example, Examples, Sound, SoundSamples, read_samples
 from kimia_infer.training.tasks.codec import (
     CodecNetwork,
     WeightAverage,
@@ -33,7 +31,14 @@ from kimia_infer.training.tasks.codec import (
     run,
     write_component,
 )
-from kimia_infer.training.tasks.config import VocoderSettings
+from kimia_infer.training.tasks.config import VocoderTrainingConfig
+from kimia_infer.training.tasks.recordings import (
+    Example,
+    Examples,
+    Recording,
+    Recordings,
+    read_samples,
+)
 from kimia_infer.training.tasks.vocoder_losses import (
     RESOLUTIONS,
     Discriminators,
@@ -42,7 +47,8 @@ from kimia_infer.training.tasks.vocoder_losses import (
     log_mels,
     stft_loss,
 )
-from kimia_infer.training.trainer import Outcome
+from kimia_infer.training.trainer import TrainingResult
+from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.weights.component import read_json
 
 N_FFT = 1024  # published configuration
@@ -50,12 +56,12 @@ SAMPLE_RATE = 24_000  # published configuration
 FEATURE_WEIGHT = 2.0  # of the discriminators' features against their scores, as in HiFi-GAN
 
 
-def train_vocoder(settings: VocoderSettings, resume: bool = False) -> Outcome:
-    """Run or continue a training; ``output/final/vocoder`` is what it gives.
+def train_vocoder(settings: VocoderTrainingConfig, resume: bool = False) -> TrainingResult:
+    """Run or continue a training; the result is in ``output/final/vocoder``.
 
     Raises:
-        ConfigError, DataError, CheckpointError, TrainingError: what is wrong with the settings,
-            the data or the run.
+        ConfigurationError, DataError, CheckpointError, TrainingError: what is wrong with the
+            settings, the data or the run.
     """
     initial = settings.initial and Path(settings.initial)
     source = initial / "config.json" if initial else "size"
@@ -63,11 +69,11 @@ def train_vocoder(settings: VocoderSettings, resume: bool = False) -> Outcome:
     VocoderConfig.from_dict(config, str(source))
     mel = MelConfig.from_dict(config, str(source))
     if settings.crop_frames * mel.hop_size <= max(RESOLUTIONS) // 2:  # reflected by the losses
-        raise ConfigError(f"crop_frames: {settings.crop_frames} is less than half a window")
+        raise ConfigurationError(f"crop_frames: {settings.crop_frames} is less than half a window")
 
     reader = WaveReader(mel, settings.crop_frames)
 
-    def build(samples: SoundSamples, written: Path | None, device: torch.device) -> VocoderNetwork:
+    def build(samples: Recordings, written: Path | None, device: torch.device) -> VocoderNetwork:
         folder = written / VOCODER_FOLDER if written else initial
         if folder:
             vocoder = load_trainable(vocoder_component(folder), device)
@@ -82,7 +88,7 @@ def train_vocoder(settings: VocoderSettings, resume: bool = False) -> Outcome:
 
 @dataclass(frozen=True)
 class WaveReader:
-    """Sounds to waves and their spectrograms, shorter ones with silence up to a crop."""
+    """Recordings to waves and their spectrograms; silence fills short ones up to a crop."""
 
     mel: MelConfig
     crop_frames: int
@@ -90,9 +96,9 @@ class WaveReader:
     def seconds(self, example: Example) -> float:
         return len(example["wave"]) / self.mel.sample_rate
 
-    def read(self, sound: Sound) -> Example:
-        """``mel`` fp32 [frames, mel_bins] and ``wave`` fp32 [frames * hop] of a sound."""
-        wave = torch.from_numpy(load_audio(sound.path, sample_rate=self.mel.sample_rate))
+    def read(self, recording: Recording) -> Example:
+        """``mel`` fp32 [frames, mel_bins] and ``wave`` fp32 [frames * hop] of a recording."""
+        wave = torch.from_numpy(load_audio(recording.path, sample_rate=self.mel.sample_rate))
         missing = self.crop_frames * self.mel.hop_size - len(wave)
         wave = F.pad(wave, (0, max(0, missing)))
         frames = log_mel(wave, self.mel)
@@ -114,12 +120,12 @@ class VocoderLosses(NamedTuple):
 
 
 class VocoderNetwork(CodecNetwork):
-    """Random crops of sounds to losses; evaluated and written is the average of the weights.
+    """Random crops of recordings to losses; the average of the weights is validated and written.
 
     Generator and discriminators take their steps together, from one pass over both.
     """
 
-    def __init__(self, vocoder: Vocoder, config: dict, settings: VocoderSettings):
+    def __init__(self, vocoder: Vocoder, config: dict, settings: VocoderTrainingConfig):
         super().__init__()
         self.vocoder = vocoder
         self.config, self.settings = config, settings
@@ -152,7 +158,7 @@ class VocoderNetwork(CodecNetwork):
         )
 
     def _crops(self, batch: Examples, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        """Mel [batch, frames, mel_bins] and wave [batch, samples] of a piece of every sound."""
+        """Mel [batch, frames, mel_bins] and wave [batch, samples] of a piece of every recording."""
         hop, size = self.mel.hop_size, self.settings.crop_frames
         mels, pieces = [], []
         for item in batch.items:
@@ -183,7 +189,7 @@ class VocoderNetwork(CodecNetwork):
         write_component(folder / VOCODER_FOLDER, "config.json", self.config, tensors)
 
 
-def new_config(settings: VocoderSettings) -> dict:
+def new_config(settings: VocoderTrainingConfig) -> dict:
     """The published structure of ``config.json``."""
     size = settings.size
     return {

@@ -11,7 +11,7 @@ from torch import nn
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.whisper import encoder_config
 from kimia_infer.training.adapters import lora_config
-from kimia_infer.training.config import LoraSettings
+from kimia_infer.training.config import AdapterConfig
 from kimia_infer.training.model_files import plan_training
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.weights.component import read_json
@@ -36,7 +36,7 @@ def real(plan: Plan, sizes: Sizes) -> TrainingNetwork:
         network = TrainingNetwork(model, whisper, torch.float32)
     adapters = None
     if plan.method == "lora":
-        adapters = lora_config(LoraSettings(rank=plan.rank), plan.parts, "")
+        adapters = lora_config(AdapterConfig(rank=plan.rank), plan.parts, "")
     plan_training(network, plan.parts, adapters, plan.recompute, False)
     network.to_empty(device="cpu")
     for parameter in network.parameters():

@@ -9,7 +9,7 @@ import torch
 
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import log_mel
-from kimia_infer.training.recordings import Sound
+from kimia_infer.training.tasks.recordings import Recording
 from scripts.miniature.codec_scores import Codec, score_codec
 from scripts.miniature.recognizer import Heard, recall
 from scripts.miniature.untrained import write_miniature
@@ -27,12 +27,12 @@ def codec(tmp_path_factory) -> Codec:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> Sound:
+def sound(tmp_path_factory) -> Recording:
     path = tmp_path_factory.mktemp("sounds") / "a.wav"
-    return Sound("here", write_sound(path, CODES * 0.08, 3), "red")
+    return Recording("here", write_sound(path, CODES * 0.08, 3), "red")
 
 
-def test_versions_are_as_long_as_the_original(codec: Codec, sound: Sound):
+def test_versions_are_as_long_as_the_original(codec: Codec, sound: Recording):
     found = codec.versions(sound)
     assert list(found) == ["original", "vocoded", "one-shot", "streamed"]
     assert np.array_equal(found["original"], load_audio(sound.path))
@@ -42,7 +42,7 @@ def test_versions_are_as_long_as_the_original(codec: Codec, sound: Sound):
     assert not np.allclose(found["one-shot"], found["streamed"][: len(found["one-shot"])])
 
 
-def test_vocoded_is_from_the_true_spectrogram(codec: Codec, sound: Sound):
+def test_vocoded_is_from_the_true_spectrogram(codec: Codec, sound: Recording):
     wave = torch.from_numpy(load_audio(sound.path, sample_rate=24_000))
     with torch.inference_mode():
         made = codec.vocoder(log_mel(wave, codec.mel)).numpy()
@@ -51,7 +51,7 @@ def test_vocoded_is_from_the_true_spectrogram(codec: Codec, sound: Sound):
     )
 
 
-def test_every_version_is_recognized(codec: Codec, sound: Sound):
+def test_every_version_is_recognized(codec: Codec, sound: Recording):
     class OriginalOnly:
         """Understands the original alone."""
 

@@ -13,7 +13,7 @@ import pytest
 from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
 from kimia_infer.audio.encode import FULL_SCALE, wav_bytes
 from kimia_infer.data.conversations import ConversationFile
-from kimia_infer.training.recordings import find_sounds
+from kimia_infer.training.tasks.recordings import find_recordings
 from scripts.miniature import espeak
 from scripts.miniature.espeak import (
     RATE,
@@ -75,11 +75,11 @@ def test_conversations_can_be_trained_on(world: Path):
 
 def test_sounds_have_texts_and_phones(world: Path):
     for name in [f"speech_{name}" for name in SETS] + ["voice_train", "voice_held_out"]:
-        for sound in find_sounds(world / f"{name}.jsonl", world, needs_text=True):
+        for sound in find_recordings(world / f"{name}.jsonl", world, needs_text=True):
             seconds = len(load_audio(sound.path, sample_rate=SAMPLE_RATE)) / SAMPLE_RATE
             assert sound.phones[-1][1] <= seconds + 0.001
             assert len(sound.phones) >= 2 * len(sound.text.split())
-    for sound in find_sounds(world / "speech_held_out.jsonl", world, needs_text=True):
+    for sound in find_recordings(world / "speech_held_out.jsonl", world, needs_text=True):
         wave, rate = load_audio(sound.path, sample_rate=SAMPLE_RATE), SAMPLE_RATE
         begun = round(sound.phones[0][1] * rate)
         # Up to the first phone there is next to nothing, and of users' sounds often much of it.

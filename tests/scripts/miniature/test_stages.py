@@ -21,9 +21,9 @@ from kimia_infer.training.tasks.config import (
     DiTSize,
     EncoderSize,
     GeneratorSize,
-    TokenizerSettings,
+    TokenizerTrainingConfig,
 )
-from kimia_infer.training.tasks.detokenizer import SoundReader
+from kimia_infer.training.tasks.detokenizer import RecordingReader
 from kimia_infer.training.tasks.speech_tokenizer import new_config, new_tokenizer
 from scripts.miniature import figures, recipe, scoring
 from scripts.miniature.recipe import make_encoder
@@ -86,7 +86,7 @@ def test_an_interrupted_world_is_not_taken_for_one(tmp_path: Path, monkeypatch):
 
 def test_the_encoder_is_the_rounded_tokenizer(tmp_path: Path):
     size = EncoderSize(width=32, layers=1, heads=2, codes=20)
-    config = new_config(TokenizerSettings(data="", output="", size=size))
+    config = new_config(TokenizerTrainingConfig(data="", output="", size=size))
     torch.manual_seed(0)
     tokenizer = new_tokenizer(SpeechTokenizerConfig.from_json(config, Path("config.json")))
     tensors = {name: p.detach() for name, p in tokenizer.named_parameters()}
@@ -101,7 +101,7 @@ def test_the_encoder_is_the_rounded_tokenizer(tmp_path: Path):
     assert all(torch.equal(found[name], tensors[name].half()) for name in tensors)
     served = speech_tokenizer_component(stored).load(CPU, torch.float32)
     assert torch.equal(served.codebook.weight, tensors["codebook.weight"].half().float())
-    reader = SoundReader(tmp_path / "encoder")
+    reader = RecordingReader(tmp_path / "encoder")
     assert reader.codes == 20
     assert reader.mel == MelConfig(24_000, 1024, 1024, 480, 80, 0.0, 8000.0)
 

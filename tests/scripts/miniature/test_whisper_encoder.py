@@ -22,15 +22,16 @@ from kimia_infer.models.kimi_audio.whisper import (
     segment_codes,
     whisper_component,
 )
-from kimia_infer.training.config import ConfigError, read_settings
-from kimia_infer.training.recordings import Examples, Sound
+from kimia_infer.training.config import read_config
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.recognizer import Units
+from kimia_infer.training.tasks.recordings import Examples, Recording
+from kimia_infer.utils.errors import ConfigurationError
 from scripts.miniature.whisper_encoder import (
     SEGMENT_CODES,
     Place,
     WhisperNetwork,
-    WhisperSettings,
+    WhisperTrainingConfig,
     arrange,
     encode,
     fill_segments,
@@ -51,17 +52,17 @@ def data(tmp_path_factory) -> Path:
     return write_spoken(tmp_path_factory.mktemp("spoken"), SPOKEN_TEXTS)
 
 
-def settings(data: Path, output: Path, *assignments: str) -> WhisperSettings:
+def settings(data: Path, output: Path, *assignments: str) -> WhisperTrainingConfig:
     known = [
         f"data={data}", f"output={output}", "device=cpu", "size.width=32", "size.heads=2",
         "size.layers=1", "size.feed_forward=32", "recognizer_layers=1", "batch_size=3",
         "short_codes=30", "full_from=1", *assignments,
     ]  # fmt: skip
-    return read_settings(WhisperSettings, None, known)
+    return read_config(WhisperTrainingConfig, None, known)
 
 
 def mel_of(path: Path) -> torch.Tensor:
-    return read_sound(Sound(str(path), path, "a"), EXTRACTOR)["mel"]
+    return read_sound(Recording(str(path), path, "a"), EXTRACTOR)["mel"]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_losses_do_not_depend_on_the_other_sounds(data: Path, tmp_path: Path):
     network = WhisperNetwork(base, new_config(run), run, Units.of(SPOKEN_TEXTS)).eval()
     for block in network.upper:
         torch.nn.init.normal_(block.norm.bias)
-    sounds = [Sound("a", data.parent / f"{i}.wav", text) for i, text in enumerate(SPOKEN_TEXTS)]
+    sounds = [Recording("a", data.parent / f"{i}.wav", text) for i, text in enumerate(SPOKEN_TEXTS)]
     items = tuple(read_sound(sound, EXTRACTOR) for sound in sounds)
     loudest = max(item["mel"].max() for item in items)
     for item in items:  # so that none is cut off by a louder one
@@ -140,11 +141,11 @@ def test_losses_do_not_depend_on_the_other_sounds(data: Path, tmp_path: Path):
 
 
 def test_a_run_learns_and_is_served(data: Path, tmp_path: Path):
-    outcome = train_whisper(
+    result = train_whisper(
         settings(data, tmp_path, "max_steps=40", "save_every=40", "learning_rate=5e-3",
                  "eval_ratio=0")
     )  # fmt: skip
-    found = losses(outcome, "characters_loss")
+    found = losses(result, "characters_loss")
     assert sum(found[-5:]) < 0.6 * sum(found[:5])
     folder = tmp_path / FINAL / WHISPER_FOLDER
     encoder = whisper_component(folder).load(torch.device("cpu"), torch.float32)
@@ -162,14 +163,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, m
     options = ["max_steps=6", "save_every=2", "full_from=0.7"]
     whole = train_whisper(settings(data, tmp_path / "whole", *options))
     parts = settings(data, tmp_path / "parts", *options)
-    interrupt(monkeypatch, lambda: train_whisper(parts), step=3)
+    interrupt(lambda: train_whisper(parts), step=3)
     resumed = train_whisper(parts, resume=True)
     for name in ("loss", "eval_loss"):
         assert losses(resumed, name) == losses(whole, name)
 
 
 def test_what_cannot_be(data: Path, tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"size\.width: must be a multiple of size\.heads"):
+    with pytest.raises(ConfigurationError, match=r"size\.width: must be a multiple of size\.heads"):
         settings(data, tmp_path, "size.heads=5")
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"audio": str(data.parent / "0.wav"), "text": "a b " * 30}) + "\n")

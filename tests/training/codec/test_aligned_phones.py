@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from kimia_infer.data.conversations import DataError
-from kimia_infer.training.config import ConfigError, read_settings
-from kimia_infer.training.recordings import Sound, find_sounds
-from kimia_infer.training.tasks.config import TokenizerSettings
+from kimia_infer.training.config import read_config
+from kimia_infer.training.tasks.config import TokenizerTrainingConfig
 from kimia_infer.training.tasks.recognizer import Units, phone_number
+from kimia_infer.training.tasks.recordings import Recording, find_recordings
 from kimia_infer.training.tasks.speech_tokenizer import frame_phones, train_tokenizer
+from kimia_infer.utils.errors import ConfigurationError
 from tests.training.runs import losses, write_sound
 
 PHONES = [[["h", 0.0], ["E", 0.2]], [["j", 0.05], ["E", 0.3], ["s", 0.5]], [["E", 0.1]]]
@@ -32,13 +33,13 @@ def data(tmp_path_factory) -> Path:
     return path
 
 
-def settings(data: Path, output: Path, *assignments: str) -> TokenizerSettings:
+def settings(data: Path, output: Path, *assignments: str) -> TokenizerTrainingConfig:
     known = [
         f"data={data}", f"output={output}", "device=cpu", "size.width=32", "size.heads=2",
         "size.layers=1", "size.codes=12", "upper_layers=1", "batch_size=2", "eval_ratio=0",
         "character_weight=0", "mel_weight=0", "phone_weight=2", *assignments,
     ]  # fmt: skip
-    return read_settings(TokenizerSettings, None, known)
+    return read_config(TokenizerTrainingConfig, None, known)
 
 
 def names(numbers: torch.Tensor) -> list[str]:
@@ -46,7 +47,7 @@ def names(numbers: torch.Tensor) -> list[str]:
 
 
 def test_a_frame_has_the_phone_of_its_middle():
-    sound = Sound("here", Path(), phones=(("tS", 0.04), ("@2", 0.11), ("tS", 0.145)))
+    sound = Recording("here", Path(), phones=(("tS", 0.04), ("@2", 0.11), ("tS", 0.145)))
     found = names(frame_phones(sound, 10))
     assert found == ["_", "_", "tS", "tS", "tS", "@2", "@2", "tS", "tS", "tS"]
 
@@ -59,12 +60,12 @@ def test_phones_have_ids_in_order():
 
 
 def test_a_run_learns_phones(data: Path, tmp_path: Path):
-    outcome = train_tokenizer(settings(data, tmp_path, "max_steps=60", "learning_rate=5e-3"))
-    found = losses(outcome, "phones_loss")
+    result = train_tokenizer(settings(data, tmp_path, "max_steps=60", "learning_rate=5e-3"))
+    found = losses(result, "phones_loss")
     # Before anything is learned, all five phones are equally likely.
     assert found[0] == pytest.approx(2 * math.log(5), rel=0.4)
     assert sum(found[-5:]) < 0.5 * sum(found[:5])
-    assert losses(outcome, "characters_loss")[-1] == 0
+    assert losses(result, "characters_loss")[-1] == 0
 
 
 @pytest.mark.parametrize(
@@ -83,13 +84,13 @@ def test_bad_phones_are_named(data: Path, tmp_path: Path, phones: object, messag
     bad = tmp_path / "bad.jsonl"
     bad.write_text(json.dumps(line) + "\n")
     with pytest.raises(DataError, match=message):
-        find_sounds(bad, Path())
+        find_recordings(bad, Path())
 
 
 def test_phones_that_cannot_be_used_are_named(data: Path, tmp_path: Path):
     with pytest.raises(DataError, match="phones: missing"):
-        frame_phones(Sound("here", Path()), 3)
+        frame_phones(Recording("here", Path()), 3)
     with pytest.raises(DataError, match="'longname' of a phone has more than 7 bytes"):
-        frame_phones(Sound("here", Path(), phones=(("longname", 0.0),)), 3)
-    with pytest.raises(ConfigError, match="nothing to recognize"):
+        frame_phones(Recording("here", Path(), phones=(("longname", 0.0),)), 3)
+    with pytest.raises(ConfigurationError, match="nothing to recognize"):
         settings(data, tmp_path, "phone_weight=0")

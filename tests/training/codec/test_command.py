@@ -14,19 +14,18 @@ from torch import nn
 
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.dit import dit_component
-from kimia_infer.training.checkpoints import all_checkpoints
-from kimia_infer.training.config import describe, read_settings
+from kimia_infer.training.config import describe, read_config
 from kimia_infer.training.plan import MicroBatch
-from kimia_infer.training.recordings import SoundSamples, find_sounds
-from kimia_infer.training.run_directory import FINAL
+from kimia_infer.training.run_directory import FINAL, all_checkpoints
 from kimia_infer.training.tasks.codec import WeightAverage
-from kimia_infer.training.tasks.config import PARTS, DetokenizerSettings
+from kimia_infer.training.tasks.config import CODEC_CONFIGS, DetokenizerTrainingConfig
 from kimia_infer.training.tasks.detokenizer import (
     DetokenizerNetwork,
-    SoundReader,
+    RecordingReader,
     train_detokenizer,
 )
-from kimia_infer.training.trainer import Outcome
+from kimia_infer.training.tasks.recordings import Recordings, find_recordings
+from kimia_infer.training.trainer import TrainingResult
 from tests.paths import MINI
 from tests.training.runs import losses, write_sound
 
@@ -49,9 +48,9 @@ def assignments(sounds: Path, output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def run(sounds: Path, output: Path, *more: str) -> Outcome:
+def run(sounds: Path, output: Path, *more: str) -> TrainingResult:
     return train_detokenizer(
-        read_settings(DetokenizerSettings, None, assignments(sounds, output, *more))
+        read_config(DetokenizerTrainingConfig, None, assignments(sounds, output, *more))
     )
 
 
@@ -72,7 +71,7 @@ def test_the_command_runs(sounds: Path, tmp_path: Path):
     assert len(all_checkpoints(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", CODEC_CONFIGS)
 def test_the_command_names_what_is_wrong(part: str, tmp_path: Path):
     wrong = [f"data={tmp_path}", f"output={tmp_path / 'run'}", f"model={MINI}", "epoch=3"]
     if part != "detokenizer":
@@ -81,7 +80,7 @@ def test_the_command_names_what_is_wrong(part: str, tmp_path: Path):
     assert done.returncode == 2
     assert done.stderr == "train_codec: epoch: unknown setting; did you mean epochs?\n"
     assert not (tmp_path / "run").exists()
-    text = "\n".join(describe(PARTS[part]))
+    text = "\n".join(describe(CODEC_CONFIGS[part]))
     assert "output [required]" in text
     assert "size." in text
 
@@ -102,15 +101,15 @@ def test_half_precision_is_near(sounds: Path, tmp_path: Path):
 
 
 def test_the_evaluation_is_that_of_what_is_written(sounds: Path, tmp_path: Path):
-    outcome = run(sounds, tmp_path, f"eval_data={sounds}", "batch_size=1", "eval_every=2")
+    result = run(sounds, tmp_path, f"eval_data={sounds}", "batch_size=1", "eval_every=2")
     part = dit_component(tmp_path / FINAL / "audio_detokenizer")
-    settings = read_settings(DetokenizerSettings, None, assignments(sounds, tmp_path))
+    settings = read_config(DetokenizerTrainingConfig, None, assignments(sounds, tmp_path))
     network = DetokenizerNetwork(part.load(torch.device("cpu"), torch.float32), {}, settings).eval()
-    reader = SoundReader(MINI)
-    samples = SoundSamples(find_sounds(sounds, tmp_path), reader.read, reader.seconds, 0.0)
+    reader = RecordingReader(MINI)
+    samples = Recordings(find_recordings(sounds, tmp_path), reader.read, reader.seconds, 0.0)
     with torch.no_grad():
         found = [network(samples[MicroBatch((i,), (1.0,))]).total.item() for i in range(4)]
-    first, last = losses(outcome, "eval_loss")
+    first, last = losses(result, "eval_loss")
     assert last == pytest.approx(sum(found) / 4, rel=1e-5)
     assert first != pytest.approx(last, rel=1e-5)
 
@@ -136,8 +135,8 @@ def test_what_fits_stays_in_memory(sounds: Path, tmp_path: Path):
         reads.append(sound.path.name)
         return {"wave": torch.zeros(1)}
 
-    found = find_sounds(sounds, tmp_path)
-    samples = SoundSamples(found, read, lambda _: 1800.0, 1.0)
+    found = find_recordings(sounds, tmp_path)
+    samples = Recordings(found, read, lambda _: 1800.0, 1.0)
     for _ in range(2):
         samples[MicroBatch(tuple(range(4)), (0.25,) * 4)]
     assert [path.path.name for path in found] == ["0.wav", "1.wav", "2.wav", "3.wav"]
@@ -149,8 +148,8 @@ def test_a_sound_that_vanishes_stops_the_run(sounds: Path, tmp_path: Path):
     gone = write_sound(tmp_path / "gone.wav", 0.5, 9)
     paths = [*(str(s) for s in sorted(sounds.glob("*.wav"))), str(gone)]
     data.write_text("".join(json.dumps({"audio": p}) + "\n" for p in paths))
-    reader = SoundReader(MINI)
-    samples = SoundSamples(find_sounds(data, tmp_path), reader.read, reader.seconds, 0.0)
+    reader = RecordingReader(MINI)
+    samples = Recordings(find_recordings(data, tmp_path), reader.read, reader.seconds, 0.0)
     gone.unlink()
     found = samples[MicroBatch((0, 4), (0.5, 0.5))]
     assert isinstance(found, DataError)

@@ -21,21 +21,20 @@ from kimia_infer.models.kimi_audio.detokenizer import (
 )
 from kimia_infer.models.kimi_audio.dit import DiT, FlowNetwork, dit_component
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
-from kimia_infer.training.checkpoints import TrainingError, all_checkpoints
-from kimia_infer.training.config import ConfigError, read_settings
+from kimia_infer.training.config import read_config
 from kimia_infer.training.plan import MicroBatch
-from kimia_infer.training.recordings import SoundSamples, find_sounds
-from kimia_infer.training.report import PLOT
-from kimia_infer.training.run_directory import FINAL
-from kimia_infer.training.tasks.config import DetokenizerSettings
+from kimia_infer.training.run_directory import FINAL, PLOT, all_checkpoints
+from kimia_infer.training.tasks.config import DetokenizerTrainingConfig
 from kimia_infer.training.tasks.detokenizer import (
     DetokenizerNetwork,
-    SoundReader,
+    RecordingReader,
     mel_statistics,
     new_dit,
     train_detokenizer,
 )
 from kimia_infer.training.tasks.flow_matching import Chunk, FlowMatcher, chunk_layout, draw_chunks
+from kimia_infer.training.tasks.recordings import Recordings, find_recordings
+from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.graphs import graphs_for
 from tests.paths import MINI
 from tests.training.runs import interrupt, losses, write_sound, write_sounds
@@ -64,13 +63,13 @@ def sounds(tmp_path_factory) -> Path:
     return folder
 
 
-def settings(sounds: Path, output: Path, *assignments: str) -> DetokenizerSettings:
+def settings(sounds: Path, output: Path, *assignments: str) -> DetokenizerTrainingConfig:
     known = [
         f"data={sounds}", f"model={MINI}", f"output={output}", "device=cpu", "size.width=32",
         "size.depth=2", "size.heads=2", "batch_size=2", "crop_codes=10", "learning_rate=3e-3",
         *assignments,
     ]  # fmt: skip
-    return read_settings(DetokenizerSettings, None, known)
+    return read_config(DetokenizerTrainingConfig, None, known)
 
 
 @torch.no_grad()
@@ -193,11 +192,11 @@ def test_what_the_network_is_told(monkeypatch):
 
 def test_gradients_reach_everything(sounds: Path, tmp_path: Path):
     run = settings(sounds, tmp_path, "condition_dropout=0.5", "min_chunk=0.1", "max_chunk=0.2")
-    reader = SoundReader(MINI)
+    reader = RecordingReader(MINI)
     torch.manual_seed(3)
     dit = DiT(tiny_config(mel_bins=reader.mel.mel_bins, codes=reader.codes))
     network = DetokenizerNetwork(dit, {}, run).train()
-    samples = SoundSamples(find_sounds(sounds, tmp_path), reader.read, lambda _: 1.0, 1.0)
+    samples = Recordings(find_recordings(sounds, tmp_path), reader.read, lambda _: 1.0, 1.0)
     torch.manual_seed(4)
     network(samples[MicroBatch(tuple(range(6)), (1 / 6,) * 6)]).total.sum().backward()
     for name, parameter in network.named_parameters():
@@ -207,10 +206,10 @@ def test_gradients_reach_everything(sounds: Path, tmp_path: Path):
 
 
 def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
-    outcome = train_detokenizer(settings(sounds, tmp_path, "max_steps=40", "eval_every=20"))
-    found = losses(outcome)
+    result = train_detokenizer(settings(sounds, tmp_path, "max_steps=40", "eval_every=20"))
+    found = losses(result)
     assert sum(found[-5:]) < 0.8 * sum(found[:5])
-    assert len(losses(outcome, "eval_loss")) == 2
+    assert len(losses(result, "eval_loss")) == 2
     assert (tmp_path / PLOT).stat().st_size > 1_000
     folder = tmp_path / FINAL / "audio_detokenizer"
     dit = dit_component(folder).load(CPU, torch.float32)
@@ -219,9 +218,9 @@ def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
     wave = detokenizer.synthesize(codes, lambda _, frames: torch.zeros(frames, 80))
     assert wave.shape == (1, 35 * detokenizer.samples_per_code)
     assert wave.isfinite().all()
-    reader = SoundReader(MINI)
+    reader = RecordingReader(MINI)
     mels = [
-        reader.read(s)["mel"] for s in find_sounds(sounds, sounds)[1:]
+        reader.read(s)["mel"] for s in find_recordings(sounds, sounds)[1:]
     ]  # the first is for evaluation
     values = torch.cat(mels).flatten().double()
     assert dit.config.mel_mean == pytest.approx(values.mean().item(), abs=1e-6)
@@ -244,7 +243,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(sounds: Path, tmp_path: Path,
     options = ["max_steps=5", "save_every=2", "accumulation=2", "batch_size=1"]
     whole = train_detokenizer(settings(sounds, tmp_path / "whole", *options))
     parts = settings(sounds, tmp_path / "parts", *options)
-    interrupt(monkeypatch, lambda: train_detokenizer(parts), step=3)
+    interrupt(lambda: train_detokenizer(parts), step=3)
     assert [path.name for path in all_checkpoints(tmp_path / "parts")] == ["step-00000002"]
     resumed = train_detokenizer(parts, resume=True)
     for name in ("loss", "eval_loss"):
@@ -255,10 +254,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(sounds: Path, tmp_path: Path,
     )
     assert expected.keys() == found.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    with pytest.raises(TrainingError, match=r"^crop_codes: 9, but"):
+    with pytest.raises(ConfigurationError, match=r"^crop_codes: 9, but"):
         other = settings(sounds, tmp_path / "parts", *options, "crop_codes=9")
         train_detokenizer(other, resume=True)
-    with pytest.raises(TrainingError, match="--resume"):
+    with pytest.raises(ConfigurationError, match="--resume"):
         train_detokenizer(parts)
 
 
@@ -283,7 +282,10 @@ def test_bad_data_stops_before_training(sounds: Path, tmp_path: Path):
         ({"text": "yes"}, "audio: expected a path"),
         ({"audio": good[0]["audio"], "codes": []}, "codes: expected a list"),
         ({"audio": good[0]["audio"], "codes": [9999] * 6}, "codes: 9999 is not below"),
-        ({"audio": good[0]["audio"], "codes": [1] * 60}, "codes: 60, but the sound is as long as"),
+        (
+            {"audio": good[0]["audio"], "codes": [1] * 60},
+            "codes: 60, but the recording is as long as",
+        ),
         ({"audio": str(short)}, "at least 1920 are needed"),
         (["x.wav"], "expected an object"),
     ):
@@ -299,12 +301,14 @@ def test_bad_data_stops_before_training(sounds: Path, tmp_path: Path):
     listed.write_text(f"{sounds / '0.wav'}\n\nnowhere.wav\n")
     with pytest.raises(DataError, match=r"list.txt:3: .*nowhere.wav"):
         train_detokenizer(settings(listed, tmp_path / "x"))
-    with pytest.raises(DataError, match="one sound is not enough"):
+    with pytest.raises(DataError, match="one recording is not enough"):
         train_detokenizer(settings(lines(good[0]), tmp_path / "x"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no sounds"):
+    with pytest.raises(DataError, match="no audio files"):
         train_detokenizer(settings(tmp_path / "empty", tmp_path / "x"))
-    with pytest.raises(ConfigError, match=r"^max_chunk: 0.3 is less than min_chunk"):
+    with pytest.raises(ConfigurationError, match=r"^max_chunk: 0.3 is less than min_chunk"):
         settings(sounds, tmp_path, "max_chunk=0.3")
-    with pytest.raises(ConfigError, match=r"crop_code: unknown setting; did you mean crop_codes"):
+    with pytest.raises(
+        ConfigurationError, match=r"crop_code: unknown setting; did you mean crop_codes"
+    ):
         settings(sounds, tmp_path, "crop_code=3")

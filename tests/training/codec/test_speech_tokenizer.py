@@ -18,12 +18,11 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizerConfig,
     speech_tokenizer_component,
 )
-from kimia_infer.training.checkpoints import TrainingError
-from kimia_infer.training.config import ConfigError, read_settings
-from kimia_infer.training.recordings import Examples, find_sounds
-from kimia_infer.training.run_directory import FINAL
-from kimia_infer.training.tasks.config import TokenizerSettings
+from kimia_infer.training.config import read_config
+from kimia_infer.training.run_directory import FINAL, TrainingError
+from kimia_infer.training.tasks.config import TokenizerTrainingConfig
 from kimia_infer.training.tasks.recognizer import Recognizer, Units, ctc, frames_needed
+from kimia_infer.training.tasks.recordings import Examples, find_recordings
 from kimia_infer.training.tasks.speech_tokenizer import (
     RunningCodeBook,
     SpokenTextReader,
@@ -32,6 +31,7 @@ from kimia_infer.training.tasks.speech_tokenizer import (
     new_tokenizer,
     train_tokenizer,
 )
+from kimia_infer.utils.errors import ConfigurationError
 from tests.training.runs import SPOKEN_TEXTS, interrupt, losses, write_spoken
 
 CPU = torch.device("cpu")
@@ -42,22 +42,22 @@ def data(tmp_path_factory) -> Path:
     return write_spoken(tmp_path_factory.mktemp("spoken"), SPOKEN_TEXTS)
 
 
-def settings(data: Path, output: Path, *assignments: str) -> TokenizerSettings:
+def settings(data: Path, output: Path, *assignments: str) -> TokenizerTrainingConfig:
     known = [
         f"data={data}", f"output={output}", "device=cpu", "size.width=32", "size.heads=2",
         "size.layers=1", "size.codes=12", "upper_layers=1", "batch_size=3", *assignments,
     ]  # fmt: skip
-    return read_settings(TokenizerSettings, None, known)
+    return read_config(TokenizerTrainingConfig, None, known)
 
 
-def examples(run: TokenizerSettings, data: Path, *indices: int) -> Examples:
+def examples(run: TokenizerTrainingConfig, data: Path, *indices: int) -> Examples:
     reader = SpokenTextReader(run, Path(), 128)
-    sounds = find_sounds(data, Path())
+    sounds = find_recordings(data, Path())
     items = tuple(reader.read(sounds[index]) for index in indices)
     return Examples(items, torch.full((len(items),), 1 / len(items)), ["a"] * len(items))
 
 
-def network_of(run: TokenizerSettings) -> TokenizerNetwork:
+def network_of(run: TokenizerTrainingConfig) -> TokenizerNetwork:
     torch.manual_seed(0)
     values = new_config(run)
     config = SpeechTokenizerConfig.from_json(values, Path("size"))
@@ -156,7 +156,7 @@ def test_only_codes_reach_the_recognizer(data: Path, tmp_path: Path, progress: f
     network.progress = progress
     vectors = torch.randn(2, 5, 32, requires_grad=True)
     weight = torch.randn(2, 5, 32)
-    found, _ = network._quantized(vectors, torch.tensor([5, 3]))
+    found, _ = network.quantized(vectors, torch.tensor([5, 3]))
     table = network.tokenizer.codebook.weight
     codes = torch.cdist(vectors.detach(), table).argmin(-1)
     expected = table[codes] if progress else vectors
@@ -189,12 +189,12 @@ def test_the_recognizer_does_not_hear_padding():
 
 
 def test_a_run_learns_and_is_served(data: Path, tmp_path: Path):
-    outcome = train_tokenizer(
+    result = train_tokenizer(
         settings(data, tmp_path, "max_steps=60", "save_every=60", "learning_rate=5e-3")
     )
-    found = losses(outcome, "characters_loss")
+    found = losses(result, "characters_loss")
     assert sum(found[-5:]) < 0.6 * sum(found[:5])
-    assert losses(outcome, "commitment_loss")[0] == 0 < losses(outcome, "commitment_loss")[-1]
+    assert losses(result, "commitment_loss")[0] == 0 < losses(result, "commitment_loss")[-1]
     folder = tmp_path / FINAL / SPEECH_TOKENIZER_FOLDER
     codes = SpeechCodes(speech_tokenizer_component(folder).load(CPU, torch.float32), folder)
     wave = load_audio(data.parent / "5.wav")
@@ -219,7 +219,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, m
     options = ["max_steps=6", "save_every=2", "accumulation=2", "batch_size=2", "quantize_from=0.3"]
     whole = train_tokenizer(settings(data, tmp_path / "whole", *options))
     parts = settings(data, tmp_path / "parts", *options)
-    interrupt(monkeypatch, lambda: train_tokenizer(parts), step=3)
+    interrupt(lambda: train_tokenizer(parts), step=3)
     resumed = train_tokenizer(parts, resume=True)
     for name in ("loss", "eval_loss", "commitment_loss"):
         assert losses(resumed, name) == losses(whole, name)
@@ -253,6 +253,6 @@ def test_bad_data_and_settings_stop_before_training(data: Path, tmp_path: Path):
         train_tokenizer(settings(data.parent, tmp_path / "run"))
     with pytest.raises(DataError, match=r"longer than the permitted 0\.5 s"):
         train_tokenizer(settings(data, tmp_path / "run", "max_seconds=0.5"))
-    with pytest.raises(ConfigError, match="character_weight: 0, and so are word_weight"):
+    with pytest.raises(ConfigurationError, match="character_weight: 0, and so are word_weight"):
         settings(data, tmp_path, "character_weight=0")
     assert not (tmp_path / "run").exists()

@@ -21,11 +21,10 @@ from kimia_infer.models.kimi_audio.vocoder import (
     upsample,
     vocoder_component,
 )
-from kimia_infer.training.checkpoints import TrainingError
-from kimia_infer.training.config import ConfigError, read_settings
-from kimia_infer.training.recordings import Examples, Sound, find_sounds
+from kimia_infer.training.config import read_config
 from kimia_infer.training.run_directory import FINAL
-from kimia_infer.training.tasks.config import VocoderSettings
+from kimia_infer.training.tasks.config import VocoderTrainingConfig
+from kimia_infer.training.tasks.recordings import Examples, Recording, find_recordings
 from kimia_infer.training.tasks.vocoder import (
     VocoderNetwork,
     WaveReader,
@@ -40,7 +39,7 @@ from kimia_infer.training.tasks.vocoder_losses import (
     log_mels,
     stft_loss,
 )
-from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.utils.errors import CheckpointError, ConfigurationError
 from tests.training.runs import interrupt, losses, write_sound, write_sounds
 
 CPU = torch.device("cpu")
@@ -53,15 +52,15 @@ def sounds(tmp_path_factory) -> Path:
     return folder
 
 
-def settings(sounds: Path, output: Path, *assignments: str) -> VocoderSettings:
+def settings(sounds: Path, output: Path, *assignments: str) -> VocoderTrainingConfig:
     known = [
         f"data={sounds}", f"output={output}", "device=cpu", "size.channels=32", "batch_size=2",
         "crop_frames=8", "size.dilations=[1, 3]", *assignments,
     ]  # fmt: skip
-    return read_settings(VocoderSettings, None, known)
+    return read_config(VocoderTrainingConfig, None, known)
 
 
-def config_of(run: VocoderSettings) -> VocoderConfig:
+def config_of(run: VocoderTrainingConfig) -> VocoderConfig:
     return VocoderConfig.from_dict(new_config(run))
 
 
@@ -134,7 +133,7 @@ def test_the_spectral_loss():
 
 def batch_of(sounds: Path, tmp_path: Path, count: int = 3) -> Examples:
     mel = MelConfig.from_dict(new_config(settings(sounds, tmp_path)))
-    items = tuple(WaveReader(mel, 8).read(s) for s in find_sounds(sounds, tmp_path)[:count])
+    items = tuple(WaveReader(mel, 8).read(s) for s in find_recordings(sounds, tmp_path)[:count])
     return Examples(items, torch.full((count,), 1 / count), ["a"] * count)
 
 
@@ -170,10 +169,10 @@ def test_each_side_learns_from_its_own_loss():
 
 
 def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
-    outcome = train_vocoder(settings(sounds, tmp_path, "max_steps=30", "eval_every=15"))
-    found = losses(outcome)
+    result = train_vocoder(settings(sounds, tmp_path, "max_steps=30", "eval_every=15"))
+    found = losses(result)
     assert sum(found[-5:]) < 0.6 * sum(found[:5])
-    assert len(losses(outcome, "eval_mel_loss")) == 2
+    assert len(losses(result, "eval_mel_loss")) == 2
     folder = tmp_path / FINAL / "vocoder"
     stored = load_file(folder / "model.safetensors")
     assert {"conv_pre.weight_g", "conv_pre.weight_v", "conv_post.weight_g"} <= stored.keys()
@@ -203,7 +202,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     options = ["max_steps=4", "save_every=2", f"adversarial={adversarial}", "anti_aliased_from=0.5"]
     whole = train_vocoder(settings(sounds, tmp_path / "whole", *options))
     parts = settings(sounds, tmp_path / "parts", *options)
-    interrupt(monkeypatch, lambda: train_vocoder(parts), step=3)
+    interrupt(lambda: train_vocoder(parts), step=3)
     resumed = train_vocoder(parts, resume=True)
     for name in ("loss", "eval_loss", "discriminator_loss"):
         assert losses(resumed, name) == losses(whole, name)
@@ -212,7 +211,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
         for run in ("whole", "parts")
     )
     assert all(torch.equal(found[name], expected[name]) for name in expected)
-    with pytest.raises(TrainingError, match=r"^adversarial: 0.3, but"):
+    with pytest.raises(ConfigurationError, match=r"^adversarial: 0.3, but"):
         train_vocoder(settings(sounds, tmp_path / "parts", *options, "adversarial=0.3"), True)
 
 
@@ -220,7 +219,7 @@ def test_a_short_sound_is_followed_by_silence(sounds: Path, tmp_path: Path):
     """A word of one syllable has to be learned, too."""
     path = write_sound(tmp_path / "short.wav", 0.1, 0)
     config = MelConfig.from_dict(new_config(settings(sounds, tmp_path)))
-    example = WaveReader(config, 16).read(Sound("short", path))
+    example = WaveReader(config, 16).read(Recording("short", path))
     wave = load_audio(path, sample_rate=24_000)
     assert len(example["mel"]) == 16 and len(example["wave"]) == 16 * config.hop_size
     assert np.array_equal(example["wave"][: len(wave)], wave)
@@ -237,7 +236,7 @@ def test_bad_data_and_settings_stop_before_training(sounds: Path, tmp_path: Path
         train_vocoder(settings(data, tmp_path / "run"))
     with pytest.raises(CheckpointError, match="size: upsample_rates and upsample_kernel_sizes"):
         train_vocoder(settings(sounds, tmp_path / "run", "size.rates=[8, 5, 12]"))
-    with pytest.raises(ConfigError, match="crop_frames: 10 is less than half a window"):
+    with pytest.raises(ConfigurationError, match="crop_frames: 10 is less than half a window"):
         train_vocoder(
             settings(sounds, tmp_path / "run", "crop_frames=10", "size.rates=[8, 5]",
                      "size.kernels=[16, 9]")

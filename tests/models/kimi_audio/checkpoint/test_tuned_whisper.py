@@ -14,7 +14,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.models.kimi_audio.components import understanding_components
 from kimia_infer.models.kimi_audio.layout import missing_files
 from kimia_infer.models.kimi_audio.slim import prepare_weights
-from kimia_infer.training.config import FinetuneSettings, read_settings
+from kimia_infer.training.config import FinetuneConfig, read_config
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.finetune import finetune
 from tests.training import runs
@@ -74,7 +74,7 @@ def test_a_run_begins_with_it_and_keeps_it(tuned: Path, tmp_path: Path):
     data = runs.write_data(tmp_path)
     known = [a for a in runs.assignments_of(data, tmp_path / "run") if not a.startswith("model=")]
     options = [f"model={tuned}", "max_steps=1", "parts=[mimo]"]
-    finetune(read_settings(FinetuneSettings, None, [*known, *options]))
+    finetune(read_config(FinetuneConfig, None, [*known, *options]))
     final = tmp_path / "run" / FINAL
     before, after = (load_file(path / "model.safetensors") for path in (tuned, final))
     assert before.keys() == after.keys()

@@ -1,4 +1,4 @@
-"""Sounds to learn the codec from: found, checked before training, read while it runs."""
+"""Recordings that train the codec: found, checked before training, read while it runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kimia_infer.audio.decode import AudioError
 from kimia_infer.data.checking import hold_out, usable
 from kimia_infer.data.conversations import ConversationFile, DataError
 from kimia_infer.training.plan import MicroBatch
-from kimia_infer.training.tasks.config import CodecSettings
+from kimia_infer.training.tasks.config import CodecTrainingConfig
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 
@@ -23,8 +23,8 @@ Example = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Sound:
-    """One sound file; ``where`` names its place in the data for reports."""
+class Recording:
+    """An audio file; ``where`` names its place in the data for reports."""
 
     where: str
     path: Path
@@ -33,46 +33,46 @@ class Sound:
     phones: tuple[tuple[str, float], ...] | None = None
 
 
-def find_sounds(data: Path, audio_root: Path, needs_text: bool = False) -> list[Sound]:
-    """The sounds of a directory (in the order of their paths), of a list, or of JSONL.
+def find_recordings(data: Path, audio_root: Path, needs_text: bool = False) -> list[Recording]:
+    """The audio files of a directory (sorted by path), a list of paths, or JSON Lines.
 
-    A line of JSONL is ``{"audio": path, "text": ..., "codes": [...], "phones": [[name, second],
-    ...]}``; what is not needed may be missing, further fields are not read. ``phones`` says when
-    each begins.
+    A line of JSON is ``{"audio": path, "text": ..., "codes": [...], "phones": [[name, second],
+    ...]}``, with the second when each phone begins; what is not needed may be missing, further
+    fields are not read.
 
     Raises:
         DataError: there are none, or a line cannot be read; the message names it.
     """
     if data.is_dir():
         paths = sorted(p for p in data.rglob("*") if p.suffix.lower() in SUFFIXES)
-        sounds = [Sound(str(path), path) for path in paths]
+        recordings = [Recording(str(path), path) for path in paths]
     elif data.suffix == ".jsonl":
         file = ConversationFile(data)
-        sounds = [
-            _sound(file.raw(i), file.where(i), audio_root, needs_text) for i in range(len(file))
+        recordings = [
+            _recording(file.raw(i), file.where(i), audio_root, needs_text) for i in range(len(file))
         ]
     else:
-        sounds = _listed(data, audio_root)
-    if not sounds:
-        raise DataError(f"{data}: no sounds ({', '.join(SUFFIXES)})")
-    if needs_text and sounds[0].text is None:
-        raise DataError(f"{data}: texts are needed; give JSONL with audio and text")
-    return sounds
+        recordings = _listed(data, audio_root)
+    if not recordings:
+        raise DataError(f"{data}: no audio files ({', '.join(SUFFIXES)})")
+    if needs_text and recordings[0].text is None:
+        raise DataError(f"{data}: texts are needed; give JSON Lines with audio and text")
+    return recordings
 
 
-def _listed(data: Path, audio_root: Path) -> list[Sound]:
+def _listed(data: Path, audio_root: Path) -> list[Recording]:
     try:
         lines = data.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{data}: cannot be read as a list of paths ({error})") from error
     return [
-        Sound(f"{data}:{number}", audio_root / line.strip())
+        Recording(f"{data}:{number}", audio_root / line.strip())
         for number, line in enumerate(lines, 1)
         if line.strip()
     ]
 
 
-def _sound(values: object, where: str, audio_root: Path, needs_text: bool) -> Sound:
+def _recording(values: object, where: str, audio_root: Path, needs_text: bool) -> Recording:
     if not isinstance(values, dict):
         raise DataError(f"{where}: expected an object with audio")
     audio, text, codes = (values.get(name) for name in ("audio", "text", "codes"))
@@ -86,7 +86,7 @@ def _sound(values: object, where: str, audio_root: Path, needs_text: bool) -> So
     if codes is not None and not listed:
         raise DataError(f"{where}: codes: expected a list of codes, found {str(codes)[:40]}")
     codes = None if codes is None else tuple(codes)
-    return Sound(where, audio_root / audio, text, codes, _phones(values.get("phones"), where))
+    return Recording(where, audio_root / audio, text, codes, _phones(values.get("phones"), where))
 
 
 def _phones(values: object, where: str) -> tuple[tuple[str, float], ...] | None:
@@ -108,9 +108,9 @@ def _phones(values: object, where: str) -> tuple[tuple[str, float], ...] | None:
 
 @dataclass(frozen=True)
 class Examples:
-    """A batch: tensors by name for every sound, of their own lengths.
+    """A batch: tensors by name for every recording, which differ in length.
 
-    ``weights`` [batch] is what the loss of each counts, ``names`` says where they come from.
+    ``weights`` [batch] are the weights of their losses, ``names`` says where they come from.
     """
 
     items: tuple[Example, ...]
@@ -123,39 +123,39 @@ class Examples:
 
 
 @dataclass
-class SoundSamples(Dataset):
-    """Sounds that are examples when asked for; the first ones stay in memory.
+class Recordings(Dataset):
+    """Recordings read as examples; the first ones stay in memory.
 
     Args:
-        sounds: what is read.
-        read: makes the example of a sound. Raises DataError or AudioError.
-        seconds: of the sound of an example, for the limit of the cache.
-        cache_hours: of sound that is kept.
+        recordings: what is read.
+        read: makes the example of a recording. Raises DataError or AudioError.
+        seconds: length of an example, for the limit of the cache.
+        cache_hours: hours of audio that are kept.
     """
 
-    sounds: Sequence[Sound]
-    read: Callable[[Sound], Example]
+    recordings: Sequence[Recording]
+    read: Callable[[Recording], Example]
     seconds: Callable[[Example], float]
     cache_hours: float
-    _kept: dict[Sound, Example] = field(default_factory=dict)
+    _kept: dict[Recording, Example] = field(default_factory=dict)
     _room: float | None = None
 
     def __len__(self) -> int:
-        return len(self.sounds)
+        return len(self.recordings)
 
     def example(self, index: int) -> Example:
-        """The example of sound ``index``. Raises DataError, naming the sound."""
-        sound = self.sounds[index]
-        if sound in self._kept:
-            return self._kept[sound]
+        """The example of recording ``index``. Raises DataError, naming it."""
+        recording = self.recordings[index]
+        if recording in self._kept:
+            return self._kept[recording]
         try:
-            example = self.read(sound)
+            example = self.read(recording)
         except (DataError, AudioError) as error:
-            raise DataError(f"{sound.where}: {error}") from error
+            raise DataError(f"{recording.where}: {error}") from error
         room = self.cache_hours * 3600 if self._room is None else self._room
         self._room = room - self.seconds(example)
         if self._room >= 0:
-            self._kept[sound] = example
+            self._kept[recording] = example
         else:
             self._room = room
         return example
@@ -166,34 +166,34 @@ class SoundSamples(Dataset):
             items = tuple(self.example(index) for index in part.indices)
         except DataError as error:
             return DataError(str(error))
-        names = [self.sounds[index].where for index in part.indices]
+        names = [self.recordings[index].where for index in part.indices]
         return Examples(items, torch.tensor(part.weights), names)
 
 
 def read_samples(
-    settings: CodecSettings,
-    read: Callable[[Sound], Example],
+    settings: CodecTrainingConfig,
+    read: Callable[[Recording], Example],
     seconds: Callable[[Example], float],
     needs_text: bool = False,
-) -> tuple[SoundSamples, SoundSamples | None]:
-    """Training and evaluation data, every sound of which was read once.
+) -> tuple[Recordings, Recordings | None]:
+    """Training and validation data, every recording of which was read once.
 
-    Evaluation has the first ``eval_ratio`` of the sounds, at least one; or ``eval_data``.
+    Validation uses the first ``eval_ratio`` of the recordings, at least one; or ``eval_data``.
 
     Raises:
-        DataError: sounds cannot be used and are not to be skipped, or too few can.
+        DataError: recordings cannot be used and are not to be skipped, or too few can.
     """
 
-    def read_all(data: str) -> SoundSamples:
-        sounds = find_sounds(Path(data), Path(settings.audio_root), needs_text)
-        samples = SoundSamples(sounds, read, seconds, settings.cache_hours)
+    def read_all(data: str) -> Recordings:
+        recordings = find_recordings(Path(data), Path(settings.audio_root), needs_text)
+        samples = Recordings(recordings, read, seconds, settings.cache_hours)
         skip = settings.bad_lines == "skip"
-        good, _ = usable(range(len(sounds)), samples.example, data, "sound", skip)
-        return replace(samples, sounds=[sounds[index] for index in good])
+        good, _ = usable(range(len(recordings)), samples.example, data, "recording", skip)
+        return replace(samples, recordings=[recordings[index] for index in good])
 
     samples = read_all(settings.data)
     if settings.eval_data is not None:
         return samples, read_all(settings.eval_data)
-    rest, first = hold_out(samples.sounds, settings.eval_ratio, settings.data, "sound")
-    held_out = replace(samples, sounds=first) if first else None
-    return replace(samples, sounds=rest), held_out
+    rest, first = hold_out(samples.recordings, settings.eval_ratio, settings.data, "recording")
+    validation = replace(samples, recordings=first) if first else None
+    return replace(samples, recordings=rest), validation
