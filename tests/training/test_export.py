@@ -132,26 +132,38 @@ def test_a_merged_checkpoint_is_the_base_but_for_what_was_adapted(
     vocoder = "vocoder/model.safetensors"
     assert (merged / vocoder).samefile(untrained / vocoder)
     files = {p.relative_to(untrained) for p in untrained.rglob("*") if p.is_file()}
-    assert {p.relative_to(merged) for p in merged.rglob("*") if p.is_file()} == files
+    assert {p.relative_to(merged) for p in merged.rglob("*") if p.is_file()} == {*files, Path(CARD)}
 
 
-def test_the_command_writes_adapters_and_checkpoints(run: Path, tmp_path: Path, untrained: Path):
-    def call(*arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, EXPORT, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True)
+def test_the_card_describes_what_was_made(run: Path, merged: Path, untrained: Path):
+    adapter, whole = ((folder / CARD).read_text() for folder in (run / FINAL, merged))
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    last = [line["loss"] for line in metrics if "loss" in line][-1]
+    for text in (adapter, whole):
+        assert text.startswith(f"# {run.name}: Kimi-Audio, fine-tuned\n")
+        assert f"| base model | {untrained} |" in text
+        assert "| trained | lora, rank 8: trunk, mimo, adaptor, heads, whisper |" in text
+        assert "| steps | 2, of 2 samples each |" in text
+        assert f"loss {last:.3g}" in text
+    assert f"scripts/serve --weights {untrained} --adapter THIS_DIRECTORY" in adapter
+    assert "--adapter" not in whole
+    assert "scripts/serve --weights THIS_DIRECTORY" in whole
 
+
+def test_an_adapter_is_copied_and_the_command_merges_it(run: Path, tmp_path: Path, untrained: Path):
     output = tmp_path / "adapter"
-    done = call(run, output)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"scripts/serve --weights {untrained} --adapter {output}\n"
+    exported = export(run, output)
+    assert (exported.weights, exported.adapter) == (str(untrained), str(output))
     assert {path.name for path in output.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME, CARD}
-    early = call(run / "checkpoints" / "step-00000001", output, "--merge", "--force")
-    assert early.returncode == 0, early.stderr
-    assert early.stdout == f"scripts/serve --weights {output}\n"
+    early = run / "checkpoints" / "step-00000001"
+    done = subprocess.run(
+        [sys.executable, EXPORT, early, output, "--merge", "--force"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"scripts/serve --weights {output}\n"
     assert (output / "config.json").is_file()
-    again = call(run, output)
-    assert again.returncode == 1
-    assert again.stderr.startswith(f"export: {output}: exists; ")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
@@ -250,13 +262,6 @@ def test_a_server_adds_the_adapter(run: Path, golden: Path, tmp_path: Path, untr
     model = KimiAudio(str(untrained), device="cpu", adapter=run / FINAL, load_detokenizer=False)
     chats = [{"role": "user", "message_type": "audio", "content": str(sound)}]
     assert found["output"]["text"] == model.generate(chats, max_new_tokens=12)[1]
-    done = subprocess.run(
-        [sys.executable, INFER, *known, "--audio", sound, "--output-type", "text",
-         "--max-new-tokens", "12", "--metrics"],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.stdout == found["output"]["text"] + "\n"
-    assert f"adapter: {run.name}/{FINAL}" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["serve", "infer"])

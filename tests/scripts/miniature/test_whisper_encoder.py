@@ -159,7 +159,7 @@ def test_a_run_learns_and_is_served(data: Path, tmp_path: Path):
     assert all(torch.equal(again[name], stored[name]) for name in stored)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path):
     options = ["max_steps=6", "save_every=2", "full_from=0.7"]
     whole = train_whisper(settings(data, tmp_path / "whole", *options))
     parts = settings(data, tmp_path / "parts", *options)

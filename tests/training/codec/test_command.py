@@ -71,18 +71,27 @@ def test_the_command_runs(sounds: Path, tmp_path: Path):
     assert len(all_checkpoints(tmp_path / "run")) == 2
 
 
-@pytest.mark.parametrize("part", CODEC_CONFIGS)
-def test_the_command_names_what_is_wrong(part: str, tmp_path: Path):
-    wrong = [f"data={tmp_path}", f"output={tmp_path / 'run'}", f"model={MINI}", "epoch=3"]
-    if part != "detokenizer":
-        wrong.remove(f"model={MINI}")
-    done = subprocess.run([sys.executable, COMMAND, part, *wrong], capture_output=True, text=True)
+def test_the_command_names_everything_that_is_wrong(tmp_path: Path):
+    wrong = [f"data={tmp_path / 'x'}", f"output={tmp_path / 'run'}", f"model={MINI}", "epoch=3"]
+    done = subprocess.run(
+        [sys.executable, COMMAND, "detokenizer", *wrong], capture_output=True, text=True
+    )
     assert done.returncode == 2
-    assert done.stderr == "train_codec: epoch: unknown setting; did you mean epochs?\n"
+    first, *faults = done.stderr.splitlines()
+    assert first.endswith("2 settings are wrong:")
+    assert faults == [
+        "  epoch: unknown setting; did you mean epochs?",
+        f"  data: {tmp_path / 'x'} does not exist",
+    ]
     assert not (tmp_path / "run").exists()
-    text = "\n".join(describe(CODEC_CONFIGS[part]))
+
+
+@pytest.mark.parametrize("component", CODEC_CONFIGS)
+def test_every_setting_is_described(component: str):
+    text = "\n".join(describe(CODEC_CONFIGS[component]))
     assert "output [required]" in text
     assert "size." in text
+    assert "None" not in text
 
 
 def test_workers_and_the_cache_change_nothing(sounds: Path, tmp_path: Path):

@@ -239,7 +239,7 @@ def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
         torch.testing.assert_close(after[name], tensor, rtol=1e-6, atol=1e-7)
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(sounds: Path, tmp_path: Path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(sounds: Path, tmp_path: Path):
     options = ["max_steps=5", "save_every=2", "accumulation=2", "batch_size=1"]
     whole = train_detokenizer(settings(sounds, tmp_path / "whole", *options))
     parts = settings(sounds, tmp_path / "parts", *options)

@@ -215,7 +215,7 @@ def test_a_run_learns_and_is_served(data: Path, tmp_path: Path):
     )
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path):
     options = ["max_steps=6", "save_every=2", "accumulation=2", "batch_size=2", "quantize_from=0.3"]
     whole = train_tokenizer(settings(data, tmp_path / "whole", *options))
     parts = settings(data, tmp_path / "parts", *options)

@@ -195,9 +195,7 @@ def test_a_run_learns_and_is_served(sounds: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("adversarial", ["null", "1.0"])
-def test_a_resumed_run_equals_an_uninterrupted_one(
-    sounds: Path, tmp_path: Path, monkeypatch, adversarial: str
-):
+def test_a_resumed_run_equals_an_uninterrupted_one(sounds: Path, tmp_path: Path, adversarial: str):
     # Activations change after step 2, where the run is interrupted.
     options = ["max_steps=4", "save_every=2", f"adversarial={adversarial}", "anti_aliased_from=0.5"]
     whole = train_vocoder(settings(sounds, tmp_path / "whole", *options))
