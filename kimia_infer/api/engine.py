@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Literal
 
 import torch
@@ -109,7 +109,7 @@ class Engine:
         on_step: OnStep | None = None,
         *,
         voice: AudioSource | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event]:
         """:meth:`stream` with parsed options.
 
         ``randomness`` replaces the seeded generator of ``options.seed``; ``on_step`` is called
@@ -125,7 +125,7 @@ class Engine:
         randomness: Randomness | None,
         on_step: OnStep | None,
         voice: AudioSource | None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event]:
         self.check(options, voice)
         messages, clock = parse_messages(chats), Stopwatch()
         deadline = Deadline(options.timeout_seconds)
@@ -133,7 +133,9 @@ class Engine:
             randomness = SeededRandomness(options.seed)
             clock.metrics["seed"] = randomness.seed
         with clock.timed("voice"):
-            read = self.voice_reader.read(voice) if voice is not None else None
+            read = None
+            if voice is not None and self.voice_reader is not None:  # as checked
+                read = self.voice_reader.read(voice)
         yield from self.answer(
             Request(
                 messages,
@@ -148,7 +150,7 @@ class Engine:
             )
         )
 
-    def answer(self, request: Request) -> Iterator[Event]:
+    def answer(self, request: Request) -> Generator[Event]:
         """The events of one answer, last the Completion."""
         clock = request.clock
         clock.metrics |= {
@@ -228,6 +230,7 @@ class Engine:
     def _pipeline(self, request: Request) -> SpeechPipeline | None:
         if request.options.output_type == "text":
             return None
+        assert self.detokenizer is not None, "checked"
         return SpeechPipeline(
             self.detokenizer,
             self._noise(request.randomness),
@@ -237,6 +240,7 @@ class Engine:
         )
 
     def _noise(self, randomness: Randomness) -> Callable[[int, int], Tensor]:
+        assert self.detokenizer is not None, "checked"
         mel_bins = self.detokenizer.dit.config.mel_bins
         return lambda chunk, frames: randomness.noise(chunk, frames, mel_bins)
 

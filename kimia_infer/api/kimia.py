@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +174,7 @@ class KimiAudio(Engine):
         *,
         voice: AudioSource | None = None,
         **arguments: Any,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event]:
         """:meth:`generate` as it happens: text and sound as soon as they are known.
 
         Takes the arguments of :meth:`generate` by name. Yields TextDelta and AudioChunk events
@@ -217,7 +217,7 @@ class KimiAudio(Engine):
         on_progress: OnProgress | None = None,
         stop_repetition: bool = True,
         **sampling: Any,
-    ) -> Iterator[TranscriptEvent]:
+    ) -> Generator[TranscriptEvent]:
         """Transcribe a sound file, given by path or as its content, as it happens.
 
         The recording is cut at quiet points into segments of at most 30 s, and each is
@@ -251,14 +251,16 @@ class KimiAudio(Engine):
         options: Parameters,
         max_seconds: float,
         on_progress: OnProgress | None,
-    ) -> Iterator[TranscriptEvent]:
+    ) -> Generator[TranscriptEvent]:
         clock, deadline = Stopwatch(), Deadline(options.timeout_seconds)
         randomness = SeededRandomness(options.seed)
         clock.metrics["seed"] = randomness.seed
+        audio = messages[-1].audio
+        assert audio is not None
         with clock.timed("load_audio"):
-            wave = load_audio(messages[-1].audio, max_seconds)
+            wave = load_audio(audio, max_seconds)
 
-        def answer(segment: np.ndarray, report: Callable[[], None]) -> Iterator[Event]:
+        def answer(segment: np.ndarray, report: Callable[[], None]) -> Generator[Event]:
             guard = RepetitionGuard.for_speech(len(segment) / INPUT_RATE)
             return self.answer(
                 Request(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TypeVar
 
 import torch
@@ -37,7 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return known or "DefaultCPUAllocator:" in str(error)
 
 
-def surviving_out_of_memory(items: Iterator[Item]) -> Iterator[Item]:
+def surviving_out_of_memory(items: Generator[Item]) -> Generator[Item]:
     """``items``; running out of memory becomes one RequestOutOfMemory and leaves nothing behind.
 
     What the failed call held is freed before the error is raised, and the allocator's idle

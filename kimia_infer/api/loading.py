@@ -207,7 +207,7 @@ def parse_dtype(value: str | torch.dtype | None, device: torch.device) -> torch.
     """A dtype by value or name; None is float32 on the CPU and bfloat16 elsewhere."""
     if value is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype = getattr(torch, value, None) if isinstance(value, str) else value
+    dtype: Any = getattr(torch, value, None) if isinstance(value, str) else value
     if dtype not in (torch.float32, torch.bfloat16):
         raise ConfigurationError(f"dtype: expected 'float32' or 'bfloat16', found {value!r}")
     return dtype

@@ -133,8 +133,9 @@ class Response:
         notes = silent_inputs(self.request.waves)
         codes, text_ids = self._codes(generation.audio_ids), generation.text_ids
         stop_reason = "end" if generation.ended else "limit"
-        if self._loops:
-            repetition, stop_reason = self.request.guard.repetition, "repetition"
+        guard = self.request.guard
+        if self._loops and guard is not None and (repetition := guard.repetition) is not None:
+            stop_reason = "repetition"
             copies = (len(text_ids) - repetition.keep) // repetition.unit
             text_ids = text_ids[: repetition.keep]
             notes.append(
@@ -143,7 +144,7 @@ class Response:
             )
         wav = torch.cat(self._waves)[None] if self._waves else None
         reason = None
-        if wav is not None:
+        if wav is not None and self.speech is not None:
             level, silent = silent_speech(wav[0], SAMPLE_RATE)
             notes += silent
             metrics["detokenizer_seconds"] = self.speech.seconds

@@ -126,7 +126,7 @@ def transcribe_wave(
                     segments.append(_segment(start, stop, event))
                     notes += [f"{start:.2f} to {stop:.2f} s: {note}" for note in event.notes]
                     _add(metrics, event.metrics)
-                elif delta := joined.push(event.text):
+                elif isinstance(event, TextDelta) and (delta := joined.push(event.text)):
                     clock.first("first_text")
                     yield TextDelta(delta)
         yield segments[-1]

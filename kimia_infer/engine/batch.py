@@ -120,7 +120,9 @@ class Batch:
         """Choose and store the next id of every row; advance the rows that do not end with it."""
         at = self.step[:, None]
         drawn = self.uniforms.gather(1, at)
-        choose = torch.vmap(lambda *row: sample(*row, self.sampling))
+        choose = torch.vmap(
+            lambda logits, store, step, drawn: sample(logits, store, step, drawn, self.sampling)
+        )
         self.latest.copy_(choose(self.logits, self.store, at, drawn))
         self.store.scatter_(1, at, self.latest)
         running = ~self.finished
@@ -167,6 +169,7 @@ class Batch:
 
     def _take(self, slot: int, steps: int, ended: int, finished: int, *ids: int) -> Progress:
         generation = self.generations[slot]
+        assert generation is not None, "the slot is taken"
         generation.launched += steps
         generation.ended = bool(ended)
         new = list(ids[: max(0, steps - ended)])  # none after its end, if it was not released

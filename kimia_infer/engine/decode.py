@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -327,7 +327,7 @@ class Generation:
         self.audio_ids: list[int] = []
 
     @torch.inference_mode()
-    def run(self) -> Iterator[Progress]:
+    def run(self) -> Generator[Progress]:
         """Generate until the end token or the step limit; poll every ``poll_interval`` steps."""
         with self.decoder.borrow() as state:
             for tracks in (BOTH, AUDIO) if self.speaks else (TEXT,):

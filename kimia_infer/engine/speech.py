@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -151,7 +152,7 @@ def warm_up(detokenizer: Detokenizer) -> None:
 class _Inline(Executor):
     """Runs what is submitted at once, on the caller's thread."""
 
-    def submit(self, function, /, *arguments, **keywords) -> Future:
+    def submit(self, function: Callable, /, *arguments: Any, **keywords: Any) -> Future:
         future: Future = Future()
         future.set_result(function(*arguments, **keywords))
         return future

@@ -65,7 +65,7 @@ def answer_items(
     options: Parameters,
     batch_size: int,
     make_graphs: Callable[[torch.device], Graphs] = graphs_for,
-) -> Generator[Finished, None, None]:
+) -> Generator[Finished]:
     """Answer items, up to ``batch_size`` at a time, and yield each as it ends.
 
     The order is that of ``items`` if ``batch_size`` is 1. The outcome of an item that is refused
@@ -81,9 +81,7 @@ def answer_items(
             yield from Batching(model, options, batch_size, make_graphs).answers(loaded)
 
 
-def load_ahead(
-    items: Sequence[Item], max_seconds: float
-) -> Generator[tuple[Item, Loaded], None, None]:
+def load_ahead(items: Sequence[Item], max_seconds: float) -> Generator[tuple[Item, Loaded]]:
     """Every item with its recordings, in order; the next few are loaded in a thread.
 
     A whole recording longer than ``max_seconds`` is refused without decoding the rest. Closing
@@ -254,7 +252,7 @@ class Batching:
         return None
 
     @torch.inference_mode()
-    def _prefill(self, item: Item, loaded: Loaded) -> Iterator[tuple[int, _Reader]]:
+    def _prefill(self, item: Item, loaded: Loaded) -> Generator[tuple[int, _Reader]]:
         model, request = self.model, _request(item, loaded, self.options)
         prompt, features = model.encoder.encode(
             request.messages, request.waves, request.options, request.clock
@@ -284,7 +282,7 @@ class Batching:
             del self._running[slot]
             yield running.finish(outcome)
 
-    def _poll(self) -> Iterator[tuple[int, Progress]]:
+    def _poll(self) -> Generator[tuple[int, Progress]]:
         yield from self._batch.advance()
 
     def _abandon(self, error: RequestOutOfMemory) -> list[Finished]:

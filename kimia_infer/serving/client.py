@@ -19,7 +19,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import wave
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def _events(
     token: str | None,
     timeout: float,
     report: Callable[[str], None],
-) -> Iterator[Event]:
+) -> Generator[Event]:
     """The server-sent events of a prediction, up to ``completed``."""
     with _open(address, inputs, "text/event-stream", token, timeout, report) as response:
         try:
@@ -139,7 +139,7 @@ def _events(
     raise PredictionError(f"{address}: the stream ended before the answer did")
 
 
-def parse_events(lines: Iterable[bytes]) -> Iterator[Event]:
+def parse_events(lines: Iterable[bytes]) -> Generator[Event]:
     """Server-sent events with JSON data from the lines of a response; ValueError for others."""
     name, data = "message", []
     for line in lines:
@@ -233,7 +233,8 @@ def read_stream(events: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Chunk 
     Raises:
         PredictionError: a failed prediction, or a chunk that cannot be read.
     """
-    text, pcm, last = [], [], {}
+    text, pcm = [], []
+    last: Any = {}
     for name, data in events:
         if name == "output":
             last = data.get("chunk")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -66,7 +67,7 @@ class Contender:
 
     def begin(self) -> None:
         self.loop = self.make()
-        self.run: Iterator = self.loop.run()
+        self.run: Any = self.loop.run()
 
     def take_turn(self, steps: int | None = None) -> bool:
         """Go on for ``steps``, or to the end with None; False once there is no more."""
@@ -177,7 +178,7 @@ def step_rows(
     entered: Sequence[Contender], steps: int, bandwidth: float, against: Callable[..., Contender]
 ) -> list[dict[str, Cell]]:
     """A row each, with its speed relative to that of the contender that ``against`` gives."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for contender in entered:
         model, seconds = contender.model, contender.median
         filled = PROMPT_LENGTH + (first_timed_step(model.device) + steps) / 2

@@ -85,6 +85,7 @@ def memory(bench: Bench) -> list[Table]:
 def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str | None]:
     accelerator = bench.device.type != "cpu"
     gc.collect()
+    free = 0
     if accelerator:
         torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats(bench.device)
@@ -92,6 +93,7 @@ def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str | None]:
     components = bench.load_components(scheme)
     modules = components.speech_tokenizer.module, components.whisper.encoder
     encoders = tuple(sum(p.nbytes for p in module.parameters()) for module in modules)
+    assert components.detokenizer is not None
     speaking = [components.detokenizer.dit, components.detokenizer.vocoder]
     spoken = sum(p.nbytes for module in speaking for p in module.parameters())
     plan = MemoryPlan(components.language_model.config, bench.dtype, "none", encoders, spoken)
@@ -102,7 +104,7 @@ def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str | None]:
         text = _text_of(model, (budget if accelerator else budget // 8) - 50)
         chat = [{"role": "user", "message_type": "text", "content": text}]
         model.generate(chat, output_type=output, max_new_tokens=20)
-    row = {"weights": scheme, "weights, GB": weights / 1e9}
+    row: dict[str, float | str | None] = {"weights": scheme, "weights, GB": weights / 1e9}
     row["promised, GB"] = plan.needed(scheme, True) / 1e9
     if accelerator:
         row["taken of the card, GB"] = (free - _free(bench.device)) / 1e9

@@ -79,6 +79,7 @@ class PlainMelStream:
         tokens = codes.repeat_interleave(config.frames_per_code)
         x = self.noise(self.chunks, len(tokens)).to(self.dit.device, self.dit.dtype)
         times = torch.linspace(0, 1, config.ode_points).tolist()
+        current: list[KeysAndValues] = []
         for start, end in pairwise(times):
             velocity, current = evaluate(
                 self.dit, x, tokens, int(1000 * start), self.position, self.past

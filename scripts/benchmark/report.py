@@ -16,7 +16,7 @@ class Table:
     """
 
     title: str
-    rows: list[dict[str, Cell]]
+    rows: list[dict[str, Any]]
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 

@@ -6,7 +6,7 @@ import io
 import statistics
 import time
 import wave as riff
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +76,7 @@ def measure_first(model: KimiAudio, audio: Audio, runs: int) -> Table:
 def first_moments(model: KimiAudio, audio: Audio, options: dict) -> dict[str, float]:
     """Seconds until the first text and, if it is asked for, the first sound of an answer."""
     wanted = {"text"} if options["output_type"] == "text" else {"text", "sound"}
-    kinds = {TextDelta: "text", AudioChunk: "sound"}
+    kinds: dict[type, str] = {TextDelta: "text", AudioChunk: "sound"}
     found: dict[str, float] = {}
     start = time.perf_counter()
     events = ask(model, audio, options)
@@ -133,7 +133,7 @@ def median_metrics(answers: Sequence[Completion]) -> dict:
     return metrics[0] | {key: statistics.median(m[key] for m in metrics) for key in timed}
 
 
-def ask(model: KimiAudio, audio: Audio, options: dict) -> Iterator[Event]:
+def ask(model: KimiAudio, audio: Audio, options: dict) -> Generator[Event]:
     """The events of the answer to one spoken question."""
     content = audio if isinstance(audio, bytes) else str(audio)
     chat = [{"role": "user", "message_type": "audio", "content": content}]
@@ -147,10 +147,13 @@ def answer(model: KimiAudio, audio: Audio, options: dict) -> Completion:
     To the metrics of an answer of several chunks it adds ``least_lead_seconds``.
     """
     arrivals = []
+    event = None
     for event in ask(model, audio, options):
         if isinstance(event, AudioChunk):
             arrivals.append((time.perf_counter(), len(event.wav)))
+    assert isinstance(event, Completion)
     if len(arrivals) > 1:
+        assert model.detokenizer is not None
         rate = model.detokenizer.sample_rate
         event.metrics["least_lead_seconds"] = least_lead(arrivals, rate)
     return event

@@ -96,7 +96,7 @@ class _Product(torch.autograd.Function):
         return F.linear(x.to(dtype), torch.empty(shape, dtype=dtype), bias)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, gradient: Tensor):  # pyrefly: ignore[bad-override]
         return gradient @ torch.empty(ctx.shape, dtype=gradient.dtype), None, None, None
 
 
@@ -193,10 +193,10 @@ class _Peak(TorchDispatchMode):
         self.alive[key] = StorageWeakRef(storage), storage.nbytes()
         self.now += storage.nbytes()
 
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        out = self._masked(function, arguments)
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = self._masked(func, args)
         if out is None:
-            out = function(*arguments, **(options or {}))
+            out = func(*args, **(kwargs or {}))
         self.see(tree_leaves(out))
         return out
 

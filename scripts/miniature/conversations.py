@@ -135,8 +135,11 @@ def _read_aloud(world: Path) -> Iterator[dict]:
         sentence = file.raw(index)
         sound = str((world / sentence["audio"]).resolve())
         asked = {"role": "user", "message_type": "text", "content": READ + sentence["text"]}
-        said = {"role": "assistant", "message_type": "audio-text"}
-        said["content"] = [sound, sentence["text"]]
+        said = {
+            "role": "assistant",
+            "message_type": "audio-text",
+            "content": [sound, sentence["text"]],
+        }
         yield {"task_type": SPOKEN, "kind": "read", "conversation": [asked, said]}
 
 

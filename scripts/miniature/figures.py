@@ -56,7 +56,7 @@ def write_figures(
     model = load_model(checkpoint, serving=serving)
     codec, recognizer = Codec(checkpoint), SpeechRecognizer()
     sounds = find_recordings(world / "voice_held_out.jsonl", world, needs_text=True)
-    short = [sound for sound in sounds if len(sound.text.split()) <= LONGEST_REPEATED]
+    short = [sound for sound in sounds if len((sound.text or "").split()) <= LONGEST_REPEATED]
     figures = {
         "codec": recalls_of(score_codec(codec, sounds[: SENTENCES * limit], recognizer)),
         "read_aloud": _read_aloud(model, codec, recognizer, short[:limit]),
@@ -96,7 +96,7 @@ def _read_aloud(
     """Recognition of the texts of ``sounds`` read by the model, and of the originals."""
     heard: dict[str, list[Heard]] = {"original": [], "one-shot": [], "streamed": []}
     for sound in tqdm(sounds, desc="Reading aloud", unit=" sentences", disable=None):
-        request = {"role": "user", "message_type": "text", "content": READ + sound.text}
+        request = {"role": "user", "message_type": "text", "content": READ + (sound.text or "")}
         codes = answer(model, Case("read", [request], sound.text, True)).codes
         versions = {"original": load_audio(sound.path)}
         if codes:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jiwer
 import numpy as np
@@ -200,6 +201,7 @@ def measure(directory: Path, world: Path, limit: int = 100, serving: Serving = A
     """
     model, recognizer = load_model(directory, serving=serving), SpeechRecognizer()
     figures: dict = {"sets": {}, "ablations": {}}
+    answered: Answered = ([], [], [])
     for name in HELD_OUT_SETS:
         answered = _answers(model, recognizer, world, name, KINDS, limit, "none")
         figures["sets"][name] = scores(answered)
@@ -248,8 +250,9 @@ def understood(answered: Answered) -> dict[str, float]:
 
 
 def _of(answered: Answered, chosen: Callable[[Case], bool]) -> Answered:
-    rows = [row for row in zip(*answered, strict=True) if chosen(row[0])]
-    return tuple([row[column] for row in rows] for column in range(3))
+    rows: list[Any] = [row for row in zip(*answered, strict=True) if chosen(row[0])]
+    cases, answers, heard = ([row[column] for row in rows] for column in range(3))
+    return cases, answers, heard
 
 
 def measure_long(model: KimiAudio, world: Path, seconds: float) -> dict[str, float]:

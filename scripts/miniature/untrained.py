@@ -361,8 +361,12 @@ def _write_speech_tokenizer(writer: _Writer, sizes: Sizes) -> None:
 
 def _write_detokenizer(writer: _Writer, sizes: Sizes) -> None:
     dit = detokenizer.dit_values(sizes.dit, sizes.speech.codes, sizes.vocoder.mel_bins)
-    values = {"mel_mean": -4.479605, "mel_std": 3.4584913, "normalize_mel": True}
-    values["model"] = {"dit": dit}
+    values = {
+        "mel_mean": -4.479605,
+        "mel_std": 3.4584913,
+        "normalize_mel": True,
+        "model": {"dit": dit},
+    }
     writer.text(f"{DETOKENIZER_FOLDER}/config.yaml", yaml.safe_dump(values))
     slots = dit_slots(DiTConfig.from_dict(values))
     name = f"{DETOKENIZER_FOLDER}/model.safetensors"

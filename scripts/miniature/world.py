@@ -218,7 +218,9 @@ def _next_dialogue(chance: random.Random) -> Dialogue:
 @cache
 def vocabulary() -> tuple[str, ...]:
     """Every word of the world, in alphabetical order."""
-    words = {word for template in SENTENCES for word in template.split() if "{" not in word}
+    words: set[str] = {
+        word for template in SENTENCES for word in template.split() if "{" not in word
+    }
     words.update(*SLOTS.values(), ("okay", "my", "where", "and", "then", "more", "less"))
     for split in SPLITS:
         for turns in questions(split).values():

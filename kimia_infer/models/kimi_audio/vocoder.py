@@ -10,6 +10,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,13 +54,13 @@ class _Upsample(torch.autograd.Function):
     """The gradient is a filter too; autograd would run one operation per tap."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         taps = [2 * tap for tap in reversed(low_pass_filter())]
         padded = F.pad(x, (3, 3), mode="replicate")
         return _correlate(padded[..., :-1], taps[0::2]), _correlate(padded[..., 1:], taps[1::2])
 
     @staticmethod
-    def backward(ctx, even: Tensor, odd: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
+    def backward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:  # pyrefly: ignore[bad-override]
         taps = [2 * tap for tap in reversed(low_pass_filter())]
         padded = _spread(even, taps[0::2], (0, 1)).add_(_spread(odd, taps[1::2], (1, 0)))
         return _fold(padded, 3, 3)
@@ -69,7 +70,7 @@ class _Downsample(torch.autograd.Function):
     """As :class:`_Upsample`. At both edges the first even and the last odd sample repeat."""
 
     @staticmethod
-    def forward(ctx, even: Tensor, odd: Tensor) -> Tensor:
+    def forward(ctx: Any, even: Tensor, odd: Tensor) -> Tensor:
         taps = low_pass_filter()
         first, last = even[..., :1], odd[..., -1:]
         even = torch.cat([first, first, even, last, last, last], dim=-1)
@@ -77,7 +78,7 @@ class _Downsample(torch.autograd.Function):
         return _correlate(odd, taps[0::2], total=_correlate(even, taps[1::2]))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyrefly: ignore[bad-override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # pyrefly: ignore[bad-override]
         taps = low_pass_filter()
         even, odd = _spread(grad, taps[1::2]), _spread(grad, taps[0::2])
         first, last = odd[..., :3].sum(-1), even[..., -3:].sum(-1)

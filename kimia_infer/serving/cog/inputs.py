@@ -11,9 +11,9 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
@@ -93,7 +93,7 @@ def parse_inputs(values: Mapping[str, Any], timeout: float | None = None) -> Cog
 
 def respond(
     model: KimiAudio, inputs: CogInputs, report: Report | None = None
-) -> Iterator[Event | TranscriptEvent]:
+) -> Generator[Event | TranscriptEvent]:
     """The events of the answer, last its Completion or Transcript.
 
     ``report`` is called with what is done and what there is to do at most, in steps of an answer
@@ -107,7 +107,7 @@ def respond(
             for event in events:
                 if notes := getattr(event, "notes", None):  # of the last event
                     notes = [name_messages(note, inputs) for note in notes]
-                    event = dataclasses.replace(event, notes=notes)
+                    event = dataclasses.replace(cast(Any, event), notes=notes)
                 yield event
     except RequestError as error:
         raise type(error)(name_messages(str(error), inputs)) from error
@@ -115,12 +115,13 @@ def respond(
 
 def _events(
     model: KimiAudio, inputs: CogInputs, chat: list[dict[str, Any]], report: Report | None
-) -> Iterator[Event | TranscriptEvent]:
+) -> Generator[Event | TranscriptEvent]:
     if inputs.task == "chat":
         return model.respond(chat, inputs, on_step=report, voice=inputs.voice)
     parameters = {name: getattr(inputs, name) for name in TRANSCRIPTION_PARAMETERS}
     if instruction := inputs.text.strip():
         parameters["instruction"] = instruction
+    assert inputs.audio is not None, "checked by build_chat"
     return model.stream_transcription(inputs.audio, on_progress=report, **parameters)
 
 

@@ -90,6 +90,7 @@ def _try_detokenizer(model: KimiAudio) -> None:
     with _trying("detokenizer"), detokenizer.graphs.stream():
         stream = detokenizer.start(lambda _, frames: torch.zeros(frames, mel_bins))
         wave = stream.push(codes, final=False).cpu()
+        assert stream.mel is not None
         _check("DiT", stream.mel, model)
         _check("vocoder", wave, model)
         stream.close()
