@@ -1,10 +1,9 @@
-"""Codes to a wave in the published order of work: the baseline of the speed comparison.
+"""The published algorithm from codes to a waveform: the baseline of the speed comparison.
 
-Not library code. It computes what ``kimia_infer.detokenizer`` computes, from the parameters of
-the same modules, but as the published implementation goes about it: adaLN modulation for
-every frame at every evaluation, keys and values of the past concatenated at every evaluation,
-and the vocoder's rate changes as grouped convolutions between explicit paddings. Weight norm is
-folded, as both have it.
+Same results and parameters as the library's Detokenizer, with the operations of the published
+implementation: adaLN modulation of every frame in every network call, keys and values of the past
+concatenated in every call, and the vocoder's rate changes as grouped convolutions between explicit
+paddings. Weight norm is folded in both.
 """
 
 from __future__ import annotations
@@ -117,7 +116,7 @@ def evaluate(
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """What ``nn.Linear`` does, whatever the library's own layer makes of it."""
+    """``nn.Linear.forward``, whatever replaces it in the library."""
     return F.linear(x, layer.weight, layer.bias)
 
 
@@ -163,7 +162,7 @@ def _rotate(x: Tensor, rotary: Tensor) -> Tensor:
 
 
 class PlainVocoder:
-    """The generator on the parameters of a Vocoder, every activation as separate operations."""
+    """A Vocoder whose activations are separate operations, with the same parameters."""
 
     def __init__(self, vocoder: Vocoder):
         self.vocoder = vocoder

@@ -1,4 +1,4 @@
-"""The token loop in the published order of work: the baseline of the speed comparison.
+"""The published token loop: the baseline of the speed comparison.
 
 Not library code. It computes what ``Generation`` computes for greedy decoding with full heads,
 from the parameters of the same model, but as the published implementation goes about it: both
@@ -72,7 +72,7 @@ class PlainGeneration:
                 x = x + model.embedding(text)
 
     def _choose(self, step: int, text: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Note the tokens, int64 [1, 1] each, and return what the next step reads."""
+        """Store the tokens, int64 [1, 1] each, and return the inputs of the next step."""
         text_id, audio_id = text.item(), audio.item()
         blank = self.control.blank
         if self.text_finished:
@@ -120,7 +120,7 @@ def _greedy(logits: Tensor) -> Tensor:
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """What ``nn.Linear`` does, whatever the library's own layer makes of it."""
+    """``nn.Linear.forward``, whatever replaces it in the library."""
     return F.linear(x, layer.weight, layer.bias)
 
 

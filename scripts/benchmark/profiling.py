@@ -1,4 +1,4 @@
-"""Where the host waits for the device between decode steps: a trace and what it shows."""
+"""A trace of decode steps: where the host waits for the device, and which kernels take longest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from scripts.benchmark.report import Table
 PROFILED_STEPS = 48
 MARK = "decode steps"
 KERNELS, KERNEL_NAME = 12, 60
-"""Kernels that are listed, and how much of their names."""
+"""Number of listed kernels, and the most characters of their names."""
 
 HOST_CALLS = ("cuda_runtime", "cuda_driver")
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")

@@ -1,4 +1,4 @@
-"""Models with random weights, made where they run: no checkpoint is read or written."""
+"""Models with random weights, created on their device: no checkpoint is read or written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class NumberTokenizer:
-    """Stands for the text tokenizer: characters by their code points, ids by their numbers."""
+    """Replaces the text tokenizer: encodes code points of characters, decodes ids as numbers."""
 
     def __init__(self, base_tokens: int):
         self.base_tokens = base_tokens
@@ -66,7 +66,7 @@ def random_module(build: Callable[[], Module], device: torch.device, dtype: torc
 
 
 def random_language_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    """Never says a special token, such as one that ends an answer: their logits are 0."""
+    """Never generates a special token, such as one that ends an answer: their logits are 0."""
     model = random_module(lambda: LanguageModel(sizes.language_model), device, dtype)
     special = slice(model.config.base_tokens, model.config.token_offset)
     for head in (model.text_head, model.audio_head):
@@ -81,7 +81,7 @@ def random_components(
     quantization: str = "none",
     language_model: LanguageModel | None = None,
 ) -> Components:
-    """All that :class:`KimiAudio` is made of; the speech tokenizer in float32."""
+    """The components of :class:`KimiAudio`; the speech tokenizer in float32."""
     language_model = language_model or random_language_model(sizes, device, dtype)
     speech = random_module(lambda: SpeechTokenizer(sizes.speech_tokenizer), device, torch.float32)
     whisper = random_module(lambda: WhisperEncoder(sizes.whisper), device, dtype)

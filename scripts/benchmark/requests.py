@@ -34,7 +34,7 @@ Audio = Path | bytes
 
 
 def usual_question() -> bytes:
-    """scripts/question.wav, repeated for QUESTION_SECONDS, in the one format read everywhere."""
+    """scripts/question.wav, repeated for QUESTION_SECONDS, as 16-bit mono wav at 16 kHz."""
     with riff.open(str(QUESTION), "rb") as reader:
         pcm = np.frombuffer(reader.readframes(reader.getnframes()), "<i2")
         rate = reader.getframerate()
@@ -90,7 +90,7 @@ def first_moments(model: KimiAudio, audio: Audio, options: dict) -> dict[str, fl
 
 
 def measure_requests(model: KimiAudio, audio: Audio, runs: int) -> Table:
-    """Every kind of request, warm: median seconds by stage, and what came of it."""
+    """Every kind of request, warm: median seconds by stage, lengths and counts."""
     columns = {}
     for name, options in REQUESTS.items():
         if model.device.type != "cpu":
@@ -127,7 +127,7 @@ def request_rows(columns: dict[str, dict]) -> list[dict]:
 
 
 def median_metrics(answers: Sequence[Completion]) -> dict:
-    """The metrics of the first answer, with the medians of all seconds."""
+    """The metrics of the first answer, with medians in place of all seconds."""
     metrics = [answer.metrics for answer in answers]
     timed = [key for key in metrics[0] if key.endswith("_seconds")]
     return metrics[0] | {key: statistics.median(m[key] for m in metrics) for key in timed}

@@ -14,7 +14,7 @@ from kimia_infer.models.kimi_audio.whisper import encoder_config
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of every part with weights."""
+    """Configurations of all components with weights."""
 
     speech_tokenizer: SpeechTokenizerConfig
     whisper: WhisperConfig

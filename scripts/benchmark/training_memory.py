@@ -1,4 +1,4 @@
-"""The most memory that a training step needs, counted without weights and without a GPU.
+"""Peak memory of a training step, counted without weights and without a GPU.
 
 A real forward and backward pass runs on tensors that have shapes but no values; what is alive is
 counted at every operation. Not counted: the CUDA context, workspaces of libraries and what the
@@ -31,12 +31,12 @@ from scripts.benchmark.sizes import Sizes
 GIB = 2**30
 QUANTIZED_BITS = 4.5  # of a value, with its share of the scales
 CODES = POSITIONS // 4
-"""Of the sound of 30 s in every sample, the longest that is encoded in one piece."""
+"""Codes of 30 s of audio in every sample, the longest that is encoded in one piece."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A step: ``method`` as in the settings, samples side by side, their positions.
+    """A training step: ``method`` as in the settings, samples in a batch, positions of each.
 
     Half of the positions of each sample are learned in both tracks.
     """
@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: all weights, what the optimizer keeps, and the most that is alive at a time."""
+    """Bytes of all weights, of the optimizer's state, and of the peak."""
 
     weights: int
     optimizer: int
@@ -59,7 +59,7 @@ class Memory:
 
 
 def count_memory(plan: Plan, sizes: Sizes, dtype: torch.dtype = torch.bfloat16) -> Memory:
-    """What a step of ``plan`` needs on a model of ``sizes``."""
+    """The memory of a step of ``plan`` with a model of ``sizes``."""
     with torch.device("meta"):
         model, whisper = LanguageModel(sizes.language_model), WhisperEncoder(sizes.whisper)
         network = TrainingNetwork(model, whisper, dtype)
@@ -74,7 +74,7 @@ def count_memory(plan: Plan, sizes: Sizes, dtype: torch.dtype = torch.bfloat16) 
 
 
 class _Quantized(nn.Module):
-    """Stands for a matrix in 4 bits, which cannot be made without values: as large, as used."""
+    """Replaces a 4-bit matrix, which cannot be created without values, with the same size."""
 
     def __init__(self, layer: nn.Linear, bits: float, dtype: torch.dtype):
         super().__init__()
@@ -88,7 +88,7 @@ class _Quantized(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """The matrix exists in full for a moment, in the forward and in the backward pass."""
+    """The dequantized matrix exists temporarily, in the forward and the backward pass."""
 
     @staticmethod
     def forward(ctx, x: Tensor, shape: tuple, dtype: torch.dtype, bias: Tensor | None) -> Tensor:
@@ -108,7 +108,7 @@ def _stand_in(network: nn.Module, layers: list[nn.Linear], dtype: torch.dtype) -
 
 
 def make_batch(plan: Plan, sizes: Sizes) -> Batch:
-    """Samples of ``plan`` with a sound each."""
+    """Samples of ``plan`` with one recording each."""
     shape = (plan.batch_size, plan.length)
     ids = torch.zeros(shape, dtype=torch.int64)
     heard, learned = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
@@ -132,7 +132,7 @@ def make_batch(plan: Plan, sizes: Sizes) -> Batch:
 
 
 def measure(network: TrainingNetwork, batch: Batch) -> Memory:
-    """Two passes over ``batch``, the second with the gradients' memory of the first freed."""
+    """Two passes over ``batch``; the first one's gradients are freed before the second."""
     rows = batch.audio_ids.numel()
     learned = rows // 2
     counts = {
@@ -161,7 +161,7 @@ def _bytes(tensors) -> list[int]:
 
 
 class _Peak(TorchDispatchMode):
-    """Counts the bytes of all storages that are alive.
+    """Counts the bytes of all live storages.
 
     Tensors without values cannot say how many elements a mask has; ``counts`` does.
     """
@@ -201,7 +201,7 @@ class _Peak(TorchDispatchMode):
         return out
 
     def _masked(self, function, arguments) -> Tensor | None:
-        """What depends on the values of a mask, with as many rows as are known to be."""
+        """Results that depend on the values of a mask, with the known number of rows."""
         if function is torch.ops.aten.nonzero.default and isinstance(arguments[0], FakeTensor):
             (mask,) = arguments
             return mask.new_zeros((self._count(mask), mask.ndim), dtype=torch.int64)
