@@ -13,9 +13,10 @@ from kimia_infer.api.parameters import BUDGETS
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.layers.quantization import SCHEMES
 from scripts.benchmark import cold_start as cold
-from scripts.benchmark import decoding, profiling, requests, variants
+from scripts.benchmark import decoding, fast_paths, profiling, requests, variants
 from scripts.benchmark import references as recorded
 from scripts.benchmark import speech as synthesis
+from scripts.benchmark.checks import Place, check_all
 from scripts.benchmark.measuring import memory as used_memory
 from scripts.benchmark.report import Table
 from scripts.benchmark.sizes import SIZES
@@ -23,8 +24,12 @@ from scripts.benchmark.worker import Bench
 
 
 def references(bench: Bench) -> list[Table]:
-    sizes = SIZES[bench.setup.size or "mid"]
-    return [recorded.check_all(recorded.Place(bench.device), sizes)]
+    return [check_all("Recorded references", recorded.checks(Place(bench.device)))]
+
+
+def kernels(bench: Bench) -> list[Table]:
+    place, sizes = Place(bench.device), SIZES[bench.setup.size or "mid"]
+    return [check_all("Kernels and recorded graphs", fast_paths.checks(place, sizes))]
 
 
 def decode(bench: Bench) -> list[Table]:

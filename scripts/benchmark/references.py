@@ -1,16 +1,12 @@
-"""The recorded references on a device, and fast paths there against slow ones.
+"""The recorded references on a device.
 
 References were recorded in float32 on a CPU from the published implementation, see
-tests/golden/README.md. Each check gives the largest error and the limit that it has to keep.
+tests/golden/README.md.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,14 +17,11 @@ from torch import Tensor
 from kimia_infer.audio.decode import load_audio
 from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
-from kimia_infer.layers import operators
 from kimia_infer.layers.attention import (
     BACKENDS,
-    KV_CACHES,
     CachedAttention,
     choose_backend,
 )
-from kimia_infer.layers.quantization import SCHEMES, check_quantization, quantize_model
 from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.dit import dit_component
@@ -36,64 +29,18 @@ from kimia_infer.models.kimi_audio.language_model import LanguageModel, language
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_component
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component
-from kimia_infer.utils.graphs import Direct, Graphs, graphs_for
-from scripts.benchmark.decoding import dequantized, random_prompt
-from scripts.benchmark.random_models import random_language_model, random_module
-from scripts.benchmark.report import Table
+from scripts.benchmark.checks import Check, Findings, Found, Place, skipped
 from scripts.benchmark.runner import ROOT
-from scripts.benchmark.sizes import Sizes
 
 GOLDEN = ROOT / "tests" / "golden"
 FLOAT_LIMIT = 1e-3
 """Of values in float32 with a scale of 1 to 25. On the CPU they keep 1e-4; another device adds in
 another order."""
-GRAPH_STEPS = 64
-EAGER_FACTOR = 1.5
-"""What a kernel in bfloat16 may be further from float32 than PyTorch's operations are."""
-
-MakeGraphs = Callable[[torch.device], Graphs]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where checks run; ``make_graphs`` is how work is launched there."""
-
-    device: torch.device
-    make_graphs: MakeGraphs = graphs_for
-
-    def launches(self) -> dict[str, MakeGraphs]:
-        """How work can be launched here, by name."""
-        recorded = self.make_graphs(self.device).captures
-        return {"eager": launch_directly} | (
-            {"recorded graphs": self.make_graphs} if recorded else {}
-        )
-
-
-def launch_directly(device: torch.device) -> Graphs:
-    return Direct()
-
-
-class Unrecorded(Direct):
-    """Launches one by one what would be recorded, in the same shapes."""
-
-    captures = True
-
-
-@dataclass(frozen=True)
-class Found:
-    """The largest error of a check, and the most that it may be; None if it cannot be made."""
-
-    error: float | None
-    limit: float
-    note: str = ""
-
-
-Findings = Iterator[tuple[str, Found]]
-
-
-def check_all(place: Place, sizes: Sizes) -> Table:
-    """Every check, whatever becomes of the others."""
-    checks: dict[str, Callable[[], Findings]] = {
+def checks(place: Place) -> dict[str, Check]:
+    """By component, in the order of a request."""
+    return {
         "language model": lambda: logits(place),
         "token loop": lambda: token_loop(place),
         "batch": lambda: batched(place),
@@ -101,35 +48,7 @@ def check_all(place: Place, sizes: Sizes) -> Table:
         "vocoder": lambda: vocoder(place),
         "Whisper": lambda: whisper(place),
         "speech tokenizer": lambda: speech_codes(place),
-        "kernels": lambda: kernels(place, sizes),
-        "vocoder's kernel": lambda: vocoder_kernels(place, sizes),
-        "graphs": lambda: graphs(place, sizes),
     }
-    # Products of float32 have to be those of float32.
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    table = Table("Recorded references, and kernels and graphs against eager operations", [])
-    for component, check in checks.items():
-        try:
-            for name, found in check():
-                _add(table, component, name, found)
-        except Exception as error:
-            traceback.print_exc()
-            _add(table, component, "", Found(None, 0.0, "failed"))
-            table.problems.append(f"{component}: {type(error).__name__}: {error}")
-    return table
-
-
-def _add(table: Table, component: str, name: str, found: Found) -> None:
-    wrong = found.error is not None and not found.error <= found.limit
-    result = "WRONG" if wrong else "ok" if found.error is not None else found.note
-    row = {"component": component, "check": name, "largest error": found.error}
-    table.rows.append(row | {"limit": found.limit, "result": result})
-    if wrong:
-        table.problems.append(f"{component}, {name}: {found.error:.3g} is above {found.limit:.3g}")
-
-
-def _skipped(error: ValueError) -> str:
-    return f"skipped: {str(error).partition(', ')[2].partition(';')[0]}"
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
@@ -160,7 +79,7 @@ def logits(place: Place) -> Findings:
         try:
             backend = choose_backend(device, model.dtype, model.config.head_dim, name)
         except ValueError as error:
-            yield f"logits, {name}", Found(None, FLOAT_LIMIT, _skipped(error))
+            yield f"logits, {name}", Found(None, FLOAT_LIMIT, skipped(error))
             continue
         cache = model.new_cache(length + steps)
         cache.clear()
@@ -380,89 +299,3 @@ def speech_codes(place: Place) -> Findings:
             total += len(expected)
         # One code of the longest recording is almost as near to another entry of the code book.
         yield f"{total} codes, {launch}", Found(different, 1)
-
-
-def short_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    """Random weights of full width, and few layers."""
-    config = replace(sizes.language_model, trunk_layers=2, fork_layer=0, mimo_layers=1)
-    return random_language_model(replace(sizes, language_model=config), device, dtype)
-
-
-def step_logits(model: LanguageModel, backend: str, kv_cache: str, eager: bool) -> Tensor:
-    """Logits [2, rows] of a step after a random prompt, with PyTorch's operations if ``eager``."""
-    prompt, _ = random_prompt(model)
-    cache = model.new_cache(2 * prompt.length, KV_CACHES[kv_cache])
-    cache.clear()
-    attention = CachedAttention(BACKENDS[backend], cache)
-    # Kernels have no gradient, so where one may be wanted they are not used.
-    with torch.inference_mode(not eager), torch.set_grad_enabled(eager):
-        model(model.embed(prompt.audio_ids, prompt.text_ids), attention.at(0))
-        position = torch.tensor([prompt.length], device=model.device)
-        x = model.embed(prompt.audio_ids[:, :1], prompt.text_ids[:, :1])
-        hidden = model(x, attention.at_position(position, 2 * prompt.length))
-        tracks = model.text_head(hidden.text[0, 0]), model.audio_head(hidden.audio[0, 0])
-        return torch.stack(tracks).float().cpu()
-
-
-def kernels(place: Place, sizes: Sizes) -> Findings:
-    """Steps of full width in bfloat16, with kernels and without: how far both are from float32."""
-    device = place.device
-    if (lacking := operators.missing(device)) is not None:
-        yield "Triton", Found(None, 0.0, f"skipped: {lacking}")
-        return
-    for scheme in SCHEMES:
-        for kv_cache in KV_CACHES:
-            name = f"step, weights {scheme}, cache {kv_cache}"
-            try:
-                check_quantization(scheme, device)
-            except ValueError as error:
-                yield name, Found(None, 0.0, _skipped(error))
-                continue
-            model = quantize_model(short_model(sizes, device, torch.bfloat16), scheme)
-            whole = copy.deepcopy(dequantized(model)).float()
-            exact = step_logits(whole, "sdpa", "none", eager=True)
-            fused = step_logits(model, "triton", kv_cache, eager=False)
-            eager = step_logits(model, "sdpa", kv_cache, eager=True)
-            error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
-            yield name, Found(float(error), EAGER_FACTOR * float(limit))
-
-
-def vocoder_kernels(place: Place, sizes: Sizes) -> Findings:
-    """A vocoder in bfloat16, with kernels and without: how far both are from float32."""
-    device = place.device
-    if (lacking := operators.missing(device)) is not None:
-        yield "vocoder", Found(None, 0.0, f"skipped: {lacking}")
-        return
-    build = lambda: Vocoder(sizes.vocoder)  # noqa: E731
-    half = random_module(build, device, torch.bfloat16)
-    whole = random_module(build, device, torch.float32)
-    whole.load_state_dict(half.state_dict())
-    mel = torch.randn(30, sizes.vocoder.mel_bins, generator=torch.Generator().manual_seed(0))
-    with torch.enable_grad():
-        exact = whole(mel.to(device)).float()
-        eager = half(mel.to(device, torch.bfloat16)).float()
-    with torch.inference_mode():
-        fused = half(mel.to(device, torch.bfloat16)).float()
-    error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
-    yield "vocoder", Found(float(error), EAGER_FACTOR * float(limit))
-
-
-def graphs(place: Place, sizes: Sizes) -> Findings:
-    """Tokens of full-width steps in bfloat16: recorded, against launched one by one."""
-    if len(place.launches()) == 1:
-        yield "recorded graphs", Found(None, 0.0, f"skipped: {place.device} records none")
-        return
-    model = short_model(sizes, place.device, torch.bfloat16)
-    prompt, control = random_prompt(model)
-    track = TrackSampling(0.9, 10, 1.1, 16)
-    sampling = Sampling(audio=track, text=track)
-    for output in ("text", "both"):
-        found = []
-        for make_graphs in (lambda device: Unrecorded(), place.make_graphs):
-            capacity = prompt.length + GRAPH_STEPS
-            decoder = Decoder(model, control, capacity, make_graphs=make_graphs)
-            draws = SeededRandomness(0)
-            generation = Generation(decoder, prompt, output, GRAPH_STEPS, sampling, draws, 8)
-            found.append(generated(generation))
-        different = sum(one != other for one, other in zip(*found, strict=True))
-        yield f"{GRAPH_STEPS} sampled steps, {output}", Found(different, 0)

@@ -48,9 +48,8 @@ class Measurement:
 
 # The order is that of a first run on a new device: what is right before what is fast.
 MEASUREMENTS = {
-    "references": Measurement(
-        "references", "recorded references on the device; kernels and graphs", 120, "references"
-    ),
+    "references": Measurement("references", "recorded references on the device", 120, "references"),
+    "kernels": Measurement("kernels", "kernels and graphs against eager steps", 150, "kernels"),
     "decode": Measurement("decode", "decode steps in each mode, and bandwidth", 150, usual=True),
     "first": Measurement("first", "time to first text and first sound", 150),
     "requests": Measurement("whole_requests", "whole requests by stage", 90, usual=True),

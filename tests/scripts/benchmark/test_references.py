@@ -1,16 +1,13 @@
-"""The check of a device against the recordings, made on the CPU, and with faults."""
+"""The checks of a device, made on the CPU, and with faults."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import pytest
 import torch
 
 from kimia_infer.layers.attention import KV_CACHES
 from kimia_infer.layers.quantization import SCHEMES
-from scripts.benchmark import references
-from scripts.benchmark.references import Place, check_all
+from scripts.benchmark import fast_paths, references
+from scripts.benchmark.checks import Findings, Found, Place, check_all
 from scripts.benchmark.sizes import SIZES
 from tests.interpreted import interpreted, needs_triton
 from tests.traced import FixedShapes
@@ -20,22 +17,31 @@ CPU = torch.device("cpu")
 
 def test_recordings_on_the_cpu() -> None:
     """Also with work in the fixed shapes of recorded graphs."""
-    table = check_all(Place(CPU, FixedShapes), SIZES["tiny"])
+    checks = references.checks(Place(CPU, FixedShapes))
+    table = check_all("References", checks)
     assert not table.problems
-    found = {(row["component"], row["check"]): row for row in table.rows}
-    components = ("language model", "token loop", "batch", "detokenizer", "vocoder", "Whisper")
-    for component in (*components, "speech tokenizer"):
-        checked = [row for (name, _), row in found.items() if name == component]
-        assert any(row["result"] == "ok" for row in checked), component
-    assert found["token loop", "20 runs, recorded graphs"]["largest error"] == 0
-    assert found["graphs", "64 sampled steps, both"]["result"] == "ok"
-    assert found["kernels", "Triton"]["result"].startswith("skipped: ")
+    for component in checks:
+        results = [row["result"] for row in table.rows if row["component"] == component]
+        assert "ok" in results and "WRONG" not in results
+    found = {(row["component"], row["check"]): row["largest error"] for row in table.rows}
+    assert found["token loop", "20 runs, recorded graphs"] == 0
+    assert 0 < found["language model", "steps, sdpa"] < 1e-4
 
 
-def kernels_on_the_cpu() -> dict[str, references.Found]:
-    place = Place(CPU)
-    steps = references.kernels(place, SIZES["tiny"])
-    return dict([*steps, *references.vocoder_kernels(place, SIZES["tiny"])])
+def test_fast_paths_that_a_cpu_lacks_are_skipped() -> None:
+    table = check_all("Fast paths", fast_paths.checks(Place(CPU), SIZES["tiny"]))
+    assert not table.problems
+    assert all(row["result"].startswith("skipped: ") for row in table.rows)
+
+
+def test_recorded_graphs_are_compared() -> None:
+    found = dict(fast_paths.graphs(Place(CPU, FixedShapes), SIZES["tiny"]))
+    assert [check.error for check in found.values()] == [0, 0]
+
+
+def kernels_on_the_cpu() -> dict[str, Found]:
+    place, sizes = Place(CPU), SIZES["tiny"]
+    return dict([*fast_paths.kernels(place, sizes), *fast_paths.vocoder_kernels(place, sizes)])
 
 
 @needs_triton
@@ -48,25 +54,28 @@ def test_kernels_on_the_cpu() -> None:
     assert 0 < found["step, weights none, cache none"].limit < 0.1
 
 
-def test_a_difference_is_a_problem_and_a_failure_hides_no_other_check(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def vocoder(place: Place) -> references.Findings:
-        yield "waveform", references.Found(0.5, 0.1)
+def test_a_difference_is_a_problem_and_a_failure_hides_no_other_check() -> None:
+    def different() -> Findings:
+        yield "waveform", Found(0.5, 0.1)
 
-    def broken(place: Place) -> references.Findings:
+    def broken() -> Findings:
+        yield "features", Found(0.0, 0.1)
         raise RuntimeError("an illegal memory access")
-        yield
 
-    nothing: Callable = lambda *_: iter(())  # noqa: E731
-    others = ("logits", "token_loop", "batched", "speech_streams", "speech_codes", "kernels")
-    for name in (*others, "vocoder_kernels", "graphs"):
-        monkeypatch.setattr(references, name, nothing)
-    monkeypatch.setattr(references, "vocoder", vocoder)
-    monkeypatch.setattr(references, "whisper", broken)
-    table = check_all(Place(CPU), SIZES["tiny"])
-    assert [row["result"] for row in table.rows] == ["WRONG", "failed"]
+    def lacking() -> Findings:
+        yield "kernel", Found(None, 0.0, "skipped: no compiler")
+
+    checks = {"vocoder": different, "Whisper": broken, "kernels": lacking}
+    table = check_all("Checks", checks)
+    assert [row["result"] for row in table.rows] == [
+        "WRONG", "ok", "failed", "skipped: no compiler",
+    ]  # fmt: skip
     assert table.problems == [
         "vocoder, waveform: 0.5 is above 0.1",
         "Whisper: RuntimeError: an illegal memory access",
     ]
+
+
+def test_not_a_number_is_wrong() -> None:
+    table = check_all("Checks", {"vocoder": lambda: iter([("wave", Found(float("nan"), 1.0))])})
+    assert table.problems

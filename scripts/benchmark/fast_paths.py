@@ -1,0 +1,132 @@
+"""Fast paths of a device against slow ones: Triton kernels, recorded graphs."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kimia_infer.engine.decode import Decoder, Generation
+from kimia_infer.layers import operators
+from kimia_infer.layers.attention import (
+    BACKENDS,
+    KV_CACHES,
+    CachedAttention,
+)
+from kimia_infer.layers.quantization import SCHEMES, check_quantization, quantize_model
+from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
+from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.vocoder import Vocoder
+from kimia_infer.utils.graphs import Direct
+from scripts.benchmark.checks import Check, Findings, Found, Place, skipped
+from scripts.benchmark.decoding import dequantized, random_prompt
+from scripts.benchmark.random_models import random_language_model, random_module
+from scripts.benchmark.references import generated
+from scripts.benchmark.sizes import Sizes
+
+GRAPH_STEPS = 64
+EAGER_FACTOR = 1.5
+"""How much further from float32 a kernel in bfloat16 may be than PyTorch's operations."""
+
+
+def checks(place: Place, sizes: Sizes) -> dict[str, Check]:
+    """With random weights of ``sizes``, whose language model has few layers."""
+    return {
+        "language model": lambda: kernels(place, sizes),
+        "vocoder": lambda: vocoder_kernels(place, sizes),
+        "token loop": lambda: graphs(place, sizes),
+    }
+
+
+class Unrecorded(Direct):
+    """Launches one by one what would be recorded, in the same shapes."""
+
+    captures = True
+
+
+def short_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> LanguageModel:
+    """Random weights of full width, and few layers."""
+    config = replace(sizes.language_model, trunk_layers=2, fork_layer=0, mimo_layers=1)
+    return random_language_model(replace(sizes, language_model=config), device, dtype)
+
+
+def step_logits(model: LanguageModel, backend: str, kv_cache: str, eager: bool) -> Tensor:
+    """Logits [2, rows] of a step after a random prompt, with PyTorch's operations if ``eager``."""
+    prompt, _ = random_prompt(model)
+    cache = model.new_cache(2 * prompt.length, KV_CACHES[kv_cache])
+    cache.clear()
+    attention = CachedAttention(BACKENDS[backend], cache)
+    # Kernels have no gradient, so where one may be wanted they are not used.
+    with torch.inference_mode(not eager), torch.set_grad_enabled(eager):
+        model(model.embed(prompt.audio_ids, prompt.text_ids), attention.at(0))
+        position = torch.tensor([prompt.length], device=model.device)
+        x = model.embed(prompt.audio_ids[:, :1], prompt.text_ids[:, :1])
+        hidden = model(x, attention.at_position(position, 2 * prompt.length))
+        tracks = model.text_head(hidden.text[0, 0]), model.audio_head(hidden.audio[0, 0])
+        return torch.stack(tracks).float().cpu()
+
+
+def kernels(place: Place, sizes: Sizes) -> Findings:
+    """Steps of full width in bfloat16, with kernels and without: how far both are from float32."""
+    device = place.device
+    if (lacking := operators.missing(device)) is not None:
+        yield "Triton", Found(None, 0.0, f"skipped: {lacking}")
+        return
+    for scheme in SCHEMES:
+        for kv_cache in KV_CACHES:
+            name = f"step, weights {scheme}, cache {kv_cache}"
+            try:
+                check_quantization(scheme, device)
+            except ValueError as error:
+                yield name, Found(None, 0.0, skipped(error))
+                continue
+            model = quantize_model(short_model(sizes, device, torch.bfloat16), scheme)
+            whole = copy.deepcopy(dequantized(model)).float()
+            exact = step_logits(whole, "sdpa", "none", eager=True)
+            fused = step_logits(model, "triton", kv_cache, eager=False)
+            eager = step_logits(model, "sdpa", kv_cache, eager=True)
+            error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
+            yield name, Found(float(error), EAGER_FACTOR * float(limit))
+
+
+def vocoder_kernels(place: Place, sizes: Sizes) -> Findings:
+    """A vocoder in bfloat16, with kernels and without: how far both are from float32."""
+    device = place.device
+    if (lacking := operators.missing(device)) is not None:
+        yield "vocoder", Found(None, 0.0, f"skipped: {lacking}")
+        return
+    build = lambda: Vocoder(sizes.vocoder)  # noqa: E731
+    half = random_module(build, device, torch.bfloat16)
+    whole = random_module(build, device, torch.float32)
+    whole.load_state_dict(half.state_dict())
+    mel = torch.randn(30, sizes.vocoder.mel_bins, generator=torch.Generator().manual_seed(0))
+    with torch.enable_grad():
+        exact = whole(mel.to(device)).float()
+        eager = half(mel.to(device, torch.bfloat16)).float()
+    with torch.inference_mode():
+        fused = half(mel.to(device, torch.bfloat16)).float()
+    error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
+    yield "vocoder", Found(float(error), EAGER_FACTOR * float(limit))
+
+
+def graphs(place: Place, sizes: Sizes) -> Findings:
+    """Tokens of full-width steps in bfloat16: recorded, against launched one by one."""
+    if len(place.launches()) == 1:
+        yield "recorded graphs", Found(None, 0.0, f"skipped: {place.device} records none")
+        return
+    model = short_model(sizes, place.device, torch.bfloat16)
+    prompt, control = random_prompt(model)
+    track = TrackSampling(0.9, 10, 1.1, 16)
+    sampling = Sampling(audio=track, text=track)
+    for output in ("text", "both"):
+        found = []
+        for make_graphs in (lambda device: Unrecorded(), place.make_graphs):
+            capacity = prompt.length + GRAPH_STEPS
+            decoder = Decoder(model, control, capacity, make_graphs=make_graphs)
+            draws = SeededRandomness(0)
+            generation = Generation(decoder, prompt, output, GRAPH_STEPS, sampling, draws, 8)
+            found.append(generated(generation))
+        different = sum(one != other for one, other in zip(*found, strict=True))
+        yield f"{GRAPH_STEPS} sampled steps, {output}", Found(different, 0)
