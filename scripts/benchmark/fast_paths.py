@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -68,27 +70,31 @@ def step_logits(model: LanguageModel, backend: str, kv_cache: str, eager: bool) 
         return torch.stack(tracks).float().cpu()
 
 
-def kernels(place: Place, sizes: Sizes) -> Findings:
+def kernels(
+    place: Place,
+    sizes: Sizes,
+    schemes: Iterable[str] = SCHEMES,
+    kv_caches: Iterable[str] = tuple(KV_CACHES),
+) -> Findings:
     """Steps of full width in bfloat16, with kernels and without: how far both are from float32."""
     device = place.device
     if (lacking := operators.missing(device)) is not None:
         yield "Triton", Found(None, 0.0, f"skipped: {lacking}")
         return
-    for scheme in SCHEMES:
-        for kv_cache in KV_CACHES:
-            name = f"step, weights {scheme}, cache {kv_cache}"
-            try:
-                check_quantization(scheme, device)
-            except ValueError as error:
-                yield name, Found(None, 0.0, skipped(error))
-                continue
-            model = quantize_model(short_model(sizes, device, torch.bfloat16), scheme)
-            whole = copy.deepcopy(dequantized(model)).float()
-            exact = step_logits(whole, "sdpa", "none", eager=True)
-            fused = step_logits(model, "triton", kv_cache, eager=False)
-            eager = step_logits(model, "sdpa", kv_cache, eager=True)
-            error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
-            yield name, Found(float(error), EAGER_FACTOR * float(limit))
+    for scheme, kv_cache in product(schemes, kv_caches):
+        name = f"step, weights {scheme}, cache {kv_cache}"
+        try:
+            check_quantization(scheme, device)
+        except ValueError as error:
+            yield name, Found(None, 0.0, skipped(error))
+            continue
+        model = quantize_model(short_model(sizes, device, torch.bfloat16), scheme)
+        whole = copy.deepcopy(dequantized(model)).float()
+        exact = step_logits(whole, "sdpa", "none", eager=True)
+        fused = step_logits(model, "triton", kv_cache, eager=False)
+        eager = step_logits(model, "sdpa", kv_cache, eager=True)
+        error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
+        yield name, Found(float(error), EAGER_FACTOR * float(limit))
 
 
 def vocoder_kernels(place: Place, sizes: Sizes) -> Findings:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from kimia_infer.layers.attention import KV_CACHES
-from kimia_infer.layers.quantization import SCHEMES
 from scripts.benchmark import fast_paths, references
 from scripts.benchmark.checks import Findings, Found, Place, check_all
 from scripts.benchmark.sizes import SIZES
@@ -40,15 +38,14 @@ def test_recorded_graphs_are_compared() -> None:
 
 
 def kernels_on_the_cpu() -> dict[str, Found]:
-    place, sizes = Place(CPU), SIZES["tiny"]
-    return dict([*fast_paths.kernels(place, sizes), *fast_paths.vocoder_kernels(place, sizes)])
+    return dict(fast_paths.kernels(Place(CPU), SIZES["tiny"], ["none", "int4"], ["none"]))
 
 
 @needs_triton
 def test_kernels_on_the_cpu() -> None:
     """Interpreted, as they would be checked on a GPU."""
     found = interpreted(kernels_on_the_cpu)
-    assert len(found) == len(SCHEMES) * len(KV_CACHES) + 1
+    assert len(found) == 2
     for name, check in found.items():
         assert check.error is not None and check.error <= check.limit, (name, check)
     assert 0 < found["step, weights none, cache none"].limit < 0.1
