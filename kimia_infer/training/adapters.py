@@ -56,7 +56,7 @@ def lora_config(settings: AdapterConfig, parts: Sequence[str], base: str) -> Lor
         patterns.append(f"{place}({choice})" if choice else place)
     return LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # pyrefly: ignore[bad-argument-type]
         lora_dropout=settings.dropout,
         target_modules="|".join(patterns),
         base_model_name_or_path=base,

@@ -195,8 +195,8 @@ def read_config(
     except ValidationError as error:
         faults += _faults(kind, error)
     faults += check(values)
-    if config is None or faults:
-        raise_faults(faults)
+    raise_faults(faults)
+    assert config is not None, "or there is a fault"
     return config
 
 

@@ -111,7 +111,7 @@ class Samples(Dataset):
         for line in self.lines:
             yield from self.builder.recordings(self.file[line])
 
-    def __getitem__(self, part: MicroBatch) -> Batch | DataError:
+    def __getitem__(self, part: MicroBatch) -> Batch | DataError:  # pyrefly: ignore[bad-override-param-name]
         """Errors are returned, since a reading process would hide them in a long report."""
         try:
             samples = []

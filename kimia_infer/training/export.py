@@ -81,6 +81,7 @@ def export(
         elif is_model:
             take_over(found, folder, rewritten=())
         else:
+            assert base is not None, "checked"
             _replace_components(found, folder, output, base)
         if merge or not (is_adapter or is_model):
             _write_card(folder, found, output, base)

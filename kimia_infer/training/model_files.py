@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from kimia_infer.training.network import TRAINABLE, TrainingNetwork, recompute_a
 from kimia_infer.training.parallel import assign, shard, whole
 from kimia_infer.weights.adapter import WEIGHTS_NAME
 from kimia_infer.weights.component import Component
-from kimia_infer.weights.tensors import Reader
+from kimia_infer.weights.tensors import Reader, Report
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -68,7 +68,7 @@ def build_network(
     adapters: LoraConfig | None = None,
     recompute: bool = False,
     seed: int = 0,
-    report: Callable[[int], None] | None = None,
+    report: Report | None = None,
     quantized: bool = False,
 ) -> TrainingNetwork:
     """The network on the device of this process, divided if there are several.
@@ -90,6 +90,7 @@ def build_network(
     if state.num_processes > 1:
         shard(network, state)
     network.to_empty(device=state.device)
+    assert state.device is not None
     _fill(network, source, unfilled, state.device, report)
     for name, parameter in network.named_parameters():
         if ".lora_" in name:
@@ -156,7 +157,7 @@ def _fill(
     source: Source,
     unfilled: dict[str, QuantizedLinear],
     device: torch.device,
-    report: Callable[[int], None] | None,
+    report: Report | None,
 ) -> None:
     """Read one parameter after the other, so that no process holds more than one whole.
 
@@ -193,7 +194,7 @@ def write_adapter(
     ]
     write_tensors(folder / WEIGHTS_NAME, tensors, state.is_main_process)
     if state.is_main_process:
-        config.save_pretrained(folder)
+        config.save_pretrained(str(folder))
 
 
 def write_model(
@@ -226,7 +227,9 @@ def _published(network: TrainingNetwork, source: Source) -> Iterator[LiveTensor]
         ((name, shape),) = slot.sources.items()
         rows = slice(None) if slot.rows is None else slice(*slot.rows)
 
-        def value(parameter: nn.Parameter = parameters[slot.parameter], rows: slice = rows):
+        def value(
+            parameter: nn.Parameter = parameters[slot.parameter], rows: slice = rows
+        ) -> Tensor:
             return gathered(parameter)[rows]
 
         yield LiveTensor(name, shape, stored[name].dtype, value)
@@ -243,7 +246,7 @@ class _LastGathered:
 
     def __init__(self) -> None:
         self._parameter: nn.Parameter | None = None
-        self._value: Tensor | None = None
+        self._value = torch.empty(0)
 
     def __call__(self, parameter: nn.Parameter) -> Tensor:
         if parameter is not self._parameter:

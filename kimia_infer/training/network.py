@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +119,7 @@ class TrainingNetwork(nn.Module):
         yield from self.language_model.mimo_layers
 
 
-def recompute_activations(network: TrainingNetwork) -> None:
+def recompute_activations(network: Any) -> None:
     """Keep only the inputs of each layer; the backward pass computes the rest again.
 
     Also called gradient checkpointing.
@@ -128,7 +128,7 @@ def recompute_activations(network: TrainingNetwork) -> None:
         block.forward = partial(_recomputed, block.forward)
 
 
-def _recomputed(forward, *arguments, **options):
+def _recomputed(forward: Callable, *arguments: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*arguments, **options)
     return checkpoint(forward, *arguments, use_reentrant=False, **options)

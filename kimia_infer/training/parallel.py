@@ -34,6 +34,7 @@ def shard(network: TrainingNetwork, state: PartialState) -> None:
 
     Under bfloat16 they are exchanged in bfloat16 and gradients are summed in float32.
     """
+    assert state.device is not None
     mesh = init_device_mesh(state.device.type, (state.num_processes,))
     mixed = torch.bfloat16 if network.dtype == torch.bfloat16 else None
     policy = MixedPrecisionPolicy(param_dtype=mixed, reduce_dtype=torch.float32)

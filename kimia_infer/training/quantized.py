@@ -6,6 +6,8 @@ Embedding, heads, adaptor, norms and Whisper stay as they are: small, or too sen
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import Tensor, nn
@@ -31,13 +33,15 @@ class QuantizedLinear(Linear4bit):
         sizes = (layer.in_features, layer.out_features, layer.bias is not None)
         super().__init__(*sizes, compute_dtype=dtype, device="meta", **_TYPE)
         # Without values, so that nothing of the size of the matrix is allocated before it is read.
-        self.weight = Params4bit(torch.empty(0, device="meta"), module=self, **_TYPE)
+        parameter: Any = Params4bit  # its own arguments are those of __new__
+        self.weight = parameter(torch.empty(0, device="meta"), module=self, **_TYPE)
         # A forward pass on the CPU without gradients would pack the weights in another order.
         self.support_avx512bf16_for_cpu = False
 
     def fill(self, value: Tensor, device: torch.device) -> None:
         """Quantize ``value`` [outputs, inputs] on ``device``."""
-        weight = Params4bit(value, blocksize=BLOCK_VALUES, module=self, **_TYPE)
+        parameter: Any = Params4bit
+        weight = parameter(value, blocksize=BLOCK_VALUES, module=self, **_TYPE)
         self.weight = weight.to(device)
 
 
@@ -60,5 +64,5 @@ def quantize_layers(network: TrainingNetwork) -> dict[str, QuantizedLinear]:
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, quantized)
         layers[f"language_model.{name}.weight"] = quantized
-    network.is_loaded_in_4bit = True  # where peft looks
+    network.is_loaded_in_4bit = True  # peft reads it  # pyrefly: ignore[bad-argument-type]
     return layers

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from kimia_infer.training.config import TrainingConfig
 from kimia_infer.training.run_directory import BOARD, METRICS, PLOT, USE, read_metrics
 from kimia_infer.utils.files import Journal, replacing, write_json_lines
 
@@ -75,7 +75,7 @@ def last_losses(metrics: Metrics) -> str:
     return ", ".join(f"{name} {last[name]:.3g}" for name in names)
 
 
-def card(config: TrainingConfig, step: int, samples: int, per_step: int, metrics: Metrics) -> str:
+def card(config: Any, step: int, samples: int, per_step: int, metrics: Metrics) -> str:
     """Markdown that says what a model was made from and how, and how to serve it."""
     rows = config.summary() | {
         "training data": f"{config.data}, {samples} samples",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +98,7 @@ class SampleBuilder:
             if index in conversation.audio_ids:
                 _require_equal_length(index, conversation.audio_ids[index], wave)
             else:
-                self._require_encoder(index)
-                computed[index] = self.encode_speech(wave).tolist()
+                computed[index] = self._encoder(index)(wave).tolist()
         prompt = self._prompt(conversation, computed)
         segments = []
         if not stored:
@@ -131,6 +129,7 @@ class SampleBuilder:
         return [self._path(m) for m in conversation.messages if m.message_type == "audio"]
 
     def _stored_features(self, conversation: Conversation, prompt: Prompt) -> Tensor | None:
+        assert self.read_features is not None
         stored = [self.read_features(path) for path in self.recordings(conversation)]
         rows, places = sum(map(len, stored)), sum(prompt.is_continuous)
         if rows != places:
@@ -155,7 +154,7 @@ class SampleBuilder:
             if message.audio is None:
                 continue
             if index not in conversation.audio_ids:
-                self._require_encoder(index)
+                self._encoder(index)
                 codes[index] = [0] * code_count(len(self._wave(index, message)))
             elif not self._path(message).is_file():
                 raise DataError(self._missing(index, message))
@@ -205,12 +204,13 @@ class SampleBuilder:
                 )
         return ids
 
-    def _require_encoder(self, index: int) -> None:
+    def _encoder(self, index: int) -> EncodeSpeech:
         if self.encode_speech is None:
             raise DataError(f"conversation[{index}].audio_tokens: missing; extract the codes first")
+        return self.encode_speech
 
     def _path(self, message: Message) -> Path:
-        return self.audio_root / os.fspath(message.audio)
+        return self.audio_root / str(message.audio)
 
     def _missing(self, index: int, message: Message) -> str:
         where = audio_field(index, message.message_type)

@@ -72,6 +72,7 @@ class Trainer:
     ):
         self.config, self.state, self.network = config, state, network
         self.samples, self.validation, self.write_model = samples, validation, write_model
+        self.device = state.device or torch.device("cpu")
         self.output = Path(config.output)
         self.parameters = trained_parameters(network)
         self.optimizer = make_optimizer(self.parameters, config)
@@ -120,7 +121,7 @@ class Trainer:
         return TrainingResult(self.step, self.step == self.steps, self._saved, self._metrics)
 
     def _train(self, bar: tqdm) -> None:
-        pin = self.state.device.type != "cpu"
+        pin = self.device.type != "cpu"
         stream = self._batches(self.samples, self.plan, self.step, self.steps, pin)
         self.network.train()
         while self.step < self.steps and not self._stop:
@@ -146,14 +147,15 @@ class Trainer:
             self.step, self.steps, config.warmup_ratio
         )
         names: list[str] = []
-        sums = None
+        sums: Any = None
+        losses: Any = None
         for number in range(len(self.plan.micro_batches(self.step, rank))):
             batch = next(stream)
             names += batch.names
             place = f"{config.seed} {self.step} {number} {rank}"
             torch.manual_seed(zlib.crc32(place.encode()))
-            losses = self.network(batch.to(self.state.device))
-            weights = batch.weights.to(self.state.device)
+            losses = self.network(batch.to(self.device))
+            weights = batch.weights.to(self.device)
             (losses.total * weights).sum().backward()
             shares = _weighted(losses, weights) / self.state.num_processes
             sums = shares if sums is None else sums + shares
@@ -176,12 +178,13 @@ class Trainer:
         config, processes = self.config, self.state.num_processes
         plan = StepPlan(len(samples), config.batch_size, 1, processes, config.seed, shuffle=False)
         self.network.eval()
-        sums: Tensor | float = 0.0
+        sums: Any = 0.0
+        losses: Any = None
         stream = self._batches(samples, plan, 0, plan.steps_per_epoch, False)
         for step, batch in enumerate(stream):
             count = min(plan.step_size, len(samples) - step * plan.step_size)
-            losses = self.network(batch.to(self.state.device))
-            weights = batch.weights.to(self.state.device) * count / processes
+            losses = self.network(batch.to(self.device))
+            weights = batch.weights.to(self.device) * count / processes
             sums = sums + _weighted(losses, weights)
         release(self.network)
         self.network.train()
@@ -279,11 +282,11 @@ def make_optimizer(
     )
 
 
-def _names(losses: tuple) -> list[str]:
+def _names(losses: Any) -> list[str]:
     return ["loss", *(f"{name}_loss" for name in losses._fields)]
 
 
-def _weighted(losses: tuple, weights: Tensor) -> Tensor:
+def _weighted(losses: Any, weights: Tensor) -> Tensor:
     """Weighted sums of the total and of every single loss."""
     columns = torch.stack([losses.total, *losses]).detach()
     return (columns * weights).sum(dim=1)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -31,7 +31,7 @@ from kimia_infer.training.run_directory import (
 from kimia_infer.training.tasks.config import CodecTrainingConfig
 from kimia_infer.training.tasks.recordings import Examples, Recordings
 from kimia_infer.training.trainer import Trainer, TrainingResult
-from kimia_infer.weights.component import Component
+from kimia_infer.weights.component import Component, Module
 
 KEPT = "kept.safetensors"
 """In a checkpoint's state: tensors that training changes but the optimizer does not."""
@@ -113,7 +113,7 @@ class WeightAverage:
         self.updates += 1
         count = self.updates.item()
         decay = min(self.decay, (1 + count) / (10 + count))
-        torch._foreach_lerp_(
+        torch._foreach_lerp_(  # pyrefly: ignore[no-matching-overload]
             list(self.values.values()), list(self._parameters.values()), 1.0 - decay
         )
 
@@ -135,12 +135,14 @@ def run(
         raise TrainingError("the codec is trained by one process; start it without a launcher")
     samples, validation = read_data()
     torch.manual_seed(settings.seed)
+    assert state.device is not None
     network = build(samples, checkpoint and checkpoint / MODEL, state.device)
     network = network.to(state.device)
     if settings.gradient_checkpointing:
         recompute_activations(network)
     write_settings(settings)
-    trainer = Trainer(settings, state, network, samples, validation, partial(_write, network))
+    data: Any = samples, validation  # what a trainer needs of Samples
+    trainer = Trainer(settings, state, network, data[0], data[1], partial(_write, network))
     if checkpoint is not None:
         _restore(network, checkpoint)
         trainer.resume(checkpoint)
@@ -155,7 +157,7 @@ def run(
         result = trainer.run()
     finally:
         hook.remove()
-    if result.complete:
+    if result.complete and result.checkpoint is not None:
         finish(result.checkpoint, Path(settings.output))
     return result
 
@@ -188,7 +190,7 @@ def mixed_precision(settings: CodecTrainingConfig, device: torch.device) -> Abst
     return torch.autocast(device.type, torch.bfloat16, precision == "bf16")
 
 
-def load_trainable(part: Component, device: torch.device) -> nn.Module:
+def load_trainable(part: Component[Module], device: torch.device) -> Module:
     """The module of ``part`` in float32, to be trained further."""
     module = part.load(device, torch.float32)
     return module.requires_grad_(True).train()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -244,8 +245,10 @@ def new_dit(config: DiTConfig) -> DiT:
     """Untrained: every block begins as the identity, and every velocity as zero."""
     dit = DiT(config)
     nn.init.normal_(dit.semantic_token_embedding.weight, std=0.02)
-    zero = [block.adaLN_modulation[1] for block in dit.blocks]
-    for layer in [*zero, dit.final_layer.adaLN_modulation[1], dit.final_layer.linear]:
+    blocks: list[Any] = list(dit.blocks)
+    zero = [block.adaLN_modulation[1] for block in blocks]
+    final: Any = dit.final_layer
+    for layer in [*zero, final.adaLN_modulation[1], final.linear]:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     return dit

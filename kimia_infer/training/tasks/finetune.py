@@ -76,7 +76,7 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
     if checkpoint is not None:
         trainer.resume(checkpoint)
     result = trainer.run()
-    if result.complete and state.is_main_process:
+    if result.complete and result.checkpoint is not None and state.is_main_process:
         finish(result.checkpoint, Path(config.output))
     state.wait_for_everyone()
     return result
@@ -96,8 +96,8 @@ def read_data(config: FinetuneConfig, directory: Path) -> tuple[Samples, Samples
         other = ConversationFile(config.eval_data)
         return samples, check_lines(other, builder, range(len(other)), skip)[0]
     rest, first = hold_out(samples.lines, config.eval_ratio, str(file.path), "line")
-    validation = replace(samples, lines=first) if first else None
-    return replace(samples, lines=rest), validation
+    validation = replace(samples, lines=tuple(first)) if first else None
+    return replace(samples, lines=tuple(rest)), validation
 
 
 def make_builder(config: FinetuneConfig, directory: Path) -> SampleBuilder:
@@ -165,6 +165,7 @@ def _writer(
 def _network(
     config: FinetuneConfig, source: Source, adapters: LoraConfig | None, state: PartialState
 ) -> TrainingNetwork:
+    assert state.device is not None
     precision = config.precision or ("fp32" if state.device.type == "cpu" else "bf16")
     elements = sum(component.elements for component in source.children.values())
     shown = state.is_main_process

@@ -66,7 +66,10 @@ class Units:
 
     @cached_property
     def _ids(self) -> tuple[dict[str, int], dict[str, int]]:
-        return tuple({u: i for i, u in enumerate(us, 1)} for us in (self.characters, self.words))
+        characters, words = (
+            {u: i for i, u in enumerate(us, 1)} for us in (self.characters, self.words)
+        )
+        return characters, words
 
     def character_ids(self, text: str) -> Tensor:
         return torch.tensor([self._ids[0][character] for character in normal(text)])
@@ -133,7 +136,7 @@ def _read_spoken(
     both = read_samples(settings, read, _seconds, needs_text=True)
     recordings = [s for samples in both if samples is not None for s in samples.recordings]
     phones = {name for s in recordings for name, _ in s.phones or ()}
-    return both, Units.of((s.text for s in recordings), phones | {SILENCE})
+    return both, Units.of((s.text or "" for s in recordings), phones | {SILENCE})
 
 
 def _seconds(example: Example) -> float:
@@ -215,10 +218,12 @@ class Recognizer(nn.Module):
 
     def word_scores(self, frames: Tensor) -> Tensor:
         """[batch, codes, words]."""
+        assert self.words is not None
         return self.words(frames.unflatten(1, (-1, FRAMES_PER_CODE)).mean(2))
 
     def spectrogram(self, frames: Tensor) -> Tensor:
         """[batch, mels, 8 * codes]."""
+        assert self.mel is not None
         return self.mel(frames).unflatten(2, (MELS_PER_FRAME, -1)).flatten(1, 2).mT
 
 

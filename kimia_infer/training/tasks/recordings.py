@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ def _recording(values: object, where: str, audio_root: Path, needs_text: bool) -
     return Recording(where, audio_root / audio, text, codes, _phones(values.get("phones"), where))
 
 
-def _phones(values: object, where: str) -> tuple[tuple[str, float], ...] | None:
+def _phones(values: Any, where: str) -> tuple[tuple[str, float], ...] | None:
     if values is None:
         return None
     try:
@@ -160,7 +161,7 @@ class Recordings(Dataset):
             self._room = room
         return example
 
-    def __getitem__(self, part: MicroBatch) -> Examples | DataError:
+    def __getitem__(self, part: MicroBatch) -> Examples | DataError:  # pyrefly: ignore[bad-override-param-name]
         """Errors are returned, since a reading process would hide them in a long report."""
         try:
             items = tuple(self.example(index) for index in part.indices)

@@ -109,12 +109,13 @@ class SpokenTextReader:
         count = segment_codes(len(wave))
         settings = self.settings
         learned = bool(settings.character_weight), bool(settings.word_weight)
-        check_speakable(recording.text, count, *learned)
+        text = recording.text or ""
+        check_speakable(text, count, *learned)
         example = {
             "mel": features.input_features[0],
             "mask": features.attention_mask[0],
             "count": torch.tensor(count),
-            "text": code_points(recording.text),
+            "text": code_points(text),
         }
         if settings.phone_weight:
             example["phones"] = frame_phones(recording, FRAMES_PER_CODE * count)
@@ -208,6 +209,7 @@ class TokenizerNetwork(CodecNetwork):
         settings, none = self.settings, torch.zeros(len(mel), device=mel.device)
         characters, words, phones, rebuilt = none, none, none, none
         if settings.character_weight:
+            assert self.recognizer.characters is not None
             scores = self.recognizer.characters(frames)
             wanted = [self.units.character_ids(text) for text in texts]
             characters = settings.character_weight * ctc(scores, FRAMES_PER_CODE * counts, wanted)
@@ -227,6 +229,7 @@ class TokenizerNetwork(CodecNetwork):
         """Cross-entropy per frame, float32 [batch]."""
         wanted = [self.units.phone_ids(item["phones"]) for item in batch.items]
         wanted = pad_sequence(wanted, batch_first=True, padding_value=-1)
+        assert self.recognizer.phones is not None
         scores = self.recognizer.phones(frames).float().mT
         errors = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="none")
         return errors.sum(1) / (wanted >= 0).sum(1)

@@ -64,7 +64,7 @@ def train_vocoder(settings: VocoderTrainingConfig, resume: bool = False) -> Trai
             settings, the data or the run.
     """
     initial = settings.initial and Path(settings.initial)
-    source = initial / "config.json" if initial else "size"
+    source = initial / "config.json" if initial else Path("size")
     config = read_json(source) if initial else new_config(settings)
     VocoderConfig.from_dict(config, str(source))
     mel = MelConfig.from_dict(config, str(source))
@@ -144,7 +144,7 @@ class VocoderNetwork(CodecNetwork):
             none = torch.zeros(len(fake), device=fake.device)
             adversarial, features, discriminator = none, none, none
             if self.discriminators is not None:
-                weight = self.settings.adversarial
+                weight = self.settings.adversarial or 0.0
                 adversarial, features = generator_losses(self.discriminators, fake, real)
                 adversarial, features = weight * adversarial, weight * FEATURE_WEIGHT * features
                 discriminator = discriminator_loss(self.discriminators, fake, real)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -129,8 +130,8 @@ def generator_losses(
     found_fake = functional_call(discriminators, frozen, (fake,))
     with torch.no_grad():
         wanted = discriminators(real)
-    recognized = sum(_mean((1 - scores).square()) for scores, _ in found_fake)
-    distance = sum(
+    recognized: Any = sum(_mean((1 - scores).square()) for scores, _ in found_fake)
+    distance: Any = sum(
         _mean((found - truth).abs())
         for (_, features), (_, truths) in zip(found_fake, wanted, strict=True)
         for found, truth in zip(features, truths, strict=True)
@@ -142,7 +143,8 @@ def discriminator_loss(discriminators: Discriminators, fake: Tensor, real: Tenso
     """How badly both are told apart, float32 [batch]; gradients do not reach the waves."""
     pairs = zip(discriminators(fake.detach()), discriminators(real), strict=True)
     losses = [_mean(f.square()) + _mean((1 - r).square()) for (f, _), (r, _) in pairs]
-    return sum(losses) / len(losses)
+    badness: Any = sum(losses)
+    return badness / len(losses)
 
 
 def _mean(x: Tensor) -> Tensor:
