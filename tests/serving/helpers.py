@@ -94,8 +94,9 @@ class Server:
             time.sleep(0.01)
 
     def left_files(self) -> list[Path]:
-        """Temporary files that exist at the moment."""
-        return sorted(path for path in self.files.rglob("*") if path.is_file())
+        """Temporary files that exist at the moment, besides the schema."""
+        found = (path for path in self.files.rglob("*") if ".cog" not in path.parts)
+        return sorted(path for path in found if path.is_file())
 
     def processes(self) -> list[int]:
         """The server and its worker: what is below the process that was started, in order."""

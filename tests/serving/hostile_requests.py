@@ -167,6 +167,9 @@ NUMBERS = [
 ]
 
 VALID = json.dumps({"input": SHORT}).encode()
+LIMIT = b'"max_new_tokens": 2'
+CHANGEABLE = [*range(VALID.index(LIMIT)), *range(VALID.index(LIMIT) + len(LIMIT), len(VALID))]
+"""Positions outside the step limit, without which one answer would take most of the time."""
 BODIES = (
     *(b"", b"null", b"[]", b"1", b'"a"', b"{}", b'{"input":null}', b'{"input":[]}', b'{"input":1}'),
     *(b'{"input":{"text":"a"},"id":1}', b'{"id":{},"input":{}}', b'{"webhook":1,"input":{}}'),
@@ -188,7 +191,7 @@ bodies = st.one_of(
     st.integers(0, len(VALID) - 1).map(lambda end: VALID[:end]),
     st.builds(
         lambda at, what: VALID[:at] + what + VALID[at + 1 :],
-        st.integers(0, len(VALID) - 1),
+        st.sampled_from(CHANGEABLE),
         st.binary(max_size=3),
     ),
     st.builds(

@@ -78,7 +78,7 @@ def test_upload_of_a_canceled_prediction_goes_with_the_next(
 
 def test_server_removes_what_a_canceled_prediction_left(server: Server) -> None:
     server.wait_for("READY")
-    (directory,) = server.files.glob("kimi-audio-*")
+    (directory,) = server.files.glob("kimi-audio-uploads-*")
     left = directory / "upload"
     left.touch()
     assert server.succeed(text="a", output_type="text", max_new_tokens=2)

@@ -201,7 +201,7 @@ class Uploads:
     """
 
     def __init__(self) -> None:
-        self._owner = tempfile.TemporaryDirectory(prefix="kimi-audio-")
+        self._owner = tempfile.TemporaryDirectory(prefix="kimi-audio-uploads-")
         self.directory = Path(self._owner.name)
         tempfile.tempdir = self._owner.name
 
