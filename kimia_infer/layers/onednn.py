@@ -4,7 +4,7 @@ PyTorch gives a float32 ``F.linear`` to MKL, which takes a slow path on AMD proc
 AMD EPYC (Zen 5, two cores) 200 GFLOPS and 15 GB/s of weights, where oneDNN reaches 480 GFLOPS
 and 40 GB/s. An input converted with ``to_mkldnn`` makes the same ``F.linear`` call oneDNN. The
 weight needs no conversion: oneDNN reads an ordinary row-major one, equally fast, so that
-parameters stay what they were and nothing is held twice.
+parameters stay as they are and nothing is stored twice.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
 """Matrices of the decoder in 8 or 4 bits, computed with in the working dtype.
 
-Only weights are quantized: a step at batch 1 takes as long as reading them does. The matrices of
-trunk and MIMO branch are, 81 % of the published weights; embedding, heads, adaptor and norms stay
-as they are. Scales are bfloat16, rounded before they are used, so that nothing is lost by that:
+Only weights are quantized: a step at batch 1 takes as long as reading them does. These are the
+matrices of trunk and MIMO branch, 81 % of the published weights; embedding, heads, adaptor and
+norms keep the working dtype. Scales are rounded to bfloat16 before the values are divided by them:
 
 - ``int8``: round(w / scale), one scale a row, |w| at most 127 * scale;
 - ``fp8``: w / scale in e4m3 (3 bits of mantissa), one scale a row, |w| at most 448 * scale;
 - ``int4``: 4 bits with a scale for each 32 values of a row, of which the largest is -8 * scale,
   so 4.5 bits a value.
 
-The attention's matrices, an eighth of the weights, are int8 in all three: there the coarser ones
-do most of their harm. In fp8 the first layers are, too, since all others build on their error.
+The attention's matrices, an eighth of the weights, are int8 in all three schemes: coarser values
+do the most harm there. In fp8 the first layers are int8 too, as their errors spread to all others.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ FP8_CAPABILITY = (8, 9)
 """The first CUDA devices that compute with e4m3: Ada; then Hopper."""
 
 FIRST_LAYERS = 4
-"""Of the trunk, whose matrices are int8 in fp8."""
+"""Layers of the trunk whose matrices are int8 in the scheme "fp8"."""
 
 FORMAT = 1
-"""Of what checkpoints store; grows with every change of it."""
+"""Version of the stored format; increased with every change of it."""
 
 SCALE_DTYPE = torch.bfloat16
-BLOCK_VALUES = 2**20  # quantized at once, in float32
+BLOCK_VALUES = 2**20  # values that are quantized at once, in float32
 
 
 def _row_scale(weight: Tensor, largest: float) -> Tensor:
@@ -88,10 +88,10 @@ def _from_int4(data: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Storage:
-    """How a matrix is held: ``data`` [outputs, inputs / packed] of ``dtype``, and ``scale``.
+    """How a matrix is stored: ``data`` [outputs, inputs / packed] of ``dtype``, and ``scale``.
 
     ``scale`` is bfloat16 [outputs, inputs / group], [outputs, 1] where ``group`` is None.
-    ``quantize`` takes float32 [outputs, inputs]; ``dequantize`` gives it back in a dtype.
+    ``quantize`` takes float32 [outputs, inputs]; ``dequantize`` restores it in a given dtype.
     """
 
     name: str
@@ -158,12 +158,12 @@ def check_fp8(argument: str, device: torch.device, others: str) -> None:
 
 def quantize(weight: Tensor, storage: Storage) -> dict[str, Tensor]:
     """``weight`` and ``scale`` of a matrix [outputs, inputs] of any floating dtype."""
-    held = storage.empty(*weight.shape, device=weight.device)
+    stored = storage.empty(*weight.shape, device=weight.device)
     rows = max(1, BLOCK_VALUES // weight.shape[1])
     for start in range(0, len(weight), rows):
         span = slice(start, start + rows)
-        held["weight"][span], held["scale"][span] = storage.quantize(weight[span].float())
-    return held
+        stored["weight"][span], stored["scale"][span] = storage.quantize(weight[span].float())
+    return stored
 
 
 @operators.operator(
@@ -178,7 +178,7 @@ def matrix_vector(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None)
 
 
 class QuantizedLinear(nn.Module):
-    """x [..., in] -> [..., out]; a linear layer whose weight is held as ``storage`` says."""
+    """x [..., in] -> [..., out]; a linear layer whose weight is stored as ``storage``."""
 
     weight: nn.Parameter
     scale: nn.Parameter
@@ -204,7 +204,7 @@ _FIRST_LAYERS = tuple(f"layers.{index}." for index in range(FIRST_LAYERS))
 
 
 def storage_of(scheme: str, layer: str) -> Storage | None:
-    """How the layer of that name is held; None where it stays as it is."""
+    """How the weight of the layer of that name is stored; None: in the working dtype."""
     if scheme == "none" or not layer.startswith(("layers.", "mimo_layers.")):
         return None
     if ".feed_forward." not in layer and ".attention." not in layer:
@@ -254,16 +254,16 @@ def quantize_model(model: Any, scheme: str) -> Any:
     return model
 
 
-def quantized_component(part: Component, scheme: str) -> Component:
-    """A language model's part that quantizes what it reads, one matrix at a time.
+def quantized_component(component: Component, scheme: str) -> Component:
+    """A language model that is quantized while it is loaded, one matrix at a time.
 
     Raises:
         ConfigurationError: rows are not whole groups.
     """
     if scheme == "none":
-        return part
+        return component
     with torch.device("meta"):
-        list(quantized_layers(part.build(), scheme))
+        list(quantized_layers(component.build(), scheme))
 
     def slot_of(slot: Slot) -> Slot:
         storage = _storage_of_slot(slot, scheme)
@@ -271,12 +271,13 @@ def quantized_component(part: Component, scheme: str) -> Component:
             return slot
         return replace(slot, quantize=partial(quantize, storage=storage))
 
-    slots = [slot_of(slot) for slot in part.slots]
-    return replace(part, build=lambda: _without_values(part.build(), scheme), slots=slots)
+    slots = [slot_of(slot) for slot in component.slots]
+    build = stored_build(component.build, scheme)
+    return replace(component, build=build, slots=slots)
 
 
 def description(scheme: str) -> dict[str, Any] | None:
-    """What the manifest of a checkpoint says of its quantization; None for "none"."""
+    """The entry of a checkpoint's manifest that describes ``scheme``; None for "none"."""
     if scheme == "none":
         return None
     details = {"int4": {"group_size": GROUP}, "fp8": {"first_layers_int8": FIRST_LAYERS}}
@@ -287,7 +288,7 @@ def stored_scheme(directory: Path) -> str:
     """How the checkpoint in ``directory`` is quantized, by its manifest; "none" without one.
 
     Raises:
-        CheckpointError: in a way that this program does not know.
+        CheckpointError: it is quantized in an unknown way.
     """
     path = directory / MANIFEST_NAME
     manifest = read_checkpoint_manifest(path)
@@ -302,9 +303,9 @@ def stored_scheme(directory: Path) -> str:
 
 
 def stored_slots(slots: Iterable[Slot], scheme: str) -> list[Slot]:
-    """The slots of a model that is stored as ``scheme`` holds it.
+    """The slots of a model whose checkpoint is quantized with ``scheme``.
 
-    A matrix has its published name, and its scales that name with ``_scale`` added.
+    A matrix keeps its published name; its scales have that name with ``_scale`` added.
     """
     stored = []
     for slot in slots:
@@ -321,7 +322,7 @@ def stored_slots(slots: Iterable[Slot], scheme: str) -> list[Slot]:
 
 
 def stored_build(build: Callable[[], Model], scheme: str) -> Callable[[], Model]:
-    """Builds, on the meta device, what :func:`stored_slots` fill."""
+    """Like ``build``, but for the parameters that :func:`stored_slots` fill."""
     return lambda: _without_values(build(), scheme)
 
 

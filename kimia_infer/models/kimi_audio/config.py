@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,25 @@ import yaml
 
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import read_json
+
+
+def check_fixed(
+    values: Mapping[str, object], fixed: Mapping[str, object], source: str | Path
+) -> None:
+    """Raise CheckpointError unless every field of ``fixed`` has its one supported value."""
+    for name, expected in fixed.items():
+        if values.get(name) != expected:
+            raise CheckpointError(
+                f"{source}: {name} = {values.get(name)!r} is not supported, only {expected!r} is"
+            )
+
+
+def _check_rules(rules: Mapping[str, bool], source: str) -> None:
+    """Raise CheckpointError naming the first rule that does not hold."""
+    for rule, holds in rules.items():
+        if not holds:
+            raise CheckpointError(f"{source}: {rule}")
+
 
 # Published field name -> field of LanguageModelConfig.
 _LANGUAGE_MODEL_FIELDS = {
@@ -74,9 +94,7 @@ class LanguageModelConfig:
     @classmethod
     def from_dict(cls, values: dict, source: str = "config.json") -> LanguageModelConfig:
         """Build from published fields; raises CheckpointError naming a bad field."""
-        for name, expected in _LANGUAGE_MODEL_FIXED.items():
-            if values.get(name, expected) != expected:
-                raise CheckpointError(f"{source}: {name} = {values[name]!r} is not supported")
+        check_fixed({**_LANGUAGE_MODEL_FIXED, **values}, _LANGUAGE_MODEL_FIXED, source)
         fields: dict[str, Any] = {}
         for name, field in _LANGUAGE_MODEL_FIELDS.items():
             value = values.get(name)
@@ -112,9 +130,7 @@ class LanguageModelConfig:
                 self.base_tokens <= self.token_offset < self.vocab_size
             ),
         }
-        for rule, holds in rules.items():
-            if not holds:
-                raise CheckpointError(f"{source}: {rule}")
+        _check_rules(rules, source)
 
 
 # Variants that the configuration can name but this architecture does not have.
@@ -152,12 +168,7 @@ class DiTConfig:
     @classmethod
     def from_dict(cls, values: dict, source: str = "config.yaml") -> DiTConfig:
         """Build from the published structure; raises CheckpointError naming a bad field."""
-        for path, expected in _DIT_FIXED.items():
-            found = _lookup(values, path)
-            if found != expected:
-                raise CheckpointError(
-                    f"{source}: {path} = {found!r} is not supported, only {expected!r} is"
-                )
+        check_fixed({path: _lookup(values, path) for path in _DIT_FIXED}, _DIT_FIXED, source)
 
         def number(path: str, default: float | None = None) -> Any:
             value = _lookup(values, path)
@@ -248,12 +259,7 @@ class VocoderConfig:
     @classmethod
     def from_dict(cls, values: dict, source: str = "config.json") -> VocoderConfig:
         """Build from published fields; raises CheckpointError naming a bad field."""
-        for name, expected in _VOCODER_FIXED.items():
-            if values.get(name) != expected:
-                raise CheckpointError(
-                    f"{source}: {name} = {values.get(name)!r} is not supported, "
-                    f"only {expected!r} is"
-                )
+        check_fixed(values, _VOCODER_FIXED, source)
 
         def size(name: str) -> int:
             return _sizes(values.get(name), 0, f"{source}: {name}")
@@ -297,9 +303,7 @@ class VocoderConfig:
             ),
             "resblock_kernel_sizes must be odd": all(k % 2 for k in self.resblock_kernel_sizes),
         }
-        for rule, holds in rules.items():
-            if not holds:
-                raise CheckpointError(f"{source}: {rule}")
+        _check_rules(rules, source)
 
 
 def _sizes(value: Any, depth: int, field: str) -> Any:

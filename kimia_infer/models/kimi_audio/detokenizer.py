@@ -127,7 +127,7 @@ class MelStream:
         x = euler(self.network, self._start(frames), conditioning, rotary, len(timesteps))
         x = x[: kept * repeat]
         if refresh:
-            # The kept frames once more, without the look-ahead, which the next chunk makes anew.
+            # The kept frames once more, without the look-ahead, which the next chunk computes.
             self.network.velocity(x, conditioning.at(-1, kept), rotary[: len(x)])
         if not final:
             self.cache.keep(len(x), self.config.cache_frames)
@@ -180,7 +180,7 @@ VOCODED_LENGTHS = 16  # that are recorded; chunks of both presets have fewer, bu
 class WaveOverlap:
     """The wave side of one stream: vocodes chunks with an overlap and cross-fades them.
 
-    The last part of every chunk is held back (``mel`` [frames, mel_bins] and its ``wave``
+    The end of every chunk is held back (``mel`` [frames, mel_bins] and its ``wave``
     [hop_size * frames]), vocoded again together with the next chunk and faded over. As
     published, the two halves of the Hamming window do not sum to one, so the overlap is up to
     8 % louder, and the last chunk is not faded at all. ``vocode`` is how the vocoder is run.
@@ -224,7 +224,7 @@ class SpeechStream:
     """One utterance on its way from codes to sound; made by :meth:`Detokenizer.start`.
 
     ``mel`` [frames, mel_bins] is the mel of the last chunk, ``mel_stream`` and ``overlap`` hold
-    the state. ``release`` takes the network once the stream has ended.
+    the state. ``release`` gets the network when the stream ends.
     """
 
     def __init__(
@@ -242,7 +242,7 @@ class SpeechStream:
         self._ended = False
 
     def close(self) -> None:
-        """End the stream, whatever is still in it."""
+        """End the stream and drop what is still in it."""
         if not self._ended:
             self._ended = True
             self._release(self.mel_stream.network)

@@ -62,7 +62,7 @@ class Conditioning(NamedTuple):
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Layer normalization without own parameters, scaled by 1 + scale and shifted."""
+    """Layer normalization without parameters, scaled by 1 + scale and shifted."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
@@ -211,8 +211,8 @@ class DiT(nn.Module):
     ) -> Tensor:
         """Velocity [..., frames, mel_bins] of the noisy, normalized mel x of the same shape.
 
-        The frames are split evenly over the codes of ``conditioning``; ``attend`` says what
-        they see besides themselves.
+        The frames are split evenly over the codes of ``conditioning``; ``attend`` computes
+        attention, to the frames before them as well.
         """
         codes = conditioning.final.shape[-3]
         x = self.input_linear(x).unflatten(-2, (codes, -1))

@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, delta: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The sum of the stream x [..., size] and what is to be added, and its norm."""
+        """The sum of the residual stream x [..., size] and ``delta``, and its norm."""
         if delta is None:
             return x, rms_norm(x, self.weight, self.eps)
         return add_rms_norm(x, delta, self.weight, self.eps)
@@ -85,7 +85,7 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, delta: Tensor | None, attend: Attend, layer: int
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream and what is to be added to it, before and after this layer."""
+        """Residual stream and the delta to be added to it, before and after this layer."""
         x, inner = self.attention_norm(x, delta)
         x, inner = self.feed_forward_norm(x, self.attention(inner, attend, layer))
         return x, self.feed_forward(inner)
@@ -115,7 +115,7 @@ class LanguageModel(nn.Module):
     """Embedding, trunk, MIMO branch and both heads.
 
     The text head's rows stand for the ids from 0 on, the audio head's for those from
-    ``first_audio_id`` on. ``quantization`` names how the layers' matrices are held.
+    ``first_audio_id`` on. ``quantization`` is the scheme in which the layers' matrices are stored.
     """
 
     def __init__(self, config: LanguageModelConfig):
@@ -173,7 +173,7 @@ class LanguageModel(nn.Module):
         return torch.where(has_text, audio + self.embedding(text_ids).to(dtype), audio)
 
     def forward(self, x: Tensor, attend: Attend, text: bool = True, audio: bool = True) -> Hidden:
-        """Run embeddings x [batch, length, hidden_size]; ``attend`` says what they see.
+        """Run embeddings x [batch, length, hidden_size]; ``attend`` computes attention.
 
         Only what the wanted tracks need is computed: without ``text`` the trunk ends at the
         fork, without ``audio`` the MIMO branch is not entered.

@@ -1,8 +1,8 @@
 """Chat messages, validated, and the two token tracks of equal length that they become.
 
-Every position holds an audio id and a text id; a track that has nothing to say holds the
-blank. Positions that carry continuous Whisper features are marked, and the positions that
-an assistant's answer is trained on are marked in two loss masks.
+Every position holds an audio id and a text id; a track without a token there holds the blank.
+Positions that carry continuous Whisper features are marked, and the positions that an assistant's
+answer is trained on are marked in two loss masks.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _parse(where: str, message: Any) -> Message:
 
 
 def _show(value: Any) -> str:
-    """What was found, in few characters however long or nested it is."""
+    """A short representation, however long or nested the value is."""
     return reprlib.repr(value)
 
 

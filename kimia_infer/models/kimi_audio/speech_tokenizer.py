@@ -17,13 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.models.kimi_audio.config import check_fixed
 from kimia_infer.models.kimi_audio.whisper import (
     CODE_SAMPLES,
     FRAMES_PER_CODE,
     LOG_MEL,
     SEGMENT_SAMPLES,
     as_samples,
-    check_fixed,
     encoder_config,
     feature_extractor,
     segment_codes,
@@ -56,7 +56,7 @@ FIXED = {
 """Fields of the published configuration that select the one network implemented here."""
 
 LEFT_OUT = {"quantize_causal_encoder": False, "encoder_causal_attention": False}
-"""What fields mean that a configuration does not have (published implementation)."""
+"""Values of fields that a configuration leaves out (published implementation)."""
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class SpeechCodes:
         )
         mel = features.input_features.to(weight.device, weight.dtype)
         mask = features.attention_mask.to(weight.device)
-        if self._graphs.captures:  # what is masked changes nothing
+        if self._graphs.captures:  # masked frames do not change the codes
             added = (0, -mel.shape[2] % RECORDED_FRAMES)
             mel, mask = F.pad(mel, added), F.pad(mask, added)
         codes = self._codes(mel, mask)

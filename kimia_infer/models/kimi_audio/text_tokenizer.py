@@ -43,7 +43,7 @@ NAMED_SPECIALS = {
     32: "<|im_kimia_speech_ct_id|>",
     33: "<|im_kimia_speech_ctd_id|>",
 }
-"""Special tokens with a meaning, by position; the others are numbered reserves."""
+"""Special tokens with a meaning, by position; all others are reserved and numbered."""
 
 SPECIAL_COUNT = 421
 """Number of special tokens (published tokenizer configuration)."""
@@ -158,7 +158,7 @@ class TextTokenizer:
 class TextStream:
     """Text of ids that arrive one by one; the parts joined are ``decode`` of all of them.
 
-    A character whose bytes are not complete is held back.
+    A character whose bytes are incomplete is held back.
     """
 
     def __init__(self, tokenizer: TextTokenizer):
@@ -166,11 +166,11 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, ids: Sequence[int]) -> str:
-        """What the next ids add; ValueError for an id that is not a text token."""
+        """Text that the next ids add; ValueError for an id that is not a text token."""
         return self._decoder.decode(self._tokenizer.decode_bytes(ids))
 
     def finish(self) -> str:
-        """What was held back, as U+FFFD."""
+        """The incomplete character at the end, as U+FFFD; else nothing."""
         return self._decoder.decode(b"", final=True)
 
 

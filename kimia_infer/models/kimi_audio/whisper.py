@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.models.kimi_audio.config import check_fixed
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
 from kimia_infer.weights.component import Component, Slot, identity_slots, read_json
@@ -119,15 +120,6 @@ def encoder_config(values: Mapping[str, Any], source: Path) -> WhisperConfig:
     )
 
 
-def check_fixed(values: Mapping[str, object], fixed: Mapping[str, object], source: Path) -> None:
-    """Raise CheckpointError unless every field of ``fixed`` has its one supported value."""
-    for name, expected in fixed.items():
-        if values.get(name) != expected:
-            raise CheckpointError(
-                f"{source}: {name} is {values.get(name)!r}, only {expected!r} is supported"
-            )
-
-
 def feature_extractor(directory: Path, mels: int) -> WhisperFeatureExtractor:
     """Waves to log-mel spectrograms with ``mels`` bands, as both encoders expect them.
 
@@ -205,8 +197,8 @@ def whisper_component(
 
     Tensors may be named ``model.encoder.*``, as published, or ``encoder.*``, as exported
     after fine-tuning. ``tuned`` holds those of an encoder that was fine-tuned with the language
-    model, which are then used; the folder need not exist. Without a ``config.json`` the tensors
-    say how large the encoder is.
+    model, which are then used; the folder need not exist. Without a ``config.json`` its
+    sizes are taken from the tensors.
 
     Raises:
         CheckpointError: a file or tensor is missing, damaged or of the wrong shape.
@@ -225,7 +217,7 @@ def whisper_component(
 
 
 def _sizes(store: TensorStore, missing: Path) -> dict[str, int]:
-    """The fields that tensors show; heads have 64 dimensions, as in all published encoders."""
+    """Sizes that the tensors imply; heads have 64 dimensions, as in all published encoders."""
     shapes = {name: stored.shape for name, stored in store.tensors.items()}
     try:
         width, mels, _ = shapes["conv1.weight"]
@@ -234,7 +226,7 @@ def _sizes(store: TensorStore, missing: Path) -> dict[str, int]:
         raise CheckpointError(f"{store.location}: not a Whisper encoder ({error})") from error
     if width % 64:
         raise CheckpointError(
-            f"{missing}: file missing, and a width of {width} does not say it all"
+            f"{missing}: file missing, and a width of {width} leaves the number of heads open"
         )
     layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
     return {
