@@ -205,7 +205,7 @@ def test_out_of_memory(
     script(monkeypatch, model, model.text_tokenizer.encode("some words"), codes)
     chat = [*CHAT, sound(wav_bytes(noise(1)))]
     expected = ask(model, chat)
-    idle = len(model.decoder._free), len(model.detokenizer._free)
+    idle = len(model.decoder._free), len(model.detokenizer.idle)
 
     def full(*arguments: object, **keywords: object) -> torch.Tensor:
         made.append(1)
@@ -226,7 +226,7 @@ def test_out_of_memory(
         finally:
             gc.enable()
     assert failure.value.__context__ is None
-    left = len(model.decoder._free), len(model.detokenizer._free)
+    left = len(model.decoder._free), len(model.detokenizer.idle)
     if stage in ("prefill", "decode"):
         assert left == (idle[0] - 1, idle[1])
     if stage in ("DiT", "vocoder"):

@@ -314,7 +314,8 @@ class Detokenizer:
     """The loaded modules and how they are used; every stream has its own state.
 
     DiT and vocoder each compute in the dtype of their parameters. As published, that includes
-    the noise, the ODE state and the cross-fade.
+    the noise, the ODE state and the cross-fade. ``idle`` networks, with caches and recordings of
+    streams that have ended, are used again.
     """
 
     def __init__(
@@ -333,7 +334,7 @@ class Detokenizer:
         self.config = config or StreamConfig()
         self.graphs = graphs or graphs_for(dit.device)
         self._vocode = Recorded(vocoder, self.graphs, VOCODED_LENGTHS)
-        self._free: list[FlowNetwork] = []
+        self.idle: list[FlowNetwork] = []
 
     @property
     def sample_rate(self) -> int:
@@ -350,7 +351,7 @@ class Detokenizer:
         """
         config = self.config
         try:
-            network = self._free.pop()
+            network = self.idle.pop()
         except IndexError:
             network = FlowNetwork(
                 self.dit,
@@ -360,7 +361,7 @@ class Detokenizer:
                 self.graphs,
             )
         overlap = WaveOverlap(self.vocoder, self._vocode)
-        return SpeechStream(network, overlap, config, noise, self._free.append)
+        return SpeechStream(network, overlap, config, noise, self.idle.append)
 
     def synthesize(self, codes: Sequence[int] | Tensor, noise: Noise) -> Tensor:
         """The wave fp32 [1, samples_per_code * n], on the CPU, of n codes.

@@ -133,7 +133,7 @@ class TextTokenizer:
         Lone surrogates, which no UTF-8 text contains, become U+FFFD.
         """
         ids: list[int] = []
-        for piece in _pieces(text):
+        for piece in pieces(text):
             ids += self._encoding.encode_ordinary(piece)
         return ids
 
@@ -174,7 +174,7 @@ class TextStream:
         return self._decoder.decode(b"", final=True)
 
 
-def _pieces(text: str) -> Iterator[str]:
+def pieces(text: str) -> Iterator[str]:
     """Cut a text in windows, and those so that no run exceeds the permitted length."""
     for start in range(0, len(text), WINDOW_CHARS):
         window = text[start : start + WINDOW_CHARS]

@@ -131,7 +131,7 @@ def test_long_texts_are_cut_as_published(text: str, window: int, run: int) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenizer_module, "WINDOW_CHARS", window)
         patch.setattr(tokenizer_module, "RUN_CHARS", run)
-        assert list(tokenizer_module._pieces(text)) == _cut_naively(text, window, run)
+        assert list(tokenizer_module.pieces(text)) == _cut_naively(text, window, run)
 
 
 def test_long_texts_survive(tokenizer: TextTokenizer) -> None:

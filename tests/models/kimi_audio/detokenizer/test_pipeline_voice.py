@@ -60,4 +60,4 @@ def test_an_unsuitable_voice_fails_the_first_chunk_and_no_evaluator_is_kept(
     with pytest.raises(RuntimeError, match="earlier chunk"):
         next(pipeline.rest())
     pipeline.close()
-    assert not detokenizer._free
+    assert not detokenizer.idle

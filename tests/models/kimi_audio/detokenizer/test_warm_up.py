@@ -47,4 +47,4 @@ def test_nothing_is_recorded_before_the_last_chunk(preset: str, warm: Detokenize
 def test_without_recording_there_is_nothing_to_do(dit: DiT, vocoder: Vocoder) -> None:
     detokenizer = Detokenizer(dit, vocoder, graphs=Direct())
     warm_up(detokenizer)
-    assert not detokenizer._free
+    assert not detokenizer.idle
