@@ -11,7 +11,7 @@ import importlib.machinery
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from kimia_infer.layers import operators
 from kimia_infer.models.kimi_audio.detokenizer import StreamConfig, ode_timesteps
@@ -33,6 +32,17 @@ from kimia_infer.weights.tensors import TensorStore
 
 CUDA = torch.device("cuda", 0)
 CARD_BYTES = 80 * 10**9
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among the arguments or results of an operation, lists of them included."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += tensors_in(value)
+    return found
 
 
 class CannotBeRecorded(RuntimeError):
@@ -80,9 +90,9 @@ class Ledger(TorchDispatchMode):
         if func is torch.ops.aten.detach_.default and not isinstance(args[0], FakeTensor):
             return args[0]  # of torch.tensor on the meta device, which the mode does not expect
         name = func.name().partition("::")[2].partition(".")[0]
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        given = [*tensors_in(args), *tensors_in((kwargs or {}).values())]
         result = func(*args, **(kwargs or {}))
-        made = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
+        made = tensors_in((result,))
         on_host = [x for x in given + made if not x.is_cuda]
         if self.recording and on_host:
             raise CannotBeRecorded(f"{name} moves values between host and device")
