@@ -162,7 +162,8 @@ class Batch:
         values = self.graphs.fetch(new.flatten())
 
         def wait() -> list[tuple[int, Progress]]:
-            rows = torch.tensor(values()).view(len(self.generations), -1).tolist()
+            found, width = values(), new.shape[1]
+            rows = [found[start : start + width] for start in range(0, len(found), width)]
             return [(slot, self._take(slot, *rows[slot])) for slot in self.running]
 
         return wait

@@ -22,6 +22,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import Components, load_components, memory_plan
 from kimia_infer.api.memory import RESERVE, language_model, weight_bytes
 from kimia_infer.api.parameters import BUDGETS, parse_parameters
+from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import AUDIO, BOTH, TEXT, DecodeState
 from kimia_infer.layers import quantization
 from kimia_infer.layers.quantization import SCHEMES
@@ -209,6 +210,24 @@ def test_generation(
     rows = model.language_model.text_head.weight.shape[0]
     assert (rows < model.language_model.config.vocab_size) == (head_rows == "track")
     check_dtypes(answer(card, model, features), HALF, widest=168448)
+
+
+@pytest.mark.parametrize("kv_cache", ["none", "fp8"])
+def test_batch(kv_cache: str, card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
+    """Several texts at a time, one of which has more to read than what is recorded first."""
+    components = replace(loaded.components, detokenizer=None)
+    with card.active() as ledger, ledger.calls() as calls:
+        model = KimiAudio.from_components(components, kv_cache=kv_cache)
+        parameters = parse_parameters(text_temperature=0.5, text_repetition_penalty=1.1)
+        batch = Batch(model.decoder, 4, parameters.sampling.text)
+        for copies in (1, 4):
+            message = EncodedMessage("user", "audio", codes=[0] * CODES)
+            prompt = model.prompt_builder.build([message] * copies, "text")
+            heard = torch.cat([features] * copies)
+            batch.begin(model.generation(prompt, heard, parameters, SeededRandomness(copies)))
+            for _ in range(2):
+                assert len(batch.advance()) == len(batch.running)
+    check_dtypes(calls, HALF, widest=4 * 168448)
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "none"])
