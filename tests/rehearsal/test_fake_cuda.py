@@ -255,6 +255,23 @@ def test_quantization(scheme: str, card: FakeCuda, directory: Path, features: Te
     assert model_bytes == weight_bytes(planned, HALF)
 
 
+def test_offloaded_encoders(card: FakeCuda, directory: Path, patch: pytest.MonkeyPatch) -> None:
+    """Their weights wait in host memory and are on the device while they encode."""
+    patch.setattr(Tensor, "pin_memory", lambda tensor: tensor)  # the fake mode has no such memory
+    with card.active() as ledger:
+        components = load_components(directory, False, CUDA, HALF, offload="encoders")
+        for encoder in (components.whisper, components.speech_tokenizer):
+            module = encoder.encoder if encoder is components.whisper else encoder.module
+            encoder.extractor = features_of
+            weights, before = sum(p.nbytes for p in module.parameters()), ledger.live
+            with ledger.peak_within() as peak:
+                found = encoder.encode(WAVE)
+            assert found.is_cuda and len(found) == CODES
+            assert peak[0] - before >= weights
+            assert ledger.live - before < weights / 10
+            assert not any(parameter.is_cuda for parameter in module.parameters())
+
+
 def test_speech(card: FakeCuda, loaded: Loaded) -> None:
     """Chunks of all sizes of both presets, after a reference voice and without."""
     detokenizer = loaded.model.detokenizer
