@@ -23,6 +23,17 @@ COMMANDS = {
     "convert-manifest": "turn a table of audio files and texts into training data",
 }
 
+EXTRAS = {
+    "cog": "serve",
+    "accelerate": "train",
+    "bitsandbytes": "train",
+    "matplotlib": "train",
+    "peft": "train",
+    "jiwer": "eval",
+    "whisper_normalizer": "eval",
+}
+"""Packages that only some commands need, and the extra that installs each."""
+
 INTERRUPTED = 130
 
 
@@ -69,7 +80,9 @@ def run_command(
     except Exception as error:
         if not _is_message(error):
             raise
-        print(f"{prefix}: {error}", file=sys.stderr)
+        extra = EXTRAS.get(getattr(error, "name", None) or "")
+        remedy = f"; install it with: pip install 'kimia-infer[{extra}]'" if extra else ""
+        print(f"{prefix}: {error}{remedy}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else getattr(command, "FAILED", 1)
 
 

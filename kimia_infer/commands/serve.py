@@ -14,6 +14,7 @@ Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 u
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -71,6 +72,8 @@ def check(parser: Parser, arguments: Namespace) -> None:
 def run(arguments: Namespace) -> int:
     from kimia_infer.serving.cog.schema import install_schema
 
+    if importlib.util.find_spec("cog") is None:
+        raise ModuleNotFoundError("No module named 'cog'", name="cog")
     predictor = "StreamingPredictor" if arguments.stream else "Predictor"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="kimi-audio-") as directory:

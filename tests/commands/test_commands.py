@@ -6,12 +6,13 @@ import re
 import resource
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from kimia_infer.commands import evaluate, parser, train_codec
-from kimia_infer.commands.main import COMMANDS, main, run_command
+from kimia_infer.commands.main import COMMANDS, EXTRAS, main, run_command
 from kimia_infer.commands.timings import summarize
 from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.serving.cog.inputs import CogInputs
@@ -23,6 +24,8 @@ SCRIPTS = sorted(
 UNOFFERED = {"history-audio", "stop-repetition", "timeout-seconds"}
 """Inputs that come from the history file, or that a service does not offer."""
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+DECLARED = PROJECT["optional-dependencies"]
 ENTRY = "import sys; from kimia_infer.commands.main import main; sys.exit(main())"
 
 
@@ -90,6 +93,11 @@ def test_an_unknown_argument_is_refused_in_one_line(name: str) -> None:
     [
         (KeyboardInterrupt(), 130, "download: interrupted; the same command continues"),
         (parser.UsageError("a: wrong"), 2, "download: a: wrong"),
+        (
+            ModuleNotFoundError("No module named 'jiwer'", name="jiwer"),
+            1,
+            "download: No module named 'jiwer'; install it with: pip install 'kimia-infer[eval]'",
+        ),
         (FileNotFoundError(2, "No such file", "x"), 1, "download: [Errno 2] No such file: 'x'"),
     ],
     ids=lambda value: type(value).__name__,
@@ -102,6 +110,11 @@ def test_errors_are_a_line_and_a_status(
 
     assert run_command("download", [], "scripts/download", prepare) == status
     assert capsys.readouterr() == ("", f"{line}\n")
+
+
+def test_extras_that_messages_name_are_those_that_install_it() -> None:
+    for package, extra in EXTRAS.items():
+        assert any(line.startswith(package.replace("_", "-")) for line in DECLARED[extra])
 
 
 def test_a_fault_of_the_program_is_not_hidden() -> None:
