@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kimia_infer.api.events import Stopwatch
 from kimia_infer.api.parameters import Parameters
-from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Message, Prompt, PromptBuilder
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer

@@ -26,8 +26,8 @@ from kimia_infer.api.transcription import (
     TranscriptEvent,
     transcribe_wave,
 )
-from kimia_infer.audio.decode import SAMPLE_RATE as INPUT_RATE
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import SAMPLE_RATE as INPUT_RATE
+from kimia_infer.audio.files import load_audio
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.layers.attention import check_kv_cache
 from kimia_infer.layers.quantization import check_quantization

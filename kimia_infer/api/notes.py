@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from torch import Tensor
 
-from kimia_infer.audio.decode import SAMPLE_RATE
-from kimia_infer.audio.level import SILENCE_DBFS, is_silent, loudest_dbfs
+from kimia_infer.audio.files import SAMPLE_RATE, SILENCE_DBFS, is_silent, loudest_dbfs
 
 
 def silent_inputs(waves: Mapping[int, np.ndarray]) -> list[str]:

@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kimia_infer.api.events import Completion, Event, Metrics, Stopwatch, TextDelta
-from kimia_infer.audio.decode import SAMPLE_RATE
-from kimia_infer.audio.level import SILENCE_DBFS, is_silent, loudest_dbfs
+from kimia_infer.audio.files import SAMPLE_RATE, SILENCE_DBFS, is_silent, loudest_dbfs
 from kimia_infer.audio.split import LAST_SECONDS, LONGEST_SECONDS, SEARCH_SECONDS, split_at_quiet
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import read_json

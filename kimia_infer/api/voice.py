@@ -8,8 +8,14 @@ from typing import Any
 
 import torch
 
-from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
-from kimia_infer.audio.level import SILENCE_DBFS, is_silent, loudest_dbfs
+from kimia_infer.audio.files import (
+    SAMPLE_RATE,
+    SILENCE_DBFS,
+    AudioError,
+    is_silent,
+    load_audio,
+    loudest_dbfs,
+)
 from kimia_infer.audio.mel import MelConfig, Voice, log_mel
 from kimia_infer.models.kimi_audio.prompt import AudioSource
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes

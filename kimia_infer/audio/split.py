@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE
 
 LONGEST_SECONDS = 30.0
 """Longest segment: what both audio encoders look at at a time (published configuration)."""

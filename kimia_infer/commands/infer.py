@@ -245,7 +245,7 @@ def from_model(arguments: Namespace) -> Prediction:
         raise UsageError(str(error)) from error
     weights = arguments.weights or weights_from_environment()
 
-    from kimia_infer.audio.encode import wav_bytes  # imports PyTorch: seconds
+    from kimia_infer.audio.files import wav_bytes  # imports PyTorch: seconds
 
     *_, answer = events_of(weights, inputs, model_variables(arguments))
     wav = getattr(answer, "wav", None)

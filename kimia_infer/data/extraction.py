@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from kimia_infer.audio.decode import AudioError, load_audio
+from kimia_infer.audio.files import AudioError, load_audio
 from kimia_infer.data.conversations import ConversationFile, DataError, audio_field
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER

@@ -21,7 +21,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.limits import Deadline, is_out_of_memory, surviving_out_of_memory
 from kimia_infer.api.parameters import Parameters
 from kimia_infer.api.response import Request, Response
-from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import Progress
 from kimia_infer.engine.repetition import RepetitionGuard

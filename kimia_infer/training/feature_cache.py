@@ -15,7 +15,7 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.models.kimi_audio.whisper import segment_codes, split_segments
 from kimia_infer.training.parallel import whole
 from kimia_infer.utils.files import replacing

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.data.conversations import Conversation, DataError, audio_field
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Message, Prompt, PromptBuilder

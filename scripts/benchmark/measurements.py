@@ -10,7 +10,7 @@ import torch
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.memory import MemoryPlan
 from kimia_infer.api.parameters import BUDGETS
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.layers.quantization import SCHEMES
 from scripts.benchmark import cold_start as cold
 from scripts.benchmark import decoding, fast_paths, profiling, requests, variants

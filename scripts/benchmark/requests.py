@@ -15,7 +15,7 @@ import torch
 from kimia_infer.api.events import AudioChunk, Completion, Event, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import CODES_PER_SECOND
-from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE
 from scripts.benchmark.report import Table
 
 QUESTION = Path(__file__).resolve().parents[1] / "question.wav"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import CODES_PER_SECOND
-from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.engine.speech import FIRST_CHUNKS
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import SeededRandomness

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.engine.speech import SpeechPipeline
 from kimia_infer.layers.sampler import SeededRandomness

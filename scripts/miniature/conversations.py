@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
-from kimia_infer.audio.encode import write_wav
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.training.tasks.recordings import Recording, find_recordings
 from kimia_infer.utils.files import write_text

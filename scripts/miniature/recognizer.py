@@ -16,7 +16,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE
 from scripts.miniature.world import (
     NUMBERS,
     SENTENCES,

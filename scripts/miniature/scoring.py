@@ -24,8 +24,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_components
 from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
-from kimia_infer.audio.encode import write_wav
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile, DataError
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.prompt import Prompt, parse_messages

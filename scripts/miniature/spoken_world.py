@@ -28,8 +28,7 @@ import soxr
 from tqdm import tqdm
 
 from kimia_infer.api.transcription import INSTRUCTION
-from kimia_infer.audio.decode import SAMPLE_RATE
-from kimia_infer.audio.encode import FULL_SCALE, write_wav
+from kimia_infer.audio.files import FULL_SCALE, SAMPLE_RATE, write_wav
 from kimia_infer.data.conversations import UNDERSTANDING
 from kimia_infer.utils.files import write_json_lines
 from scripts.miniature.espeak import RATE, Speech, Utterance, Voice, speak_all

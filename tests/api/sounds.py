@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 
 
 def wav_bytes(samples: np.ndarray, rate: int = SAMPLE_RATE) -> bytes:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from kimia_infer.api.kimia import POLL_INTERVAL, Completion, KimiAudio
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.engine.decode import Decoder
 from kimia_infer.models.kimi_audio import detokenizer as stream
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.audio.level import FLOOR_DBFS
+from kimia_infer.audio.files import FLOOR_DBFS
 from kimia_infer.utils.errors import RequestError, RequestOutOfMemory, RequestTimeout
 from tests.api.sounds import noise, wav_bytes
 from tests.scripted import script

@@ -24,7 +24,7 @@ from kimia_infer.api.transcription import (
     _JoinedText,
     separator,
 )
-from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.utils.errors import CheckpointError, RequestError, RequestTimeout
 from tests.api.sounds import noise, recording, wav_bytes
 from tests.scripted import script

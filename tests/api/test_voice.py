@@ -13,7 +13,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import Components
 from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.api.voice import MAX_SECONDS, MIN_SECONDS
-from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.engine.speech import PRESETS
 from kimia_infer.layers.sampler import SeededRandomness

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE
 
 TONE = 440.0
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from kimia_infer.audio import decode as load
-from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.audio import files as load
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
 from tests.audio.sounds import HUNDRED, TONE, ffmpeg, pcm, tone, wav
 from tests.paths import GOLDEN
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchcodec.decoders import AudioDecoder
 
-from kimia_infer.audio import decode as load
-from kimia_infer.audio.decode import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.audio import files as load
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
 from tests.audio.sounds import HUNDRED, PLAYLISTS, ffmpeg, pcm, tone, wav
 
 NOISE = np.random.default_rng(1).bytes(5_000)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from kimia_infer.audio import encode as wav
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
-from kimia_infer.audio.encode import write_wav
+from kimia_infer.audio import files as wav
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 
 
 def test_reading_returns_what_was_written(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimia_infer.audio.level import FLOOR_DBFS, SILENCE_DBFS, is_silent, loudest_dbfs
+from kimia_infer.audio.files import FLOOR_DBFS, SILENCE_DBFS, is_silent, loudest_dbfs
 
 RATE = 1000
 WINDOW = RATE // 10

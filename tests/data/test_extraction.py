@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import ConversationFile, DataError
 from kimia_infer.data.extraction import Encoder, Extraction, extract_codes
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig

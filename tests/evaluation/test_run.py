@@ -19,8 +19,7 @@ import pytest
 from kimia_infer.api.events import Event
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.response import Request
-from kimia_infer.audio.decode import load_audio
-from kimia_infer.audio.encode import wav_bytes
+from kimia_infer.audio.files import load_audio, wav_bytes
 from kimia_infer.evaluation import answering
 from kimia_infer.evaluation.items import Defaults, Manifest, read_manifest
 from kimia_infer.evaluation.results import EvaluationConfig, EvaluationError, open_results

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.layers.attention import CachedAttention, choose_backend
 from kimia_infer.layers.onednn import MIN_ELEMENTS, OneDNNLinear, use_onednn
 from kimia_infer.models.kimi_audio.dit import FrameCache, dit_component

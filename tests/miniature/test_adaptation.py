@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
-from kimia_infer.audio.encode import write_wav
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.extraction import extract_codes
 from kimia_infer.training.config import FinetuneConfig, read_config

@@ -10,8 +10,7 @@ import jiwer
 import numpy as np
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
-from kimia_infer.audio.encode import write_wav
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from kimia_infer.engine.decode import Decoder
 from scripts.miniature.scoring import Case, load_model, measure_long
 from tests.paths import MINI

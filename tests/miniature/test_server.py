@@ -11,7 +11,7 @@ import jiwer
 import numpy as np
 import pytest
 
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from scripts.miniature.recognizer import SpeechRecognizer
 from scripts.miniature.scoring import Case
 from tests.paths import MINI

@@ -11,7 +11,7 @@ import torch
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
-from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE
 from scripts.miniature.recognizer import Heard, Said, SpeechRecognizer, recall
 from scripts.miniature.scoring import (
     Case,

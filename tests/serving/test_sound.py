@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kimia_infer.audio.encode import wav_bytes, write_wav
+from kimia_infer.audio.files import wav_bytes, write_wav
 from kimia_infer.serving.cog.runner import wav_uri
 from kimia_infer.serving.player import PLAYERS, Player
 

@@ -9,7 +9,7 @@ import cog
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.audio.encode import write_wav
+from kimia_infer.audio.files import write_wav
 from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.data.extraction import extract_codes
 from kimia_infer.serving.cog.schema import read_inputs

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.models.kimi_audio.config import check_fixed
 from kimia_infer.models.kimi_audio.whisper import (
     CODE_SAMPLES,

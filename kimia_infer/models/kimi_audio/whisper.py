@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.models.kimi_audio.config import check_fixed
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for

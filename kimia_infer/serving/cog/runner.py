@@ -23,7 +23,7 @@ from torch import Tensor
 from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.transcription import Transcript, TranscriptEvent
-from kimia_infer.audio.encode import wav_bytes
+from kimia_infer.audio.files import wav_bytes
 from kimia_infer.serving.cog.inputs import name_files, parse_inputs, respond
 from kimia_infer.serving.cog.self_test import self_test
 from kimia_infer.serving.cog.settings import read_settings

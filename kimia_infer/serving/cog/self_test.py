@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.audio.decode import SAMPLE_RATE
-from kimia_infer.audio.encode import wav_bytes
+from kimia_infer.audio.files import SAMPLE_RATE, wav_bytes
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.config import DiTConfig

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES, FRAMES_PER_CODE, LOG_MEL
 from kimia_infer.training.tasks.codec import CodecNetwork, run

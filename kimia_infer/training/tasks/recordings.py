@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from kimia_infer.audio.decode import AudioError
+from kimia_infer.audio.files import AudioError
 from kimia_infer.data.checking import hold_out, usable
 from kimia_infer.data.conversations import ConversationFile, DataError
 from kimia_infer.training.plan import MicroBatch

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.models.kimi_audio.config import VocoderConfig
 from kimia_infer.models.kimi_audio.published import VOCODER_FOLDER

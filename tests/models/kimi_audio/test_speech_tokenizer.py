@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechCodes,
     SpeechTokenizer,

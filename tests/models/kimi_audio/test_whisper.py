@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.models.kimi_audio import whisper
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component, whisper_slots
 from kimia_infer.utils.errors import CheckpointError

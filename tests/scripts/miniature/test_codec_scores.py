@@ -7,7 +7,7 @@ import pytest
 import soxr
 import torch
 
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import log_mel
 from kimia_infer.training.tasks.recordings import Recording
 from scripts.miniature.codec_scores import Codec, score_codec

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from kimia_infer.audio.decode import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE
 from scripts.miniature.espeak import Synthesizer, Utterance
 from scripts.miniature.recognizer import (
     OPEN_WORDS,

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kimia_infer.audio.decode import SAMPLE_RATE, load_audio
-from kimia_infer.audio.encode import FULL_SCALE, wav_bytes
+from kimia_infer.audio.files import FULL_SCALE, SAMPLE_RATE, load_audio, wav_bytes
 from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.training.tasks.recordings import find_recordings
 from scripts.miniature import espeak

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.whisper import (

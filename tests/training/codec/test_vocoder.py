@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.config import VocoderConfig

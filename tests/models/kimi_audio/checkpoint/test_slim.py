@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.audio.decode import load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.models.kimi_audio.components import checkpoint_components
 from kimia_infer.models.kimi_audio.layout import incomplete_files
 from kimia_infer.models.kimi_audio.slim import prepare_weights

@@ -1,6 +1,6 @@
-"""Sound files to the waveform that enters the model: float32, mono, 16 kHz.
+"""Audio files to waveforms and back, and how loud a waveform is.
 
-The bytes come from strangers. ffmpeg therefore never gets a name to open, only an open
+The bytes of a file are not trusted. ffmpeg therefore never gets a name to open, only an open
 file; formats that make it open further files or sockets are refused; and no more than the
 permitted length is ever decoded, whatever the file claims about itself.
 """
@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.files import replacing
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torchcodec import AudioSamples
     from torchcodec.decoders import AudioDecoder
 
@@ -39,24 +41,43 @@ PLAYLIST_MARKS = (
     b"<compositionplaylist",  # IMF
     b"c=in ip",  # SDP
 )
-"""What ffmpeg recognizes the formats by that only point to other files, in lower case."""
+"""Marks, in lower case, by which ffmpeg recognizes formats that only point to other files."""
 
 RANGE_BYTES = 512 << 20
-"""Decoded samples held at a time. 48 kHz stereo of 20 minutes fits, and is decoded at once."""
+"""Bytes decoded at a time. 48 kHz stereo of 20 minutes fits, and is decoded at once."""
 
 NO_SAMPLES = "No audio frames were decoded"
 """How torchcodec reports that a range, or a file, has no samples."""
 
 MAX_PEAK = 8.0
-"""Amplitude (full scale 1) beyond which samples cannot be normalized sound."""
+"""Amplitude (full scale 1) beyond which samples cannot be normalized audio."""
+
+
+FULL_SCALE = 32_768
+"""Step count of 16-bit PCM per unit of amplitude, in reading and in writing."""
+
+LEVEL_WINDOW_SECONDS = 0.1
+"""Loudness is measured over windows of about a syllable's length."""
+
+SILENCE_DBFS = -70.0
+"""Audio whose loudest window is quieter counts as silent.
+
+That is an RMS of ten steps of 16-bit PCM: above digital silence, dither and the noise of a muted
+microphone (-100 to -80 dBFS), and far below the quietest recordings of speech that can still
+be understood (about -50 dBFS). The loudest window counts, not the mean, so that one word in
+minutes of silence is not lost.
+"""
+
+FLOOR_DBFS = -120.0
+"""The lowest level that is reported, so that digital silence has a finite one."""
 
 
 class AudioError(RequestError):
-    """A sound cannot be used; the message says why and what to send."""
+    """Audio cannot be used; the message says why and what to send."""
 
 
 class AudioTooLong(AudioError):
-    """A sound is longer than permitted."""
+    """Audio is longer than permitted."""
 
 
 def load_audio(
@@ -64,7 +85,7 @@ def load_audio(
     max_seconds: float | None = None,
     sample_rate: int = SAMPLE_RATE,
 ) -> np.ndarray:
-    """Decode a sound file, given by path or as its content.
+    """Decode an audio file, given by path or as its content.
 
     Channels are averaged and other rates resampled with soxr HQ, as the published
     implementation does. Overshoot beyond [-1, 1] from resampling or lossy coding is kept.
@@ -72,14 +93,14 @@ def load_audio(
 
     Args:
         source: local regular file, or the content of one. The name does not matter.
-        max_seconds: refuse longer sound, without decoding more than that.
+        max_seconds: refuse longer audio, without decoding more than that.
         sample_rate: samples per second of the result.
 
     Returns:
         float32 [samples] at ``sample_rate``, nominally within [-1, 1], at least one sample.
 
     Raises:
-        AudioError: no such file, no sound in it, or not finite.
+        AudioError: no such file, no audio in it, or samples that are not finite.
         AudioTooLong: longer than ``max_seconds``.
         ImportError: the file needs torchcodec, ffmpeg or soxr, and they are not installed.
     """
@@ -134,7 +155,7 @@ def _read_pcm16(
             pcm = np.frombuffer(reader.readframes(frames), "<i2")
     except (riff.Error, EOFError, RuntimeError):
         return None
-    return pcm.astype(np.float32) / np.float32(32_768)
+    return pcm.astype(np.float32) / np.float32(FULL_SCALE)
 
 
 def _decode(file: BinaryIO, name: str, max_seconds: float | None, sample_rate: int) -> np.ndarray:
@@ -234,3 +255,75 @@ def _resample(pieces: Iterable[np.ndarray], rate: int, wanted: int) -> np.ndarra
     length = math.ceil(total * (wanted / rate))
     wave = np.concatenate(resampled)[:length]
     return np.pad(wave, (0, length - wave.size))
+
+
+def write_wav(
+    path: str | os.PathLike[str], wave: Tensor | np.ndarray, sample_rate: int = 24_000
+) -> None:
+    """Write floating point samples [samples] or [1, samples] as mono 16-bit PCM.
+
+    Amplitudes beyond [-1, 1] are clipped. The file appears under its name only when it is
+    complete, replacing an earlier one.
+
+    Raises:
+        ValueError: another shape, not floating point, or samples that are not finite.
+    """
+    content = wav_bytes(wave, sample_rate)
+    with replacing(Path(path)) as partial:
+        partial.write_bytes(content)
+
+
+def wav_bytes(wave: Tensor | np.ndarray, sample_rate: int = 24_000) -> bytes:
+    """The file that :func:`write_wav` writes.
+
+    A sample becomes the same 16 bits whatever stands around it, so the files of consecutive
+    pieces hold together what one file would.
+    """
+    pcm = _quantize(wave)
+    file = io.BytesIO()
+    with riff.open(file, "wb") as writer:
+        writer.setnchannels(1)
+        writer.setsampwidth(pcm.itemsize)
+        writer.setframerate(sample_rate)
+        writer.writeframes(pcm.tobytes())
+    return file.getvalue()
+
+
+def _quantize(wave: Tensor | np.ndarray) -> np.ndarray:
+    """Little-endian int16 [samples]."""
+    if not isinstance(wave, np.ndarray):
+        wave = wave.detach().cpu()
+        wave = (wave.float() if wave.is_floating_point() else wave).numpy()
+    if wave.ndim == 2 and wave.shape[0] == 1:
+        wave = wave[0]
+    if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.floating):
+        raise ValueError(
+            "wave must be floating point samples of shape [samples] or [1, samples], got "
+            f"{wave.dtype} of shape {list(wave.shape)}"
+        )
+    if not np.isfinite(wave).all():
+        raise ValueError("wave holds samples that are not finite")
+    scaled = np.rint(wave.astype(np.float64) * FULL_SCALE)
+    return np.clip(scaled, -FULL_SCALE, FULL_SCALE - 1).astype("<i2")
+
+
+def loudest_dbfs(wave: np.ndarray, sample_rate: int) -> float:
+    """RMS level of the loudest 100 ms of ``wave`` [samples], in dB of full scale (amplitude 1).
+
+    Windows follow each other every 50 ms, the last ends with the wave; a shorter wave is one
+    window. ValueError if there are no samples.
+    """
+    if not len(wave):
+        raise ValueError("audio without samples has no level")
+    half = min(len(wave), max(1, round(LEVEL_WINDOW_SECONDS * sample_rate / 2)))
+    blocks = wave[: len(wave) // half * half].reshape(-1, half)
+    energy = np.einsum("ij,ij->i", blocks, blocks, dtype=np.float64)  # without a copy
+    pairs = energy[:-1] + energy[1:]
+    last = np.square(wave[-2 * half :], dtype=np.float64).mean()
+    power = max(last, pairs.max(initial=0.0) / (2 * half))
+    return max(FLOOR_DBFS, 10 * float(np.log10(power))) if power > 0 else FLOOR_DBFS
+
+
+def is_silent(level_dbfs: float) -> bool:
+    """Whether audio of that loudest level counts as silent."""
+    return level_dbfs < SILENCE_DBFS
