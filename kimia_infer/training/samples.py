@@ -15,6 +15,7 @@ from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.data.conversations import Conversation, DataError, audio_field
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Message, Prompt, PromptBuilder
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.models.kimi_audio.whisper import code_count, segment_codes, split_segments
 from kimia_infer.utils.errors import RequestError
@@ -22,6 +23,22 @@ from kimia_infer.utils.errors import RequestError
 Wave = np.ndarray
 EncodeSpeech = Callable[[Wave], Tensor]
 ReadFeatures = Callable[[Path], Tensor]
+
+
+class LazySpeechCodes:
+    """Computes codes on the CPU; the speech tokenizer is loaded when it is first needed."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._encode: Callable[[Wave], Tensor] | None = None
+
+    def __call__(self, wave: Wave) -> Tensor:
+        """Codes int64 [codes] of a 16 kHz waveform [samples]."""
+        if self._encode is None:
+            component = speech_tokenizer_component(self.directory)
+            module = component.load(torch.device("cpu"), torch.float32)
+            self._encode = SpeechCodes(module, self.directory).encode
+        return self._encode(wave)
 
 
 @dataclass(frozen=True)

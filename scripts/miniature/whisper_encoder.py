@@ -37,8 +37,10 @@ from kimia_infer.training.config import Config, Share
 from kimia_infer.training.model_files import WHISPER_PREFIX
 from kimia_infer.training.tasks.codec import (
     CodecNetwork,
+    Data,
     load_trainable,
     mixed_precision,
+    train_component,
     write_component,
 )
 from kimia_infer.training.tasks.config import CodecTrainingConfig
@@ -48,10 +50,11 @@ from kimia_infer.training.tasks.recognizer import (
     check_speakable,
     code_points,
     ctc,
-    run_spoken,
+    mel_seconds,
     texts_of,
+    units_of,
 )
-from kimia_infer.training.tasks.recordings import Example, Examples, Recording
+from kimia_infer.training.tasks.recordings import Example, Examples, Recording, read_samples
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.weights.component import read_json
 
@@ -108,15 +111,16 @@ def train_whisper(settings: WhisperTrainingConfig, resume: bool = False) -> Trai
     config = encoder_config(values, source)
     extractor = feature_extractor(initial or Path(), config.num_mel_bins)
 
-    def build(written: Path | None, device: torch.device, units: Units) -> WhisperNetwork:
-        folder = written / WHISPER_FOLDER if written else initial
-        if folder:
+    def build(data: Data, folder: Path | None, device: torch.device) -> WhisperNetwork:
+        if folder is not None:
             encoder = load_trainable(whisper_component(folder), device)
         else:
             encoder = new_encoder(WhisperEncoder(config)).to(device)
-        return WhisperNetwork(encoder, values, settings, units)
+        return WhisperNetwork(encoder, values, settings, units_of(data))
 
-    return run_spoken(settings, resume, partial(read_sound, extractor=extractor), build)
+    reader = partial(read_sound, extractor=extractor)
+    read = partial(read_samples, settings, reader, mel_seconds, needs_text=True)
+    return train_component(settings, resume, WHISPER_FOLDER, read, build)
 
 
 def read_sound(sound: Recording, extractor) -> Example:
@@ -172,7 +176,7 @@ class WhisperNetwork(CodecNetwork):
     def forward(self, batch: Examples) -> WhisperLosses:
         mels = [item["mel"] for item in batch.items]
         counts = [mel.shape[1] // MEL_PER_CODE for mel in mels]
-        generator = self.chance(batch)
+        generator = self.generator(batch)
         full = not self.training or self.progress >= self.settings.full_from
         length = SEGMENT_CODES if full else max(self.settings.short_codes, *counts)
         places = arrange(counts, length, full, generator)
@@ -204,14 +208,8 @@ class WhisperNetwork(CodecNetwork):
     def blocks(self) -> Iterator[nn.Module]:
         yield from self.encoder.layers
 
-    def kept(self) -> dict[str, Tensor]:
-        return {}
-
     def same_run(self) -> dict[str, Tensor]:
         return {"units": self.units.mark}
-
-    def after_step(self) -> None:
-        pass
 
     def write(self, folder: Path) -> None:
         parameters = self.encoder.named_parameters()

@@ -33,6 +33,9 @@ from kimia_infer.training.tasks.recordings import Examples, Recordings
 from kimia_infer.training.trainer import Trainer, TrainingResult
 from kimia_infer.weights.component import Component, Module
 
+Data = tuple[Recordings, Recordings | None]
+"""For training and for validation."""
+
 KEPT = "kept.safetensors"
 """In a checkpoint's state: tensors that training changes but the optimizer does not."""
 
@@ -40,7 +43,7 @@ KEPT = "kept.safetensors"
 class CodecNetwork(nn.Module, ABC):
     """A component of the codec with its losses.
 
-    ``progress`` is the share of the steps done. Random numbers come from :meth:`chance` alone.
+    ``progress`` is the share of the steps done. Random numbers come from :meth:`generator` alone.
     """
 
     progress = 0.0
@@ -53,15 +56,14 @@ class CodecNetwork(nn.Module, ABC):
     def blocks(self) -> Iterator[nn.Module]:
         """The layers whose activations can be computed again."""
 
-    @abstractmethod
     def kept(self) -> dict[str, Tensor]:
         """What :meth:`after_step` changes, for checkpoints; filled in place to continue."""
+        return {}
 
     def same_run(self) -> dict[str, Tensor]:
         """What has to be the same to continue from a checkpoint."""
         return {}
 
-    @abstractmethod
     def after_step(self) -> None:
         """Called after every step of the optimizer."""
 
@@ -69,7 +71,7 @@ class CodecNetwork(nn.Module, ABC):
     def write(self, folder: Path) -> None:
         """Write what is served below ``folder``, in the published layout."""
 
-    def chance(self, batch: Examples) -> torch.Generator | None:
+    def generator(self, batch: Examples) -> torch.Generator | None:
         """Generator of random numbers on the CPU; every validation gets the same ones."""
         if self.training:
             return None  # the default generator, which the trainer seeds for every pass
@@ -118,26 +120,50 @@ class WeightAverage:
         )
 
 
-def run(
+class AveragedNetwork(CodecNetwork):
+    """A network of which the running mean of the parameters is validated and written."""
+
+    average: WeightAverage
+
+    def kept(self) -> dict[str, Tensor]:
+        return self.average.kept()
+
+    def after_step(self) -> None:
+        self.average.update()
+
+
+def train_component(
     settings: CodecTrainingConfig,
     resume: bool,
-    read_data: Callable[[], tuple[Recordings, Recordings | None]],
-    build: Callable[[Recordings, Path | None, torch.device], CodecNetwork],
+    name: str,
+    read_data: Callable[[], Data],
+    build: Callable[[Data, Path | None, torch.device], CodecNetwork],
 ) -> TrainingResult:
-    """Run or, with ``resume``, continue a training; the result is in ``output/final``.
+    """Run or, with ``resume``, continue a training; the result is in ``output/final/NAME``.
 
-    ``build`` makes the network from the training data, the folder that was written last, if there
-    is one, and the device where what is averaged has to be. Raises what ``finetune`` does.
+    Args:
+        settings: of the run.
+        resume: whether to continue it.
+        name: folder of the component in a checkpoint directory.
+        read_data: training and validation data.
+        build: makes the network from the data, the folder of a trained component or None for new
+            weights, and a device.
+
+    Raises:
+        ConfigurationError, DataError, CheckpointError, TrainingError: what is wrong with the
+            settings, the data, the model or the run.
     """
     checkpoint = checkpoint_to_resume(settings, resume)
     state = start(settings.device)
     if state.num_processes > 1:
         raise TrainingError("the codec is trained by one process; start it without a launcher")
-    samples, validation = read_data()
+    folder = Path(settings.initial) if settings.initial is not None else None
+    if checkpoint is not None:
+        folder = checkpoint / MODEL / name
+    samples, validation = data = read_data()
     torch.manual_seed(settings.seed)
     assert state.device is not None
-    network = build(samples, checkpoint and checkpoint / MODEL, state.device)
-    network = network.to(state.device)
+    network = build(data, folder, state.device).to(state.device)
     if settings.gradient_checkpointing:
         recompute_activations(network)
     write_settings(settings)
@@ -152,11 +178,8 @@ def run(
         network.after_step()
 
     network.progress = trainer.step / trainer.steps
-    hook = trainer.optimizer.register_step_post_hook(stepped)
-    try:
-        result = trainer.run()
-    finally:
-        hook.remove()
+    trainer.optimizer.register_step_post_hook(stepped)
+    result = trainer.run()
     if result.complete and result.checkpoint is not None:
         finish(result.checkpoint, Path(settings.output))
     return result

@@ -25,16 +25,16 @@ from kimia_infer.models.kimi_audio.published import (
     VOCODER_FOLDER,
 )
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
-    SpeechCodes,
     SpeechTokenizerConfig,
-    speech_tokenizer_component,
 )
+from kimia_infer.training.samples import LazySpeechCodes
 from kimia_infer.training.tasks.codec import (
-    CodecNetwork,
+    AveragedNetwork,
+    Data,
     WeightAverage,
     load_trainable,
     mixed_precision,
-    run,
+    train_component,
     write_component,
 )
 from kimia_infer.training.tasks.config import DetokenizerTrainingConfig, DiTSize
@@ -58,31 +58,21 @@ PREFIX = "speech_model."
 
 
 def train_detokenizer(settings: DetokenizerTrainingConfig, resume: bool = False) -> TrainingResult:
-    """Run or continue a training; the result is in ``output/final/audio_detokenizer``.
+    """:func:`train_component`; the result is in ``output/final/audio_detokenizer``."""
+    reader = RecordingReader(Path(settings.model))
 
-    Raises:
-        ConfigurationError, DataError, CheckpointError, TrainingError: what is wrong with the
-            settings, the data, the model or the run.
-    """
-    model = Path(settings.model)
-    reader = RecordingReader(model)
-
-    def build(
-        samples: Recordings, written: Path | None, device: torch.device
-    ) -> DetokenizerNetwork:
-        initial = settings.initial and Path(settings.initial)
-        folder = written / DETOKENIZER_FOLDER if written else initial
-        if folder:
+    def build(data: Data, folder: Path | None, device: torch.device) -> DetokenizerNetwork:
+        if folder is not None:
             dit = load_trainable(dit_component(folder), device)
             config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
         else:
-            config = new_config(settings, samples, reader)
+            config = new_config(settings, data[0], reader)
             dit = new_dit(DiTConfig.from_dict(config)).to(device)
         _check_sizes(dit.config, reader, str(folder or "size"))
         return DetokenizerNetwork(dit, config, settings)
 
     read = partial(read_samples, settings, reader.read, reader.seconds)
-    return run(settings, resume, read, build)
+    return train_component(settings, resume, DETOKENIZER_FOLDER, read, build)
 
 
 class RecordingReader:
@@ -93,11 +83,11 @@ class RecordingReader:
     """
 
     def __init__(self, model: Path):
-        self.folder = model / SPEECH_TOKENIZER_FOLDER
-        path = self.folder / "config.json"
+        folder = model / SPEECH_TOKENIZER_FOLDER
+        path = folder / "config.json"
         self.codes = SpeechTokenizerConfig.from_json(read_json(path), path).codebook_size
         self.mel = MelConfig.from_directory(model / VOCODER_FOLDER)
-        self._encode: SpeechCodes | None = None
+        self._encode = LazySpeechCodes(folder)
 
     @property
     def code_samples(self) -> int:
@@ -128,14 +118,10 @@ class RecordingReader:
             if max(recording.codes) >= self.codes:
                 raise DataError(f"codes: {max(recording.codes)} is not below {self.codes}")
             return torch.tensor(recording.codes)
-        if self._encode is None:
-            component = speech_tokenizer_component(self.folder)
-            module = component.load(torch.device("cpu"), torch.float32)
-            self._encode = SpeechCodes(module, self.folder)
-        return self._encode.encode(load_audio(recording.path, sample_rate=SAMPLE_RATE))
+        return self._encode(load_audio(recording.path, sample_rate=SAMPLE_RATE))
 
 
-class DetokenizerNetwork(CodecNetwork):
+class DetokenizerNetwork(AveragedNetwork):
     """Random crops of recordings to losses; the average of the weights is validated and written."""
 
     def __init__(self, dit: DiT, config: dict, settings: DetokenizerTrainingConfig):
@@ -148,7 +134,7 @@ class DetokenizerNetwork(CodecNetwork):
         self.average = WeightAverage(dit, settings.average)
 
     def forward(self, batch: Examples) -> FlowLosses:
-        generator, settings = self.chance(batch), self.settings
+        generator, settings = self.generator(batch), self.settings
         mel, codes, lengths = self._crops(batch, generator)
         chunks = draw_chunks(
             codes.shape[1], self.shortest, self.longest, settings.look_ahead_codes, generator
@@ -177,12 +163,6 @@ class DetokenizerNetwork(CodecNetwork):
 
     def blocks(self) -> Iterator[nn.Module]:
         yield from self.matcher.dit.blocks
-
-    def kept(self) -> dict[str, Tensor]:
-        return self.average.kept()
-
-    def after_step(self) -> None:
-        self.average.update()
 
     def write(self, folder: Path) -> None:
         tensors = {PREFIX + name: value for name, value in self.average.values.items()}

@@ -8,10 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from accelerate import PartialState
-from torch import Tensor
 
 from kimia_infer.data.checking import hold_out
 from kimia_infer.data.conversations import ConversationFile
@@ -22,7 +20,6 @@ from kimia_infer.models.kimi_audio.components import (
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.whisper import feature_extractor
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.config import FinetuneConfig
@@ -32,7 +29,7 @@ from kimia_infer.training.model_files import Source, build_network, write_adapte
 from kimia_infer.training.network import StreamDropout, TrainingNetwork
 from kimia_infer.training.parallel import start
 from kimia_infer.training.run_directory import checkpoint_to_resume, finish, write_settings
-from kimia_infer.training.samples import SampleBuilder
+from kimia_infer.training.samples import LazySpeechCodes, SampleBuilder
 from kimia_infer.training.trainer import Trainer, TrainingResult
 from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.progress import progress
@@ -116,22 +113,6 @@ def make_builder(config: FinetuneConfig, directory: Path) -> SampleBuilder:
         LazySpeechCodes(directory / SPEECH_TOKENIZER_FOLDER),
         config.spoken_answers,
     )
-
-
-class LazySpeechCodes:
-    """Computes codes on the CPU; the speech tokenizer is loaded when it is first needed."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        self._encode: Callable[[np.ndarray], Tensor] | None = None
-
-    def __call__(self, wave: np.ndarray) -> Tensor:
-        """Codes int64 [codes] of a 16 kHz waveform [samples]."""
-        if self._encode is None:
-            component = speech_tokenizer_component(self.directory)
-            module = component.load(torch.device("cpu"), torch.float32)
-            self._encode = SpeechCodes(module, self.directory).encode
-        return self._encode(wave)
 
 
 def _with_stored_features(

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -20,16 +19,11 @@ from torch import Tensor, nn
 from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES, FRAMES_PER_CODE, LOG_MEL
-from kimia_infer.training.tasks.codec import CodecNetwork, run
-from kimia_infer.training.tasks.config import CodecTrainingConfig
+from kimia_infer.training.tasks.codec import Data
 from kimia_infer.training.tasks.recordings import (
     Example,
     Examples,
-    Recording,
-    Recordings,
-    read_samples,
 )
-from kimia_infer.training.trainer import TrainingResult
 
 BLANK = 0
 MELS_PER_FRAME = 2  # the second convolution of the encoder
@@ -103,43 +97,15 @@ def frames_needed(ids: Sequence[object]) -> int:
     return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
-def run_spoken(
-    settings: CodecTrainingConfig,
-    resume: bool,
-    read: Callable[[Recording], Example],
-    build: Callable[[Path | None, torch.device, Units], CodecNetwork],
-) -> TrainingResult:
-    """:func:`run` on recordings with texts, whose examples have a ``mel``.
-
-    ``build`` makes the network from the folder that was written last, if there is one, on a device,
-    for the units of all texts.
-
-    Raises:
-        DataError: as :func:`read_samples`; recordings have no texts.
-    """
-    found: list[Units] = []
-
-    def read_data() -> tuple[Recordings, Recordings | None]:
-        samples, units = _read_spoken(settings, read)
-        found.append(units)
-        return samples
-
-    return run(
-        settings, resume, read_data, lambda _, written, device: build(written, device, found[0])
-    )
+def units_of(data: Data) -> Units:
+    """The units of training and validation data."""
+    recordings = [r for samples in data if samples is not None for r in samples.recordings]
+    phones = {name for recording in recordings for name, _ in recording.phones or ()}
+    return Units.of((recording.text or "" for recording in recordings), phones | {SILENCE})
 
 
-def _read_spoken(
-    settings: CodecTrainingConfig, read: Callable[[Recording], Example]
-) -> tuple[tuple[Recordings, Recordings | None], Units]:
-    """Training and validation data, and the units of both."""
-    both = read_samples(settings, read, _seconds, needs_text=True)
-    recordings = [s for samples in both if samples is not None for s in samples.recordings]
-    phones = {name for s in recordings for name, _ in s.phones or ()}
-    return both, Units.of((s.text or "" for s in recordings), phones | {SILENCE})
-
-
-def _seconds(example: Example) -> float:
+def mel_seconds(example: Example) -> float:
+    """Length of an example by its ``mel`` [mels, frames]."""
     return example["mel"].shape[1] / (SAMPLE_RATE / LOG_MEL["hop_length"])
 
 

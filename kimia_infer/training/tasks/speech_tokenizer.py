@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,8 +34,10 @@ from kimia_infer.models.kimi_audio.whisper import (
 )
 from kimia_infer.training.tasks.codec import (
     CodecNetwork,
+    Data,
     load_trainable,
     mixed_precision,
+    train_component,
     write_component,
 )
 from kimia_infer.training.tasks.config import TokenizerTrainingConfig
@@ -45,11 +48,12 @@ from kimia_infer.training.tasks.recognizer import (
     check_speakable,
     code_points,
     ctc,
+    mel_seconds,
     phone_number,
-    run_spoken,
     texts_of,
+    units_of,
 )
-from kimia_infer.training.tasks.recordings import Example, Examples, Recording
+from kimia_infer.training.tasks.recordings import Example, Examples, Recording, read_samples
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.weights.component import read_json
 
@@ -59,30 +63,25 @@ MEL_PER_CODE = 8  # spectrogram frames: two per frame of the encoder, pooled by 
 
 
 def train_tokenizer(settings: TokenizerTrainingConfig, resume: bool = False) -> TrainingResult:
-    """Run or continue a training; the result is in ``output/final/glm-4-voice-tokenizer``.
-
-    Raises:
-        ConfigurationError, DataError, CheckpointError, TrainingError: what is wrong with the
-            settings, the data or the run.
-    """
+    """:func:`train_component`; the result is in ``output/final/glm-4-voice-tokenizer``."""
     initial = settings.initial and Path(settings.initial)
     source = initial / "config.json" if initial else Path("size")
     values = read_json(source) if initial else new_config(settings)
     config = SpeechTokenizerConfig.from_json(values, source)
-    reader = SpokenTextReader(settings, initial or Path(), config.encoder.num_mel_bins)
 
-    def build(written: Path | None, device: torch.device, units: Units) -> TokenizerNetwork:
-        folder = written / SPEECH_TOKENIZER_FOLDER if written else initial
-        if folder:
+    def build(data: Data, folder: Path | None, device: torch.device) -> TokenizerNetwork:
+        if folder is not None:
             tokenizer = load_trainable(speech_tokenizer_component(folder), device)
         else:
             tokenizer = new_tokenizer(config).to(device)
-        network = TokenizerNetwork(tokenizer, values, settings, units)
+        network = TokenizerNetwork(tokenizer, values, settings, units_of(data))
         if initial:
             network.code_book.keep_table()
         return network
 
-    return run_spoken(settings, resume, reader.read, build)
+    reader = SpokenTextReader(settings, initial or Path(), config.encoder.num_mel_bins)
+    read = partial(read_samples, settings, reader.read, mel_seconds, needs_text=True)
+    return train_component(settings, resume, SPEECH_TOKENIZER_FOLDER, read, build)
 
 
 class SpokenTextReader:

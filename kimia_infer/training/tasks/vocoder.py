@@ -24,11 +24,12 @@ from kimia_infer.models.kimi_audio.vocoder import (
     vocoder_component,
 )
 from kimia_infer.training.tasks.codec import (
-    CodecNetwork,
+    AveragedNetwork,
+    Data,
     WeightAverage,
     load_trainable,
     mixed_precision,
-    run,
+    train_component,
     write_component,
 )
 from kimia_infer.training.tasks.config import VocoderTrainingConfig
@@ -36,7 +37,6 @@ from kimia_infer.training.tasks.recordings import (
     Example,
     Examples,
     Recording,
-    Recordings,
     read_samples,
 )
 from kimia_infer.training.tasks.vocoder_losses import (
@@ -57,33 +57,25 @@ FEATURE_WEIGHT = 2.0  # of the discriminators' features against their scores, as
 
 
 def train_vocoder(settings: VocoderTrainingConfig, resume: bool = False) -> TrainingResult:
-    """Run or continue a training; the result is in ``output/final/vocoder``.
-
-    Raises:
-        ConfigurationError, DataError, CheckpointError, TrainingError: what is wrong with the
-            settings, the data or the run.
-    """
+    """:func:`train_component`; the result is in ``output/final/vocoder``."""
     initial = settings.initial and Path(settings.initial)
     source = initial / "config.json" if initial else Path("size")
     config = read_json(source) if initial else new_config(settings)
-    VocoderConfig.from_dict(config, str(source))
+    sizes = VocoderConfig.from_dict(config, str(source))
     mel = MelConfig.from_dict(config, str(source))
     if settings.crop_frames * mel.hop_size <= max(RESOLUTIONS) // 2:  # reflected by the losses
         raise ConfigurationError(f"crop_frames: {settings.crop_frames} is less than half a window")
 
-    reader = WaveReader(mel, settings.crop_frames)
-
-    def build(samples: Recordings, written: Path | None, device: torch.device) -> VocoderNetwork:
-        folder = written / VOCODER_FOLDER if written else initial
-        if folder:
+    def build(data: Data, folder: Path | None, device: torch.device) -> VocoderNetwork:
+        if folder is not None:
             vocoder = load_trainable(vocoder_component(folder), device)
         else:
-            vocoder = new_vocoder(VocoderConfig.from_dict(config)).to(device)
+            vocoder = new_vocoder(sizes).to(device)
         return VocoderNetwork(vocoder, config, settings)
 
-    return run(
-        settings, resume, partial(read_samples, settings, reader.read, reader.seconds), build
-    )
+    reader = WaveReader(mel, settings.crop_frames)
+    read = partial(read_samples, settings, reader.read, reader.seconds)
+    return train_component(settings, resume, VOCODER_FOLDER, read, build)
 
 
 @dataclass(frozen=True)
@@ -119,7 +111,7 @@ class VocoderLosses(NamedTuple):
         return self.stft + self.mel + self.adversarial + self.features + self.discriminator
 
 
-class VocoderNetwork(CodecNetwork):
+class VocoderNetwork(AveragedNetwork):
     """Random crops of recordings to losses; the average of the weights is validated and written.
 
     Generator and discriminators take their steps together, from one pass over both.
@@ -134,7 +126,7 @@ class VocoderNetwork(CodecNetwork):
         self.average = WeightAverage(vocoder, settings.average)
 
     def forward(self, batch: Examples) -> VocoderLosses:
-        mel, real = self._crops(batch, self.chance(batch))
+        mel, real = self._crops(batch, self.generator(batch))
         served = self.progress >= self.settings.anti_aliased_from or not self.training
         for module in self.vocoder.modules():
             if isinstance(module, AntiAliasedSnake):
@@ -170,12 +162,6 @@ class VocoderNetwork(CodecNetwork):
 
     def blocks(self) -> Iterator[nn.Module]:
         yield from self.vocoder.resblocks
-
-    def kept(self) -> dict[str, Tensor]:
-        return self.average.kept()
-
-    def after_step(self) -> None:
-        self.average.update()
 
     def write(self, folder: Path) -> None:
         tensors = {}
