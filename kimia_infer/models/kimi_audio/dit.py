@@ -10,7 +10,7 @@ cache, which :class:`FlowNetwork` can record.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ class StepConditioning(NamedTuple):
     feed-forward; final [..., codes, 2, hidden]: shift and scale.
     """
 
-    blocks: Tensor
+    blocks: Tensor | Sequence[Tensor]
     final: Tensor
 
 
@@ -183,19 +183,21 @@ class DiT(nn.Module):
         At full size in bf16 the largest published chunk (42 codes, 30 timesteps) takes 570 MB.
         """
         times = torch.tensor(timesteps).to(self.device)[:, None]
-        blocks, final = self.modulation(codes.to(self.device), times)
-        return Conditioning(blocks.movedim(0, 1), final)
+        modulated, final = self.modulation(codes.to(self.device), times)
+        shape = (len(timesteps), len(self.blocks), *final.shape[1:2], 6, final.shape[-1])
+        blocks = final.new_empty(shape)
+        for index, block in enumerate(modulated):
+            blocks[:, index] = block
+        return Conditioning(blocks, final)
 
-    def modulation(self, codes: Tensor, times: Tensor) -> StepConditioning:
-        """Modulation by codes and times of the flow, int64 of shapes that broadcast."""
+    def modulation(self, codes: Tensor, times: Tensor) -> tuple[Iterator[Tensor], Tensor]:
+        """Modulation of every block and of the final layer, as in :class:`StepConditioning`.
+
+        Codes and times of the flow are int64 of shapes that broadcast.
+        """
         condition = self.t_embedder(times) + self.semantic_token_embedding(codes)
-        shape, hidden = condition.shape[:-1], self.config.hidden_size
-        blocks = condition.new_empty(len(self.blocks), *shape, 6, hidden)
-        for index, block in enumerate(self.blocks):
-            assert isinstance(block, Block)
-            blocks[index] = block.adaLN_modulation(condition).view(*shape, 6, hidden)
-        final = self.final_layer.adaLN_modulation(condition).view(*shape, 2, hidden)
-        return StepConditioning(blocks, final)
+        blocks = (block.adaLN_modulation(condition).unflatten(-1, (6, -1)) for block in self.blocks)
+        return blocks, self.final_layer.adaLN_modulation(condition).unflatten(-1, (2, -1))
 
     def rotary(self, start: int, frames: int) -> Tensor:
         """cos and sin, fp32 [frames, head_dim / 2, 2], of the positions from ``start``."""

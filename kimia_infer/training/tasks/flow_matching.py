@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kimia_infer.models.kimi_audio.detokenizer import CACHE_TIMESTEP, StreamConfig
-from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.dit import DiT, StepConditioning
 
 TIMESTEPS = 1000  # of the flow, as the network is told (published implementation)
 
@@ -139,7 +139,9 @@ class FlowMatcher(nn.Module):
         def attend(query: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
             return F.scaled_dot_product_attention(query, keys, values, attn_mask=visible)
 
-        return self.dit(frames, self.dit.modulation(codes, times), rotary[positions], attend)
+        blocks, final = self.dit.modulation(codes, times)
+        conditioning = StepConditioning(list(blocks), final)
+        return self.dit(frames, conditioning, rotary[positions], attend)
 
     def loss(
         self,
