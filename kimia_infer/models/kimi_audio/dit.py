@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -196,7 +196,8 @@ class DiT(nn.Module):
         Codes and times of the flow are int64 of shapes that broadcast.
         """
         condition = self.t_embedder(times) + self.semantic_token_embedding(codes)
-        blocks = (block.adaLN_modulation(condition).unflatten(-1, (6, -1)) for block in self.blocks)
+        layers = (cast(Block, block).adaLN_modulation for block in self.blocks)
+        blocks = (layer(condition).unflatten(-1, (6, -1)) for layer in layers)
         return blocks, self.final_layer.adaLN_modulation(condition).unflatten(-1, (2, -1))
 
     def rotary(self, start: int, frames: int) -> Tensor:
@@ -338,6 +339,7 @@ class _Inputs:
     def put(self, x: Tensor, conditioning: StepConditioning, rotary: Tensor, filled: int) -> None:
         frames, codes = len(x), len(conditioning.final)
         self.x[:frames] = x
+        assert isinstance(conditioning.blocks, Tensor)
         self.blocks[:, :codes] = conditioning.blocks
         self.final[:codes] = conditioning.final
         self.rotary[:frames] = rotary
