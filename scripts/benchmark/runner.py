@@ -25,7 +25,7 @@ from scripts.benchmark import report
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 180.0
 """In which a process has to have imported everything and found its device."""
-CPU_FACTOR = 10
+CPU_FACTOR = 30
 """How much longer than on an accelerator a measurement may take on a CPU."""
 LOG_LINES = 40
 WORKER = (sys.executable, "-m", "scripts.benchmark.worker")

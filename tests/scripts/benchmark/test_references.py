@@ -14,16 +14,21 @@ CPU = torch.device("cpu")
 
 
 def test_recordings_on_the_cpu() -> None:
-    """Also with work in the fixed shapes of recorded graphs."""
-    checks = references.checks(Place(CPU, FixedShapes))
+    checks = references.checks(Place(CPU))
     table = check_all("References", checks)
     assert not table.problems
     for component in checks:
         results = [row["result"] for row in table.rows if row["component"] == component]
         assert "ok" in results and "WRONG" not in results
     found = {(row["component"], row["check"]): row["largest error"] for row in table.rows}
-    assert found["token loop", "20 runs, recorded graphs"] == 0
+    assert found["token loop", "20 runs, eager"] == 0
     assert 0 < found["language model", "steps, sdpa"] < 1e-4
+
+
+def test_recordings_with_recorded_graphs() -> None:
+    found = dict(references.batched(Place(CPU, FixedShapes)))
+    assert found.keys() == {"3 texts side by side, eager", "3 texts side by side, recorded graphs"}
+    assert all(check.error == 0 for check in found.values())
 
 
 def test_fast_paths_that_a_cpu_lacks_are_skipped() -> None:
