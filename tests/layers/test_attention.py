@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import sys
 import types
 
@@ -20,23 +19,10 @@ from kimia_infer.layers.attention import (
     rotate,
 )
 from kimia_infer.utils.errors import ConfigurationError
+from tests.layers.helpers import reference
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 HEADS, KV_HEADS, DIM, FILLED, CAPACITY = 6, 2, 8, 7, 16
-
-
-def reference(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Written out per head: the last queries of a sequence, causal, grouped keys."""
-    group = query.shape[1] // keys.shape[1]
-    length, total = query.shape[2], keys.shape[2]
-    out = torch.empty_like(query)
-    for head in range(query.shape[1]):
-        for row in range(length):
-            seen = total - length + row + 1
-            scores = keys[0, head // group, :seen] @ query[0, head, row]
-            weights = torch.softmax(scores / math.sqrt(query.shape[3]), 0)
-            out[0, head, row] = weights @ values[0, head // group, :seen]
-    return out
 
 
 @pytest.fixture

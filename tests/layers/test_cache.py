@@ -26,14 +26,14 @@ from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.graphs import graphs_for
 from tests.engine.helpers import read_prompts
-from tests.layers.test_attention import reference
-from tests.layers.test_quantization import (
+from tests.layers.helpers import (
     SAMPLING,
     Device,
     logits,
     middle,
     miniature,
     random,
+    reference,
 )
 from tests.traced import TracedGraphs
 

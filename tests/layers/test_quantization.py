@@ -12,11 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
 from kimia_infer.layers import operators, quantization
-from kimia_infer.layers.attention import CachedAttention, choose_backend
 from kimia_infer.layers.quantization import (
     SCHEMES,
     STORAGES,
@@ -25,25 +22,16 @@ from kimia_infer.layers.quantization import (
     quantize,
     quantize_model,
 )
-from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
+from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.prompt import parse_messages
 from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.graphs import graphs_for
-from scripts.benchmark.random_models import random_language_model
-from scripts.benchmark.sizes import SIZES
 from tests.engine.helpers import read_prompts
-from tests.paths import ROOT
+from tests.layers.helpers import SAMPLING, Device, logits, middle, miniature, random
 from tests.traced import TracedGraphs
 
 CPU = torch.device("cpu")
-MINI, QUESTION = ROOT / "weights" / "mini", ROOT / "scripts" / "question.wav"
 QUANTIZED = [scheme for scheme in SCHEMES if scheme != "none"]
-SAMPLING = Sampling(audio=TrackSampling(0.9, 5, 1.0, 64), text=TrackSampling(0.8, 5, 1.1, 16))
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def held(storage: str, weight: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -118,40 +106,6 @@ def test_rows_do_not_depend_on_each_other(storage: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(quantization, "BLOCK_VALUES", 130)  # two rows
     for name, value in quantize(weight, STORAGES[storage]).items():
         assert torch.equal(value.float(), whole[name].float())
-
-
-def miniature() -> tuple[LanguageModel, DecodeInput]:
-    """Asked as it is in use: with a spoken question."""
-    kimi = KimiAudio(str(MINI), load_detokenizer=False, device="cpu", dtype="float32")
-    chat = [{"role": "user", "message_type": "audio", "content": str(QUESTION)}]
-    prompt, features = kimi.encode_chat(parse_messages(chat), parse_parameters())
-    ids = torch.tensor([[prompt.audio_ids], [prompt.text_ids]])
-    mask = torch.tensor([prompt.is_continuous])
-    return kimi.language_model, DecodeInput(ids[0], ids[1], mask, features)
-
-
-def middle() -> tuple[LanguageModel, DecodeInput]:
-    """Random, of the benchmark's size for CPUs; the vocabulary is cut, which logits hardly see."""
-    sizes = SIZES["mid"]
-    config = replace(
-        sizes.language_model, base_tokens=1000, token_offset=1500, vocab_size=2500, audio_delay=6
-    )
-    model = random_language_model(replace(sizes, language_model=config), CPU, torch.float32)
-    generator = torch.Generator().manual_seed(3)
-    ids = [torch.randint(1, config.vocab_size, (1, 40), generator=generator) for _ in range(2)]
-    return model, DecodeInput(*ids)
-
-
-@torch.inference_mode()
-def logits(
-    model: LanguageModel, prompt: DecodeInput, cache_dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor]:
-    """Of both heads at every position; ``cache_dtype`` is the dtype of the cache."""
-    x = model.embed(prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features)
-    backend = choose_backend(CPU, model.dtype, model.config.head_dim)
-    cache = model.new_cache(x.shape[1], cache_dtype)
-    hidden = model(x, CachedAttention(backend, cache).at(0))
-    return model.text_head(hidden.text[0]), model.audio_head(hidden.audio[0])
 
 
 # Of a trained model, whose errors are a tenth, and of a random one.
@@ -262,16 +216,6 @@ def test_names_are_checked() -> None:
         check_quantization("int2", CPU)
     for scheme in SCHEMES:
         check_quantization(scheme, CPU)
-
-
-class Device:
-    """Stands for ``torch.cuda``."""
-
-    def __init__(self, *capability: int):
-        self.capability = capability
-
-    def get_device_capability(self, device: torch.device) -> tuple[int, ...]:
-        return self.capability
 
 
 def test_devices_without_the_means_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
