@@ -14,6 +14,7 @@ from kimia_infer.api.parameters import (
     parse_as,
     parse_parameters,
 )
+from kimia_infer.commands.evaluate import SAMPLING
 from kimia_infer.engine.speech import PRESETS
 from kimia_infer.layers.sampler import MAX_SEED, TrackSampling
 from kimia_infer.utils.errors import RequestError
@@ -74,6 +75,12 @@ def test_choices_and_bounds_are_those_of_the_modules_that_use_them() -> None:
     assert set(properties["preset"]["enum"]) == set(PRESETS)
     assert properties["seed"]["anyOf"][0]["maximum"] == MAX_SEED
     assert all(get_args(f.annotation) or f.description for f in Parameters.model_fields.values())
+
+
+def test_evaluation_has_the_defaults_of_the_library() -> None:
+    defaults = {name: default for name, (_, default) in SAMPLING.items()}
+    assert defaults.pop("seed") == 0, "results can be repeated"
+    assert defaults == {name: Parameters.model_fields[name].default for name in defaults}
 
 
 def test_command_lines_can_import_it_without_pytorch() -> None:

@@ -32,6 +32,7 @@ from kimia_infer.serving.cog.schema import read_inputs
 from tests.audio.sounds import PLAYLISTS
 from tests.paths import ROOT
 from tests.serving.helpers import CASES, Server, inputs_of, joined
+from tests.serving.hostile_audio import BOMB, Files, Recipe, cook, originals, recipes
 from tests.serving.hostile_requests import (
     BODIES,
     HEADERS,
@@ -50,7 +51,6 @@ from tests.serving.hostile_requests import (
     texts,
     values,
 )
-from tests.serving.hostile_sounds import BOMB, Files, Recipe, cook, originals, recipes
 
 PATIENCE = 60
 NORMAL_EVERY = 25

@@ -12,6 +12,7 @@ import pytest
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.offloading import OFFLOADS
+from kimia_infer.commands import parser
 from kimia_infer.layers.attention import BACKENDS, KV_CACHES
 from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.serving.cog.settings import Settings, read_settings
@@ -85,6 +86,8 @@ def test_choices_are_those_of_the_modules_that_use_them() -> None:
 
     assert choices("attention") == list(BACKENDS)
     assert choices("quantization") == list(SCHEMES)
+    assert choices("quantization") == list(parser.QUANTIZATIONS)
+    assert choices("dtype") == list(parser.DTYPES)
     assert choices("kv_cache") == list(KV_CACHES)
     assert choices("offload") == list(OFFLOADS)
 

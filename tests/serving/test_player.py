@@ -1,4 +1,4 @@
-"""Waves in answers, and what players get of them."""
+"""Speech as wav files in answers, and what an audio player receives."""
 
 from __future__ import annotations
 
