@@ -351,5 +351,5 @@ def _download(url: str) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response:
             return response.read()
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise PredictionError(f"audio: {url} cannot be downloaded ({error})") from error
