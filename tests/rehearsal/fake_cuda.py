@@ -50,7 +50,7 @@ class CannotBeRecorded(RuntimeError):
 
 
 class Call(NamedTuple):
-    """An operation: its name, the dtypes that it read, and dtype and size of each result."""
+    """An operation: its name, the dtypes that it read, dtype and size of results on the device."""
 
     name: str
     inputs: tuple[torch.dtype, ...]
@@ -89,6 +89,8 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.detach_.default and not isinstance(args[0], FakeTensor):
             return args[0]  # of torch.tensor on the meta device, which the mode does not expect
+        if func is torch.ops.aten._to_copy.default and isinstance(args[0], FakeTensor):
+            args[0].constant = None  # else a known scalar is copied in earnest
         name = func.name().partition("::")[2].partition(".")[0]
         given = [*tensors_in(args), *tensors_in((kwargs or {}).values())]
         result = func(*args, **(kwargs or {}))
@@ -102,7 +104,7 @@ class Ledger(TorchDispatchMode):
             if tensor.is_cuda:
                 self._count(tensor)
         if self._calls is not None:
-            outputs = tuple((x.dtype, x.numel()) for x in made)
+            outputs = tuple((x.dtype, x.numel()) for x in made if x.is_cuda)
             self._calls.append(Call(name, tuple(x.dtype for x in given), outputs))
         return result
 
