@@ -32,9 +32,9 @@ from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.layers.attention import check_kv_cache
 from kimia_infer.layers.quantization import check_quantization
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
+from kimia_infer.models.kimi_audio.checkpoint import resolve_weights
 from kimia_infer.models.kimi_audio.prompt import AudioSource, Message, parse_messages
 from kimia_infer.utils.errors import RequestError
-from kimia_infer.weights.resolve import resolve_weights
 
 __all__ = ["POLL_INTERVAL", "Completion", "KimiAudio"]
 

@@ -19,6 +19,12 @@ from kimia_infer.layers.quantization import (
     quantized_component,
     stored_scheme,
 )
+from kimia_infer.models.kimi_audio.checkpoint import (
+    SPEECH_TOKENIZER_FOLDER,
+    VOCODER_FOLDER,
+    WHISPER_FOLDER,
+    checkpoint_layout,
+)
 from kimia_infer.models.kimi_audio.components import (
     StoredComponents,
     checked_text_tokenizer,
@@ -27,8 +33,6 @@ from kimia_infer.models.kimi_audio.components import (
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER, VOCODER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
@@ -96,7 +100,7 @@ def load_components(
     change = Adapter.read(adapter) if adapter is not None else None
     slim = read_checkpoint_manifest(directory / MANIFEST_NAME)
     if slim is not None:
-        slim.check(directory, detokenizer)
+        slim.check(directory, checkpoint_layout(detokenizer).skipped)
     segment_seconds = longest_segment(directory)
     text_tokenizer = checked_text_tokenizer(directory)
     stored = checkpoint_components(directory, detokenizer, quantized=True)

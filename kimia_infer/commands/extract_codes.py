@@ -39,7 +39,7 @@ def check(parser: Parser, arguments: Namespace) -> None:
 def run(arguments: Namespace) -> int:
     from kimia_infer.api.loading import default_device
     from kimia_infer.data.extraction import extract_codes
-    from kimia_infer.weights.resolve import resolve_weights
+    from kimia_infer.models.kimi_audio.checkpoint import resolve_weights
 
     done = extract_codes(
         arguments.input,

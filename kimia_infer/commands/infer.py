@@ -234,9 +234,9 @@ def uploads(arguments: Namespace) -> dict[str, Any]:
 
 def from_model(arguments: Namespace) -> Prediction:
     """The answer of a model that is loaded here, as predict.py would give it."""
+    from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
     from kimia_infer.serving.client import Prediction
     from kimia_infer.serving.cog.inputs import build_chat, parse_inputs
-    from kimia_infer.weights.resolve import weights_from_environment
 
     try:
         inputs = parse_inputs(with_history(given_inputs(arguments)))

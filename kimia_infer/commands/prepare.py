@@ -1,8 +1,7 @@
 """Write a slim checkpoint: only what serving needs, in the dtype in which it is served.
 
-    kimi-audio prepare weights/Kimi-Audio-7B-Instruct weights/slim
-    kimi-audio prepare moonshotai/Kimi-Audio-7B-Instruct /data/kimi-slim
-    kimi-audio prepare weights/Kimi-Audio-7B-Instruct weights/int8 --quantization int8
+    kimi-audio prepare moonshotai/Kimi-Audio-7B-Instruct weights/slim
+    kimi-audio prepare /data/Kimi-Audio-7B-Instruct /data/int8 --quantization int8
 
 SOURCE is a checkpoint directory, or a hub repository, which is downloaded first. It is only read.
 TARGET must be new, or written by the same command: an interrupted one is continued, a finished one
@@ -36,7 +35,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from kimia_infer.weights.resolve import resolve_weights
+    from kimia_infer.models.kimi_audio.checkpoint import resolve_weights
 
     source = resolve_weights(arguments.source)
     from kimia_infer.models.kimi_audio.slim import prepare_weights  # imports PyTorch: seconds

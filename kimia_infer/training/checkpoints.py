@@ -16,8 +16,6 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from kimia_infer.models.kimi_audio.layout import INDEX_NAME, RECORD_NAME
-from kimia_infer.models.kimi_audio.writing import TensorFile
 from kimia_infer.training.parallel import assign, whole
 from kimia_infer.training.run_directory import (
     CARD,
@@ -30,7 +28,10 @@ from kimia_infer.training.run_directory import (
     step_of,
 )
 from kimia_infer.utils.files import PARTIAL, replacing_directory
+from kimia_infer.weights.header import INDEX_NAME
+from kimia_infer.weights.layout import RECORD_NAME
 from kimia_infer.weights.manifest import MANIFEST_NAME
+from kimia_infer.weights.writing import TensorFile
 
 STATE_FILE = "state.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")

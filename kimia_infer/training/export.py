@@ -10,14 +10,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from kimia_infer.models.kimi_audio.components import checkpoint_components, understanding_components
-from kimia_infer.models.kimi_audio.layout import TUNED_WHISPER, WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import (
+from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
+    TUNED_WHISPER,
     VOCODER_FOLDER,
+    WHISPER_FOLDER,
+    resolve_weights,
 )
-from kimia_infer.models.kimi_audio.writing import NewTensor, TensorFile
+from kimia_infer.models.kimi_audio.components import checkpoint_components, understanding_components
 from kimia_infer.training.checkpoints import take_over
 from kimia_infer.training.run_directory import (
     CARD,
@@ -32,8 +33,8 @@ from kimia_infer.utils.progress import progress
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from kimia_infer.weights.component import Component
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
-from kimia_infer.weights.resolve import resolve_weights
 from kimia_infer.weights.tensors import Reader, TensorStore
+from kimia_infer.weights.writing import NewTensor, TensorFile
 
 _FOLDERS = (SPEECH_TOKENIZER_FOLDER, VOCODER_FOLDER)
 

@@ -11,8 +11,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 
+from kimia_infer.models.kimi_audio.checkpoint import TUNED_WHISPER, WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.components import understanding_components
-from kimia_infer.models.kimi_audio.layout import TUNED_WHISPER, WHISPER_FOLDER
 from kimia_infer.training.adapters import (
     ADAPTER,
     BASE,

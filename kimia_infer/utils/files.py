@@ -6,12 +6,15 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
+
+logger = logging.getLogger(__name__)
 
 PARTIAL = ".part"
 """Ending of files and directories that are still being written."""
@@ -20,14 +23,14 @@ _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """A path to write a file to, which becomes ``path`` if the block succeeds.
 
-    It is flushed to the disk before it is renamed, and removed if the block raises. The folder
-    of ``path`` is created where it is missing.
+    It is flushed to the disk before it is renamed, and removed if the block raises. Until then it
+    lies in ``folder``, by default that of ``path``, which is created where it is missing.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+    partial = (folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}{PARTIAL}"
     try:
         yield partial
         with partial.open("rb") as file:
@@ -95,14 +98,21 @@ def link_or_copy(path: Path, new: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold the lock file ``path``, which other processes on this machine then cannot.
 
-    Raises BlockingIOError at once if another process holds it.
+    If another process holds it, raises BlockingIOError at once, or with ``wait`` logs that and
+    waits.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            logger.warning("waiting for another process that works in %s", path.parent)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

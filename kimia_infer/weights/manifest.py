@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zlib
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from kimia_infer.models.kimi_audio.published import DETOKENIZER_FOLDERS
 from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.utils.files import write_text
+from kimia_infer.weights.header import read_header
 
 if TYPE_CHECKING:  # layouts are checked where PyTorch need not be imported
     from kimia_infer.weights.tensors import StoredTensor
@@ -41,7 +42,7 @@ class CheckpointManifest:
     """What a slim checkpoint was made from, how, and its files by their relative names.
 
     ``dtype`` is "served" or "source"; ``sources`` are the hub repositories that the download
-    of the source noted; ``source_files`` the size and modification time of what was read.
+    of the source recorded; ``source_files`` the size and modification time of what was read.
     ``quantization`` describes how the language model is quantized, None where it is not.
     """
 
@@ -52,23 +53,21 @@ class CheckpointManifest:
     files: dict[str, FileEntry]
     quantization: dict[str, Any] | None = None
 
-    def needed(self, detokenizer: bool = True) -> dict[str, FileEntry]:
-        """The files, without ``detokenizer`` those outside its two folders."""
+    def needed(self, skipped: Collection[str] = ()) -> dict[str, FileEntry]:
+        """The files outside the folders ``skipped``."""
         return {
-            name: entry
-            for name, entry in self.files.items()
-            if detokenizer or name.split("/")[0] not in DETOKENIZER_FOLDERS
+            name: entry for name, entry in self.files.items() if name.split("/")[0] not in skipped
         }
 
-    def check(self, directory: Path, detokenizer: bool = True) -> None:
+    def check(self, directory: Path, skipped: Collection[str] = ()) -> None:
         """Check the size of every file, the content of small ones, the headers of weights.
 
-        Without ``detokenizer`` its two folders are not looked at.
+        The folders ``skipped`` are not read.
 
         Raises:
             CheckpointError: a file is missing, of another size, or changed; it is named.
         """
-        for name, entry in self.needed(detokenizer).items():
+        for name, entry in self.needed(skipped).items():
             path = directory / name
             if not path.is_file():
                 raise CheckpointError(f"{path}: file missing, the manifest lists it")
@@ -102,13 +101,11 @@ class CheckpointManifest:
         return entry.tensors[stored.name]
 
     def write(self, path: Path) -> None:
-        """Write to ``path``, which holds either the old content or the new one at any time."""
+        """Write to ``path``, which has either the old content or the new one at any time."""
         values = {"format": FORMAT, **asdict(self)}
         if self.quantization is None:  # as in manifests from before there was any
             del values["quantization"]
-        new = path.with_name(path.name + ".new")
-        new.write_text(json.dumps(values, indent=1) + "\n")
-        new.replace(path)
+        write_text(path, json.dumps(values, indent=1) + "\n")
 
 
 def read_checkpoint_manifest(path: Path) -> CheckpointManifest | None:
@@ -139,10 +136,7 @@ def sha256_of(path: Path) -> str:
 
 
 def _header_checksum(path: Path) -> int | None:
-    """CRC-32 of a safetensors header with its length; None where the length cannot be true."""
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if length > path.stat().st_size:
-            return None
-        return zlib.crc32(start + file.read(length))
+    try:
+        return read_header(path).checksum
+    except CheckpointError:  # damaged in a way that shows
+        return None

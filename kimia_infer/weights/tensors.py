@@ -6,10 +6,8 @@ block can go straight to its device and dtype, and pickles are memory mapped.
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
-import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.weights.header import INDEX_NAME, read_header, read_index
 
 BLOCK_BYTES = 16 * 2**20  # of a safetensors file, read at a time
 MAPPED_BYTES = 512 * 2**20  # of a pickle, read before it is mapped afresh
@@ -191,20 +190,10 @@ def open_directory(directory: Path) -> TensorStore:
     The index alone decides which shard holds a tensor (the published shard names are
     irregular: 35 files ``-of-35`` and one ``36-of-36``).
     """
-    index_path = directory / "model.safetensors.index.json"
+    index_path = directory / INDEX_NAME
     if not index_path.is_file():
         return open_safetensors([directory / "model.safetensors"])
-    try:
-        weight_map = json.loads(index_path.read_text())["weight_map"]
-        names = {name: Path(shard).name for name, shard in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index_path}: not a safetensors index ({error})") from error
-    for name, shard in weight_map.items():
-        if names[name] != shard:
-            raise CheckpointError(
-                f"{index_path}: tensor {name} is said to be in {shard!r}, outside the directory"
-            )
-    shards = {name: directory / shard for name, shard in names.items()}
+    shards = {name: directory / shard for name, shard in read_index(index_path).items()}
     return open_safetensors(sorted(set(shards.values())), shards)
 
 
@@ -214,7 +203,7 @@ def open_safetensors(paths: Iterable[Path], index: Mapping[str, Path] | None = N
     ``index`` says which file holds a tensor, where that is known.
     """
     paths = list(paths)
-    headers = {path: _read_header(path) for path in paths}
+    headers = {path: _stored_tensors(path) for path in paths}
     tensors = {name: stored for header in headers.values() for name, stored in header.items()}
     for name, path in (index or {}).items():
         if name not in headers[path]:
@@ -223,50 +212,23 @@ def open_safetensors(paths: Iterable[Path], index: Mapping[str, Path] | None = N
     return TensorStore(tensors, paths[0] if len(paths) == 1 else paths[0].parent)
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: file missing")
+def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    header = read_header(path)
     try:
-        with safe_open(path, framework="pt"):  # checks the header in full
-            start, entries = _parse_header(path)
+        with safe_open(path, framework="pt"):
+            pass  # opening it checks what is left to check
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: {_damage(path) or error}") from error
+        raise CheckpointError(f"{path}: {error}") from error
     return {
         name: StoredTensor(
             path,
             name,
             tuple(entry["shape"]),
             DTYPES.get(entry["dtype"]),
-            start + entry["data_offsets"][0],
+            header.start + entry["data_offsets"][0],
         )
-        for name, entry in entries.items()
+        for name, entry in header.entries.items()
     }
-
-
-def _parse_header(path: Path) -> tuple[int, dict[str, dict]]:
-    """Where the data of a safetensors file begins, and the header's entry of every tensor."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        entries = json.loads(file.read(length))
-    entries.pop("__metadata__", None)
-    return 8 + length, entries
-
-
-def _damage(path: Path) -> str | None:
-    """Name the first tensor of a safetensors file that lies beyond its end, if any does."""
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as file:
-            if struct.unpack("<Q", file.read(8))[0] > size:
-                return "file truncated inside its header"
-        start, entries = _parse_header(path)
-        ends = {name: start + entry["data_offsets"][1] for name, entry in entries.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    lost = sorted((end, name) for name, end in ends.items() if end > size)
-    if not lost:
-        return None
-    return f"file truncated: tensor {lost[0][1]} needs {lost[0][0]} bytes, the file has {size}"
 
 
 def open_pickle(path: Path, section: str) -> TensorStore:

@@ -71,9 +71,9 @@ class Bench:
     @cached_property
     def language_model(self) -> LanguageModel:
         """With full heads, which the plain loop reads."""
-        from kimia_infer.models.kimi_audio.layout import missing_files
+        from kimia_infer.models.kimi_audio.checkpoint import LAYOUT
 
-        if self.setup.weights is not None and not missing_files(self.directory):
+        if self.setup.weights is not None and not LAYOUT.missing_files(self.directory):
             return self.components.language_model
         return self.load_language_model()
 

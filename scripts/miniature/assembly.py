@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kimia_infer.api.transcription import SEGMENT_FIELD
-from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.language_model import language_model_slots
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import (
+from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
+    WHISPER_FOLDER,
 )
+from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.language_model import language_model_slots
 from kimia_infer.training.tasks.config import EncoderSize
 from kimia_infer.utils.files import replacing_directory
 from kimia_infer.weights.component import expected_tensors, read_json

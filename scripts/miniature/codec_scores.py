@@ -15,13 +15,13 @@ from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.engine.speech import SpeechPipeline
 from kimia_infer.layers.sampler import SeededRandomness
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Noise
-from kimia_infer.models.kimi_audio.dit import dit_component
-from kimia_infer.models.kimi_audio.published import (
+from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
 )
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Noise
+from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.tasks.recordings import Recording

@@ -11,11 +11,11 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import (
+from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
+    WHISPER_FOLDER,
 )
 from kimia_infer.training.checkpoints import live, write_tensors
 from kimia_infer.training.config import FinetuneConfig

@@ -24,15 +24,15 @@ import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
-from kimia_infer.models.kimi_audio.config import DiTConfig, LanguageModelConfig, VocoderConfig
-from kimia_infer.models.kimi_audio.dit import dit_slots
-from kimia_infer.models.kimi_audio.language_model import language_model_slots
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import (
+from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
+    WHISPER_FOLDER,
 )
+from kimia_infer.models.kimi_audio.config import DiTConfig, LanguageModelConfig, VocoderConfig
+from kimia_infer.models.kimi_audio.dit import dit_slots
+from kimia_infer.models.kimi_audio.language_model import language_model_slots
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizerConfig,
     speech_tokenizer_slots,

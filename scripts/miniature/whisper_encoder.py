@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
+from kimia_infer.models.kimi_audio.checkpoint import WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.whisper import (
     CODE_SAMPLES,
     FRAMES_PER_CODE,

@@ -12,14 +12,14 @@ from pathlib import Path
 import torch
 import yaml
 
-from kimia_infer.models.kimi_audio.dit import dit_slots
-from kimia_infer.models.kimi_audio.language_model import language_model_slots
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import (
+from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
+    WHISPER_FOLDER,
 )
+from kimia_infer.models.kimi_audio.dit import dit_slots
+from kimia_infer.models.kimi_audio.language_model import language_model_slots
 from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_slots
 from kimia_infer.models.kimi_audio.vocoder import vocoder_slots
 from kimia_infer.models.kimi_audio.whisper import whisper_slots

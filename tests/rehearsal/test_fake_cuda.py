@@ -28,10 +28,9 @@ from kimia_infer.engine.decode import AUDIO, BOTH, TEXT, DecodeState
 from kimia_infer.layers import quantization
 from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.layers.sampler import SeededRandomness
+from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER, WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.components import checkpoint_components
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage
-from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from tests.rehearsal.fake_cuda import (

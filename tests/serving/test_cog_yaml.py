@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from kimia_infer.models.kimi_audio.published import MODEL
+from kimia_infer.models.kimi_audio.checkpoint import MODEL
 from kimia_infer.serving.cog.schema import FILES
 from tests.paths import ROOT
 

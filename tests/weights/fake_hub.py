@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 from safetensors.torch import save
 
-from kimia_infer.models.kimi_audio.published import MODEL, SPEECH_TOKENIZER
+from kimia_infer.models.kimi_audio.checkpoint import MODEL, SPEECH_TOKENIZER
 
 LARGE = (".safetensors", ".pt")
 SHARED = b'{"feature_size": 128}'  # one content under two names
@@ -64,7 +64,7 @@ def published_files() -> dict[str, dict[str, bytes]]:
 
 
 class Hub(ThreadingHTTPServer):
-    """The two endpoints of the hub that a download uses: model information and content.
+    """The endpoints of the hub that a download uses: model information, file list and content.
 
     As on the real one, large files are redirected to another host, and a renamed repository
     to its new name.
@@ -90,7 +90,6 @@ class Hub(ThreadingHTTPServer):
         self.stall: dict[str, int] = {}  # file -> bytes to send before falling silent
         self.released = threading.Event()
         self.changed: dict[str, bytes] = {}  # file -> content sent instead of the listed one
-        self.no_ranges = False
         self.refusal: tuple[int, str] | None = None  # status and error code of every answer
 
     def ranges(self, name: str) -> list[str | None]:
@@ -108,6 +107,9 @@ class Handler(BaseHTTPRequestHandler):
         for header in (*headers, ("Content-Length", str(length))):
             self.send_header(*header)
         self.end_headers()
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def do_GET(self) -> None:
         hub, path = self.server, urlsplit(self.path).path
@@ -130,27 +132,43 @@ class Handler(BaseHTTPRequestHandler):
         elif new:
             self.answer(307, ("Location", self.path.replace(f"{owner}/{name}", new)))
         elif api:
-            assert kind == "revision"
-            self.information(repository)
-        elif kind == "resolve" and file.endswith(LARGE):
-            where = f"{hub.store}/{repository}/large/{revision}/{file}"
-            self.answer(302, ("Location", where))
+            self.send_json({"revision": self.information, "tree": self.tree}[kind](repository))
+        elif kind == "resolve" and (self.command == "HEAD" or file.endswith(LARGE)):
+            content, commit = hub.files[repository][file], hub.revisions[repository]
+            headers = [("X-Repo-Commit", commit), ("ETag", f'"{checksum(file, content)}"')]
+            headers.append(("X-Linked-Size", str(len(content))))
+            if file.endswith(LARGE):
+                where = f"{hub.store}/{repository}/large/{revision}/{file}"
+                headers += [("X-Linked-Etag", headers[1][1]), ("Location", where)]
+            self.answer(302 if file.endswith(LARGE) else 200, *headers)
         else:
             assert (kind == "large") == (host == "localhost")
             self.content(repository, file)
 
-    def information(self, repository: str) -> None:
+    def send_json(self, value: object) -> None:
+        body = json.dumps(value).encode()
+        self.answer(200, ("Content-Type", "application/json"), length=len(body))
+        self.wfile.write(body)
+
+    def tree(self, repository: str) -> list[dict]:
+        entries = []
+        for name, content in self.server.files[repository].items():
+            entry = {"type": "file", "path": name, "size": len(content), "oid": blob_id(content)}
+            if name.endswith(LARGE):
+                large = {"oid": checksum(name, content), "size": len(content), "pointerSize": 130}
+                entry["lfs"] = large
+            entries.append(entry)
+        return entries
+
+    def information(self, repository: str) -> dict:
         siblings = []
         for name, content in self.server.files[repository].items():
             entry = {"rfilename": name, "size": len(content), "blobId": blob_id(content)}
             if name.endswith(LARGE):
-                sha = hashlib.sha256(content).hexdigest()
-                entry["lfs"] = {"sha256": sha, "size": len(content), "pointerSize": 130}
+                large = {"sha256": checksum(name, content), "size": len(content)}
+                entry["lfs"] = large | {"pointerSize": 130}
             siblings.append(entry)
-        answer = {"id": repository, "sha": self.server.revisions[repository], "siblings": siblings}
-        body = json.dumps(answer).encode()
-        self.answer(200, ("Content-Type", "application/json"), length=len(body))
-        self.wfile.write(body)
+        return {"id": repository, "sha": self.server.revisions[repository], "siblings": siblings}
 
     def content(self, repository: str, name: str) -> None:
         hub = self.server
@@ -159,9 +177,8 @@ class Handler(BaseHTTPRequestHandler):
         path = name if repository == MODEL.name else f"{repository}/{name}"
         hub.served.append((path, wanted))
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-        partial = wanted is not None and not hub.no_ranges
-        body = body[start:] if partial else body
-        self.answer(206 if partial else 200, length=len(body))
+        body = body[start:]
+        self.answer(206 if wanted else 200, length=len(body))
         if name in hub.stall:
             self.wfile.write(body[: hub.stall[name]])
             hub.released.wait()
@@ -171,6 +188,11 @@ class Handler(BaseHTTPRequestHandler):
             body = body[: hub.cut[name].pop(0)]
             self.close_connection = True
         self.wfile.write(body)
+
+
+def checksum(name: str, content: bytes) -> str:
+    """As the hub gives it: SHA-256 of a large file, the git blob id of a small one."""
+    return hashlib.sha256(content).hexdigest() if name.endswith(LARGE) else blob_id(content)
 
 
 def blob_id(content: bytes) -> str:

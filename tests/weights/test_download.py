@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -12,22 +13,24 @@ import sys
 import threading
 import time
 from collections import namedtuple
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.models.kimi_audio.layout import incomplete_files
-from kimia_infer.models.kimi_audio.published import KNOWN_SIZES, MODEL, SPEECH_TOKENIZER
+from kimia_infer.models.kimi_audio.checkpoint import (
+    LAYOUT,
+    MODEL,
+    SPEECH_TOKENIZER,
+    TEXT_LAYOUT,
+    resolve_weights,
+)
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.utils.errors import CheckpointError, WeightsError
-from kimia_infer.weights import download
-from kimia_infer.weights.download import download_weights
-from kimia_infer.weights.resolve import resolve_weights
+from kimia_infer.weights.download import download
 from tests.paths import ROOT
-from tests.weights.fake_hub import Hub, pickle_archive, published_files, tensors
+from tests.weights.fake_hub import Hub, published_files, tensors
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def hub(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(constants, "ENDPOINT", server.url)
         template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(download, "PAUSE", 0.0)
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
         yield server
         server.shutdown()
 
@@ -59,45 +62,36 @@ def no_network(monkeypatch: pytest.MonkeyPatch):
     return block
 
 
-def parts(directory: Path) -> dict[str, int]:
-    """Bytes received so far of every file that is not finished."""
-    sizes = {}
-    for path in directory.glob(".incomplete/*"):
-        with suppress(FileNotFoundError):  # finished at this moment
-            sizes[path.name.rpartition(".")[0]] = path.stat().st_size
-    return sizes
-
-
 def test_only_the_needed_files_of_both_repositories(hub: Hub, tmp_path: Path):
     target = tmp_path / "model"
-    download_weights(target)
+    download(target, LAYOUT)
     expected = {n: c for n, c in hub.files[MODEL.name].items() if c not in (b"not needed",)}
     del expected["modeling_moonshot_kimia.py"]
     for name in SPEECH_TOKENIZER.files:
         expected[f"glm-4-voice-tokenizer/{name}"] = hub.files[SPEECH_TOKENIZER.name][name]
     found = {p.relative_to(target).as_posix(): p for p in target.rglob("*") if p.is_file()}
     record = json.loads(found.pop("download.json").read_text())
-    found.pop(".download.lock", None)
+    found = {name: path for name, path in found.items() if not re.search(r"(^|/)\.", name)}
     assert {name: path.read_bytes() for name, path in found.items()} == expected
     assert record["files"] == {name: len(content) for name, content in expected.items()}
     assert {n: s["commit"] for n, s in record["sources"].items()} == hub.revisions
-    assert incomplete_files(target) == []
+    assert LAYOUT.incomplete_files(target) == []
 
 
 def test_the_token_goes_to_the_hub_alone(hub: Hub, tmp_path: Path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    download_weights(tmp_path)
+    download(tmp_path, LAYOUT)
     assert hub.keys == {"127.0.0.1": {"Bearer hf_secret"}, "localhost": {None}}
 
 
 def test_a_complete_directory_needs_no_network(hub: Hub, tmp_path: Path, no_network):
     target = tmp_path / MODEL.name.partition("/")[2]
-    download_weights(target)
+    download(target, LAYOUT)
     attempts = no_network()
     with pytest.raises(OSError, match="blocked"):  # the block works
         socket.create_connection(("127.0.0.1", hub.server_port))
     attempts.clear()
-    download_weights(target)
+    download(target, LAYOUT)
     assert resolve_weights(MODEL.name, root=tmp_path) == target
     assert resolve_weights(f"{MODEL.name}@{MODEL.revision}", root=tmp_path) == target
     assert resolve_weights(target) == target
@@ -105,10 +99,10 @@ def test_a_complete_directory_needs_no_network(hub: Hub, tmp_path: Path, no_netw
 
 
 def test_a_copy_without_a_record_needs_no_network(hub: Hub, tmp_path: Path, no_network):
-    download_weights(tmp_path)
+    download(tmp_path, LAYOUT)
     (tmp_path / "download.json").unlink()
     attempts = no_network()
-    download_weights(tmp_path)
+    download(tmp_path, LAYOUT)
     assert attempts == []
 
 
@@ -118,96 +112,72 @@ def test_a_hub_id_is_downloaded_under_the_root(hub: Hub, tmp_path: Path):
     other = resolve_weights(f"{MODEL.name}@main", root=tmp_path)
     assert other == tmp_path / "Kimi-Audio-7B-Instruct@main"
     with pytest.raises(WeightsError, match=r"holds .*@main"):
-        download_weights(other)
+        download(other, LAYOUT)
 
 
 def test_a_lost_connection_is_continued(hub: Hub, tmp_path: Path):
     name = "model-1-of-35.safetensors"
     hub.cut[name] = [70_000, 20_000]
-    download_weights(tmp_path)
+    download(tmp_path, LAYOUT)
     assert hub.ranges(name) == [None, "bytes=70000-", "bytes=90000-"]
     assert (tmp_path / name).read_bytes() == hub.files[MODEL.name][name]
 
 
-def test_an_interrupted_download_is_continued_by_the_next_call(hub: Hub, tmp_path: Path):
-    name = "whisper-large-v3/model.safetensors"
-    hub.cut[name] = [100_000] + [0] * 2 * download.ATTEMPTS
-    with pytest.raises(WeightsError, match=rf"{name}: 100,000 of 160,0\d\d bytes.*again"):
-        download_weights(tmp_path)
-    assert parts(tmp_path)["whisper-large-v3--model.safetensors"] == 100_000
-    assert not (tmp_path / name).exists()
-    hub.cut.clear()
-    hub.served.clear()
-    download_weights(tmp_path)
-    assert hub.ranges(name) == ["bytes=100000-"]
-    assert (tmp_path / name).read_bytes() == hub.files[MODEL.name][name]
-    assert not (tmp_path / ".incomplete").exists()
-    asked = [name for name, _ in hub.served]
-    assert (
-        len(asked)
-        == len(set(asked))
-        < len(json.loads((tmp_path / "download.json").read_text())["files"])
-    )
-
-
 def test_a_killed_download_is_continued(hub: Hub, tmp_path: Path):
+    """What was complete is kept; the file that was not starts again."""
     name = "audio_detokenizer/model.pt"
-    hub.files[MODEL.name][name] = pickle_archive("x" * 300_000)
-    hub.stall[name] = 200_000
+    hub.stall[name] = 10
     command = [sys.executable, ROOT / "scripts" / "download_weights", "--to", tmp_path]
     process = subprocess.Popen(
         command, env={**os.environ, "HF_ENDPOINT": hub.url}, stderr=subprocess.DEVNULL
     )
-    while parts(tmp_path).get(name.replace("/", "--"), 0) < 100_000 or len(parts(tmp_path)) > 1:
+    finished = set(hub.files[MODEL.name]) & set(MODEL.files) - {name}
+    while not all((tmp_path / other).is_file() for other in finished):
         assert process.poll() is None
         time.sleep(0.02)
     process.kill()
     process.wait()
     hub.stall.clear()
     hub.released.set()
-    have = parts(tmp_path)[name.replace("/", "--")]
+    assert not (tmp_path / name).exists()
     hub.served.clear()
-    download_weights(tmp_path)
-    assert hub.served == [(name, f"bytes={have}-")]
-    assert incomplete_files(tmp_path) == []
-
-
-def test_a_server_without_ranges_starts_the_file_again(hub: Hub, tmp_path: Path):
-    name = "vocoder/model.pt"
-    hub.cut[name], hub.no_ranges = [40], True
-    download_weights(tmp_path)
-    assert hub.ranges(name) == [None, "bytes=40-"]
-    assert (tmp_path / name).read_bytes() == hub.files[MODEL.name][name]
+    download(tmp_path, LAYOUT)
+    asked = {served for served, _ in hub.served}
+    assert name in asked and not asked & finished
+    assert LAYOUT.incomplete_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["model-36-of-36.safetensors", "tiktoken.model"])
 def test_a_file_that_stays_short_is_named(hub: Hub, tmp_path: Path, name: str):
     content = hub.files[MODEL.name][name]
     hub.changed[name] = content[:-3]
-    with pytest.raises(WeightsError, match=rf"{name}: .*{len(content):,} bytes"):
-        download_weights(tmp_path)
+    with pytest.raises(WeightsError, match=rf"of size {len(content)} but .*{name}"):
+        download(tmp_path, LAYOUT)
     assert not (tmp_path / name).exists()
 
 
 @pytest.mark.parametrize("name", ["audio_detokenizer/model.pt", "tiktoken.model"])
-@pytest.mark.parametrize("change", [lambda c: c[::-1], lambda c: c + b"more"])
-def test_damaged_content_is_refused(hub: Hub, tmp_path: Path, name: str, change):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda c: c[::-1], "{}: damaged on the way"), (lambda c: c + b"more", r"of size .*{}")],
+)
+def test_damaged_content_is_refused(hub: Hub, tmp_path: Path, name: str, change, message: str):
     hub.changed[name] = change(hub.files[MODEL.name][name])
-    with pytest.raises(WeightsError, match=rf"{name}: damaged"):
-        download_weights(tmp_path)
+    with pytest.raises(WeightsError, match=message.format(name)):
+        download(tmp_path, LAYOUT)
     assert not (tmp_path / name).exists()
     hub.changed.clear()
-    download_weights(tmp_path)
+    download(tmp_path, LAYOUT)
     assert (tmp_path / name).read_bytes() == hub.files[MODEL.name][name]
 
 
 def test_a_file_that_was_cut_afterwards_is_replaced(hub: Hub, tmp_path: Path):
-    download_weights(tmp_path)
+    download(tmp_path, LAYOUT)
     path = tmp_path / "vocoder/model.pt"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
     hub.served.clear()
-    download_weights(tmp_path)
+    download(tmp_path, LAYOUT)
     assert path.read_bytes() == whole
     assert hub.served == [("vocoder/model.pt", None)]
 
@@ -218,7 +188,7 @@ def test_too_little_disk_space_is_found_before_anything_is_fetched(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**6, 10**6 - 1234, 1234))
     with pytest.raises(WeightsError, match=r"([\d,]+) bytes are still .* 1,234 are free") as error:
-        download_weights(tmp_path / "model")
+        download(tmp_path / "model", LAYOUT)
     wanted = published_files()
     large = sum(len(c) for files in wanted.values() for c in files.values() if len(c) > 1000)
     assert large < int(str(error.value).split(" bytes")[0].split()[-1].replace(",", ""))
@@ -228,25 +198,22 @@ def test_too_little_disk_space_is_found_before_anything_is_fetched(
 def test_what_is_there_counts_for_the_disk_space(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    hub.cut["model-1-of-35.safetensors"] = [100_000] + [0] * 2 * download.ATTEMPTS
-    with pytest.raises(WeightsError):
-        download_weights(tmp_path)
-    hub.cut.clear()
-    present = sum(p.stat().st_size for p in tmp_path.rglob("*.*") if p.is_file())
-    total = sum(len(c) for files in published_files().values() for c in files.values())
+    download(tmp_path, TEXT_LAYOUT)
+    missing = hub.files[MODEL.name]
+    missing = [content for name, content in missing.items() if "detok" in name or "voc" in name]
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, total - present + 5_000))
-    download_weights(tmp_path)
-    assert incomplete_files(tmp_path) == []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, sum(map(len, missing))))
+    download(tmp_path, LAYOUT)
+    assert LAYOUT.incomplete_files(tmp_path) == []
 
 
-def test_a_disk_that_fills_up_is_said(hub: Hub, tmp_path: Path):
-    name = "model-1-of-35.safetensors"
-    checksum = hashlib.sha256(hub.files[MODEL.name][name]).hexdigest()
-    (tmp_path / ".incomplete").mkdir()
-    (tmp_path / ".incomplete" / f"{name}.{checksum}").symlink_to("/dev/full")
+def test_a_full_disk_is_reported(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("kimia_infer.weights.download.snapshot_download", fail)
     with pytest.raises(WeightsError, match="disk is full: make room and run the download again"):
-        download_weights(tmp_path)
+        download(tmp_path, LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +228,7 @@ def test_a_disk_that_fills_up_is_said(hub: Hub, tmp_path: Path):
 def test_refusals_are_explained(hub: Hub, tmp_path: Path, refusal: tuple[int, str], message: str):
     hub.refusal = refusal
     with pytest.raises(WeightsError, match=message):
-        download_weights(tmp_path)
+        download(tmp_path, LAYOUT)
 
 
 def test_an_unknown_revision_is_named(hub: Hub, tmp_path: Path):
@@ -273,24 +240,24 @@ def test_a_hub_out_of_reach_is_explained(hub: Hub, tmp_path: Path):
     hub.shutdown()
     hub.server_close()
     with pytest.raises(WeightsError, match=f"{MODEL.name} cannot be reached.*check the network"):
-        download_weights(tmp_path)
+        download(tmp_path, LAYOUT)
 
 
 def test_offline_mode_is_respected(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(WeightsError, match="HF_HUB_OFFLINE"):
-        download_weights(tmp_path)
+        download(tmp_path, LAYOUT)
     assert hub.requests == []
 
 
 def test_text_only_leaves_the_detokenizer_out_and_adds_it_later(hub: Hub, tmp_path: Path):
-    download_weights(tmp_path, detokenizer=False)
+    download(tmp_path, TEXT_LAYOUT)
     assert not (tmp_path / "audio_detokenizer").exists()
-    assert incomplete_files(tmp_path, detokenizer=False) == []
-    assert "audio_detokenizer/model.pt" in incomplete_files(tmp_path)
+    assert TEXT_LAYOUT.incomplete_files(tmp_path) == []
+    assert "audio_detokenizer/model.pt" in LAYOUT.incomplete_files(tmp_path)
     hub.served.clear()
-    download_weights(tmp_path)
-    assert incomplete_files(tmp_path) == []
+    download(tmp_path, LAYOUT)
+    assert LAYOUT.incomplete_files(tmp_path) == []
     assert len(hub.served) == 4
 
 
@@ -325,7 +292,7 @@ def test_a_prepared_checkpoint_comes_with_its_manifest(hub: Hub, tmp_path: Path)
 def test_another_model_is_refused_before_its_weights_are_fetched(hub: Hub, tmp_path: Path):
     del hub.files[MODEL.name]["tiktoken.model"]
     with pytest.raises(WeightsError, match=r"has no tiktoken\.model"):
-        download_weights(tmp_path)
+        download(tmp_path, LAYOUT)
     assert hub.served == []
 
 
@@ -338,18 +305,11 @@ def run_script(hub: Hub, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_script_announces_the_published_sizes(hub: Hub):
-    total = sum(KNOWN_SIZES.values())
-    spoken = sum(KNOWN_SIZES[f"{folder}/model.pt"] for folder in ("audio_detokenizer", "vocoder"))
-    text = f"about {total / 1e9:.0f} GB, or {(total - spoken) / 1e9:.0f} GB for text output only"
-    assert text in run_script(hub, "--help").stdout
-
-
 def test_the_script(hub: Hub, tmp_path: Path):
     target = tmp_path / "model"
     done = run_script(hub, "--to", str(target))
     assert done.returncode == 0, done.stderr
-    assert incomplete_files(target) == []
+    assert LAYOUT.incomplete_files(target) == []
     hub.requests.clear()
     again = run_script(hub, "--to", str(target))
     assert (again.returncode, str(target) in again.stdout) == (0, True)

@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.models.kimi_audio.layout import incomplete_files, missing_files
-from kimia_infer.models.kimi_audio.published import MODEL, default_revision
+from kimia_infer.models.kimi_audio.checkpoint import (
+    LAYOUT,
+    MODEL,
+    TEXT_LAYOUT,
+    resolve_weights,
+    weights_from_environment,
+)
 from kimia_infer.utils.errors import WeightsError
 from kimia_infer.weights import download
-from kimia_infer.weights.resolve import resolve_weights, weights_from_environment
 from tests.paths import ROOT
 
 DETOKENIZER = ("audio_detokenizer/config.yaml", "audio_detokenizer/model.pt")
@@ -36,7 +40,7 @@ def checkpoint(golden: Path, tmp_path: Path) -> Path:
 def downloads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Where downloads would have gone; none happens."""
     asked: list[Path] = []
-    monkeypatch.setattr(download, "download_weights", lambda to, *_: asked.append(to))
+    monkeypatch.setattr(download, "download", lambda to, *_: asked.append(to))
     return asked
 
 
@@ -74,7 +78,7 @@ def test_an_empty_variable_is_named(environ, name: str):
 
 
 def test_a_complete_directory_is_taken_as_it_is(checkpoint: Path, monkeypatch):
-    assert missing_files(checkpoint) == []
+    assert LAYOUT.missing_files(checkpoint) == []
     assert resolve_weights(str(checkpoint)) == checkpoint
     monkeypatch.chdir(checkpoint.parent)
     assert resolve_weights("checkpoint") == Path("checkpoint")
@@ -83,7 +87,7 @@ def test_a_complete_directory_is_taken_as_it_is(checkpoint: Path, monkeypatch):
 
 
 def test_the_miniature_is_complete():
-    assert missing_files(ROOT / "weights" / "mini") == []
+    assert LAYOUT.missing_files(ROOT / "weights" / "mini") == []
 
 
 def every_file(directory: Path) -> list[str]:
@@ -95,17 +99,17 @@ def test_every_file_that_loading_needs_is_required(checkpoint: Path):
     assert set(DETOKENIZER) < set(names)
     for name in names:
         (checkpoint / name).rename(checkpoint / "away")
-        found = missing_files(checkpoint)
+        found = LAYOUT.missing_files(checkpoint)
         wanted = ["model.safetensors.index.json"] if name.endswith("index.json") else [name]
         assert found == wanted
-        assert missing_files(checkpoint, detokenizer=False) == [
+        assert TEXT_LAYOUT.missing_files(checkpoint) == [
             entry for entry in wanted if entry not in DETOKENIZER
         ]
         with pytest.raises(WeightsError, match=f"{name}.*scripts/download_weights") as error:
             resolve_weights(checkpoint)
         assert str(checkpoint) in str(error.value)
         (checkpoint / "away").rename(checkpoint / name)
-    assert missing_files(checkpoint) == []
+    assert LAYOUT.missing_files(checkpoint) == []
 
 
 @pytest.mark.parametrize("keep", [0, 6, 1000, -1])
@@ -114,7 +118,7 @@ def test_every_weight_file_that_is_cut_short_is_found(checkpoint: Path, keep: in
     for name in names:
         content = (checkpoint / name).read_bytes()
         (checkpoint / name).write_bytes(content[:keep])
-        (found,) = incomplete_files(checkpoint)
+        (found,) = LAYOUT.incomplete_files(checkpoint)
         assert found.startswith(f"{name} (")
         (checkpoint / name).write_bytes(content)
 
@@ -123,26 +127,26 @@ def test_recorded_sizes_decide_where_there_are_any(checkpoint: Path):
     size = (checkpoint / "vocoder/model.pt").stat().st_size
     record = {"files": {"vocoder/model.pt": size + 1}, "sources": {}}
     (checkpoint / "download.json").write_text(json.dumps(record))
-    (found,) = incomplete_files(checkpoint)
+    (found,) = LAYOUT.incomplete_files(checkpoint)
     assert found == f"vocoder/model.pt ({size} bytes instead of {size + 1})"
     (checkpoint / "download.json").write_text("[]")
     with pytest.raises(WeightsError, match=r"download\.json.*delete it"):
-        incomplete_files(checkpoint)
+        LAYOUT.incomplete_files(checkpoint)
 
 
 def test_one_language_model_file_will_do(checkpoint: Path):
     next(checkpoint.glob("model-*.safetensors")).rename(checkpoint / "model.safetensors")
     (checkpoint / "model.safetensors.index.json").unlink()
-    assert missing_files(checkpoint) == []
+    assert LAYOUT.missing_files(checkpoint) == []
 
 
 @pytest.mark.parametrize("folder", ["audio_detokenizer", "vocoder"])
 def test_safetensors_replace_a_pickle(checkpoint: Path, folder: str):
     (checkpoint / folder / "model.pt").unlink()
-    assert missing_files(checkpoint) == [f"{folder}/model.pt"]
+    assert LAYOUT.missing_files(checkpoint) == [f"{folder}/model.pt"]
     shard = next(checkpoint.glob("model-*.safetensors"))
     shutil.copy(shard, checkpoint / folder / "model.safetensors")
-    assert missing_files(checkpoint) == []
+    assert LAYOUT.missing_files(checkpoint) == []
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"weight_map": 3}', "{}"])
@@ -229,5 +233,5 @@ def test_other_repositories_are_kept_by_owner(
 
 
 def test_default_revisions():
-    assert default_revision(MODEL.name) == MODEL.revision
-    assert default_revision("someone/else") == "main"
+    assert LAYOUT.default_revision(MODEL.name) == MODEL.revision
+    assert LAYOUT.default_revision("someone/else") == "main"

@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 
+from kimia_infer.models.kimi_audio.checkpoint import (
+    DETOKENIZER_FOLDER,
+    SPEECH_TOKENIZER_FOLDER,
+    TUNED_WHISPER,
+    VOCODER_FOLDER,
+    WHISPER_FOLDER,
+)
 from kimia_infer.models.kimi_audio.config import DiTConfig, LanguageModelConfig
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.language_model import language_model_component
-from kimia_infer.models.kimi_audio.layout import TUNED_WHISPER, WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import (
-    DETOKENIZER_FOLDER,
-    SPEECH_TOKENIZER_FOLDER,
-    VOCODER_FOLDER,
-)
 from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component

@@ -1,51 +1,44 @@
-"""Write the slim checkpoint: the published layout with nothing in it that serving never reads.
+"""Write the slim checkpoint: the published layout without what serving never reads.
 
-Optimizer state, the Whisper decoder, stored rotary frequencies and layers that the speech
-tokenizer does not use stay behind, pickles become safetensors. In the dtype "served" every
-part is stored as it is served: bfloat16, rounded exactly as loading the source in bfloat16
-rounds, with weight norm folded in float32 first; the speech tokenizer in float32. In the dtype
-"source" every tensor keeps its bytes, weight norm unfolded, so that whatever is computed from
-the source in any dtype is computed from the copy, too. In both, the matrices of the language
-model's layers can be quantized.
+Left out are optimizer state, the Whisper decoder, stored rotary frequencies and layers that the
+speech tokenizer does not use; pickles become safetensors. With dtype "served" every component is
+stored as it is served: in bfloat16, rounded exactly as loading the source in bfloat16 rounds, with
+weight norm folded in float32 first; the speech tokenizer in float32. With dtype "source" every
+tensor keeps its bytes, weight norm unfolded, so that the copy gives the same results as the source
+in any dtype. In both, the matrices of the language model's layers can be quantized.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
-from tqdm import tqdm
+from torch import Tensor
 
-from kimia_infer.layers.quantization import (
-    check_quantization,
-    description,
-    quantized_component,
+from kimia_infer.layers.quantization import check_quantization, description, quantized_component
+from kimia_infer.models.kimi_audio.checkpoint import MODEL
+from kimia_infer.models.kimi_audio.components import (
+    StoredComponent,
+    StoredComponents,
+    checkpoint_components,
 )
-from kimia_infer.models.kimi_audio.components import StoredComponents, checkpoint_components
-from kimia_infer.models.kimi_audio.layout import INDEX_NAME, UNFINISHED_NAME, read_record
-from kimia_infer.models.kimi_audio.published import MODEL
-from kimia_infer.models.kimi_audio.writing import (
+from kimia_infer.utils.errors import WeightsError
+from kimia_infer.weights.component import Slot
+from kimia_infer.weights.header import INDEX_NAME
+from kimia_infer.weights.layout import WEIGHT_SUFFIXES, read_record
+from kimia_infer.weights.manifest import MANIFEST_NAME, CheckpointManifest, read_checkpoint_manifest
+from kimia_infer.weights.tensors import Reader
+from kimia_infer.weights.writing import (
     NewFile,
     NewTensor,
     SmallFile,
     TensorFile,
-    component_tensors,
+    require_usable,
+    tensor_files,
+    write_checkpoint,
 )
-from kimia_infer.utils.errors import WeightsError
-from kimia_infer.weights.manifest import (
-    MANIFEST_NAME,
-    CheckpointManifest,
-    read_checkpoint_manifest,
-    sha256_of,
-)
-from kimia_infer.weights.tensors import Reader
 
 DTYPES = ("served", "source")
 SHARD_BYTES = 4 * 10**9  # at most, of the language model; a larger tensor has its own shard
@@ -58,12 +51,17 @@ def prepare_weights(
     shard_bytes: int = SHARD_BYTES,
     quantization: str = "none",
 ) -> CheckpointManifest:
-    """Write the slim checkpoint of ``source`` to ``target``, or continue to.
+    """Write the slim checkpoint of ``source`` to ``target``; see :func:`write_checkpoint`.
 
-    Only whole files get their names in ``target``, and the manifest comes last. A call that
-    was interrupted is continued by the same one; in a finished ``target`` it verifies every
-    file and writes those again that are damaged. Host memory stays at one block, or one tensor
-    where weight norm is folded or a matrix quantized. ``quantization`` is one of ``SCHEMES``.
+    Host memory stays at one block, or one tensor where weight norm is folded or a matrix
+    quantized.
+
+    Args:
+        source: a complete checkpoint that is not quantized; it is only read.
+        target: a new directory, or one that an earlier call has begun or finished.
+        dtype: "served" or "source".
+        shard_bytes: largest size of a file of the language model.
+        quantization: one of ``SCHEMES``.
 
     Raises:
         CheckpointError: ``source`` is no complete checkpoint, damaged, or quantized itself.
@@ -72,7 +70,7 @@ def prepare_weights(
     """
     if dtype not in DTYPES:
         raise WeightsError(f"dtype: expected {' or '.join(DTYPES)}, found {dtype!r}")
-    _require_usable(source, target)
+    require_usable(source, target)
     origin = read_checkpoint_manifest(source / MANIFEST_NAME)
     if origin is not None:
         origin.check(source)
@@ -81,60 +79,37 @@ def prepare_weights(
     components = components.changed(
         language_model=quantized_component(components.language_model.component, quantization)
     )
-    sources = origin.sources if origin else read_record(source).get("sources", {})
-    state, held = _state(source, components), description(quantization)
-    planned = CheckpointManifest(dtype, shard_bytes, sources, state, files={}, quantization=held)
+    planned = CheckpointManifest(
+        dtype,
+        shard_bytes,
+        sources=origin.sources if origin else read_record(source).get("sources", {}),
+        source_files=_state(source, components),
+        files={},
+        quantization=description(quantization),
+    )
     files = _plan(source, components, dtype, shard_bytes)
     reader = Reader(partial(origin.checksum, source) if origin else None)
-    with _locked(target):
-        known = _begun(target, planned)
-        with _progress(files) as bar:
-            todo = [name for name in files if not _is_whole(target, name, files, known, bar)]
-            if todo or not (target / MANIFEST_NAME).is_file():
-                _reopen(target, known)
-                _require_space(target, [files[name].size for name in todo])
-                for name in todo:
-                    _write(target, name, files[name], known, reader, bar)
-                if _state(source, components) != planned.source_files:
-                    raise WeightsError(
-                        f"{source}: changed while it was read; delete {target} and run this again"
-                    )
-                (target / UNFINISHED_NAME).replace(target / MANIFEST_NAME)
-        shutil.rmtree((target / UNFINISHED_NAME).parent)
-    return known
 
-
-def _require_usable(source: Path, target: Path) -> None:
-    """Refuse a target in which something of somebody else's could be overwritten."""
-    new, old = target.resolve(), source.resolve()
-    if new == old or old in new.parents:
-        raise WeightsError(f"{target}: lies in the source {source}; name a directory elsewhere")
-    if target.exists() and not target.is_dir():
-        raise WeightsError(f"{target}: not a directory")
-    begun = any((target / name).is_file() for name in (UNFINISHED_NAME, MANIFEST_NAME))
-    if target.is_dir() and not begun:
-        own = (target / UNFINISHED_NAME).parent  # made first, so it may be all there is
-        foreign = sorted(path.name for path in target.iterdir() if path != own)
-        if foreign:
+    def check_source() -> None:
+        if _state(source, components) != planned.source_files:
             raise WeightsError(
-                f"{target}: holds {foreign[0]} and no prepared checkpoint; name a new directory"
+                f"{source}: changed while it was read; delete {target} and run this again"
             )
+
+    return write_checkpoint(target, planned, files, reader, check_source)
 
 
 def _small_files(source: Path) -> list[str]:
-    """What the layout lists besides weights: configurations and the text tokenizer."""
+    """The files of the layout besides weights: configurations and the text tokenizer."""
     generated = (MANIFEST_NAME, INDEX_NAME)
-    names = [name for name in MODEL.files if not name.endswith((".safetensors", ".pt"))]
+    names = [name for name in MODEL.files if not name.endswith(WEIGHT_SUFFIXES)]
     return [name for name in names if name not in generated and (source / name).is_file()]
 
 
 def _state(source: Path, components: StoredComponents) -> dict[str, dict[str, int]]:
     """Size and modification time of every file that is read."""
-    paths = {
-        stored.file
-        for _, entry in components.items()
-        for stored in entry.component.store.tensors.values()
-    }
+    stores = [entry.component.store for _, entry in components.items()]
+    paths = {stored.file for store in stores for stored in store.tensors.values()}
     paths |= {source / name for name in (*_small_files(source), INDEX_NAME)}
     paths = {path for path in paths if path.is_file()}  # one file needs no index
     facts = {path.relative_to(source).as_posix(): path.stat() for path in sorted(paths)}
@@ -149,124 +124,56 @@ def _plan(
         name: SmallFile((source / name).read_bytes()) for name in _small_files(source)
     }
     for _, entry in components.items():
-        tensors = component_tensors(entry, served=dtype == "served")
+        tensors = _component_tensors(entry, served=dtype == "served")
         if entry.folder:
             files[f"{entry.folder}/model.safetensors"] = TensorFile(tensors)
         else:
-            files |= _language_model_files(tensors, shard_bytes)
+            files |= tensor_files(tensors, shard_bytes)
     return files
 
 
-def _language_model_files(tensors: list[NewTensor], shard_bytes: int) -> dict[str, NewFile]:
-    """One file, or shards with their index, named as published."""
-    shards: list[list[NewTensor]] = [[]]
-    for tensor in tensors:
-        size = sum(other.nbytes for other in shards[-1]) + tensor.nbytes
-        if shards[-1] and size > shard_bytes:
-            shards.append([])
-        shards[-1].append(tensor)
-    if len(shards) == 1:
-        return {"model.safetensors": TensorFile(tensors)}
-    names = [f"model-{number}-of-{len(shards)}.safetensors" for number in range(1, len(shards) + 1)]
-    named = dict(zip(names, shards, strict=True))
-    index = {
-        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
-        "weight_map": {tensor.name: name for name, shard in named.items() for tensor in shard},
-    }
-    files: dict[str, NewFile] = {name: TensorFile(shard) for name, shard in named.items()}
-    return files | {INDEX_NAME: SmallFile((json.dumps(index, indent=1) + "\n").encode())}
+def _component_tensors(entry: StoredComponent, served: bool) -> list[NewTensor]:
+    """The tensors of a component in a slim checkpoint, by published names.
+
+    With ``served``, combined tensors have the names of their parameters, and the dtype is that of
+    a model served in bfloat16. Otherwise they are the stored tensors. Quantized matrices are the
+    same in both cases.
+    """
+    store = entry.component.store
+    tensors = []
+    for slot in entry.component.slots:
+        if slot.quantize is not None:
+            tensors += _quantized_tensors(entry, slot)
+            continue
+        if served and slot.combine is not None:
+            stored = [torch.empty(shape, device="meta") for shape in slot.sources.values()]
+            shape = tuple(slot.combine(*stored).shape)
+            whole = [(slot.parameter, shape, tuple(slot.sources), slot.combine)]
+        else:
+            whole = [(name, shape, (name,), None) for name, shape in slot.sources.items()]
+        for name, shape, sources, combine in whole:
+            kept = store.tensors[sources[0]].dtype
+            dtype = entry.served(torch.bfloat16) if served else kept
+            tensors.append(NewTensor(entry.prefix + name, shape, dtype, store, sources, combine))
+    return tensors
 
 
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Keep other processes from writing to the same place at the same time."""
-    folder = (target / UNFINISHED_NAME).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock")
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise WeightsError(f"{target}: another process is writing to it") from error
-    except OSError as error:
-        raise WeightsError(f"{target}: cannot be written ({error})") from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _quantized_tensors(entry: StoredComponent, slot: Slot) -> list[NewTensor]:
+    """A matrix under its published name, and its scales under names that begin with it."""
+    ((name, shape),) = slot.sources.items()
+    stored = slot.quantize(torch.empty(shape, device="meta"))
 
+    def made(leaf: str) -> Callable[[Tensor], Tensor]:
+        return lambda value: slot.quantize(value)[leaf]
 
-def _begun(target: Path, planned: CheckpointManifest) -> CheckpointManifest:
-    """What an earlier call has done of the plan, or the plan itself."""
-    unfinished = read_checkpoint_manifest(target / UNFINISHED_NAME)
-    known = unfinished or read_checkpoint_manifest(target / MANIFEST_NAME) or planned
-    if not known.files:
-        return planned
-    held = (known.quantization or {}).get("scheme", "none")
-    begun = {"dtype": f"--dtype {known.dtype}", "quantization": f"--quantization {held}"}
-    for field in ("dtype", "quantization", "shard_bytes", "sources", "source_files"):
-        if getattr(known, field) != getattr(planned, field):
-            what = begun.get(field, "another state of the source")
-            raise WeightsError(
-                f"{target}: was begun with {what}; name another directory or delete it"
-            )
-    return known
-
-
-def _reopen(target: Path, known: CheckpointManifest) -> None:
-    """From here on the target counts as unfinished, so that nobody serves it."""
-    for rest in (target / UNFINISHED_NAME).parent.glob("*.part"):
-        rest.unlink()
-    if (target / MANIFEST_NAME).is_file():
-        (target / MANIFEST_NAME).replace(target / UNFINISHED_NAME)
-    else:
-        known.write(target / UNFINISHED_NAME)
-
-
-def _is_whole(
-    target: Path, name: str, files: dict[str, NewFile], known: CheckpointManifest, bar: tqdm
-) -> bool:
-    path, entry = target / name, known.files.get(name)
-    if entry is None or not path.is_file() or path.stat().st_size != entry.size:
-        return False
-    if entry.size != files[name].size or sha256_of(path) != entry.sha256:
-        return False
-    bar.update(entry.size)
-    return True
-
-
-def _require_space(target: Path, sizes: list[int]) -> None:
-    needed, free = sum(sizes), shutil.disk_usage(target).free
-    if needed > free:
-        raise WeightsError(
-            f"{target}: {needed:,} bytes are still to be written and {free:,} are free; free "
-            f"{needed - free:,} bytes or name a directory on a larger disk"
+    return [
+        NewTensor(
+            entry.prefix + (name if leaf == "weight" else f"{name}_{leaf}"),
+            tuple(value.shape),
+            value.dtype,
+            entry.component.store,
+            (name,),
+            made(leaf),
         )
-
-
-def _write(
-    target: Path, name: str, file: NewFile, known: CheckpointManifest, reader: Reader, bar: tqdm
-) -> None:
-    part = (target / UNFINISHED_NAME).with_name(name.replace("/", "--") + ".part")
-    try:
-        known.files[name] = file.write(part, reader, bar.update)
-        (target / name).parent.mkdir(exist_ok=True)
-        part.replace(target / name)
-        known.write(target / UNFINISHED_NAME)
-    except OSError as error:
-        raise WeightsError(
-            f"{target / name}: cannot be written ({error}); the same command continues"
-        ) from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _progress(files: dict[str, NewFile]) -> tqdm:
-    interval = 0.5 if sys.stderr.isatty() else 30.0  # a log gets few lines
-    return tqdm(
-        desc=f"{len(files)} files",
-        total=sum(file.size for file in files.values()),
-        unit="B",
-        unit_scale=True,
-        mininterval=interval,
-        maxinterval=max(interval, 10.0),
-    )
+        for leaf, value in stored.items()
+    ]

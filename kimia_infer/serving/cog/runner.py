@@ -24,11 +24,11 @@ from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.transcription import Transcript, TranscriptEvent
 from kimia_infer.audio.files import wav_bytes
+from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
 from kimia_infer.serving.cog.inputs import name_files, parse_inputs, respond
 from kimia_infer.serving.cog.self_test import self_test
 from kimia_infer.serving.cog.settings import read_settings
 from kimia_infer.utils.errors import RequestError, RequestTimeout
-from kimia_infer.weights.resolve import weights_from_environment
 
 log = logging.getLogger(__name__)
 

@@ -16,14 +16,14 @@ from torch.nn.utils.rnn import pad_sequence
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.config import DiTConfig
-from kimia_infer.models.kimi_audio.detokenizer import StreamConfig
-from kimia_infer.models.kimi_audio.dit import DiT, dit_component
-from kimia_infer.models.kimi_audio.published import (
+from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
 )
+from kimia_infer.models.kimi_audio.config import DiTConfig
+from kimia_infer.models.kimi_audio.detokenizer import StreamConfig
+from kimia_infer.models.kimi_audio.dit import DiT, dit_component
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizerConfig,
 )

@@ -13,13 +13,16 @@ from accelerate import PartialState
 
 from kimia_infer.data.checking import hold_out
 from kimia_infer.data.conversations import ConversationFile
+from kimia_infer.models.kimi_audio.checkpoint import (
+    SPEECH_TOKENIZER_FOLDER,
+    WHISPER_FOLDER,
+    resolve_weights,
+)
 from kimia_infer.models.kimi_audio.components import (
     checked_text_tokenizer,
     understanding_components,
 )
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.whisper import feature_extractor
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.config import FinetuneConfig
@@ -33,7 +36,6 @@ from kimia_infer.training.samples import LazySpeechCodes, SampleBuilder
 from kimia_infer.training.trainer import Trainer, TrainingResult
 from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.progress import progress
-from kimia_infer.weights.resolve import resolve_weights
 
 if TYPE_CHECKING:
     from peft import LoraConfig

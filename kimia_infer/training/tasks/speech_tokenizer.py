@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizer,
     SpeechTokenizerConfig,

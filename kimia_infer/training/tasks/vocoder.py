@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from kimia_infer.audio.files import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
+from kimia_infer.models.kimi_audio.checkpoint import VOCODER_FOLDER
 from kimia_infer.models.kimi_audio.config import VocoderConfig
-from kimia_infer.models.kimi_audio.published import VOCODER_FOLDER
 from kimia_infer.models.kimi_audio.vocoder import (
     AntiAliasedSnake,
     SnakeBeta,

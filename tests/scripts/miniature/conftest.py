@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER, WHISPER_FOLDER
 from scripts.miniature.assembly import write_base
 from scripts.miniature.spoken_world import SETS, SPOKEN, TRANSCRIBE
 from tests.paths import MINI

@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_components
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER, WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from scripts.miniature.assembly import assemble
 from scripts.miniature.scoring import load_model

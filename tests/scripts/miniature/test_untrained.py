@@ -15,10 +15,10 @@ import yaml
 from safetensors import safe_open
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.models.kimi_audio.checkpoint import LAYOUT
 from kimia_infer.models.kimi_audio.config import VocoderConfig
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.language_model import language_model_component
-from kimia_infer.models.kimi_audio.layout import missing_files
 from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
@@ -74,7 +74,7 @@ def test_another_seed_changes_the_weights_and_nothing_else(untrained: Path, tmp_
 
 
 def test_it_is_complete(untrained: Path):
-    assert missing_files(untrained) == []
+    assert LAYOUT.missing_files(untrained) == []
 
 
 def test_every_stored_tensor_is_used_and_sound(untrained: Path):

@@ -14,7 +14,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.layout import WHISPER_FOLDER
+from kimia_infer.models.kimi_audio.checkpoint import WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.whisper import (
     WhisperFeatures,
     encoder_config,

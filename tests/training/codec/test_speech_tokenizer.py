@@ -12,7 +12,7 @@ from torch import nn
 
 from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.published import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechCodes,
     SpeechTokenizerConfig,

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.models.kimi_audio import slim
-from kimia_infer.models.kimi_audio.layout import missing_files
+from kimia_infer.models.kimi_audio.checkpoint import LAYOUT, resolve_weights
 from kimia_infer.models.kimi_audio.slim import prepare_weights
-from kimia_infer.models.kimi_audio.writing import SmallFile, TensorFile
 from kimia_infer.utils.errors import CheckpointError, WeightsError
-from kimia_infer.weights.resolve import resolve_weights
+from kimia_infer.utils.files import locked
+from kimia_infer.weights.manifest import read_checkpoint_manifest
+from kimia_infer.weights.writing import SmallFile, TensorFile
 from tests.paths import ROOT
 from tests.weights.bloated import write_bloated
 
@@ -94,7 +94,7 @@ def test_an_interrupted_call_is_continued(
     prepare_weights(MINI, target, shard_bytes=SHARD)
     assert contents(target) == expected
     assert written(start, target) == expected.keys() - done
-    assert missing_files(target) == []
+    assert LAYOUT.missing_files(target) == []
 
 
 def test_a_killed_call_is_continued(tmp_path: Path, whole: Path, monkeypatch) -> None:
@@ -104,7 +104,7 @@ def test_a_killed_call_is_continued(tmp_path: Path, whole: Path, monkeypatch) ->
     folder.mkdir()
     (folder / "vocoder--model.safetensors.part").write_bytes(b"half")
     (folder / "lock").write_bytes(b"")
-    manifest = slim.read_checkpoint_manifest(target / "manifest.json")
+    manifest = read_checkpoint_manifest(target / "manifest.json")
     del manifest.files["tiktoken.model"]
     manifest.write(folder / "manifest.json")
     (target / "manifest.json").unlink()
@@ -189,7 +189,7 @@ def test_a_foreign_download_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_too_little_space_is_told_with_numbers(tmp_path: Path, whole: Path, monkeypatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(slim.shutil, "disk_usage", lambda _: usage(10, 9, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 9, 1000))
     sizes = [len(content) for name, content in contents(whole).items() if name != "manifest.json"]
     with pytest.raises(WeightsError) as error:
         prepare_weights(MINI, tmp_path / "slim", shard_bytes=SHARD)
@@ -201,7 +201,7 @@ def test_too_little_space_is_told_with_numbers(tmp_path: Path, whole: Path, monk
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     with (
-        slim._locked(tmp_path / "slim"),
+        locked(tmp_path / "slim" / ".preparing" / "lock"),
         pytest.raises(WeightsError, match="another process is writing"),
     ):
         prepare_weights(MINI, tmp_path / "slim")
@@ -270,4 +270,4 @@ def test_an_interrupt_from_the_keyboard(tmp_path: Path) -> None:
         assert process.returncode == 130
         assert "the same command continues" in errors
     prepare_weights(MINI, target)
-    assert missing_files(target) == []
+    assert LAYOUT.missing_files(target) == []

@@ -14,12 +14,11 @@ from safetensors.torch import load_file
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.audio.files import load_audio
+from kimia_infer.models.kimi_audio.checkpoint import LAYOUT, resolve_weights
 from kimia_infer.models.kimi_audio.components import checkpoint_components
-from kimia_infer.models.kimi_audio.layout import incomplete_files
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.utils.errors import CheckpointError, WeightsError
 from kimia_infer.weights.component import expected_tensors
-from kimia_infer.weights.resolve import resolve_weights
 from tests.paths import ROOT
 from tests.weights.bloated import CARD, write_bloated
 
@@ -240,7 +239,7 @@ def test_a_missing_or_cut_file_is_named(copy: Path) -> None:
         path.write_bytes(content[:-1])
         assert path.relative_to(copy).as_posix() in refusal(copy)
         if path.suffix == ".safetensors":
-            (found,) = incomplete_files(copy)
+            (found,) = LAYOUT.incomplete_files(copy)
             assert found.startswith(path.relative_to(copy).as_posix())
         path.unlink()
         message = refusal(copy)

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.models.kimi_audio.checkpoint import LAYOUT
 from kimia_infer.models.kimi_audio.components import understanding_components
-from kimia_infer.models.kimi_audio.layout import missing_files
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.training.config import FinetuneConfig, read_config
 from kimia_infer.training.run_directory import FINAL
@@ -64,7 +64,7 @@ def test_it_is_served_and_prepared(exported: Path, tuned: Path, tmp_path: Path, 
     sound = runs.write_sound(tmp_path / "sound.wav", 1.0, 3)
     expected = answer(exported, sound)
     assert expected != answer(untrained, sound)
-    assert missing_files(tuned) == []
+    assert LAYOUT.missing_files(tuned) == []
     assert answer(tuned, sound) == expected
     prepare_weights(tuned, tmp_path / "slim", dtype="source")
     assert answer(tmp_path / "slim", sound) == expected
@@ -94,4 +94,4 @@ def test_a_folder_is_missed_where_there_is_no_other_encoder(tmp_path: Path, untr
     target = tmp_path / "plain"
     shutil.copytree(untrained, target)
     shutil.rmtree(target / FOLDER)
-    assert missing_files(target) == [f"{FOLDER}/config.json", f"{FOLDER}/model.safetensors"]
+    assert LAYOUT.missing_files(target) == [f"{FOLDER}/config.json", f"{FOLDER}/model.safetensors"]
