@@ -78,7 +78,7 @@ def test_language_model_alone(golden: Path, tmp_path: Path) -> None:
     [
         ((), "expected --weights"),
         (("--random", "tiny", "--steps", 3), "--steps"),
-        (("--random", "tiny", "--only", "int2"), "--only: expected some of references, decode"),
+        (("--random", "tiny", "--only", "int2"), "--only: expected some of references, kernels"),
         (("--weights", ".", "--audio", "missing.wav"), "missing.wav"),
     ],
 )
