@@ -23,7 +23,7 @@ from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 from kimia_infer.utils.graphs import Direct
 from scripts.benchmark.checks import Check, Findings, Found, Place, skipped
-from scripts.benchmark.decoding import dequantized, random_prompt
+from scripts.benchmark.decoding import PROMPT_LENGTH, dequantized, random_prompt
 from scripts.benchmark.random_models import random_language_model, random_module
 from scripts.benchmark.references import generated
 from scripts.benchmark.sizes import Sizes
@@ -54,18 +54,24 @@ def short_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> Langu
     return random_language_model(replace(sizes, language_model=config), device, dtype)
 
 
-def step_logits(model: LanguageModel, backend: str, kv_cache: str, eager: bool) -> Tensor:
-    """Logits [2, rows] of a step after a random prompt, with PyTorch's operations if ``eager``."""
+def step_logits(
+    model: LanguageModel, backend: str, kv_cache: str, length: int, eager: bool
+) -> Tensor:
+    """Logits [2, rows] of a step after a random prompt of ``length`` positions.
+
+    ``eager`` uses PyTorch's operations, not kernels.
+    """
     prompt, _ = random_prompt(model)
-    cache = model.new_cache(2 * prompt.length, KV_CACHES[kv_cache])
+    audio, text = prompt.audio_ids[:, :length], prompt.text_ids[:, :length]
+    cache = model.new_cache(2 * length, KV_CACHES[kv_cache])
     cache.clear()
     attention = CachedAttention(BACKENDS[backend], cache)
     # Kernels have no gradient, so where one may be wanted they are not used.
     with torch.inference_mode(not eager), torch.set_grad_enabled(eager):
-        model(model.embed(prompt.audio_ids, prompt.text_ids), attention.at(0))
-        position = torch.tensor([prompt.length], device=model.device)
-        x = model.embed(prompt.audio_ids[:, :1], prompt.text_ids[:, :1])
-        hidden = model(x, attention.at_position(position, 2 * prompt.length))
+        model(model.embed(audio, text), attention.at(0))
+        position = torch.tensor([length], device=model.device)
+        x = model.embed(audio[:, :1], text[:, :1])
+        hidden = model(x, attention.at_position(position, 2 * length))
         tracks = model.text_head(hidden.text[0, 0]), model.audio_head(hidden.audio[0, 0])
         return torch.stack(tracks).float().cpu()
 
@@ -75,6 +81,7 @@ def kernels(
     sizes: Sizes,
     schemes: Iterable[str] = SCHEMES,
     kv_caches: Iterable[str] = tuple(KV_CACHES),
+    length: int = PROMPT_LENGTH,
 ) -> Findings:
     """Steps of full width in bfloat16, with kernels and without: how far both are from float32."""
     device = place.device
@@ -90,9 +97,9 @@ def kernels(
             continue
         model = quantize_model(short_model(sizes, device, torch.bfloat16), scheme)
         whole = copy.deepcopy(dequantized(model)).float()
-        exact = step_logits(whole, "sdpa", "none", eager=True)
-        fused = step_logits(model, "triton", kv_cache, eager=False)
-        eager = step_logits(model, "sdpa", kv_cache, eager=True)
+        exact = step_logits(whole, "sdpa", "none", length, eager=True)
+        fused = step_logits(model, "triton", kv_cache, length, eager=False)
+        eager = step_logits(model, "sdpa", kv_cache, length, eager=True)
         error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
         yield name, Found(float(error), EAGER_FACTOR * float(limit))
 
