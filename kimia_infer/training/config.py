@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from annotated_types import Ge, Gt, Le, Lt
@@ -222,6 +222,9 @@ def describe(kind: type[Config], prefix: str = "") -> list[str]:
 
 
 def _bounds(field: FieldInfo) -> Iterator[str]:
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if get_origin(kind) is Literal:
+            yield "one of " + ", ".join(map(str, get_args(kind)))
     for bound in field.metadata:
         for kind, sign in ((Ge, ">="), (Gt, ">"), (Le, "<="), (Lt, "<")):
             if isinstance(bound, kind):

@@ -10,7 +10,7 @@ import pytest
 
 from kimia_infer.data.conversations import ConversationFile, DataError, parse_conversation
 from kimia_infer.training.dataset import check_lines
-from kimia_infer.training.tasks.finetune import LazySpeechCodes
+from kimia_infer.training.samples import LazySpeechCodes
 from tests import conversations
 from tests.conversations import ANSWER, line, user
 from tests.paths import GOLDEN
