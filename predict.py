@@ -185,7 +185,7 @@ class Predictor(KimiRunner):
         answer = self.complete(locals())
         chat = isinstance(answer, Completion)
         return Output(
-            audio=wav_uri(answer.wav) if chat else None,
+            audio=wav_uri(answer.wav, answer.sample_rate) if chat else None,
             text=answer.text,
             audio_reason=answer.audio_reason if chat else None,
             notes=answer.notes,
@@ -222,7 +222,7 @@ class StreamingPredictor(KimiRunner):
                 case TextDelta():
                     yield Chunk(text=event.text)
                 case AudioChunk():
-                    yield Chunk(audio=wav_uri(event.wav))
+                    yield Chunk(audio=wav_uri(event.wav, event.sample_rate))
                 case TranscriptSegment():
                     yield Chunk(segment=segment(event))
                 case Transcript():

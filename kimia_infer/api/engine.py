@@ -1,45 +1,139 @@
-"""The engine: loaded components, ready to run requests through them."""
+"""The engine: loaded components, set up to answer requests."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
-from typing import Literal
+import traceback
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kimia_infer.api.encoding import ChatEncoder
-from kimia_infer.api.events import Event, Stopwatch
-from kimia_infer.api.limits import Deadline, surviving_out_of_memory
+from kimia_infer.api.events import Event
 from kimia_infer.api.loading import Components
 from kimia_infer.api.parameters import BUDGETS, Parameters, parse_parameters
-from kimia_infer.api.response import OnStep, Request, Response
+from kimia_infer.api.response import (
+    Deadline,
+    OnStep,
+    Request,
+    Response,
+    SpeechPipeline,
+    Stopwatch,
+)
 from kimia_infer.api.voice import VoiceReader, check_source
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
 from kimia_infer.engine.repetition import RepetitionGuard
-from kimia_infer.engine.speech import SpeechPipeline, warm_up
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
+from kimia_infer.models.kimi_audio.detokenizer import PRESETS, Detokenizer
 from kimia_infer.models.kimi_audio.prompt import (
     AudioSource,
+    EncodedMessage,
     Message,
     Prompt,
     PromptBuilder,
     parse_messages,
 )
-from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
-from kimia_infer.utils.errors import ConfigurationError, RequestError
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
+from kimia_infer.models.kimi_audio.text_tokenizer import TextStream, TextTokenizer
+from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, code_count
+from kimia_infer.utils.errors import RequestError, RequestOutOfMemory
 
 HeadRows = Literal["full", "track"]
+Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
 
 POLL_INTERVAL = 8
+"""Steps between polls where steps are recorded."""
+
+
+@dataclass(frozen=True)
+class ChatEncoder:
+    """Encodes chats with the tokenizers and encoders of a checkpoint."""
+
+    text_tokenizer: TextTokenizer
+    speech_codes: SpeechCodes
+    whisper_features: WhisperFeatures
+    prompt_builder: PromptBuilder
+
+    def load(
+        self, messages: Sequence[Message], options: Parameters, clock: Stopwatch
+    ) -> dict[int, np.ndarray]:
+        """The audio of a chat by message, float32 [samples] at 16 kHz.
+
+        Audio that alone would exceed the budget is refused without decoding the rest.
+        """
+        waves = {}
+        with clock.timed("load_audio"):
+            for index, message in enumerate(messages):
+                if message.audio is None:
+                    continue
+                try:
+                    waves[index] = load_audio(message.audio, options.max_audio_seconds)
+                except AudioTooLong as error:
+                    reason = f"chats[{index}].content: {error} ({options.budget_explained})"
+                    raise AudioTooLong(reason) from error
+                except AudioError as error:
+                    raise AudioError(f"chats[{index}].content: {error}") from error
+        return waves
+
+    def encode(
+        self,
+        messages: Sequence[Message],
+        waves: Mapping[int, np.ndarray],
+        options: Parameters,
+        clock: Stopwatch,
+    ) -> tuple[Prompt, Tensor | None]:
+        """The prompt and the Whisper features [positions, dim] it refers to.
+
+        A prompt that leaves no budget is refused before any encoder runs.
+        """
+        with clock.timed("prompt"):
+            text_ids = [self.text_tokenizer.encode(m.text or "") for m in messages]
+            unknown = {i: [0] * code_count(len(wave)) for i, wave in waves.items()}
+            draft = self._layout(messages, text_ids, unknown, options)
+            options.step_limit(len(draft))
+        with clock.timed("encoders"):
+            features, codes = self.encode_waves(waves, draft.feature_messages)
+        with clock.timed("prompt"):
+            prompt = self._layout(messages, text_ids, codes, options)
+        seconds = sum(len(wave) for wave in waves.values()) / SAMPLE_RATE
+        clock.metrics |= {"input_audio_seconds": seconds, "prompt_tokens": len(prompt)}
+        return prompt, features
+
+    @torch.inference_mode()
+    def encode_waves(
+        self, waves: Mapping[int, np.ndarray], featured: Sequence[int]
+    ) -> tuple[Tensor | None, dict[int, list[int]]]:
+        """Whisper features of the ``featured`` waves, joined, and the speech codes of all.
+
+        Features are launched first and stay on the device while the host waits for the codes.
+        """
+        features = [self.whisper_features.encode(waves[index]) for index in featured]
+        codes = {i: self.speech_codes.encode(wave).tolist() for i, wave in waves.items()}
+        return torch.cat(features) if features else None, codes
+
+    def _layout(
+        self,
+        messages: Sequence[Message],
+        text_ids: Sequence[list[int]],
+        codes: Mapping[int, list[int]],
+        options: Parameters,
+    ) -> Prompt:
+        encoded = [
+            EncodedMessage(m.role, m.message_type, text_ids[i], codes.get(i, ()))
+            for i, m in enumerate(messages)
+        ]
+        return self.prompt_builder.build(encoded, options.output_type)
 
 
 class Engine:
-    """Components set up to answer, and the way of a request through them."""
+    """Components set up to answer requests, and what a request goes through."""
 
     def __init__(
         self,
@@ -52,7 +146,7 @@ class Engine:
         self.device, self.dtype, self.head_rows = model.device, model.dtype, head_rows
         self.adapter, self.quantization = components.adapter, model.quantization
         self.offload = components.offload or "none"
-        # On the CPU a look at the loop costs nothing, and a thread would fight for its cores.
+        # On the CPU a poll costs nothing, and a thread would compete for its cores.
         self.background = self.device.type != "cpu"
         self.poll_interval = POLL_INTERVAL if self.background else 1
         self.text_tokenizer = components.text_tokenizer
@@ -91,15 +185,11 @@ class Engine:
         )  # fmt: skip
 
     def _use_onednn(self) -> None:
-        modules: list[nn.Module] = [
-            self.speech_codes.module,
-            self.whisper_features.encoder,
-            self.language_model,
-        ]
+        use_onednn(self.speech_codes.module)
+        use_onednn(self.whisper_features.encoder)
+        use_onednn(self.language_model)
         if self.detokenizer is not None:
-            modules.append(self.detokenizer.dit)
-        for module in modules:
-            use_onednn(module)
+            use_onednn(self.detokenizer.dit)
 
     def respond(
         self,
@@ -162,19 +252,24 @@ class Engine:
         }
         if self.adapter is not None:
             clock.metrics["adapter"] = "/".join(self.adapter.parts[-2:])  # no path of the host
+        response = self.begin(request)
+        yield from response.events()
+        yield response.completion()
+
+    def begin(self, request: Request) -> Response:
+        """Encode the chat of a request, for the response that runs its generation."""
         prompt, features = self.encoder.encode(
-            request.messages, request.waves, request.options, clock
+            request.messages, request.waves, request.options, request.clock
         )
         request.deadline.check()
-        response = Response(
+        return Response(
             request,
             self.generation(prompt, features, request.options, request.randomness),
             TextStream(self.text_tokenizer),
             self._pipeline(request),
             self.kimia_token_offset,
+            0 if self.detokenizer is None else self.detokenizer.sample_rate,
         )
-        yield from response.events()
-        yield response.completion()
 
     def check(self, options: Parameters, voice: AudioSource | None = None) -> None:
         """Raise RequestError for what this model, as it was loaded, cannot do."""
@@ -211,7 +306,7 @@ class Engine:
     def generation(
         self, prompt: Prompt, features: Tensor | None, options: Parameters, randomness: Randomness
     ) -> Generation:
-        """What generates the answer to an encoded chat."""
+        """The generation of the answer to an encoded chat."""
         return Generation(
             self.decoder,
             DecodeInput(
@@ -245,10 +340,54 @@ class Engine:
         return lambda chunk, frames: randomness.noise(chunk, frames, mel_bins)
 
 
-def check_head_rows(value: str) -> None:
-    """Raise ConfigurationError unless ``value`` is one of HeadRows."""
-    if value not in ("full", "track"):
-        raise ConfigurationError(f"head_rows: expected 'full' or 'track', found {value!r}")
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation has failed, which on the CPU only the message says."""
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return known or "DefaultCPUAllocator:" in str(error)
+
+
+def surviving_out_of_memory(items: Generator[Item]) -> Generator[Item]:
+    """``items``, whose lack of memory becomes a RequestOutOfMemory.
+
+    The memory of the failed call is freed before the error is raised, and the allocator's idle
+    memory goes back to the device for the next request. Closing this iterator closes ``items``.
+    """
+    try:
+        yield from items
+        return
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["MemoryError"])[0]
+        # Every frame on the way refers to tensors, and the traceback to the frames.
+        traceback.clear_frames(error.__traceback__)
+    del items
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    raise RequestOutOfMemory(
+        f"out of memory while answering ({reason}); send less audio, text or history, or a "
+        "smaller max_new_tokens. The memory is free again for other requests"
+    )
+
+
+def warm_up(detokenizer: Detokenizer) -> None:
+    """Record what speech of both presets needs, so that no request has to wait for it.
+
+    Speaks until the cache of past frames is full, which covers every usual size. Only a last
+    chunk of another size is recorded later. Does nothing where nothing is recorded.
+    """
+    if not detokenizer.graphs.captures:
+        return
+    config, mel_bins = detokenizer.config, detokenizer.dit.config.mel_bins
+    past_codes = -(-config.cache_frames // config.frames_per_code)
+    # One chunk fills the cache, the next one is spoken with it, and it needs a code after it.
+    codes = [0] * (past_codes + config.look_ahead_codes + 2 * config.chunk_codes + 1)
+    for preset in PRESETS:
+        pipeline = SpeechPipeline(
+            detokenizer, lambda _, frames: torch.zeros(frames, mel_bins), preset, background=False
+        )
+        pipeline.feed(codes)
+        pipeline.close()
 
 
 def _voice_reader(components: Components) -> VoiceReader | None:

@@ -11,13 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.api.engine import POLL_INTERVAL, Engine, HeadRows, check_head_rows
-from kimia_infer.api.events import Completion, Event, Stopwatch
-from kimia_infer.api.limits import Deadline, surviving_out_of_memory
+from kimia_infer.api.engine import (
+    POLL_INTERVAL,
+    Engine,
+    HeadRows,
+    surviving_out_of_memory,
+)
+from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.loading import Components, default_device, load_components, parse_dtype
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
-from kimia_infer.api.response import OnStep, Request
+from kimia_infer.api.response import Deadline, OnStep, Request, Stopwatch
 from kimia_infer.api.transcription import (
     INSTRUCTION,
     MAX_SECONDS,
@@ -26,17 +30,22 @@ from kimia_infer.api.transcription import (
     TranscriptEvent,
     transcribe_wave,
 )
-from kimia_infer.audio.files import SAMPLE_RATE as INPUT_RATE
-from kimia_infer.audio.files import load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.layers.attention import check_kv_cache
 from kimia_infer.layers.quantization import check_quantization
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
 from kimia_infer.models.kimi_audio.checkpoint import resolve_weights
 from kimia_infer.models.kimi_audio.prompt import AudioSource, Message, parse_messages
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import ConfigurationError, RequestError
 
 __all__ = ["POLL_INTERVAL", "Completion", "KimiAudio"]
+
+
+def check_head_rows(value: str) -> None:
+    """Raise ConfigurationError unless ``value`` is one of HeadRows."""
+    if value not in ("full", "track"):
+        raise ConfigurationError(f"head_rows: expected 'full' or 'track', found {value!r}")
 
 
 class KimiAudio(Engine):
@@ -261,7 +270,7 @@ class KimiAudio(Engine):
             wave = load_audio(audio, max_seconds)
 
         def answer(segment: np.ndarray, report: Callable[[], None]) -> Generator[Event]:
-            guard = RepetitionGuard.for_speech(len(segment) / INPUT_RATE)
+            guard = RepetitionGuard.for_speech(len(segment) / SAMPLE_RATE)
             return self.answer(
                 Request(
                     messages,

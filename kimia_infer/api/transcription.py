@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kimia_infer.api.events import Completion, Event, Metrics, Stopwatch, TextDelta
+from kimia_infer.api.events import Completion, Event, Metrics, TextDelta
+from kimia_infer.api.response import Stopwatch
 from kimia_infer.audio.files import SAMPLE_RATE, SILENCE_DBFS, is_silent, loudest_dbfs
 from kimia_infer.audio.split import LAST_SECONDS, LONGEST_SECONDS, SEARCH_SECONDS, split_at_quiet
 from kimia_infer.utils.errors import CheckpointError

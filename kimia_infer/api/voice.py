@@ -16,7 +16,8 @@ from kimia_infer.audio.files import (
     load_audio,
     loudest_dbfs,
 )
-from kimia_infer.audio.mel import MelConfig, Voice, log_mel
+from kimia_infer.audio.mel import MelConfig, log_mel
+from kimia_infer.models.kimi_audio.detokenizer import Voice
 from kimia_infer.models.kimi_audio.prompt import AudioSource
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES

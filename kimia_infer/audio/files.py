@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torchcodec.decoders import AudioDecoder
 
 SAMPLE_RATE = 16_000
-"""Samples per second of every wave that enters the model (published configuration)."""
+"""Samples per second of every waveform that enters the model (published configuration)."""
 
 ADVICE = "send a file with sound in a format that ffmpeg reads, such as wav, mp3, flac, ogg or m4a"
 
@@ -257,9 +257,7 @@ def _resample(pieces: Iterable[np.ndarray], rate: int, wanted: int) -> np.ndarra
     return np.pad(wave, (0, length - wave.size))
 
 
-def write_wav(
-    path: str | os.PathLike[str], wave: Tensor | np.ndarray, sample_rate: int = 24_000
-) -> None:
+def write_wav(path: str | os.PathLike[str], wave: Tensor | np.ndarray, sample_rate: int) -> None:
     """Write floating point samples [samples] or [1, samples] as mono 16-bit PCM.
 
     Amplitudes beyond [-1, 1] are clipped. The file appears under its name only when it is
@@ -273,7 +271,7 @@ def write_wav(
         partial.write_bytes(content)
 
 
-def wav_bytes(wave: Tensor | np.ndarray, sample_rate: int = 24_000) -> bytes:
+def wav_bytes(wave: Tensor | np.ndarray, sample_rate: int) -> bytes:
     """The file that :func:`write_wav` writes.
 
     A sample becomes the same 16 bits whatever stands around it, so the files of consecutive

@@ -1,11 +1,11 @@
-"""Wave to mel frames, as the vocoder was trained on them; needed for a reference voice only."""
+"""Waveform to mel frames, as the vocoder was trained on them; only reference voices need it."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,6 @@ from kimia_infer.weights.component import read_json
 # Floors of the magnitude (squared) and of the mel energy; published implementation.
 POWER_FLOOR = 1e-9
 MEL_FLOOR = 1e-5
-
-
-class Voice(NamedTuple):
-    """A reference voice as :meth:`SpeechStream.prefill` reads it.
-
-    ``mel`` fp32 [frames, mel_bins]; ``tokens`` int64 [frames], one code per mel frame.
-    """
-
-    mel: Tensor
-    tokens: Tensor
 
 
 @dataclass(frozen=True)

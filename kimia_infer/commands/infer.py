@@ -251,7 +251,7 @@ def from_model(arguments: Namespace) -> Prediction:
     wav = getattr(answer, "wav", None)
     return Prediction(
         answer.text,
-        None if wav is None else wav_bytes(wav),
+        None if wav is None else wav_bytes(wav, answer.sample_rate),
         answer.metrics,
         getattr(answer, "audio_reason", None),
         answer.notes,

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from kimia_infer.api.events import Completion, Stopwatch
+from kimia_infer.api.engine import is_out_of_memory, surviving_out_of_memory
+from kimia_infer.api.events import Completion
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.limits import Deadline, is_out_of_memory, surviving_out_of_memory
 from kimia_infer.api.parameters import Parameters
-from kimia_infer.api.response import Request, Response
+from kimia_infer.api.response import Deadline, Request, Response, Stopwatch
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import Progress
@@ -28,7 +28,6 @@ from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.evaluation.items import Item
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.prompt import parse_messages
-from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 from kimia_infer.utils.errors import ConfigurationError, RequestError, RequestOutOfMemory
 from kimia_infer.utils.graphs import Graphs, graphs_for
 
@@ -173,17 +172,14 @@ def _answer(
     return completion
 
 
-class _Reader(Response):
-    """A response whose generation is advanced by the batch."""
-
-    def read(self, progress: Progress) -> bool:
-        """Read new tokens; whether the answer is complete. Raises RequestTimeout."""
-        for _ in self._read_text(progress):
-            pass
-        complete = progress.finished or self._loops
-        if not complete:
-            self.request.deadline.check()
-        return complete
+def _read(response: Response, progress: Progress) -> bool:
+    """Read new tokens; whether the answer is complete. Raises RequestTimeout."""
+    for _ in response.read_text(progress):
+        pass
+    complete = progress.finished or response.repeats
+    if not complete:
+        response.request.deadline.check()
+    return complete
 
 
 @dataclass(frozen=True)
@@ -192,7 +188,7 @@ class _Running:
 
     item: Item
     started: float
-    response: _Reader
+    response: Response
 
     def finish(self, outcome: Completion | RequestError) -> Finished:
         return Finished(self.item, time.perf_counter() - self.started, outcome)
@@ -252,16 +248,9 @@ class Batching:
         return None
 
     @torch.inference_mode()
-    def _prefill(self, item: Item, loaded: Loaded) -> Generator[tuple[int, _Reader]]:
-        model, request = self.model, _request(item, loaded, self.options)
-        prompt, features = model.encoder.encode(
-            request.messages, request.waves, request.options, request.clock
-        )
-        request.deadline.check()
-        generation = model.generation(prompt, features, request.options, request.randomness)
-        text = TextStream(model.text_tokenizer)
-        response = _Reader(request, generation, text, None, model.kimia_token_offset)
-        yield self._batch.begin(generation), response
+    def _prefill(self, item: Item, loaded: Loaded) -> Generator[tuple[int, Response]]:
+        response = self.model.begin(_request(item, loaded, self.options))
+        yield self._batch.begin(response.generation), response
 
     def _advance(self) -> Iterator[Finished]:
         """Launch steps; the items that are complete then, or out of time."""
@@ -273,7 +262,7 @@ class Batching:
         for slot, progress in found:
             running = self._running[slot]
             try:
-                if not running.response.read(progress):
+                if not _read(running.response, progress):
                     continue
                 outcome: Completion | RequestError = running.response.completion()
             except RequestError as error:

@@ -16,10 +16,9 @@ from torch import Tensor
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import CODES_PER_SECOND
 from kimia_infer.audio.files import SAMPLE_RATE
-from kimia_infer.engine.speech import FIRST_CHUNKS
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import SeededRandomness
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Noise
+from kimia_infer.models.kimi_audio.detokenizer import FIRST_CHUNKS, Detokenizer, Noise
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from scripts.benchmark.decoding import Contender, library_decoder, library_loop, with_cut_heads
 from scripts.benchmark.measuring import BOTH, medians, synchronize

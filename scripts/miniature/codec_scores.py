@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from kimia_infer.api.response import SpeechPipeline
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
-from kimia_infer.engine.speech import SpeechPipeline
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,

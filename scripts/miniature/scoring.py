@@ -23,7 +23,6 @@ from kimia_infer.api.engine import HeadRows
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_components
 from kimia_infer.api.parameters import Parameters, parse_parameters
-from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile, DataError
 from kimia_infer.layers.sampler import SeededRandomness
@@ -187,7 +186,8 @@ def hear_all(
         heard = ""
         if case.spoken and given.codes:
             wave = model.detokenize_audio(torch.tensor([given.codes]), seed=seed)
-            wave = soxr.resample(wave.reshape(-1).numpy(), SPEECH_RATE, SAMPLE_RATE)
+            rate = model.detokenizer.sample_rate
+            wave = soxr.resample(wave.reshape(-1).numpy(), rate, SAMPLE_RATE)
             heard = recognizer.hear(wave, "answer" if case.kind in ANSWERED else "anything")
         said.append(heard)
     return said

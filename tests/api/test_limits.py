@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kimia_infer.api import limits
-from kimia_infer.api.limits import Deadline, surviving_out_of_memory
+from kimia_infer.api import response
+from kimia_infer.api.engine import surviving_out_of_memory
+from kimia_infer.api.response import Deadline
 from kimia_infer.utils.errors import RequestError, RequestOutOfMemory, RequestTimeout
 
 
 def test_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(limits.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(response.time, "monotonic", lambda: clock[0])
     deadline, never = Deadline(2.5), Deadline(None)
     clock[0] = 102.5
     deadline.check()

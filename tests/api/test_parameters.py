@@ -15,8 +15,8 @@ from kimia_infer.api.parameters import (
     parse_parameters,
 )
 from kimia_infer.commands.evaluate import SAMPLING
-from kimia_infer.engine.speech import PRESETS
 from kimia_infer.layers.sampler import MAX_SEED, TrackSampling
+from kimia_infer.models.kimi_audio.detokenizer import PRESETS
 from kimia_infer.utils.errors import RequestError
 
 

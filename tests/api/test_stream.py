@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.api.response import FIRST_SOUND_INTERVAL
-from kimia_infer.engine.speech import PRESETS, SpeechPipeline
+from kimia_infer.api.response import FIRST_SPEECH_INTERVAL, SpeechPipeline
 from kimia_infer.layers.sampler import SeededRandomness
+from kimia_infer.models.kimi_audio.detokenizer import PRESETS
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 from kimia_infer.utils.errors import RequestError
 
@@ -105,9 +105,9 @@ def test_the_first_sound_is_looked_for_often(
     options = parse_parameters(**SAMPLED, output_type="both", max_new_tokens=100)
     for _ in model.respond(CHAT, options, on_step=lambda steps, _: looks.append(steps)):
         pass
-    assert [b - a for a, b in pairwise(waiting)] == [FIRST_SOUND_INTERVAL] * 4
+    assert [b - a for a, b in pairwise(waiting)] == [FIRST_SPEECH_INTERVAL] * 4
     after = [step for step in looks if step > waiting[-1]]
-    assert len(after) < (looks[-1] - waiting[-1]) / FIRST_SOUND_INTERVAL / 2
+    assert len(after) < (looks[-1] - waiting[-1]) / FIRST_SPEECH_INTERVAL / 2
 
 
 def test_closing_the_stream_launches_no_further_step(model: KimiAudio) -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimia_infer.api.encoding import ChatEncoder
+from kimia_infer.api.engine import ChatEncoder
 from kimia_infer.api.events import TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.transcription import (

@@ -15,8 +15,8 @@ from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.api.voice import MAX_SECONDS, MIN_SECONDS
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
-from kimia_infer.engine.speech import PRESETS
 from kimia_infer.layers.sampler import SeededRandomness
+from kimia_infer.models.kimi_audio.detokenizer import PRESETS
 from kimia_infer.utils.errors import RequestError
 from tests.api.sounds import noise, wav_bytes
 from tests.scripted import script

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from kimia_infer.api import limits
-from kimia_infer.api.encoding import ChatEncoder
+from kimia_infer.api.engine import ChatEncoder
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.engine import batch as batch_module

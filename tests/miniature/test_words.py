@@ -10,7 +10,6 @@ import torch
 
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.response import SAMPLE_RATE as SPEECH_RATE
 from kimia_infer.audio.files import SAMPLE_RATE
 from scripts.miniature.recognizer import Heard, Said, SpeechRecognizer, recall
 from scripts.miniature.scoring import (
@@ -28,7 +27,7 @@ Cases = Callable[..., list[Case]]
 
 
 def understood(recognizer: SpeechRecognizer, wave: torch.Tensor, said: Said = "anything") -> str:
-    wave = soxr.resample(wave.reshape(-1).numpy(), SPEECH_RATE, SAMPLE_RATE)
+    wave = soxr.resample(wave.reshape(-1).numpy(), 24_000, SAMPLE_RATE)
     return recognizer.hear(wave, said)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,21 @@ Noise = Callable[[int, int], Tensor]
 
 # Time at which finished frames enter the cache (0.999 of the flow, published implementation).
 CACHE_TIMESTEP = 999
+
+# Codes of the first chunks. ``quality`` is the published chunking. ``low_latency`` begins with 4
+# codes and the 12 of look-ahead that they need, and grows so that each chunk is ready in time.
+FIRST_CHUNKS = {"quality": (), "low_latency": (16, 8, 16)}
+PRESETS = tuple(FIRST_CHUNKS)
+
+
+class Voice(NamedTuple):
+    """A reference voice, see :meth:`SpeechStream.prefill`.
+
+    ``mel`` fp32 [frames, mel_bins]; ``tokens`` int64 [frames], one code per mel frame.
+    """
+
+    mel: Tensor
+    tokens: Tensor
 
 
 @dataclass(frozen=True)

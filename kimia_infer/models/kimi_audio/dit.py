@@ -162,7 +162,7 @@ class DiT(nn.Module):
 
     def __init__(self, config: DiTConfig):
         super().__init__()
-        self.config = config
+        self.config, self.head_dim = config, config.head_dim
         self.t_embedder = TimestepEmbedder(config.hidden_size)
         self.semantic_token_embedding = nn.Embedding(config.codes + 1, config.hidden_size)
         self.input_linear = nn.Linear(config.mel_bins, config.hidden_size)
@@ -202,9 +202,9 @@ class DiT(nn.Module):
 
     def rotary(self, start: int, frames: int) -> Tensor:
         """cos and sin, fp32 [frames, head_dim / 2, 2], of the positions from ``start``."""
-        pairs = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=self.device)
+        pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=self.device)
         # In this order as published: an ulp of a frequency adds up over long utterances.
-        frequencies = 1.0 / self.config.rope_base ** (pairs / self.config.head_dim)
+        frequencies = 1.0 / self.config.rope_base ** (pairs / self.head_dim)
         positions = torch.arange(start, start + frames, dtype=torch.float32, device=self.device)
         angles = (positions / self.config.rope_interpolation)[:, None] * frequencies
         return torch.stack([angles.cos(), angles.sin()], dim=-1)

@@ -105,15 +105,15 @@ class KimiRunner(cog.BaseRunner):
         return answer
 
 
-def wav_uri(wave: Tensor | None) -> str | None:
-    """float32 [1, samples] at 24 kHz as a data URI of a wav file; None stays None.
+def wav_uri(wave: Tensor | None, sample_rate: int) -> str | None:
+    """float32 [1, samples] as a data URI of a wav file; None stays None.
 
     Nothing is written to disk: Cog never deletes the output files of a predictor, and turns a
     file inside an object into a data URI in any case.
     """
     if wave is None:
         return None
-    return "data:audio/wav;base64," + base64.b64encode(wav_bytes(wave)).decode("ascii")
+    return "data:audio/wav;base64," + base64.b64encode(wav_bytes(wave, sample_rate)).decode("ascii")
 
 
 def show_log() -> None:

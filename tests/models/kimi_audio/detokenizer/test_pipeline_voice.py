@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.audio.mel import Voice
-from kimia_infer.engine.speech import SpeechPipeline
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, StreamConfig
+from kimia_infer.api.response import SpeechPipeline
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, StreamConfig, Voice
 from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 

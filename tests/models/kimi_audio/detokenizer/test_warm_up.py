@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kimia_infer.engine.speech import PRESETS, SpeechPipeline, warm_up
+from kimia_infer.api.engine import warm_up
+from kimia_infer.api.response import SpeechPipeline
 from kimia_infer.models.kimi_audio import detokenizer as stream
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, StreamConfig
+from kimia_infer.models.kimi_audio.detokenizer import PRESETS, Detokenizer, StreamConfig
 from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 from kimia_infer.utils.graphs import Direct
