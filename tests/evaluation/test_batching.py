@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.api import limits
+from kimia_infer.api import response
 from kimia_infer.api.engine import ChatEncoder
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters, parse_parameters
@@ -163,7 +164,8 @@ def test_an_item_out_of_time_concerns_only_itself(
     allowed = steps[len(steps) // 2] - 1
     assert steps[0] <= allowed
     clock = [100.0]
-    monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    fake = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
+    monkeypatch.setattr(response, "time", fake)
     original = Batch.advance
 
     def advance(batch: Batch):
