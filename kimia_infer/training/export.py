@@ -203,7 +203,9 @@ def _tensor_file(
     """All tensors of a store, their names after ``prefix``, with what ``change`` makes of them."""
     return TensorFile(
         [
-            NewTensor(prefix + name, stored.shape, stored.dtype, store, (name,), change(name))
+            NewTensor(
+                prefix + name, stored.shape, stored.readable_dtype, store, (name,), change(name)
+            )
             for name, stored in store.tensors.items()
         ]
     )

@@ -232,7 +232,7 @@ def _published(network: TrainingNetwork, source: Source) -> Iterator[LiveTensor]
         ) -> Tensor:
             return gathered(parameter)[rows]
 
-        yield LiveTensor(name, shape, stored[name].dtype, value)
+        yield LiveTensor(name, shape, stored[name].readable_dtype, value)
 
 
 def _whisper(network: TrainingNetwork, source: Source, prefix: str) -> Iterator[LiveTensor]:

@@ -58,6 +58,13 @@ class StoredTensor:
     offset: int | None
 
     @property
+    def readable_dtype(self) -> torch.dtype:
+        """``dtype``. Raises CheckpointError where PyTorch has no such type."""
+        if self.dtype is None:
+            raise CheckpointError(f"{self.file}: tensor {self.name} has a type PyTorch lacks")
+        return self.dtype
+
+    @property
     def floating(self) -> bool:
         return self.dtype is not None and self.dtype.is_floating_point
 
@@ -92,6 +99,7 @@ class TensorStore:
         """
         stored = self.tensors[name]
         if stored.offset is None:
+            assert self._pickled is not None
             yield self._pickled(stored.name).reshape(-1)
             return
         room = memoryview(buffer.numpy())
@@ -101,7 +109,7 @@ class TensorStore:
             while left:
                 size = min(left, len(room))
                 _read_fully(file, room[:size])
-                yield buffer[:size].view(stored.dtype)
+                yield buffer[:size].view(stored.readable_dtype)
                 left -= size
 
     def under(self, *prefixes: str) -> TensorStore:

@@ -11,12 +11,12 @@ import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -98,9 +98,14 @@ class SmallFile:
 
 
 class TensorFile:
-    """A safetensors file; widest elements first, so that every tensor is aligned."""
+    """A safetensors file; widest elements first, so that every tensor is aligned.
 
-    def __init__(self, tensors: list[NewTensor]):
+    Tensors are :class:`NewTensor` or have the same name, shape, dtype, nbytes and blocks.
+    """
+
+    tensors: list[Any]
+
+    def __init__(self, tensors: Sequence[Any]):
         self.tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
 
     @cached_property
@@ -123,7 +128,7 @@ class TensorFile:
     def size(self) -> int:
         return len(self.header) + sum(tensor.nbytes for tensor in self.tensors)
 
-    def write(self, path: Path, reader: Reader, report: Report) -> FileEntry:
+    def write(self, path: Path, reader: Reader | None, report: Report) -> FileEntry:
         digest = hashlib.sha256(self.header)
         checksums: dict[str, int] = {}
         with path.open("wb") as file:
@@ -297,6 +302,6 @@ def _write(
         ) from error
 
 
-def _flush(file) -> None:
+def _flush(file: IO[bytes]) -> None:
     file.flush()
     os.fsync(file.fileno())

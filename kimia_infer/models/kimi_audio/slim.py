@@ -152,7 +152,7 @@ def _component_tensors(entry: StoredComponent, served: bool) -> list[NewTensor]:
         else:
             whole = [(name, shape, (name,), None) for name, shape in slot.sources.items()]
         for name, shape, sources, combine in whole:
-            kept = store.tensors[sources[0]].dtype
+            kept = store.tensors[sources[0]].readable_dtype
             dtype = entry.served(torch.bfloat16) if served else kept
             tensors.append(NewTensor(entry.prefix + name, shape, dtype, store, sources, combine))
     return tensors
@@ -161,10 +161,12 @@ def _component_tensors(entry: StoredComponent, served: bool) -> list[NewTensor]:
 def _quantized_tensors(entry: StoredComponent, slot: Slot) -> list[NewTensor]:
     """A matrix under its published name, and its scales under names that begin with it."""
     ((name, shape),) = slot.sources.items()
-    stored = slot.quantize(torch.empty(shape, device="meta"))
+    assert slot.quantize is not None
+    quantize: Callable[[Tensor], dict[str, Tensor]] = slot.quantize
+    stored = quantize(torch.empty(shape, device="meta"))
 
     def made(leaf: str) -> Callable[[Tensor], Tensor]:
-        return lambda value: slot.quantize(value)[leaf]
+        return lambda value: quantize(value)[leaf]
 
     return [
         NewTensor(
