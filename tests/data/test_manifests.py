@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from kimia_infer.data.conversations import ConversationFile, DataError
 from kimia_infer.data.manifests import QUESTION, Columns, convert_manifest
-from tests.paths import ROOT
+from tests.command_line import run_here
 from tests.training.runs import write_sound
 
-SCRIPT = ROOT / "scripts" / "convert_manifest"
 MANIFESTS = {
     "a.csv": 'file_name,transcription\none.wav,"hello, you"\ntwo.wav,good\n',
     "a.tsv": "client\tpath\tsentence\n7\tone.wav\thello, you\n8\ttwo.wav\tgood\n",
@@ -88,14 +85,11 @@ def test_manifests_that_cannot_be_read(folder: Path, name: str, text: str, messa
         convert_manifest(write(folder, name, text), folder / "out.jsonl", folder, Columns())
 
 
-def test_the_command(folder: Path):
+def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]):
     source = write(folder, "m.csv", MANIFESTS["a.csv"] + "none.wav,a\n")
-    done = subprocess.run(
-        [sys.executable, SCRIPT, source, folder / "out.jsonl", "--question", "Well?"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "2 lines, 1 left out" in done.stdout
-    assert "none.wav is not a file" in done.stderr
-    assert all(c.messages[0].text == "Well?" for c in ConversationFile(folder / "out.jsonl"))
+    target = folder / "out.jsonl"
+    assert run_here("convert-manifest", source, target, "--question", "Well?") == 1
+    shown = capsys.readouterr()
+    assert "2 lines, 1 left out" in shown.out
+    assert "none.wav is not a file" in shown.err
+    assert all(c.messages[0].text == "Well?" for c in ConversationFile(target))

@@ -10,20 +10,12 @@ import pytest
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters
 from kimia_infer.commands import evaluate
-from kimia_infer.commands.main import run_command
 from kimia_infer.data.manifests import METRICS
 from kimia_infer.data.recipes import RECIPES
+from tests.command_line import run_here
 from tests.evaluation.helpers import Write
 from tests.paths import MINI
 from tests.training.runs import write_sound
-
-
-def exit_status(*arguments: object) -> int | str | None:
-    """Of the command, run in this process."""
-    try:
-        return run_command("evaluate", [str(argument) for argument in arguments], "evaluate")
-    except SystemExit as end:
-        return end.code
 
 
 def test_a_data_set_becomes_a_table(
@@ -44,7 +36,7 @@ def test_a_data_set_becomes_a_table(
         manifest.name, "--recipe", "tut2017", "--data", "TUT", "--weights", MINI,
         "--output", "out", "--device", "cpu", "--max-new-tokens", 5, "--quantization", "int8",
     ]  # fmt: skip
-    assert exit_status(*arguments) == 1
+    assert run_here("evaluate", *arguments) == 1
     first = capsys.readouterr()
     assert "out/report.md: 2 answered, 1 errors, 0 lines left out" in first.err
     assert "| **Mine** | WER ↓ | – | 1 | 1 |" in first.out
@@ -53,7 +45,7 @@ def test_a_data_set_becomes_a_table(
     assert found["settings"]["weights"] == str(MINI)
     assert found["settings"]["quantization"] == found["model"]["quantization"] == "int8"
     monkeypatch.setattr(KimiAudio, "__init__", lambda *given, **named: pytest.fail("loaded again"))
-    assert exit_status(*arguments) == 1
+    assert run_here("evaluate", *arguments) == 1
     assert capsys.readouterr().out == first.out
 
 
@@ -76,7 +68,7 @@ def test_usage(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("KIMI_AUDIO_WEIGHTS", raising=False)
-    assert exit_status(*arguments) == 2
+    assert run_here("evaluate", *arguments) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
 

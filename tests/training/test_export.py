@@ -22,6 +22,7 @@ from kimia_infer.training.run_directory import CARD, FINAL
 from kimia_infer.training.tasks.finetune import finetune
 from kimia_infer.utils.errors import CheckpointError, WeightsError
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
+from tests.command_line import run_here
 from tests.paths import ROOT
 from tests.serving.helpers import data_uri, serve
 from tests.training import runs
@@ -150,19 +151,16 @@ def test_the_card_describes_what_was_made(run: Path, merged: Path, untrained: Pa
     assert "scripts/serve --weights THIS_DIRECTORY" in whole
 
 
-def test_an_adapter_is_copied_and_the_command_merges_it(run: Path, tmp_path: Path, untrained: Path):
+def test_an_adapter_is_copied_and_the_command_merges_it(
+    run: Path, tmp_path: Path, untrained: Path, capsys: pytest.CaptureFixture[str]
+):
     output = tmp_path / "adapter"
     exported = export(run, output)
     assert (exported.weights, exported.adapter) == (str(untrained), str(output))
     assert {path.name for path in output.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME, CARD}
     early = run / "checkpoints" / "step-00000001"
-    done = subprocess.run(
-        [sys.executable, EXPORT, early, output, "--merge", "--force"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"scripts/serve --weights {output}\n"
+    assert run_here("export", early, output, "--merge", "--force") == 0
+    assert capsys.readouterr().out == f"scripts/serve --weights {output}\n"
     assert (output / "config.json").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 

@@ -20,6 +20,7 @@ from kimia_infer.data.conversations import DataError
 from kimia_infer.training.run_directory import BOARD, FINAL, PLOT, TrainingError, all_checkpoints
 from kimia_infer.training.tasks.finetune import finetune
 from kimia_infer.utils.errors import ConfigurationError
+from tests.command_line import run_here
 from tests.paths import MINI
 from tests.training import runs
 from tests.training.runs import before_step, interrupt, losses
@@ -161,19 +162,17 @@ def test_bad_data_stops_before_training(data: Path, tmp_path: Path):
         finetune(runs.settings(data, tmp_path / "x", "method=lora", "parts=[embedding]"))
 
 
-def test_the_command_names_what_is_wrong(data: Path, tmp_path: Path):
+def test_the_command_names_what_is_wrong(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     known = runs.assignments_of(data, tmp_path)
     for arguments, message in {
         ("epoch=3",): "epoch: unknown setting; did you mean epochs?",
         (str(tmp_path / "none.yaml"),): "none.yaml: cannot be read",
         ("a.yaml", "b.yaml"): "more than one settings file",
     }.items():
-        done = subprocess.run(
-            [sys.executable, FINETUNE, *known, *arguments], capture_output=True, text=True
-        )
-        assert done.returncode in (1, 2)
-        assert message in done.stderr
-        assert "Traceback" not in done.stderr
+        assert run_here("finetune", *known, *arguments) in (1, 2)
+        assert message in capsys.readouterr().err
 
 
 def test_two_processes_agree_with_one(data: Path, tmp_path: Path, long: bool):

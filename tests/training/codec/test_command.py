@@ -26,6 +26,7 @@ from kimia_infer.training.tasks.detokenizer import (
 )
 from kimia_infer.training.tasks.recordings import Recordings, find_recordings
 from kimia_infer.training.trainer import TrainingResult
+from tests.command_line import run_here
 from tests.paths import MINI
 from tests.training.runs import losses, write_sound
 
@@ -71,13 +72,12 @@ def test_the_command_runs(sounds: Path, tmp_path: Path):
     assert len(all_checkpoints(tmp_path / "run")) == 2
 
 
-def test_the_command_names_everything_that_is_wrong(tmp_path: Path):
+def test_the_command_names_everything_that_is_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     wrong = [f"data={tmp_path / 'x'}", f"output={tmp_path / 'run'}", f"model={MINI}", "epoch=3"]
-    done = subprocess.run(
-        [sys.executable, COMMAND, "detokenizer", *wrong], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    first, *faults = done.stderr.splitlines()
+    assert run_here("train-codec", "detokenizer", *wrong) == 2
+    first, *faults = capsys.readouterr().err.splitlines()
     assert first.endswith("2 settings are wrong:")
     assert faults == [
         "  epoch: unknown setting; did you mean epochs?",
