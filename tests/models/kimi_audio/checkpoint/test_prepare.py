@@ -19,6 +19,7 @@ from kimia_infer.utils.errors import CheckpointError, WeightsError
 from kimia_infer.utils.files import locked
 from kimia_infer.weights.manifest import read_checkpoint_manifest
 from kimia_infer.weights.writing import SmallFile, TensorFile
+from tests.command_line import run_here
 from tests.paths import ROOT
 from tests.weights.bloated import write_bloated
 
@@ -227,7 +228,7 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
     return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment)
 
 
-def test_the_script(tmp_path: Path) -> None:
+def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = write_bloated(MINI, tmp_path / "bloated"), tmp_path / "slim"
     done = run(source, target)
     assert done.returncode == 0, done.stderr
@@ -235,24 +236,29 @@ def test_the_script(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in files if path.name != "manifest.json")
     read = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
     assert f"{len(files) - 1} files, {size:,} bytes instead of {read:,}" in done.stdout
-    other = run(source, target, "--dtype", "source")
-    assert (other.returncode, other.stdout) == (1, "")
-    assert other.stderr.splitlines()[-1].startswith(f"prepare_weights: {target}: was begun with")
+    assert run_here("prepare", source, target, "--dtype", "source") == 1
+    other = capsys.readouterr()
+    assert other.out == ""
+    assert other.err.splitlines()[-1].startswith(f"prepare: {target}: was begun with")
     assert resolve_weights(target) == target
 
 
-def test_mistakes_on_the_command_line(tmp_path: Path) -> None:
-    assert "--dtype {served,source}" in run("--help").stdout
-    assert run(MINI).returncode == 2
+def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_here("prepare", "--help") == 0
+    assert "--dtype {served,source}" in capsys.readouterr().out
+    assert run_here("prepare", MINI) == 2
     for source, message in (
         (tmp_path / "nowhere", "no such directory"),
         (tmp_path, "config.json is missing"),
-        ("someone/model", "someone/model cannot be read while HF_HUB_OFFLINE is set"),
     ):
-        done = run(source, tmp_path / "slim")
-        assert done.returncode == 1
-        assert message in done.stderr and done.stderr.startswith("prepare_weights: ")
-        assert "Traceback" not in done.stderr
+        capsys.readouterr()
+        assert run_here("prepare", source, tmp_path / "slim") == 1
+        error = capsys.readouterr().err
+        assert message in error and error.startswith("prepare: ")
+    done = run("someone/model", tmp_path / "slim")
+    assert done.returncode == 1
+    assert "someone/model cannot be read while HF_HUB_OFFLINE is set" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "slim").exists()
 
 
