@@ -98,7 +98,10 @@ class Worker:
         asked = json.dumps({"setup": asdict(setup), "names": list(names)})
         self._log, self._start = log, log.tell()
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen([*command, asked], cwd=ROOT, stdout=pipe, stderr=log)
+        # It ends when its stdin does, so also if this process is killed.
+        self.process = subprocess.Popen(
+            [*command, asked], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=log
+        )
         self._lines: queue.Queue[bytes | None] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 

@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import traceback
 from dataclasses import asdict
 from functools import cached_property
@@ -153,7 +154,14 @@ def measure(bench: Bench, name: str) -> dict[str, Any]:
         return {"error": text.splitlines()[0], "traceback": traceback.format_exc()}
 
 
+def end_with_parent() -> None:
+    """Wait for the end of stdin, which the parent holds open, and exit."""
+    sys.stdin.read()
+    os._exit(1)
+
+
 def main() -> None:
+    threading.Thread(target=end_with_parent, daemon=True).start()
     # Whatever else is printed goes to stderr.
     reports = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

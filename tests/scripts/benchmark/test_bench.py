@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,29 @@ def test_language_model_alone(golden: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "bench: decode: done" in done.stderr and "bench: requests: failed" in done.stderr
     assert "CheckpointError" in done.stderr and "Decode steps" in done.stdout
+
+
+def test_a_killed_command_leaves_no_process(tmp_path: Path) -> None:
+    command = [*BENCH, "--random", "tiny", "--everything", "out", "--only", "long_run"]
+    bench = subprocess.Popen([*command, "--device", "cpu"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    worker = None
+    while worker is None:
+        assert bench.poll() is None
+        children = Path(f"/proc/{bench.pid}/task/{bench.pid}/children").read_text().split()
+        worker = int(children[0]) if children else None
+    bench.kill()
+    bench.wait()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{worker}").exists() and "Z" not in state_of(worker):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def state_of(process: int) -> str:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
 
 
 @pytest.mark.parametrize(
