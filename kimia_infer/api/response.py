@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -190,7 +191,7 @@ class Response:
             )
         wav = torch.cat(self._waves)[None] if self._waves else None
         reason = None
-        if wav is not None:
+        if wav is not None and self.speech is not None:
             level = loudest_dbfs(wav[0].numpy(), self.sample_rate)
             if is_silent(level):
                 notes.append(
@@ -366,7 +367,7 @@ class SpeechPipeline:
 class _Inline(Executor):
     """Runs what is submitted at once, on the caller's thread."""
 
-    def submit(self, function, /, *arguments, **keywords) -> Future:
+    def submit(self, function: Callable, /, *arguments: Any, **keywords: Any) -> Future:
         future: Future = Future()
         future.set_result(function(*arguments, **keywords))
         return future

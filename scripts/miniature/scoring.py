@@ -186,6 +186,7 @@ def hear_all(
         heard = ""
         if case.spoken and given.codes:
             wave = model.detokenize_audio(torch.tensor([given.codes]), seed=seed)
+            assert model.detokenizer is not None
             rate = model.detokenizer.sample_rate
             wave = soxr.resample(wave.reshape(-1).numpy(), rate, SAMPLE_RATE)
             heard = recognizer.hear(wave, "answer" if case.kind in ANSWERED else "anything")
