@@ -181,8 +181,9 @@ class Response:
         notes = silent_inputs(self.request.waves)
         codes, text_ids = self._codes(generation.audio_ids), generation.text_ids
         stop_reason = "end" if generation.ended else "limit"
-        if self.repeats:
-            repetition, stop_reason = self.request.guard.repetition, "repetition"
+        guard = self.request.guard
+        if self.repeats and guard is not None and (repetition := guard.repetition) is not None:
+            stop_reason = "repetition"
             copies = (len(text_ids) - repetition.keep) // repetition.unit
             text_ids = text_ids[: repetition.keep]
             notes.append(
