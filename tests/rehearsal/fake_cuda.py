@@ -89,9 +89,9 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.detach_.default and not isinstance(args[0], FakeTensor):
             return args[0]  # of torch.tensor on the meta device, which the mode does not expect
-        if func is torch.ops.aten._to_copy.default and isinstance(args[0], FakeTensor):
-            args[0].constant = None  # else a known scalar is copied in earnest
         name = func.name().partition("::")[2].partition(".")[0]
+        if name in ("to", "_to_copy") and isinstance(args[0], FakeTensor):
+            args[0].constant = None  # else the mode copies a scalar that it knows in earnest
         given = [*tensors_in(args), *tensors_in((kwargs or {}).values())]
         result = func(*args, **(kwargs or {}))
         made = tensors_in((result,))
