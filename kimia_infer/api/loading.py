@@ -159,7 +159,7 @@ def memory_plan(
     kv_cache: str,
     offload: bool,
 ) -> MemoryPlan:
-    """What the :func:`checkpoint_components` of a directory will take in memory."""
+    """The memory that the :func:`checkpoint_components` of a directory will need."""
     with torch.device("meta"):
         sizes = {
             name: weight_bytes(stored.component.build(), stored.served(dtype))
@@ -177,11 +177,11 @@ def memory_plan(
 
 
 def choose_scheme(directory: Path, asked: str | None, adapter: Path | None) -> str:
-    """How the language model is quantized; ``asked`` is None where it does not matter.
+    """The quantization of the language model; ``asked`` is None for that of the checkpoint.
 
     Raises:
-        CheckpointError: the weights are quantized already, and not so; or there is an adapter,
-            which cannot be added to them.
+        CheckpointError: the weights are already quantized in another way; or there is an
+            adapter, which cannot be added to quantized weights.
     """
     stored = stored_scheme(directory)
     if stored == "none":
@@ -200,7 +200,7 @@ def choose_scheme(directory: Path, asked: str | None, adapter: Path | None) -> s
 
 
 def default_device() -> torch.device:
-    """The accelerator PyTorch reports, else the CPU; MPS has to be named explicitly."""
+    """The accelerator that PyTorch reports, else the CPU; MPS has to be named explicitly."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None or accelerator.type == "mps":
         return torch.device("cpu")
@@ -208,7 +208,10 @@ def default_device() -> torch.device:
 
 
 def parse_dtype(value: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """A dtype by value or name; None is float32 on the CPU and bfloat16 elsewhere."""
+    """A dtype by value or name; None is float32 on the CPU and bfloat16 elsewhere.
+
+    Raises ConfigurationError for any other dtype than those two.
+    """
     if value is None:
         return torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype: Any = getattr(torch, value, None) if isinstance(value, str) else value

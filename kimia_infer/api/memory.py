@@ -1,4 +1,4 @@
-"""Whether a model fits in the memory of its device, counted before anything is loaded."""
+"""Check that a model fits in the memory of its device, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from kimia_infer.utils.errors import ConfigurationError
 
 GB = 10**9
 RESERVE = 1 * GB
-"""For recorded graphs, workspaces of libraries and what the allocator cannot reuse."""
+"""Bytes for recorded graphs, workspaces of libraries and fragmentation of the allocator."""
 
 STREAMS = 6
-"""Tensors [positions, hidden_size] that are alive in a feed-forward: the stream and what is added
-to it, at the fork and below, its norm and the result."""
+"""Tensors [positions, hidden_size] that are alive in a feed-forward: the residual stream and what
+is added to it, at the fork and below, its norm and the result."""
 
 SHARED = ("cpu", "mps")
-"""Devices whose memory is that of the host, which only the host can account for."""
+"""Devices that use the memory of the host, whose free size is not checked."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,19 @@ class MemoryPlan:
         """Bytes while the longest prompt is read, RESERVE included."""
         weights = weight_bytes(language_model(self.config, scheme), self.dtype)
         spoken = self.detokenizer if speech else 0
-        encoders, work = sum(self.encoders), self._work(scheme)
+        encoders, work = sum(self.encoders), self.work_bytes(scheme)
         if self.offload:
             encoders, work = 0, max(work, *self.encoders)
-        return weights + encoders + spoken + self._cache() + work + RESERVE
+        return weights + encoders + spoken + self.cache_bytes() + work + RESERVE
 
-    def _cache(self) -> int:
+    def cache_bytes(self) -> int:
+        """Bytes of the key/value cache of the longest request."""
         config, stored = self.config, KV_CACHES[self.kv_cache] or self.dtype
         values = 2 * config.total_layers * config.kv_heads * config.head_dim
         return max(BUDGETS.values()) * values * stored.itemsize
 
-    def _work(self, scheme: str) -> int:
-        """The largest feed-forward: gate and up joined, their product, and what it takes."""
+    def work_bytes(self, scheme: str) -> int:
+        """Bytes of the largest feed-forward: gate and up joined, their product, and the input."""
         config, positions = self.config, max(BUDGETS.values())
         row = 4 * config.intermediate_size + STREAMS * config.hidden_size
         matrix = 0
@@ -78,9 +79,9 @@ class MemoryPlan:
         )
 
     def _alternatives(self, speech: bool, device: torch.device, free: int) -> list[str]:
-        """What fits with speech as asked for, else what does without.
+        """What would fit: with speech if asked for, else without.
 
-        Weights as they are stored come first, then a narrow cache, then offloading, then both.
+        The stored quantization comes first, then a narrow cache, then offloading, then both.
         """
         schemes = [scheme for scheme in SCHEMES if self._runs(scheme, device)]
         caches = [self.kv_cache, *(["fp8"] if _has_narrow_cache(device) else [])]
@@ -100,7 +101,7 @@ class MemoryPlan:
         return []
 
     def _runs(self, scheme: str, device: torch.device) -> bool:
-        """Whether ``device`` computes with matrices held so, and these can be."""
+        """Whether this model can be quantized so, and run on ``device``."""
         try:
             check_quantization(scheme, device)
             language_model(self.config, scheme)
@@ -121,13 +122,13 @@ class MemoryPlan:
 
 
 def language_model(config: LanguageModelConfig, scheme: str) -> LanguageModel:
-    """The model as ``scheme`` holds it, without values."""
+    """The model quantized with ``scheme``, without values."""
     with torch.device("meta"):
         return stored_build(lambda: LanguageModel(config), scheme)()
 
 
 def weight_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int:
-    """Of the parameters of ``module`` served in ``dtype``, which replaces float32 only."""
+    """Bytes of the parameters of ``module`` served in ``dtype``, which replaces float32 only."""
     return sum(
         p.numel() * (dtype if p.dtype is torch.float32 else p.dtype).itemsize
         for p in module.parameters()
@@ -135,10 +136,10 @@ def weight_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that ``device`` has left; None where it shares the memory of the host."""
+    """Free bytes of ``device``; None if it uses the memory of the host."""
     if device.type in SHARED:
         return None
-    torch.accelerator.empty_cache()  # what a model that is gone has left there
+    torch.accelerator.empty_cache()  # of a model that was loaded before
     return torch.accelerator.get_memory_info(device)[0]
 
 

@@ -1,4 +1,4 @@
-"""Encoders that lie in host memory and come to the device for the sounds of a request only."""
+"""Encoders that stay in host memory and are copied to the device for each recording."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ ENCODERS = ("speech_tokenizer", "whisper")
 
 
 @contextmanager
-def visiting(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Within, the parameters of ``module`` are copies on ``device``; they are not to be changed.
+def copied_to(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Within the block, the parameters of ``module`` are copies on ``device``; do not change them.
 
-    One visit of a module has to end before the next one begins.
+    Only one thread at a time may do this with a module.
     """
-    held = [
+    parameters = [
         (owner, name, parameter)
         for owner in module.modules()
         for name, parameter in owner.named_parameters(recurse=False)
     ]
     try:
-        for owner, name, parameter in held:
+        for owner, name, parameter in parameters:
             copied = parameter.data.to(device, non_blocking=True)
             setattr(owner, name, nn.Parameter(copied, requires_grad=False))
         yield
     finally:
-        for owner, name, parameter in held:
+        for owner, name, parameter in parameters:
             setattr(owner, name, parameter)
 
 
-class VisitingSpeechCodes(SpeechCodes):
+class OffloadedSpeechCodes(SpeechCodes):
     """:class:`SpeechCodes` of a module in host memory, computed on ``device``.
 
-    Nothing is recorded: a recording would hold the addresses of parameters that are gone.
+    It is not recorded as a graph, which would keep the addresses of the copied parameters.
     """
 
     def __init__(self, codes: SpeechCodes, device: torch.device):
@@ -51,11 +51,11 @@ class VisitingSpeechCodes(SpeechCodes):
         self._device, self._lock = device, threading.Lock()
 
     def encode(self, wave: np.ndarray | Tensor) -> Tensor:
-        with self._lock, visiting(self.module, self._device):
+        with self._lock, copied_to(self.module, self._device):
             return super().encode(wave)
 
 
-class VisitingWhisperFeatures(WhisperFeatures):
+class OffloadedWhisperFeatures(WhisperFeatures):
     """:class:`WhisperFeatures` of an encoder in host memory, computed on ``device``."""
 
     def __init__(self, features: WhisperFeatures, device: torch.device):
@@ -63,23 +63,23 @@ class VisitingWhisperFeatures(WhisperFeatures):
         self._device, self._lock = device, threading.Lock()
 
     def encode(self, wave: np.ndarray | Tensor) -> Tensor:
-        with self._lock, visiting(self.encoder, self._device):
+        with self._lock, copied_to(self.encoder, self._device):
             return super().encode(wave)
 
 
 def offloaded(
     codes: SpeechCodes, features: WhisperFeatures, device: torch.device
-) -> tuple[VisitingSpeechCodes, VisitingWhisperFeatures]:
-    """Both encoders, whose modules are in host memory, at work on ``device``."""
+) -> tuple[OffloadedSpeechCodes, OffloadedWhisperFeatures]:
+    """Both encoders, whose modules are in host memory, computing on ``device``."""
     if device.type != "cpu":
         for module in (codes.module, features.encoder):
-            for parameter in module.parameters():  # page-locked, from which copies are fastest
+            for parameter in module.parameters():  # page-locked memory is copied fastest
                 parameter.data = parameter.data.pin_memory()
-    return VisitingSpeechCodes(codes, device), VisitingWhisperFeatures(features, device)
+    return OffloadedSpeechCodes(codes, device), OffloadedWhisperFeatures(features, device)
 
 
 def check_offload(value: str, device: torch.device) -> None:
-    """Raise ConfigurationError unless ``value`` names what can be kept off ``device``."""
+    """Raise ConfigurationError unless ``value`` names what can be kept in host memory."""
     if value not in OFFLOADS:
         raise ConfigurationError(f"offload: expected {' or '.join(OFFLOADS)}, found {value!r}")
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Adapters of low rank (LoRA): what fine-tuning gives instead of a whole model.
+"""Low-rank adapters (LoRA): the result of fine-tuning without a whole model.
 
 An adapter directory is peft's: ``adapter_config.json`` and ``adapter_model.safetensors``. Its
 tensors are named after the layers of the language model and the Whisper encoder; joined matrices
@@ -30,16 +30,16 @@ PREFIX = "base_model.model."
 BLOCK_ROWS = 1024
 """Rows of a weight that are changed at once, in float32."""
 
-_UNKNOWN = (
+_UNSUPPORTED = (
     "use_dora", "use_rslora", "use_qalora", "fan_in_fan_out", "lora_bias", "rank_pattern",
     "alpha_pattern", "modules_to_save", "layers_to_transform", "layer_replication",
     "trainable_token_indices", "target_parameters", "alora_invocation_tokens",
 )  # fmt: skip
-"""Fields of peft's configuration that make an adapter something else than it is here."""
+"""Fields of peft's configuration whose adapters are not supported."""
 
 
 class Factors(NamedTuple):
-    """Of one layer, float32: ``a`` [rank, inputs] and ``b`` [outputs, rank]."""
+    """The matrices of one layer, float32: ``a`` [rank, inputs] and ``b`` [outputs, rank]."""
 
     a: Tensor
     b: Tensor
@@ -47,10 +47,10 @@ class Factors(NamedTuple):
 
 @dataclass(frozen=True)
 class Adapter:
-    """An adapter that was read; ``factors`` are by the names of the layers that they change.
+    """An adapter; ``factors`` are keyed by the names of the layers that they change.
 
-    A layer's weight grows by ``scale`` * b @ a. ``targets`` is the pattern of all layers that
-    it was made for, ``base`` the checkpoint.
+    ``scale`` * b @ a is added to the weight of a layer. ``targets`` is the pattern of all layers
+    it was trained for, ``base`` the checkpoint.
     """
 
     directory: Path
@@ -61,7 +61,7 @@ class Adapter:
 
     @classmethod
     def read(cls, directory: Path) -> Adapter:
-        """Read and check everything but whether it fits a model.
+        """Read an adapter and check everything except whether it fits a model.
 
         Raises:
             CheckpointError: not an adapter directory, not this kind of adapter, damaged, or with
@@ -75,7 +75,7 @@ class Adapter:
         rank, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
         if config.get("peft_type") != "LORA" or not isinstance(targets, str):
             raise CheckpointError(f"{path}: not an adapter that scripts/finetune made")
-        for name in _UNKNOWN:
+        for name in _UNSUPPORTED:
             if config.get(name):
                 raise CheckpointError(f"{path}: {name} is not supported")
         try:
@@ -106,25 +106,25 @@ class Adapter:
     def _origin(self) -> str:
         return f"it was trained on {self.base or 'another model'}"
 
-    def adapted(self, parts: Mapping[str, Component]) -> dict[str, Component]:
-        """The ``language_model`` and ``whisper`` parts with this adapter in their weights.
+    def adapted(self, components: Mapping[str, Component]) -> dict[str, Component]:
+        """The ``language_model`` and ``whisper`` components with this adapter in their weights.
 
         A stored weight is changed in float32 and rounded to the dtype that it is stored in, so
-        that a checkpoint which was written with the adapter gives the very same model.
+        that a checkpoint that was written with the adapter gives exactly the same model.
 
         Raises:
             CheckpointError: the adapter does not fit.
         """
         with torch.device("meta"):
-            modules = {stage: part.build() for stage, part in parts.items()}
+            modules = {name: component.build() for name, component in components.items()}
         self.check(linear_layers(modules))
         return {
-            stage: replace(part, slots=[self._slot(stage, slot) for slot in part.slots])
-            for stage, part in parts.items()
+            name: replace(component, slots=[self._slot(name, slot) for slot in component.slots])
+            for name, component in components.items()
         }
 
-    def _slot(self, stage: str, slot: Slot) -> Slot:
-        layer = f"{stage}.{slot.parameter.removesuffix('.weight')}"
+    def _slot(self, component: str, slot: Slot) -> Slot:
+        layer = f"{component}.{slot.parameter.removesuffix('.weight')}"
         if layer not in self.factors or not slot.parameter.endswith(".weight"):
             return slot
         if slot.combine is not None:
@@ -146,11 +146,11 @@ class Adapter:
         return weight
 
 
-def linear_layers(stages: Mapping[str, nn.Module]) -> dict[str, nn.Linear]:
-    """All linear layers by the names that adapters know them by."""
+def linear_layers(modules: Mapping[str, nn.Module]) -> dict[str, nn.Linear]:
+    """All linear layers by their names in adapters."""
     return {
-        f"{stage}.{name}": layer
-        for stage, module in stages.items()
+        f"{component}.{name}": layer
+        for component, module in modules.items()
         for name, layer in module.named_modules()
         if isinstance(layer, nn.Linear)
     }

@@ -27,11 +27,11 @@ class Slot:
     """One parameter, or a run of its rows, and the stored tensors that fill it.
 
     ``sources`` maps published tensor names to their shapes. ``rows`` is the half-open range
-    along the parameter's first dimension, or None for all of it. ``combine`` turns the
-    stored tensors (in order of ``sources``) into the value; a single one is taken as it is.
-    ``quantize`` turns the value of a matrix into those of several parameters of the same layer,
-    by their names in it, row by row. ``dtype`` is what the sources must be stored in, None any
-    floating one.
+    along the parameter's first dimension, or None for all of it. ``combine`` turns the stored
+    tensors (in the order of ``sources``) into the value; without it there is one, which is the
+    value. ``quantize`` turns the value of a matrix, row by row, into the values of several
+    parameters of the same layer, by their names in it. ``dtype`` is the dtype in which the
+    sources must be stored, None any floating one.
     """
 
     parameter: str
@@ -42,7 +42,7 @@ class Slot:
     dtype: torch.dtype | None = None
 
     def value(self, store: TensorStore, reader: Reader) -> Tensor:
-        """What the sources in ``store`` make, whole, on the CPU."""
+        """The whole value, made from the sources in ``store``, on the CPU."""
         stored = [reader.tensor(store, name) for name in self.sources]
         return stored[0] if self.combine is None else self.combine(*stored)
 
@@ -115,13 +115,13 @@ class Component(Generic[Module]):
 
     @property
     def elements(self) -> int:
-        """Stored values that loading reads."""
+        """Number of stored values that loading reads."""
         return sum(math.prod(shape) for shape in expected_tensors(self.slots).values())
 
     def load(
         self, device: torch.device, dtype: torch.dtype, report: Report | None = None
     ) -> Module:
-        """Build the module and fill it; ``report`` gets the number of values read each time."""
+        """Build the module and fill it; ``report`` is called with the number of values read."""
         module = self.allocate(device, dtype)
         parameters = dict(module.named_parameters())
         reader = Reader()
@@ -130,9 +130,9 @@ class Component(Generic[Module]):
         return module
 
     def allocate(self, device: torch.device, dtype: torch.dtype) -> Module:
-        """Build the module for inference; its parameters hold nothing yet.
+        """Build the module for inference, with parameters whose values are undefined.
 
-        They get ``dtype``, but for those that are built in another one than float32.
+        They have ``dtype``, except those that are not built in float32.
         """
         with torch.device("meta"):
             module = self.build()
@@ -150,22 +150,22 @@ class Component(Generic[Module]):
         reader: Reader,
         report: Report | None = None,
     ) -> None:
-        """Fill what ``slot`` stands for among the module's ``parameters``."""
+        """Fill the parameters of ``slot`` among the module's ``parameters``."""
         if slot.quantize is None:
             self.fill(slot, parameters[slot.parameter], reader, report)
             return
         layer = slot.parameter.rpartition(".")[0]
         device = parameters[slot.parameter].device
         value = slot.value(self.store, reader)
-        for leaf, held in slot.quantize(value.to(device)).items():
-            _rows(parameters[f"{layer}.{leaf}"], slot).copy_(held)
+        for leaf, quantized in slot.quantize(value.to(device)).items():
+            _rows(parameters[f"{layer}.{leaf}"], slot).copy_(quantized)
         if report is not None:
             report(value.numel())
 
     def fill(
         self, slot: Slot, parameter: Tensor, reader: Reader, report: Report | None = None
     ) -> None:
-        """Fill ``parameter``, or the rows of it that ``slot`` stands for."""
+        """Fill ``parameter``, or the rows of it that ``slot`` names."""
         target = _rows(parameter, slot)
         if slot.combine is None:
             (name,) = slot.sources

@@ -1,10 +1,10 @@
-"""The manifest of a slim checkpoint: what every file holds, and whether it still does.
+"""The manifest of a slim checkpoint: its files with their sizes and checksums.
 
-``manifest.json`` gives for every file its size and SHA-256. For weight files it also gives the
-CRC-32 of the header and of every tensor: loading computes those from the very bytes it reads
-(several GB/s a core, where SHA-256 can be ten times slower), and can name the tensor. They
-guard against damage on the way or on the disk, not against somebody who can write both the
-weights and the manifest.
+``manifest.json`` has the size and SHA-256 of every file. For weight files it also has the CRC-32
+of the header and of every tensor: loading computes those from the bytes it reads (several GB/s
+per core, where SHA-256 can be ten times slower), and can name the damaged tensor. They protect
+against damage in transit or on the disk, not against an attacker who can write both the weights
+and the manifest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class FileEntry:
-    """Size in bytes and SHA-256 of a file; CRC-32 of the header and the tensors of weights."""
+    """Size in bytes and SHA-256 of a file; for weights CRC-32 of the header and each tensor."""
 
     size: int
     sha256: str
@@ -39,7 +39,7 @@ class FileEntry:
 
 @dataclass
 class CheckpointManifest:
-    """What a slim checkpoint was made from, how, and its files by their relative names.
+    """How a slim checkpoint was made, and its files by their relative names.
 
     ``dtype`` is "served" or "source"; ``sources`` are the hub repositories that the download
     of the source recorded; ``source_files`` the size and modification time of what was read.

@@ -16,7 +16,7 @@ from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.tensors import Reader, Report, StoredTensor
 
 READERS = 8
-"""Network disks and fast SSDs need several requests at a time; every reader holds one block."""
+"""Network disks and fast SSDs need several requests at a time; every reader has one block."""
 
 JOB_BYTES = 128 * 2**20
 
@@ -36,7 +36,7 @@ class _Stopped(Exception):
 
 
 class _Work:
-    """What the readers share: the counting of values, and that a failure of one stops all."""
+    """State shared by the readers: the count of values, and whether one of them has failed."""
 
     def __init__(self, report: Report | None, checksum: Callable[[StoredTensor], int] | None):
         self._report, self._checksum = report, checksum
@@ -59,7 +59,7 @@ class _Work:
 
     @contextmanager
     def _stopping(self) -> Iterator[None]:
-        """A failure within ends the work of all; after one, nothing begins."""
+        """A failure in the block stops all readers; after one, no work begins."""
         if self.stopped.is_set():
             raise _Stopped
         try:
@@ -78,8 +78,8 @@ def load_modules(
 ) -> dict[str, Any]:
     """The modules of ``components``, each in its dtype on ``device``, ready for inference.
 
-    ``report`` gets the number of values read each time, from one thread at a time;
-    ``checksum`` gives the CRC-32 that a stored tensor must have. A pickle is read by one
+    ``report`` is called with the number of values read, by one thread at a time; ``checksum``
+    returns the CRC-32 that a stored tensor must have. A pickle is read by one
     thread, everything else by ``readers``.
 
     Raises:
@@ -109,7 +109,7 @@ def load_modules(
 
 
 def _jobs(component: Component, parameters: dict[str, Tensor]) -> Iterator[_Job]:
-    """Cut a component into jobs of about JOB_BYTES; what comes from a pickle stays together."""
+    """Cut a component into jobs of about JOB_BYTES; the tensors of a pickle stay together."""
     tensors = component.store.tensors
 
     def place(slot: Slot) -> tuple[str, int]:

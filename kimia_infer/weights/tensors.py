@@ -1,7 +1,7 @@
-"""The stored tensors of a checkpoint: what file headers say of them, and their values.
+"""The stored tensors of a checkpoint: described by file headers, read on demand.
 
-Host memory stays at one block per reader: safetensors are read block by block, so that every
-block can go straight to its device and dtype, and pickles are memory mapped.
+Host memory stays at one block per reader: safetensors are read block by block, so that each block
+can go straight to its device and dtype, and pickles are memory mapped.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from torch import Tensor
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.header import INDEX_NAME, read_header, read_index
 
-BLOCK_BYTES = 16 * 2**20  # of a safetensors file, read at a time
-MAPPED_BYTES = 512 * 2**20  # of a pickle, read before it is mapped afresh
+BLOCK_BYTES = 16 * 2**20
+"""Bytes of a safetensors file that are read at a time."""
 
-# The format's names of element types, as far as PyTorch has them.
+MAPPED_BYTES = 512 * 2**20
+"""Bytes of a pickle that are read before it is mapped again."""
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,16 +41,17 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+"""Element types of the safetensors format that PyTorch has, by the names of the format."""
 
 Report = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What the headers say of a tensor.
+    """A tensor as its file describes it.
 
     ``name`` is its full name in ``file``. ``dtype`` is None where PyTorch has no such type.
-    ``offset`` is the place of its first byte in a safetensors file, None in a pickle.
+    ``offset`` is where its bytes begin in a safetensors file, None in a pickle.
     """
 
     file: Path
@@ -74,7 +77,7 @@ class StoredTensor:
 
 
 class TensorStore:
-    """Named tensors of one checkpoint part, described by file headers and read on demand.
+    """Named tensors of one component, described by file headers and read on demand.
 
     ``location`` is the file or directory that they come from, for messages. ``pickled`` gives
     the tensors of a pickle by their full names.
@@ -91,11 +94,11 @@ class TensorStore:
         self._pickled = pickled
 
     def blocks(self, name: str, buffer: Tensor) -> Iterator[Tensor]:
-        """The values in order as flat tensors; each is valid until the next one is asked for.
+        """The values in order as flat tensors; each is valid until the next one is read.
 
         Blocks of safetensors are read into ``buffer`` (uint8, a multiple of 8 bytes), which
-        several threads may do at once, each with its own. A pickled tensor comes memory mapped
-        and whole, to one thread at a time.
+        several threads may do at once, each with its own. A pickled tensor is one memory-mapped
+        block, and only one thread may ask for it at a time.
         """
         stored = self.tensors[name]
         if stored.offset is None:
@@ -115,7 +118,7 @@ class TensorStore:
     def under(self, *prefixes: str) -> TensorStore:
         """The tensors below the first of ``prefixes`` that occurs, with the prefix removed.
 
-        A prefix may stand anywhere in a name; what precedes it is dropped too. An empty
+        A prefix may occur anywhere in a name; what precedes it is removed, too. An empty
         prefix matches every name.
         """
         for prefix in prefixes:
@@ -140,7 +143,7 @@ def _read_fully(file: FileIO, room: memoryview) -> None:
 class Reader:
     """Reads stored tensors through one buffer; every thread needs its own.
 
-    ``checksum`` gives the CRC-32 that the bytes of a tensor must have, where it is known.
+    ``checksum`` returns the CRC-32 that the bytes of a tensor must have; None: not checked.
     """
 
     def __init__(self, checksum: Callable[[StoredTensor], int] | None = None):
@@ -183,7 +186,7 @@ class Reader:
     def into(
         self, store: TensorStore, name: str, target: Tensor, report: Report | None = None
     ) -> None:
-        """Fill the contiguous ``target``; ``report`` gets the number of values each time."""
+        """Fill the contiguous ``target``; ``report`` is called with the number of values read."""
         target, start = target.view(-1), 0
         for block in self.blocks(store, name):
             target[start : start + block.numel()].copy_(block)
@@ -208,7 +211,7 @@ def open_directory(directory: Path) -> TensorStore:
 def open_safetensors(paths: Iterable[Path], index: Mapping[str, Path] | None = None) -> TensorStore:
     """Open safetensors files lazily; their headers are read and checked now.
 
-    ``index`` says which file holds a tensor, where that is known.
+    ``index`` names the file of each tensor, where that is known.
     """
     paths = list(paths)
     headers = {path: _stored_tensors(path) for path in paths}
@@ -242,9 +245,9 @@ def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
 def open_pickle(path: Path, section: str) -> TensorStore:
     """Open the tensors below ``section`` of a torch pickle without running code from it.
 
-    Memory mapped, so that what is not asked for (the published detokenizer carries 12 GB of
-    optimizer state) is never read from disk; mapped afresh after every ``MAPPED_BYTES``, so
-    that pages already used do not count as memory in use.
+    Memory mapped, so that tensors that are not needed (the published detokenizer has 12 GB of
+    optimizer state) are never read from disk; mapped again after every ``MAPPED_BYTES``, so that
+    pages already used do not count as memory in use.
     """
     tensors = _map_pickle(path, section)
     used = 0

@@ -228,7 +228,7 @@ def test_a_checkpoint_is_counted_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch
     assert found.encoders == tuple(held(module) for module in encoders)
     assert found.detokenizer == held(components.detokenizer.dit, components.detokenizer.vocoder)
     rest = replace(found, detokenizer=0, encoders=()).needed("int8", False)
-    empty = rest - found._cache() - found._work("int8") - RESERVE
+    empty = rest - found.cache_bytes() - found.work_bytes("int8") - RESERVE
     assert empty == held(components.language_model)
 
 

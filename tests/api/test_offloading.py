@@ -10,7 +10,7 @@ import torch
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_components
-from kimia_infer.api.offloading import check_offload, visiting
+from kimia_infer.api.offloading import check_offload, copied_to
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from kimia_infer.serving.cog.self_test import self_test
@@ -25,7 +25,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 def test_a_module_visits_and_returns() -> None:
     module = torch.nn.Linear(3, 2)
     before = [p.data_ptr() for p in module.parameters()]
-    with visiting(module, META):
+    with copied_to(module, META):
         assert all(p.is_meta for p in module.parameters())
         assert module(torch.empty(1, 3, device=META)).is_meta
     assert [p.data_ptr() for p in module.parameters()] == before
@@ -34,7 +34,7 @@ def test_a_module_visits_and_returns() -> None:
 def test_it_returns_after_a_failure() -> None:
     module = torch.nn.Linear(3, 2)
     before = [p.data_ptr() for p in module.parameters()]
-    with pytest.raises(KeyError), visiting(module, META):
+    with pytest.raises(KeyError), copied_to(module, META):
         raise KeyError
     assert [p.data_ptr() for p in module.parameters()] == before
 
@@ -57,9 +57,9 @@ def test_answers_are_the_same(models, monkeypatch: pytest.MonkeyPatch) -> None:
     def watched(module, device):
         assert device == CPU and not inside
         visits.append(module)
-        return visiting(module, device)
+        return copied_to(module, device)
 
-    monkeypatch.setattr(offloading, "visiting", watched)
+    monkeypatch.setattr(offloading, "copied_to", watched)
     chat = [{"role": "user", "message_type": "audio", "content": str(QUESTION)}]
     plain, offloaded = (
         model.generate(chat, "both", max_new_tokens=20, seed=1, voice=str(QUESTION))

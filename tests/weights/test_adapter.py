@@ -29,7 +29,7 @@ CONFIG = {
 }
 
 
-def stages(width: int = 5, layers: int = 1) -> dict[str, nn.Module]:
+def modules(width: int = 5, layers: int = 1) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     blocks = [
         nn.ModuleDict({"qkv": nn.Linear(3, width), "down": nn.Linear(width, 3)})
@@ -42,9 +42,9 @@ def stages(width: int = 5, layers: int = 1) -> dict[str, nn.Module]:
 def parts(
     folder: Path, width: int = 5, layers: int = 1, dtype: torch.dtype = torch.float32
 ) -> dict[str, Component]:
-    """The stages as they are stored; ``qkv`` in two tensors."""
+    """The modules as they are stored; ``qkv`` in two tensors."""
     found = {}
-    for stage, module in stages(width, layers).items():
+    for component, module in modules(width, layers).items():
         tensors, slots = {}, []
         for name, parameter in module.named_parameters():
             cuts = {"": (0, len(parameter))}
@@ -53,10 +53,10 @@ def parts(
             for end, rows in cuts.items():
                 tensors[name + end] = parameter[slice(*rows)].to(dtype).contiguous()
                 slots.append(Slot(name, {name + end: tensors[name + end].shape}, rows))
-        (folder / stage).mkdir(parents=True)
-        save_file(tensors, folder / stage / "model.safetensors")
+        (folder / component).mkdir(parents=True)
+        save_file(tensors, folder / component / "model.safetensors")
         build = partial(copy.deepcopy, module)
-        found[stage] = Component(stage, build, slots, open_directory(folder / stage))
+        found[component] = Component(component, build, slots, open_directory(folder / component))
     return found
 
 
@@ -92,7 +92,7 @@ def test_weights_grow_by_the_scaled_product(
     monkeypatch.setattr(adapter_module, "BLOCK_ROWS", rows)
     part = Adapter.read(directory).adapted(parts(tmp_path / "model", dtype=dtype))["language_model"]
     found = dict(part.load(torch.device("cpu"), torch.float32).named_parameters())
-    before = stages()["language_model"]
+    before = modules()["language_model"]
     tensors = load_file(directory / WEIGHTS_NAME)
     for layer in ("qkv", "down"):
         a, b = (

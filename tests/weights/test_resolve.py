@@ -17,6 +17,7 @@ from kimia_infer.models.kimi_audio.checkpoint import (
 )
 from kimia_infer.utils.errors import WeightsError
 from kimia_infer.weights import download
+from kimia_infer.weights.resolve import cache_directory, local_copy
 from tests.paths import ROOT
 
 DETOKENIZER = ("audio_detokenizer/config.yaml", "audio_detokenizer/model.pt")
@@ -235,3 +236,17 @@ def test_other_repositories_are_kept_by_owner(
 def test_default_revisions():
     assert LAYOUT.default_revision(MODEL.name) == MODEL.revision
     assert LAYOUT.default_revision("someone/else") == "main"
+
+
+def test_weights_are_kept_in_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in ("KIMI_AUDIO_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "kimi-audio"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_directory() == tmp_path / "xdg" / "kimi-audio"
+    monkeypatch.setenv("KIMI_AUDIO_CACHE", "~/models")
+    assert cache_directory() == tmp_path / "models"
+    assert local_copy("someone/mini", "v2", LAYOUT) == tmp_path / "models" / "someone--mini@v2"
+    folder = tmp_path / "models" / "Kimi-Audio-7B-Instruct"
+    assert local_copy(MODEL.name, MODEL.revision, LAYOUT) == folder
