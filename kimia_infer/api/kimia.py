@@ -59,11 +59,11 @@ class KimiAudio(Engine):
     computes only the logits each track can use; the published ``"full"`` is the default.
     ``attention`` names a backend (``"triton"``, ``"flash-attn"``, ``"sdpa"``) instead of the best
     one that device and installation allow. ``adapter`` is the local directory of an adapter that
-    ``scripts/finetune`` made for these weights, to which it is added. ``quantization`` (``"none"``,
-    ``"fp8"``, ``"int8"``, ``"int4"``) says how the matrices of the language model's layers are held
-    in memory; weights that were quantized when they were prepared need no argument.
+    ``scripts/finetune`` made for these weights, to which it is added. ``quantization``
+    (``"none"``, ``"fp8"``, ``"int8"``, ``"int4"``) says how the matrices of the language model's
+    layers are stored; weights that were quantized when they were prepared need no argument.
     ``kv_cache="fp8"`` keeps keys and values of attention in 8 bits instead of ``dtype``.
-    ``offload="encoders"`` keeps both encoders in host memory between the sounds they read.
+    ``offload="encoders"`` keeps both encoders in host memory while they are not used.
 
     Raises ConfigurationError for an argument that is unknown or cannot be used here, and for a
     model that does not fit in the memory of the device; CheckpointError or WeightsError if a file
@@ -146,9 +146,9 @@ class KimiAudio(Engine):
         ``wav`` is None when no speech code was generated, where the published code fails.
 
         ``preset`` chooses how speech is cut for synthesis: ``"quality"`` as published,
-        ``"low_latency"`` with small chunks first, which sounds earlier in :meth:`stream`.
+        ``"low_latency"`` with small chunks first, so that speech begins earlier in :meth:`stream`.
         ``voice`` is a recording of 1 to 30 s (its path or bytes) in whose timbre the answer is
-        spoken. ``stop_repetition`` ends an answer whose text repeats itself for ever: at least 4
+        spoken. ``stop_repetition`` ends an answer whose text repeats itself endlessly: at least 4
         copies that fill at least 128 tokens; one copy is kept. ``timeout_seconds`` is the most
         time an answer may take.
 
@@ -184,7 +184,7 @@ class KimiAudio(Engine):
         voice: AudioSource | None = None,
         **arguments: Any,
     ) -> Generator[Event]:
-        """:meth:`generate` as it happens: text and sound as soon as they are known.
+        """:meth:`generate` as a stream: text and speech as soon as they are known.
 
         Takes the arguments of :meth:`generate` by name. Yields TextDelta and AudioChunk events
         and, last, the Completion. With the same seed and preset the pieces joined are exactly
@@ -227,15 +227,15 @@ class KimiAudio(Engine):
         stop_repetition: bool = True,
         **sampling: Any,
     ) -> Generator[TranscriptEvent]:
-        """Transcribe a sound file, given by path or as its content, as it happens.
+        """Transcribe an audio file, given by path or as its content, as a stream of events.
 
         The recording is cut at quiet points into segments of at most 30 s, and each is
         answered on its own, after ``instruction``. Yields TextDelta events within segments, a
         TranscriptSegment after each and, last, the Transcript; the deltas joined are its text.
-        ``on_progress`` is called as steps are done, with seconds of sound done and in all, and
+        ``on_progress`` is called after steps, with seconds of audio done and in total, and
         may raise to stop. ``max_seconds`` bounds what is decoded. ``stop_repetition`` stops a
         segment's text once it repeats itself in a way that nobody can speak: 4 copies or more
-        that fill 16 tokens for each second of sound, and at least 128.
+        that fill 16 tokens for each second of audio, and at least 128.
 
         ``sampling`` takes the ``text_*`` arguments, ``max_new_tokens`` (for each segment),
         ``seed`` and ``timeout_seconds`` (for all) of :meth:`generate`; raises what it raises.

@@ -21,12 +21,12 @@ INSTRUCTION = "Please transcribe the following audio:"
 """The published example's request for a transcript."""
 
 MAX_SECONDS = 7200.0
-"""Longest recording by default. Its wave is held as a whole: 230 MB for an hour."""
+"""Longest recording by default. Its whole waveform is in memory: 230 MB for an hour."""
 
 SEGMENT_FIELD = "segment_seconds"
 """In ``generation_config.json``: the longest segment of a model that knows short recordings only.
 
-A field of this implementation; the published checkpoint has none and hears 30 s.
+A field of this implementation; the published checkpoint has none and understands 30 s.
 """
 
 OnProgress = Callable[[float, float], None]
@@ -46,10 +46,10 @@ KEPT = ("attention", "head_rows", "quantization", "kv_cache", "offload")
 
 @dataclass(frozen=True)
 class TranscriptSegment:
-    """One segment of a recording, from ``start`` to ``end`` seconds, and what is said in it.
+    """One segment of a recording, from ``start`` to ``end`` seconds, and its text.
 
     A ``silent`` one was not given to the model, which tends to invent words for silence. The
-    text of a ``repetition`` was stopped as it repeated itself for ever, and one copy is kept.
+    text of a ``repetition`` was stopped because it repeated itself endlessly; one copy is kept.
     """
 
     start: float
@@ -174,7 +174,7 @@ def separator(before: str, after: str) -> str:
 
 
 class _JoinedText:
-    """Joins the texts of segments as they come, without white space at their ends."""
+    """Joins the texts of segments while they arrive, without white space at their ends."""
 
     def __init__(self) -> None:
         self.text = ""

@@ -1,4 +1,4 @@
-"""A recording to the reference voice that speech is continued in."""
+"""A recording to a reference voice for the speech of an answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_SECONDS = 30.0
 
 
 class VoiceReader:
-    """Reads reference voices; the last one is kept, as callers tend to send the same again.
+    """Reads reference voices; the last one is cached, as callers tend to send the same again.
 
     ``vocoder_folder`` is the checkpoint folder whose ``config.json`` describes the mel
     spectrogram, ``frames_per_code`` how many of its frames a code spans.
@@ -42,10 +42,10 @@ class VoiceReader:
 
     @torch.inference_mode()
     def read(self, source: AudioSource) -> Voice:
-        """The voice of a sound file, given by path or as its content.
+        """The voice in an audio file, given by path or as its content.
 
         It is cut to whole codes. Raises RequestError naming ``voice`` for a recording that is
-        no sound, silent, or not of 1 to 30 seconds.
+        not audio, silent, or not of 1 to 30 seconds.
         """
         content = _content(source)
         key = hashlib.sha256(content).digest()
@@ -83,7 +83,7 @@ class VoiceReader:
 
 
 def check_source(voice: Any) -> None:
-    """Raise RequestError unless ``voice`` can name or be a sound file."""
+    """Raise RequestError unless ``voice`` is the path or the content of a file."""
     if not isinstance(voice, AudioSource):
         raise RequestError(
             f"voice: expected an audio file path or its bytes, found {type(voice).__name__}"

@@ -9,13 +9,13 @@ import numpy as np
 from kimia_infer.audio.files import SAMPLE_RATE
 
 LONGEST_SECONDS = 30.0
-"""Longest segment: what both audio encoders look at at a time (published configuration)."""
+"""Longest segment: the input length of both audio encoders (published configuration)."""
 
 SEARCH_SECONDS = 5.0
-"""The last seconds of a segment, in which the cut is looked for. Speakers pause more often."""
+"""The cut is searched in the last seconds of a segment. Speakers pause more often than that."""
 
 LAST_SECONDS = 1.0
-"""The last segment is no shorter, since scraps of sound invite invented text."""
+"""Shortest last segment, as models invent text for very short audio."""
 
 BLOCK_SECONDS = 0.01
 WINDOW_BLOCKS = 10

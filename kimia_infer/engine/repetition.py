@@ -1,4 +1,4 @@
-"""Text that repeats itself for ever: noticed while it is generated, and cut."""
+"""Detects text that repeats itself endlessly while it is generated, and cuts the copies."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 MAX_UNIT = 128
-"""Longest unit, in tokens, whose repetition is looked for: several sentences."""
+"""Longest unit, in tokens, whose repetition is detected: several sentences."""
 
 MIN_COPIES = 4
-"""Copies that a loop consists of at least; two or three are common in speech and poems."""
+"""Fewest copies that count as a loop; two or three are common in speech and poems."""
 
 MIN_TOKENS = 128
-"""Tokens that the copies fill at least."""
+"""Fewest tokens that the copies of a loop fill."""
 
 SPOKEN_TOKENS_PER_SECOND = 16.0
-"""More identical copies than anyone can say fill this many tokens per second.
+"""Tokens per second of identical copies that exceed what anyone can say.
 
 The fastest repeated syllables are about 7 a second ("ha ha ha", "la la la", a rattle), and a
 transcript spends at most two tokens on each, the syllable and a separator. Counting is no
@@ -27,17 +27,17 @@ repetition, as its numbers differ; refrains repeat at a few tokens a second.
 
 @dataclass(frozen=True)
 class Repetition:
-    """The text ends in copies of the ``unit`` ids before ``keep``; ids from there on are copies."""
+    """Ids from index ``keep`` on are copies of the ``unit`` ids before it."""
 
     keep: int
     unit: int
 
 
 class RepetitionGuard:
-    """Watches the ids of one text as they come.
+    """Watches the ids of one text while it is generated.
 
     The ids loop when they end in at least ``MIN_COPIES`` copies of one to ``MAX_UNIT`` ids that
-    fill at least ``min_tokens``. A copy that has just begun counts with what there is of it.
+    fill at least ``min_tokens``. An incomplete last copy counts as far as it goes.
     """
 
     def __init__(self, min_tokens: int = MIN_TOKENS):
@@ -51,7 +51,7 @@ class RepetitionGuard:
 
     @classmethod
     def for_speech(cls, seconds: float) -> RepetitionGuard:
-        """For the transcript of so much sound: tells loops from what can have been said."""
+        """For the transcript of ``seconds`` of audio: separates loops from what can be said."""
         return cls(max(MIN_TOKENS, round(SPOKEN_TOKENS_PER_SECOND * seconds)))
 
     def push(self, ids: Sequence[int]) -> list[int]:
@@ -68,7 +68,7 @@ class RepetitionGuard:
         return self._release(len(self._ids) - int(self._matched.max()))
 
     def finish(self) -> list[int]:
-        """There are no more ids: what was held back."""
+        """There are no more ids: return the rest of those that are kept."""
         return self._release(len(self._ids) if self.repetition is None else self.repetition.keep)
 
     def _append(self, token: int) -> None:

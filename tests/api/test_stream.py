@@ -65,18 +65,18 @@ def test_low_latency_sounds_earlier(model: KimiAudio) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("interval", [7, 1000])
-def test_rare_looks_change_nothing_and_chunks_go_out_on_time(
+def test_rare_polls_change_nothing_and_chunks_go_out_on_time(
     model: KimiAudio, monkeypatch: pytest.MonkeyPatch, preset: str, interval: int
 ) -> None:
-    """However rarely the host looks, it looks where a chunk can be complete."""
+    """However rarely the host polls, it polls where a chunk can be complete."""
     options = parse_parameters(**SAMPLED, output_type="both", max_new_tokens=100, preset=preset)
 
     def run() -> tuple[Completion, list[int]]:
-        looks: list[int] = []
+        polls: list[int] = []
         released = []
-        for event in model.respond(CHAT, options, on_step=lambda steps, _: looks.append(steps)):
+        for event in model.respond(CHAT, options, on_step=lambda steps, _: polls.append(steps)):
             if isinstance(event, AudioChunk):
-                released.append(looks[-1])
+                released.append(polls[-1])
         return event, released
 
     expected, on_time = run()
@@ -88,26 +88,26 @@ def test_rare_looks_change_nothing_and_chunks_go_out_on_time(
     assert actual.metrics["decode_steps"] == expected.metrics["decode_steps"]
 
 
-def test_the_first_sound_is_looked_for_often(
+def test_polls_are_frequent_until_the_first_speech(
     model: KimiAudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While its chunk is synthesized in the background, and only then, looks are frequent."""
+    """While its chunk is synthesized in the background, and only then, polls are frequent."""
     monkeypatch.setattr(model, "poll_interval", 1000)
-    ready, looks, waiting = SpeechPipeline.ready, [], []
+    ready, polls, waiting = SpeechPipeline.ready, [], []
 
     def late(pipeline: SpeechPipeline):
         if pipeline.busy and len(waiting) < 5:
-            waiting.append(looks[-1])
+            waiting.append(polls[-1])
             return iter(())
         return ready(pipeline)
 
     monkeypatch.setattr(SpeechPipeline, "ready", late)
     options = parse_parameters(**SAMPLED, output_type="both", max_new_tokens=100)
-    for _ in model.respond(CHAT, options, on_step=lambda steps, _: looks.append(steps)):
+    for _ in model.respond(CHAT, options, on_step=lambda steps, _: polls.append(steps)):
         pass
     assert [b - a for a, b in pairwise(waiting)] == [FIRST_SPEECH_INTERVAL] * 4
-    after = [step for step in looks if step > waiting[-1]]
-    assert len(after) < (looks[-1] - waiting[-1]) / FIRST_SPEECH_INTERVAL / 2
+    after = [step for step in polls if step > waiting[-1]]
+    assert len(after) < (polls[-1] - waiting[-1]) / FIRST_SPEECH_INTERVAL / 2
 
 
 def test_closing_the_stream_launches_no_further_step(model: KimiAudio) -> None:
@@ -139,7 +139,7 @@ def test_an_exception_of_the_consumer_ends_the_request(model: KimiAudio) -> None
 def test_bad_arguments_are_refused_before_anything_runs(model: KimiAudio) -> None:
     with pytest.raises(RequestError, match="preset"):
         model.stream(CHAT, preset="fast")
-    with pytest.raises(TypeError, match="temperature"):
+    with pytest.raises(RequestError, match="did you mean audio_temperature or text_temperature"):
         model.stream(CHAT, temperature=1.0)
 
 
