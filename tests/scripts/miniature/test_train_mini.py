@@ -42,7 +42,7 @@ def test_a_stage_that_fails_ends_the_run_and_says_where(tmp_path: Path):
     log = tmp_path / "logs" / "tokenizer.log"
     assert f"train_mini: see {log}" in failed.stderr
     assert "tokenizer: FAILED after 0." in failed.stdout
-    assert "speech_train.jsonl: cannot be read" in log.read_text()
+    assert "speech_train.jsonl does not exist" in log.read_text()
     assert [path.name for path in log.parent.iterdir()] == ["tokenizer.log"]
 
 
