@@ -1,8 +1,8 @@
 """Download a checkpoint directory from the hub: only the files that are needed, verified.
 
-Files are fetched by ``snapshot_download``. It checks the size of a file but not its content, so
-SHA-256 sums are compared afterwards. It continues a lost connection, but after an interruption
-of the process it keeps only the files that are complete: the others start again.
+Files are fetched one by one with the hub library's ``http_get``. Its ``snapshot_download`` deletes
+a file that is not complete when the process ends (seen with 2.4), and the largest file here has
+19 GB. A file gets its name once it is complete and its checksum is right.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import errno
 import fnmatch
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -26,9 +28,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
 
 from kimia_infer.utils.errors import WeightsError
-from kimia_infer.utils.files import locked, write_text
+from kimia_infer.utils.files import PARTIAL, locked, write_text
 from kimia_infer.weights.layout import (
     RECORD_NAME,
     CheckpointLayout,
@@ -158,41 +162,63 @@ def _fetch(directory: Path, snapshots: list[Snapshot]) -> None:
     """Download what is missing, verify it, and record sources and sizes."""
     recorded = read_record(directory).get("files", {})
     files = {path: file for snapshot in snapshots for path, file in snapshot.paths().items()}
-    verified = {
-        path
-        for path, file in files.items()
-        if recorded.get(path) == file.size == _size(directory / path)
+    todo = {
+        path: snapshot
+        for snapshot in snapshots
+        for path, file in snapshot.paths().items()
+        if not recorded.get(path) == file.size == _size(directory / path)
+        and not _is_intact(directory / path, file)
     }
-    todo = {path: file for path, file in files.items() if path not in verified}
-    for path, file in todo.items():  # the library takes a file that was cut for complete
-        if _size(directory / path) != file.size:
-            (directory / path).unlink(missing_ok=True)
-    needed = sum(file.size for path, file in todo.items() if not (directory / path).is_file())
+    present = sum(_size(_partial(directory / path, files[path])) or 0 for path in todo)
+    needed = sum(files[path].size for path in todo) - present
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise WeightsError(
             f"{directory}: {needed:,} bytes are still to be downloaded and {free:,} are free; "
             f"free {needed - free:,} bytes or name a directory on a larger disk"
         )
-    for snapshot in snapshots:
-        names = [file.name for path, file in snapshot.paths().items() if path in todo]
-        if names:
-            snapshot_download(
-                snapshot.name,
-                revision=snapshot.commit,
-                local_dir=directory / snapshot.folder,
-                allow_patterns=names,
-                max_workers=CONNECTIONS,
-            )
-    damaged = [p for p, file in todo.items() if not _is_intact(directory / p, file)]
-    for path in damaged:
-        (directory / path).unlink(missing_ok=True)
-    sizes = {path: file.size for path, file in files.items() if path not in damaged}
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        running = [
+            pool.submit(_fetch_file, snapshot, files[path], directory / path)
+            for path, snapshot in todo.items()
+        ]
+        try:
+            for done in as_completed(running):
+                done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     sources = {s.name: {"asked": s.asked, "commit": s.commit} for s in snapshots}
-    record = {"sources": sources, "files": sizes}
+    record = {"sources": sources, "files": {path: file.size for path, file in files.items()}}
     write_text(directory / RECORD_NAME, json.dumps(record, indent=1, sort_keys=True) + "\n")
-    if damaged:
-        raise WeightsError(f"{damaged[0]}: damaged on the way; run the download again")
+
+
+def _partial(path: Path, file: RemoteFile) -> Path:
+    """Where the beginning of a file is kept; another version of it has another name."""
+    return path.with_name(f".{path.name}.{file.checksum[:12]}{PARTIAL}")
+
+
+def _fetch_file(snapshot: Snapshot, file: RemoteFile, path: Path) -> None:
+    """Download one file to ``path``, from where an earlier attempt was interrupted."""
+    partial = _partial(path, file)
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    if (_size(partial) or 0) > file.size:
+        partial.unlink()
+    with partial.open("ab") as content:
+        http_get(
+            hf_hub_url(snapshot.name, file.name, revision=snapshot.commit),
+            content,
+            resume_size=content.tell(),
+            headers=build_hf_headers(),
+            expected_size=file.size,
+            displayed_filename=file.name,
+        )
+        content.flush()
+        os.fsync(content.fileno())
+    if not _is_intact(partial, file):
+        partial.unlink()
+        raise WeightsError(f"{path}: damaged on the way; run the download again")
+    partial.replace(path)
 
 
 def _size(path: Path) -> int | None:

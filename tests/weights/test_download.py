@@ -123,8 +123,26 @@ def test_a_lost_connection_is_continued(hub: Hub, tmp_path: Path):
     assert (tmp_path / name).read_bytes() == hub.files[MODEL.name][name]
 
 
+def test_a_file_is_continued_by_the_next_download(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    name = "model-1-of-35.safetensors"
+    hub.cut[name] = [70_000, *[0] * 20]
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "sleep", lambda seconds: None)  # between attempts
+        with pytest.raises(WeightsError, match="cannot be reached"):
+            download(tmp_path, LAYOUT)
+    assert not (tmp_path / name).exists()
+    hub.cut.clear()
+    hub.served.clear()
+    download(tmp_path, LAYOUT)
+    assert hub.ranges(name) == ["bytes=70000-"]
+    assert (tmp_path / name).read_bytes() == hub.files[MODEL.name][name]
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_a_killed_download_is_continued(hub: Hub, tmp_path: Path):
-    """What was complete is kept; the file that was not starts again."""
+    """What was complete is kept, and nothing else has its final name."""
     name = "audio_detokenizer/model.pt"
     hub.stall[name] = 10
     command = [sys.executable, ROOT / "scripts" / "download_weights", "--to", tmp_path]
@@ -211,7 +229,7 @@ def test_a_full_disk_is_reported(hub: Hub, tmp_path: Path, monkeypatch: pytest.M
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("kimia_infer.weights.download.snapshot_download", fail)
+    monkeypatch.setattr("kimia_infer.weights.download.http_get", fail)
     with pytest.raises(WeightsError, match="disk is full: make room and run the download again"):
         download(tmp_path, LAYOUT)
 
