@@ -6,12 +6,14 @@ Recordings are loaded ahead in a thread while the model answers.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,17 +38,7 @@ AHEAD = 4
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Loaded:
-    """The recordings of an item by message, float32 [samples] at 16 kHz.
-
-    ``seconds`` is the time that loading took; ``error`` is set if a recording cannot be used.
-    """
-
-    waves: dict[int, np.ndarray]
-    seconds: float
-    error: AudioError | None = None
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +48,36 @@ class Finished:
     item: Item
     seconds: float
     outcome: Completion | RequestError
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An item that is next, and its recordings by message, float32 [samples] at 16 kHz.
+
+    ``started`` is when its turn began, less the time of loading. Instead of recordings there is
+    the error if one cannot be used.
+    """
+
+    item: Item
+    started: float
+    waves: dict[int, np.ndarray] | AudioError
+
+    def request(self, options: Parameters) -> Request:
+        """The request, whose time limit begins now. Raises RequestError."""
+        if isinstance(self.waves, AudioError):
+            raise self.waves
+        return Request(
+            parse_messages(self.item.messages),
+            self.waves,
+            options,
+            SeededRandomness(options.seed),
+            Deadline(options.timeout_seconds),
+            Stopwatch(),
+            RepetitionGuard() if options.stop_repetition else None,
+        )
+
+    def finish(self, outcome: Completion | RequestError) -> Finished:
+        return Finished(self.item, time.perf_counter() - self.started, outcome)
 
 
 def answer_items(
@@ -73,215 +95,163 @@ def answer_items(
     Raises:
         ConfigurationError: there is no memory for so many items at a time.
     """
-    with contextlib.closing(load_ahead(items, options.max_audio_seconds)) as loaded:
-        if batch_size == 1:
-            yield from _one_at_a_time(loaded, model, options)
-        else:
-            yield from Batching(model, options, batch_size, make_graphs).answers(loaded)
+    with contextlib.closing(load_ahead(items, options.max_audio_seconds)) as turns:
+        if batch_size > 1:
+            yield from answer_together(turns, model, options, batch_size, make_graphs)
+            return
+        for turn in turns:
+            yield turn.finish(_answer(turn, model, options))
 
 
-def load_ahead(items: Sequence[Item], max_seconds: float) -> Generator[tuple[Item, Loaded]]:
-    """Every item with its recordings, in order; the next few are loaded in a thread.
+def load_ahead(items: Sequence[Item], max_seconds: float) -> Generator[Turn]:
+    """The turns of items, in order; the recordings of the next few are loaded in a thread.
 
     A whole recording longer than ``max_seconds`` is refused without decoding the rest. Closing
     the iterator stops the loading.
     """
-    loader, waiting = _Loader(max_seconds), deque[tuple[Item, Future[Loaded]]]()
+    load_cut = functools.lru_cache(1)(load_audio)  # the next item often uses the same file
+
+    def load(item: Item) -> tuple[dict[int, np.ndarray], float]:
+        started = time.perf_counter()
+        waves = {
+            index: load_audio(path, max_seconds)
+            if item.span is None
+            else _excerpt(load_cut(path), path, *item.span)
+            for index, path in item.recordings.items()
+        }
+        return waves, time.perf_counter() - started
+
+    waiting: deque[tuple[Item, Future[tuple[dict[int, np.ndarray], float]]]] = deque()
     rest = iter(items)
-    pool = ThreadPoolExecutor(1, "recordings")  # one, as the loader is not thread-safe
+    pool = ThreadPoolExecutor(1, "recordings")
     try:
         while True:
             while len(waiting) < AHEAD and (item := next(rest, None)) is not None:
-                waiting.append((item, pool.submit(loader.load, item)))
+                waiting.append((item, pool.submit(load, item)))
             if not waiting:
                 return
-            item, future = waiting.popleft()
-            yield item, future.result()
+            item, loaded = waiting.popleft()
+            try:
+                waves, seconds = loaded.result()
+            except AudioError as error:
+                waves, seconds = error, 0.0
+            yield Turn(item, time.perf_counter() - seconds, waves)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-class _Loader:
-    """Loads recordings. The last file that was cut is kept, as the next item often uses it."""
-
-    def __init__(self, max_seconds: float):
-        self.max_seconds = max_seconds
-        self._cut: tuple[str, np.ndarray] | None = None
-
-    def load(self, item: Item) -> Loaded:
-        started = time.perf_counter()
-        waves: dict[int, np.ndarray] = {}
-        error = None
-        try:
-            for index, path in item.recordings.items():
-                waves[index] = (
-                    load_audio(path, self.max_seconds)
-                    if item.span is None
-                    else self._excerpt(path, *item.span)
-                )
-        except AudioError as reason:
-            error = reason
-        return Loaded(waves, time.perf_counter() - started, error)
-
-    def _excerpt(self, path: str, start: float, end: float) -> np.ndarray:
-        if self._cut is None or self._cut[0] != path:
-            self._cut = None  # freed before the next file is loaded
-            self._cut = path, load_audio(path)
-        wave = self._cut[1]
-        excerpt = wave[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
-        if not excerpt.size:
-            length = len(wave) / SAMPLE_RATE
-            raise AudioError(f"{path}: ends at {length:.2f} s, before {start:g} to {end:g} s")
-        return excerpt
-
-
-def _request(item: Item, loaded: Loaded, options: Parameters) -> Request:
-    """The request of an item, whose time limit begins now. Raises RequestError."""
-    if loaded.error is not None:
-        raise loaded.error
-    return Request(
-        parse_messages(item.messages),
-        loaded.waves,
-        options,
-        SeededRandomness(options.seed),
-        Deadline(options.timeout_seconds),
-        Stopwatch(),
-        RepetitionGuard() if options.stop_repetition else None,
-    )
-
-
-def _one_at_a_time(
-    loaded_items: Iterator[tuple[Item, Loaded]], model: KimiAudio, options: Parameters
-) -> Iterator[Finished]:
-    for item, loaded in loaded_items:
-        started = time.perf_counter()
-        outcome = _answer(model, item, loaded, options)
-        yield Finished(item, loaded.seconds + time.perf_counter() - started, outcome)
+def _excerpt(wave: np.ndarray, path: str, start: float, end: float) -> np.ndarray:
+    excerpt = wave[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
+    if not excerpt.size:
+        length = len(wave) / SAMPLE_RATE
+        raise AudioError(f"{path}: ends at {length:.2f} s, before {start:g} to {end:g} s")
+    return excerpt
 
 
 @torch.inference_mode()
-def _answer(
-    model: KimiAudio, item: Item, loaded: Loaded, options: Parameters
-) -> Completion | RequestError:
+def _answer(turn: Turn, model: KimiAudio, options: Parameters) -> Completion | RequestError:
     try:
-        request = _request(item, loaded, options)
-        *_, completion = surviving_out_of_memory(model.answer(request))
-        assert isinstance(completion, Completion)
+        *_, completion = surviving_out_of_memory(model.answer(turn.request(options)))
     except RequestError as error:
         return error
+    assert isinstance(completion, Completion)
     return completion
 
 
-def _read(response: Response, progress: Progress) -> bool:
-    """Read new tokens; whether the answer is complete. Raises RequestTimeout."""
+def answer_together(
+    turns: Iterator[Turn],
+    model: KimiAudio,
+    options: Parameters,
+    size: int,
+    make_graphs: Callable[[torch.device], Graphs],
+) -> Iterator[Finished]:
+    """Answer up to ``size`` items at a time, in text, and yield each as it ends.
+
+    Prompts are encoded one by one; all running items then advance by one token a step, and the
+    next item takes the slot of one that ends. After a step that lacked memory, all running items
+    are refused.
+
+    Raises:
+        ConfigurationError: there is no memory for so many.
+    """
+    batch = _make_batch(model, options, size, make_graphs)
+    log.info("%d items at a time, %d bytes for each", size, batch.slot_bytes)
+    running: dict[int, tuple[Turn, Response]] = {}
+    while True:
+        while not batch.full and (turn := next(turns, None)) is not None:
+            try:
+                slot, response = _guarded(functools.partial(_prefill, turn, model, batch, options))
+            except RequestError as error:
+                yield turn.finish(error)
+            else:
+                running[slot] = turn, response
+        if not running:
+            return
+        try:
+            polled = _guarded(lambda: batch.advance())  # refers to no batch that is deleted below
+        except RequestOutOfMemory as error:
+            refusal = RequestOutOfMemory(
+                f"while {len(running)} items were answered together: {error}. A smaller "
+                "--batch-size needs less"
+            )
+            refused = [turn.finish(refusal) for turn, _ in running.values()]
+            running.clear()
+            del batch  # first, so that there is room for the next one
+            batch = _make_batch(model, options, size, make_graphs)
+            yield from refused
+            continue
+        for slot, progress in polled:
+            turn, response = running[slot]
+            if (outcome := _outcome(response, progress)) is not None:
+                batch.release(slot)
+                del running[slot]
+                yield turn.finish(outcome)
+
+
+def _make_batch(
+    model: KimiAudio,
+    options: Parameters,
+    size: int,
+    make_graphs: Callable[[torch.device], Graphs],
+) -> Batch:
+    try:
+        return Batch(model.decoder, size, options.sampling.text, model.poll_interval, make_graphs)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigurationError(
+            f"batch size: there is no memory for {size} answers at a time ({error}); "
+            "use a smaller --batch-size"
+        ) from error
+
+
+@torch.inference_mode()
+def _prefill(
+    turn: Turn, model: KimiAudio, batch: Batch, options: Parameters
+) -> tuple[int, Response]:
+    """Read the prompt of an item into a free slot."""
+    response = model.begin(turn.request(options))
+    return batch.begin(response.generation), response
+
+
+def _guarded(compute: Callable[[], T]) -> T:
+    """The result of ``compute``; RequestOutOfMemory if it lacks memory, which is then freed."""
+
+    def once() -> Generator[T]:
+        yield compute()
+
+    (result,) = surviving_out_of_memory(once())
+    return result
+
+
+def _outcome(response: Response, progress: Progress) -> Completion | RequestError | None:
+    """Read new tokens: the answer if it is complete, the error if it is out of time, or None."""
     for _ in response.read_text(progress):
         pass
-    complete = progress.finished or response.repeats
-    if not complete:
+    try:
+        if progress.finished or response.repeats:
+            return response.completion()
         response.request.deadline.check()
-    return complete
-
-
-@dataclass(frozen=True)
-class _Running:
-    """An item in a slot of the batch; ``started`` includes the time of loading."""
-
-    item: Item
-    started: float
-    response: Response
-
-    def finish(self, outcome: Completion | RequestError) -> Finished:
-        return Finished(self.item, time.perf_counter() - self.started, outcome)
-
-
-class Batching:
-    """Answers up to ``size`` items at a time with ``model``, in text.
-
-    Prompts are encoded one by one; all running items then advance by one token a step. Raises
-    ConfigurationError if there is no memory for so many.
-    """
-
-    def __init__(
-        self,
-        model: KimiAudio,
-        options: Parameters,
-        size: int,
-        make_graphs: Callable[[torch.device], Graphs],
-    ):
-        self.model, self.options, self.size = model, options, size
-        self._make_graphs = make_graphs
-        self._running: dict[int, _Running] = {}
-        self._batch = self._make_batch()
-        log.info("%d items at a time, %d bytes for each", size, self._batch.slot_bytes)
-
-    def answers(self, loaded_items: Iterator[tuple[Item, Loaded]]) -> Iterator[Finished]:
-        """Items in the order in which they end; the next item takes the free slot."""
-        while True:
-            while not self._batch.full and (following := next(loaded_items, None)) is not None:
-                refused = self._begin(*following)
-                if refused is not None:
-                    yield refused
-            if not self._running:
-                return
-            yield from self._advance()
-
-    def _make_batch(self) -> Batch:
-        model, sampling = self.model, self.options.sampling.text
-        try:
-            return Batch(model.decoder, self.size, sampling, model.poll_interval, self._make_graphs)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ConfigurationError(
-                f"batch size: there is no memory for {self.size} answers at a time ({error}); "
-                "use a smaller --batch-size"
-            ) from error
-
-    def _begin(self, item: Item, loaded: Loaded) -> Finished | None:
-        """Read the prompt of an item into a free slot; the outcome if it is refused."""
-        started = time.perf_counter() - loaded.seconds
-        try:
-            ((slot, response),) = surviving_out_of_memory(self._prefill(item, loaded))
-        except RequestError as error:
-            return Finished(item, time.perf_counter() - started, error)
-        self._running[slot] = _Running(item, started, response)
-        return None
-
-    @torch.inference_mode()
-    def _prefill(self, item: Item, loaded: Loaded) -> Generator[tuple[int, Response]]:
-        response = self.model.begin(_request(item, loaded, self.options))
-        yield self._batch.begin(response.generation), response
-
-    def _advance(self) -> Iterator[Finished]:
-        """Launch steps; the items that are complete then, or out of time."""
-        try:
-            found = list(surviving_out_of_memory(self._poll()))
-        except RequestOutOfMemory as error:
-            yield from self._abandon(error)
-            return
-        for slot, progress in found:
-            running = self._running[slot]
-            try:
-                if not _read(running.response, progress):
-                    continue
-                outcome: Completion | RequestError = running.response.completion()
-            except RequestError as error:
-                outcome = error
-            self._batch.release(slot)
-            del self._running[slot]
-            yield running.finish(outcome)
-
-    def _poll(self) -> Generator[tuple[int, Progress]]:
-        yield from self._batch.advance()
-
-    def _abandon(self, error: RequestOutOfMemory) -> list[Finished]:
-        """Refuse all running items, as a step has failed, and start with an empty batch."""
-        refusal = RequestOutOfMemory(
-            f"while {len(self._running)} items were answered together: {error}. A smaller "
-            "--batch-size needs less"
-        )
-        refused = [running.finish(refusal) for running in self._running.values()]
-        self._running.clear()
-        del self._batch  # first, so that there is room for the next one
-        self._batch = self._make_batch()
-        return refused
+    except RequestError as error:
+        return error
+    return None

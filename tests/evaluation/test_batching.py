@@ -22,7 +22,12 @@ from kimia_infer.engine import decode
 from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import Generation
 from kimia_infer.evaluation import answering
-from kimia_infer.evaluation.answering import Batching, Finished, answer_items, load_ahead
+from kimia_infer.evaluation.answering import (
+    Finished,
+    answer_items,
+    answer_together,
+    load_ahead,
+)
 from kimia_infer.evaluation.items import Defaults, Item, read_manifest
 from kimia_infer.layers.sampler import sample
 from kimia_infer.models.kimi_audio.prompt import parse_messages
@@ -288,8 +293,11 @@ def test_seconds_are_from_an_items_turn_to_its_end(
     monkeypatch.setattr(Batch, "advance", advance)
     monkeypatch.setattr(batch_module, "sample", lambda logits, *rest: logits[:1].long() * 0 + 66)
     options = parse_parameters(max_new_tokens=6)
-    loaded = ((i, dataclasses.replace(s, seconds=0.5)) for i, s in load_ahead(items[:3], 600.0))
-    found = list(Batching(model, options, 2, graphs_for).answers(loaded))
+    turns = (
+        dataclasses.replace(turn, started=turn.started - 0.5)
+        for turn in load_ahead(items[:3], 600.0)
+    )
+    found = list(answer_together(turns, model, options, 2, graphs_for))
     assert [answer.item.key for answer in found] == [item.key for item in items[:3]]
     assert [answer.seconds for answer in found] == [6.5, 6.5, 6.5]
     assert seconds == [12.0]

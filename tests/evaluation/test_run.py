@@ -321,5 +321,5 @@ def test_recordings_are_loaded_ahead_but_not_all(
 
 def test_a_span_after_the_end_is_an_error(manifest: Manifest):
     item = dataclasses.replace(manifest.items[-1], span=(5.0, 6.0))
-    ((_, loaded),) = answering.load_ahead([item], 600.0)
-    assert "ends at 0.90 s, before 5 to 6 s" in str(loaded.error)
+    (turn,) = answering.load_ahead([item], 600.0)
+    assert "ends at 0.90 s, before 5 to 6 s" in str(turn.waves)
