@@ -187,19 +187,20 @@ def answer_together(
                 running[slot] = turn, response
         if not running:
             return
+        refused: list[Finished] = []
         try:
-            polled = _guarded(lambda: batch.advance())  # refers to no batch that is deleted below
+            polled = _guarded(batch.advance)
         except RequestOutOfMemory as error:
             refusal = RequestOutOfMemory(
                 f"while {len(running)} items were answered together: {error}. A smaller "
                 "--batch-size needs less"
             )
-            refused = [turn.finish(refusal) for turn, _ in running.values()]
+            polled, refused = [], [turn.finish(refusal) for turn, _ in running.values()]
+        if refused:  # no longer in the handler, whose error refers to the batch
             running.clear()
             del batch  # first, so that there is room for the next one
             batch = _make_batch(model, options, size, make_graphs)
             yield from refused
-            continue
         for slot, progress in polled:
             turn, response = running[slot]
             if (outcome := _outcome(response, progress)) is not None:
