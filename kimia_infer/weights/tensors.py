@@ -1,7 +1,7 @@
 """The stored tensors of a checkpoint: described by file headers, read on demand.
 
-Host memory stays at one block per reader: safetensors are read block by block, so that each block
-can go straight to its device and dtype, and pickles are memory mapped.
+Host memory stays at one block per reader: files are read block by block, so that each block can go
+straight to its device and dtype.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,10 +23,7 @@ from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.header import INDEX_NAME, read_header, read_index
 
 BLOCK_BYTES = 16 * 2**20
-"""Bytes of a safetensors file that are read at a time."""
-
-MAPPED_BYTES = 512 * 2**20
-"""Bytes of a pickle that are read before it is mapped again."""
+"""Bytes of a file that are read at a time."""
 
 DTYPES = {
     "F64": torch.float64,
@@ -51,14 +49,16 @@ class StoredTensor:
     """A tensor as its file describes it.
 
     ``name`` is its full name in ``file``. ``dtype`` is None where PyTorch has no such type.
-    ``offset`` is where its bytes begin in a safetensors file, None in a pickle.
+    ``offset`` is where its bytes begin, ``strides`` the strides of a pickled tensor whose elements
+    are stored in another order.
     """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None
-    offset: int | None
+    offset: int
+    strides: tuple[int, ...] | None = None
 
     @property
     def readable_dtype(self) -> torch.dtype:
@@ -79,41 +79,35 @@ class StoredTensor:
 class TensorStore:
     """Named tensors of one component, described by file headers and read on demand.
 
-    ``location`` is the file or directory that they come from, for messages. ``pickled`` gives
-    the tensors of a pickle by their full names.
+    ``location`` is the file or directory that they come from, for messages.
     """
 
-    def __init__(
-        self,
-        tensors: Mapping[str, StoredTensor],
-        location: Path,
-        pickled: Callable[[str], Tensor] | None = None,
-    ):
+    def __init__(self, tensors: Mapping[str, StoredTensor], location: Path):
         self.tensors = dict(tensors)
         self.location = location
-        self._pickled = pickled
 
     def blocks(self, name: str, buffer: Tensor) -> Iterator[Tensor]:
         """The values in order as flat tensors; each is valid until the next one is read.
 
-        Blocks of safetensors are read into ``buffer`` (uint8, a multiple of 8 bytes), which
-        several threads may do at once, each with its own. A pickled tensor is one memory-mapped
-        block, and only one thread may ask for it at a time.
+        They are read into ``buffer`` (uint8, a multiple of 8 bytes). Several threads may do this
+        at once, each with its own buffer.
         """
         stored = self.tensors[name]
-        if stored.offset is None:
-            assert self._pickled is not None
-            yield self._pickled(stored.name).reshape(-1)
-            return
-        room = memoryview(buffer.numpy())
         with stored.file.open("rb", buffering=0) as file:
             file.seek(stored.offset)
+            if stored.strides is not None:
+                ends = zip(stored.strides, stored.shape, strict=True)
+                count = 1 + sum(stride * (size - 1) for stride, size in ends)
+                values = torch.empty(count, dtype=stored.dtype)
+                _read_fully(file, memoryview(values.view(torch.uint8).numpy()))
+                yield values.as_strided(stored.shape, stored.strides).reshape(-1)
+                return
             left = stored.nbytes
             while left:
-                size = min(left, len(room))
-                _read_fully(file, room[:size])
-                yield buffer[:size].view(stored.readable_dtype)
-                left -= size
+                block = buffer[: min(left, len(buffer))]
+                _read_fully(file, memoryview(block.numpy()))
+                yield block.view(stored.readable_dtype)
+                left -= len(block)
 
     def under(self, *prefixes: str) -> TensorStore:
         """The tensors below the first of ``prefixes`` that occurs, with the prefix removed.
@@ -125,7 +119,7 @@ class TensorStore:
             found = {n: t for n, t in self.tensors.items() if prefix in n}
             if found:
                 short = {n.split(prefix, 1)[1] if prefix else n: t for n, t in found.items()}
-                return TensorStore(short, self.location, self._pickled)
+                return TensorStore(short, self.location)
         raise CheckpointError(
             f"{self.location}: no tensor whose name contains "
             + " or ".join(repr(p) for p in prefixes)
@@ -245,33 +239,13 @@ def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
 def open_pickle(path: Path, section: str) -> TensorStore:
     """Open the tensors below ``section`` of a torch pickle without running code from it.
 
-    Memory mapped, so that tensors that are not needed (the published detokenizer has 12 GB of
-    optimizer state) are never read from disk; mapped again after every ``MAPPED_BYTES``, so that
-    pages already used do not count as memory in use.
+    Only the places of the values are read, so that tensors that are not needed (the published
+    detokenizer has 12 GB of optimizer state) are never read from disk.
     """
-    tensors = _map_pickle(path, section)
-    used = 0
-
-    def load(name: str) -> Tensor:
-        nonlocal tensors, used
-        if used > MAPPED_BYTES:
-            tensors, used = {}, 0  # unmap first
-            tensors = _map_pickle(path, section)
-        used += tensors[name].nbytes
-        return tensors[name]
-
-    described = {
-        name: StoredTensor(path, name, tuple(tensor.shape), tensor.dtype, None)
-        for name, tensor in tensors.items()
-    }
-    return TensorStore(described, path, load)
-
-
-def _map_pickle(path: Path, section: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: file missing")
     try:
-        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{path}: refused, not a plain tensor pickle ({reason})") from error
@@ -280,7 +254,16 @@ def _map_pickle(path: Path, section: str) -> dict[str, Tensor]:
     tensors = content.get(section) if isinstance(content, dict) else None
     if not isinstance(tensors, dict):
         raise CheckpointError(f"{path}: entry {section!r} is missing")
-    return {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Tensor)}
+    described = {n: _pickled_tensor(path, n, t) for n, t in tensors.items() if torch.is_tensor(t)}
+    return TensorStore(described, path)
+
+
+def _pickled_tensor(path: Path, name: str, tensor: Tensor) -> StoredTensor:
+    """The description of a tensor that was loaded without its values."""
+    storage: Any = tensor.untyped_storage()
+    offset = storage._checkpoint_offset + tensor.storage_offset() * tensor.itemsize
+    strides = None if tensor.is_contiguous() else tensor.stride()
+    return StoredTensor(path, name, tuple(tensor.shape), tensor.dtype, offset, strides)
 
 
 def open_model_file(directory: Path, section: str) -> TensorStore:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-import zlib
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from torch import nn
 
 from kimia_infer.models.kimi_audio.components import checkpoint_components
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights import parallel, tensors
+from kimia_infer.weights import tensors
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.parallel import load_modules
 from kimia_infer.weights.tensors import TensorStore, open_model_file, open_safetensors
@@ -26,9 +25,8 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many blocks and many jobs also where tensors are small."""
+    """Many blocks also where tensors are small."""
     monkeypatch.setattr(tensors, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(parallel, "JOB_BYTES", 20000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -103,25 +101,27 @@ def test_the_first_error_stops_the_others(tmp_path: Path, small: None) -> None:
     assert threading.active_count() == started
 
 
-def test_an_error_stops_a_reader_in_the_middle_of_its_job(tmp_path: Path, monkeypatch) -> None:
-    part = rows_component(tmp_path, 400)
-    total = sum(tensor.nbytes for tensor in part.store.tensors.values())
-    monkeypatch.setattr(parallel, "JOB_BYTES", total // 2)
-    damaged = min(part.store.tensors.values(), key=lambda tensor: tensor.offset)
-    both, checked = threading.Barrier(2, timeout=30), []
+def test_an_error_stops_a_reader_in_the_middle_of_a_tensor(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tensors, "BLOCK_BYTES", 8)
+    names, path = ("rows.0", "rows.1"), tmp_path / "model.safetensors"
+    save_file({name: torch.ones(4096) for name in names}, path)
+    slots = [Slot(name, {name: (4096,)}) for name in names]
+    part = Component("rows", lambda: Rows(2), slots, open_safetensors([path]), ())
+    both, reports = threading.Barrier(2, timeout=30), []
 
     def checksum(stored: tensors.StoredTensor) -> int:
-        checked.append(stored.name)
-        if len(checked) <= 2:
-            both.wait()
-        if stored is damaged:
-            return -1
-        time.sleep(0.02)  # the other job would take seconds
-        return zlib.crc32(torch.full((4096,), float(stored.name.split(".")[1])).numpy())
+        both.wait()
+        if stored.name == "rows.1":
+            raise CheckpointError("rows.1 is not listed")
+        return 0
 
-    with pytest.raises(CheckpointError, match=rf"tensor {damaged.name} is damaged"):
-        load_modules({"rows": (part, torch.float32)}, CPU, checksum=checksum, readers=2)
-    assert len(checked) < 200
+    def report(values: int) -> None:
+        reports.append(values)
+        time.sleep(0.01)  # the other tensor would take 20 seconds
+
+    with pytest.raises(CheckpointError, match=r"rows\.1 is not listed"):
+        load_modules({"rows": (part, torch.float32)}, CPU, report, checksum, readers=2)
+    assert len(reports) < 1000
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -139,7 +139,7 @@ def test_an_interruption_ends_all_readers(
         load_modules(
             {"rows": (rows_component(tmp_path, 400), torch.float32)}, CPU, report, readers=3
         )
-    assert len(reports) == 5
+    assert 5 <= len(reports) < 5 + 3  # others may have been about to report
     assert threading.active_count() == started
 
 
@@ -153,19 +153,20 @@ def test_a_file_that_shrinks_after_its_header_was_read_is_named(tmp_path: Path) 
         load_modules({"rows": (part, torch.float32)}, CPU)
 
 
-def test_a_pickle_is_read_by_one_thread_at_a_time(tmp_path: Path, small: None, monkeypatch) -> None:
-    names = [f"rows.{index}" for index in range(40)]
-    values = {name: torch.full((4096,), float(i)) for i, name in enumerate(names)}
+def test_a_pickle_is_read_by_several_threads(tmp_path: Path, small: None) -> None:
+    """Also where its elements are stored in another order, or inside a larger storage."""
+    joined = torch.arange(40 * 4096.0).view(40, 4096)
+    values = {f"rows.{i}": row for i, row in enumerate(joined)}
+    values["turned"] = torch.arange(6.0).view(2, 3)[:, 1:].T
     torch.save({"state_dict": values}, tmp_path / "model.pt")
-    slots = [Slot(name, {name: (4096,)}) for name in names]
-    part = Component("rows", lambda: Rows(40), slots, open_model_file(tmp_path, "state_dict"), ())
-    threads, blocks = set(), TensorStore.blocks
+    slots = [Slot(name, {name: tuple(value.shape)}) for name, value in values.items()]
 
-    def note(store: TensorStore, name: str, buffer: torch.Tensor):
-        threads.add(threading.get_ident())
-        return blocks(store, name, buffer)
+    class Turned(Rows):
+        def __init__(self) -> None:
+            super().__init__(40)
+            self.turned = nn.Parameter(torch.zeros(2, 2))
 
-    monkeypatch.setattr(TensorStore, "blocks", note)
+    part = Component("rows", Turned, slots, open_model_file(tmp_path, "state_dict"), ())
     module = load_modules({"rows": (part, torch.float32)}, CPU)["rows"]
-    assert [int(row[0]) for row in module.rows] == list(range(40))
-    assert len(threads) == 1
+    assert torch.equal(torch.stack(list(module.rows)), joined)
+    assert torch.equal(module.turned, values["turned"])
