@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from kimia_infer.data.manifests import (
     read_rows,
 )
 from kimia_infer.evaluation.texts import index_of
+from kimia_infer.models.kimi_audio.prompt import parse_messages
 from kimia_infer.utils.errors import explain
 
 Key = tuple[str, str, str]
@@ -59,31 +60,21 @@ class Item:
     @property
     def question(self) -> str:
         """The text of the user's last turn."""
-        texts: list[str] = []
-        for message in reversed(self.messages):
-            if message["role"] != "user":
-                break
-            if message["message_type"] == "text":
-                texts.insert(0, message["content"])
-            elif message["message_type"] == "audio-text":
-                texts.insert(0, message["content"][1])
-        return "\n".join(texts)
+        messages = reversed(parse_messages(self.messages))
+        turn = [m.text for m in takewhile(lambda m: m.role == "user", messages) if m.text]
+        return "\n".join(reversed(turn))
 
     @property
     def recordings(self) -> dict[int, str]:
         """The audio files of the chat by index of their message."""
-        return {
-            index: os.fspath(audio)
-            for index, message in enumerate(self.messages)
-            if (audio := _audio_of(message)) is not None
-        }
+        messages = enumerate(parse_messages(self.messages))
+        return {index: str(m.audio) for index, m in messages if m.audio is not None}
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The items of a file, and the error messages of the lines that cannot be used."""
 
-    name: str
     items: list[Item]
     faults: list[str] = field(default_factory=list)
 
@@ -128,7 +119,7 @@ def read_manifest(path: Path, defaults: Defaults) -> Manifest:
             faults.append(f"{path}:{line}: {error}")
     if not items:
         raise DataError(faults[0] if faults else f"{path}: no lines")
-    return Manifest(path.stem, list(items.values()), faults)
+    return Manifest(list(items.values()), faults)
 
 
 def _item(row: dict, line: int, name: str, defaults: Defaults) -> Item:
@@ -166,9 +157,8 @@ def _item(row: dict, line: int, name: str, defaults: Defaults) -> Item:
 
 def _chat(row: Mapping[str, Any], defaults: Defaults) -> tuple[list[dict[str, Any]], str]:
     """The messages before the last one, with absolute paths, and the text of the last one."""
-    parse_conversation(row)
-    *chat, last = row["conversation"]
-    if last["role"] != "assistant" or last["message_type"] not in ("text", "audio-text"):
+    *chat, last = parse_conversation(row).messages
+    if last.role != "assistant" or last.text is None:
         raise DataError(
             "conversation: the last message must be the reference, a text of the assistant"
         )
@@ -176,19 +166,12 @@ def _chat(row: Mapping[str, Any], defaults: Defaults) -> tuple[list[dict[str, An
         raise DataError("conversation: nothing is asked")
     messages = []
     for message in chat:
-        kind, content, audio = message["message_type"], message.get("content"), _audio_of(message)
-        if audio is not None:
-            path = _path(defaults, audio)
-            content = path if kind == "audio" else [path, message["content"][1]]
-        messages.append({"role": message["role"], "message_type": kind, "content": content})
-    return messages, last["content"] if last["message_type"] == "text" else last["content"][1]
-
-
-def _audio_of(message: Mapping[str, Any]) -> str | None:
-    """The audio file of a message."""
-    if message["message_type"] == "audio":
-        return message["content"]
-    return message["content"][0] if message["message_type"] == "audio-text" else None
+        path = None if message.audio is None else _path(defaults, str(message.audio))
+        contents = {"text": message.text, "audio": path, "audio-text": [path, message.text]}
+        kind = message.message_type
+        content = None if kind is None else contents[kind]
+        messages.append({"role": message.role, "message_type": kind, "content": content})
+    return messages, last.text
 
 
 def _path(defaults: Defaults, path: str) -> str:

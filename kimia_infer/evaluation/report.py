@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kimia_infer.data.manifests import ACCURACY, CER, MATCH, NONE, WER
 from kimia_infer.evaluation.items import Item
 from kimia_infer.evaluation.results import Result
-from kimia_infer.evaluation.score import Score, percentile, score, summarize
+from kimia_infer.evaluation.score import Score, score, summarize
 from kimia_infer.utils.files import write_json_lines, write_text
 
 ANSWERS_NAME, JSON_NAME, MARKDOWN_NAME = "answers.jsonl", "report.json", "report.md"
-COLUMNS = {
-    WER: "WER ↓",
-    CER: "CER ↓",
-    ACCURACY: "Accuracy ↑",
-    MATCH: "Match ↑",
-    NONE: "none",
-}
+COLUMNS = {WER: "WER ↓", CER: "CER ↓", ACCURACY: "Accuracy ↑", MATCH: "Match ↑", NONE: "none"}
 RECORDED = ("settings", "model", "environment")
 SHOWN_PROBLEMS = 10
-PERCENTILES = (50, 90, 99)
+PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 
 def write_report(
@@ -44,15 +40,15 @@ def write_report(
         None if result.answer is None else score(item, result.answer)
         for item, result in zip(items, results, strict=True)
     ]
-    rows = (_answer_row(*entry) for entry in zip(items, results, scores, strict=True))
-    write_json_lines(output / ANSWERS_NAME, rows)
+    entries = list(zip(items, results, scores, strict=True))
+    write_json_lines(output / ANSWERS_NAME, (_answer_row(*entry) for entry in entries))
     report = {
-        "results": _summaries(items, results, scores),
+        "results": _summaries(entries),
         "speed": _speed(results),
         "left_out": list(faults),
         "errors": [
-            {"dataset": item.dataset, "subset": item.subset, "id": item.id, "error": result.error}
-            for item, result in zip(items, results, strict=True)
+            _name(item) | {"error": result.error}
+            for item, result, _ in entries
             if result.error is not None
         ],
         **record,
@@ -62,13 +58,14 @@ def write_report(
     return output / MARKDOWN_NAME
 
 
+def _name(item: Item) -> dict[str, Any]:
+    return {"dataset": item.dataset, "subset": item.subset, "id": item.id}
+
+
 def _answer_row(item: Item, result: Result, outcome: Score) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "dataset": item.dataset,
-        "subset": item.subset,
-        "id": item.id,
+    row = _name(item) | {
         "metric": item.metric,
-        "sounds": list(item.recordings.values()),
+        "recordings": list(item.recordings.values()),
         "question": item.question,
         "reference": item.reference,
     }
@@ -82,14 +79,11 @@ def _answer_row(item: Item, result: Result, outcome: Score) -> dict[str, Any]:
     return row | ({"notes": list(result.notes)} if result.notes else {})
 
 
-def _summaries(
-    items: Sequence[Item], results: Sequence[Result], scores: Sequence[Score]
-) -> list[dict[str, Any]]:
+def _summaries(entries: Sequence[tuple[Item, Result, Score]]) -> list[dict[str, Any]]:
     """Figures by data set, subset and metric, in the order in which these first occur."""
-    groups: dict[tuple[str, str, str], list[tuple[Result, Score]]] = {}
-    for item, result, outcome in zip(items, results, scores, strict=True):
-        group = groups.setdefault((item.dataset, item.subset, item.metric), [])
-        group.append((result, outcome))
+    groups: dict[tuple[str, str, str], list[tuple[Result, Score]]] = defaultdict(list)
+    for item, result, outcome in entries:
+        groups[item.dataset, item.subset, item.metric].append((result, outcome))
     summaries = []
     for (dataset, subset, metric), members in groups.items():
         answered = [outcome for result, outcome in members if result.answer is not None]
@@ -126,8 +120,10 @@ def _speed(results: Sequence[Result]) -> dict[str, Any] | None:
         "items_per_second": len(results) / wall,
         "audio_seconds_per_second": audio / wall,
         "items_by_batch_size": dict(sorted(Counter(r.batch_size for r in results).items())),
-        "latency_seconds": {f"p{p}": percentile(latencies, p) for p in PERCENTILES}
-        | {"max": max(latencies)},
+        "latency_seconds": {
+            name: float(np.percentile(latencies, percent, method="inverted_cdf"))
+            for name, percent in PERCENTILES.items()
+        },
     }
 
 
@@ -135,9 +131,9 @@ def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown: scores with subsets side by side, speed, problems."""
     lines = ["# Evaluation", "", "| Dataset | Metric | Score (%) | Items | Errors |"]
     lines.append("|---|---|---|---|---|")
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     for summary in report["results"]:
-        rows.setdefault((summary["dataset"], summary["metric"]), []).append(summary)
+        rows[summary["dataset"], summary["metric"]].append(summary)
     for (dataset, metric), subsets in rows.items():
         names = _side_by_side(_cell(subset["subset"]) for subset in subsets)
         cells = [

@@ -24,9 +24,6 @@ from kimia_infer.utils.files import Journal, write_text
 
 RESULTS_NAME = "results.jsonl"
 CONFIG_NAME = "settings.json"
-ADDED_FACTS = {"quantization": "none", "kv_cache": "none"}
-"""Facts of the model that older directories lack, and what they were."""
-
 PACKAGES = ("torch", "transformers", "jiwer", "whisper-normalizer")
 
 
@@ -145,7 +142,7 @@ class Record:
         }
         if "model" not in self.values:
             self._write(self.values | {"model": facts})
-        self._check(ADDED_FACTS | self.values["model"], facts)
+        self._check(self.values["model"], facts)
 
     def _check(self, found: dict[str, Any], values: dict[str, Any]) -> None:
         for name, value in values.items():
@@ -163,16 +160,14 @@ class Record:
 
 def _environment() -> dict[str, Any]:
     """Date, machine and versions of packages."""
-    device = torch.accelerator.current_accelerator(check_available=True)
+    name = None
+    if device := torch.accelerator.current_accelerator(check_available=True):
+        module = torch.get_device_module(device)
+        name = getattr(module, "get_device_name", lambda: device.type)()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.platform()}, {os.cpu_count()} CPUs",
-        "accelerator": None if device is None else _device_name(device),
+        "accelerator": name,
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
-
-
-def _device_name(device: torch.device) -> str:
-    name = getattr(torch.get_device_module(device), "get_device_name", None)
-    return name() if name is not None else device.type

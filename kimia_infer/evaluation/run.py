@@ -94,18 +94,18 @@ def _answer(
 
 
 def _result(finished: Finished, wall_seconds: float, batch_size: int) -> Result:
-    key, outcome = finished.item.key, finished.outcome
+    outcome = finished.outcome
+    key = finished.item.key
+    common = {"key": key, "wall_seconds": wall_seconds, "batch_size": batch_size}
     if isinstance(outcome, RequestError):
-        return Result(key=key, wall_seconds=wall_seconds, error=str(outcome), batch_size=batch_size)
+        return Result(**common, error=str(outcome))
     return Result(
-        key=key,
-        wall_seconds=wall_seconds,
+        **common,
         answer=outcome.text,
         seconds=finished.seconds,
         audio_seconds=outcome.metrics["input_audio_seconds"],
         stop_reason=outcome.metrics["stop_reason"],
         notes=tuple(outcome.notes),
-        batch_size=batch_size,
     )
 
 

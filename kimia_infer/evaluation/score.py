@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,9 +95,3 @@ def summarize(metric: str, scores: Sequence[Any]) -> dict[str, Any]:
 
 def _percent(count: int, total: int) -> float | None:
     return 100 * count / total if total else None
-
-
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest of ``values`` that at least ``percent`` of them do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(math.ceil(percent / 100 * len(ordered)), 1) - 1]

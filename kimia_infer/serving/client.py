@@ -8,18 +8,15 @@ the output alone. Its audio is a data URI, or a URL where the host uploads files
 from __future__ import annotations
 
 import base64
-import binascii
-import contextlib
 import http.client
 import io
 import json
 import mimetypes
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
 import wave
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +32,7 @@ PCM_RATE, PCM_BYTES = 24_000, 2
 
 
 class PredictionError(RuntimeError):
-    """There is no prediction: the server cannot be reached, it refused or failed, or what it
-    returned cannot be read. The message says which."""
+    """The server cannot be reached, refused or failed, or its answer cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +84,11 @@ def post_prediction(
     address = _address(url)
     with _open(address, inputs, "application/json", token, timeout, report) as response:
         try:
-            content = response.read()
+            return parse_prediction(response.read())
         except (OSError, http.client.HTTPException) as error:
             raise PredictionError(f"{address}: the connection broke ({error})") from error
-    try:
-        return parse_prediction(content)
-    except PredictionError as error:
-        raise PredictionError(f"{address}: {error}") from error
+        except PredictionError as error:
+            raise PredictionError(f"{address}: {error}") from error
 
 
 def stream_prediction(
@@ -113,33 +107,26 @@ def stream_prediction(
     Raises:
         PredictionError: as above, or the stream breaks off.
     """
-    events = _events(_address(url), inputs, token, timeout, report)
-    with contextlib.closing(events):
-        yield from read_stream(events)
-
-
-def _events(
-    address: str,
-    inputs: Mapping[str, Any],
-    token: str | None,
-    timeout: float,
-    report: Callable[[str], None],
-) -> Generator[Event]:
-    """The server-sent events of a prediction, up to ``completed``."""
+    address = _address(url)
     with _open(address, inputs, "text/event-stream", token, timeout, report) as response:
-        try:
-            for name, data in parse_events(response):
-                if name == "error":
-                    raise PredictionError(f"{address}: {data.get('error') or 'the stream failed'}")
-                yield name, data
-                if name == "completed":
-                    return
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise PredictionError(f"{address}: the stream broke ({error})") from error
+        yield from read_stream(_events(address, response))
+
+
+def _events(address: str, response: http.client.HTTPResponse) -> Iterator[Event]:
+    """The server-sent events of a prediction, up to ``completed``."""
+    try:
+        for name, data in parse_events(response):
+            if name == "error":
+                raise PredictionError(f"{address}: {data.get('error') or 'the stream failed'}")
+            yield name, data
+            if name == "completed":
+                return
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise PredictionError(f"{address}: the stream broke ({error})") from error
     raise PredictionError(f"{address}: the stream ended before the answer did")
 
 
-def parse_events(lines: Iterable[bytes]) -> Generator[Event]:
+def parse_events(lines: Iterable[bytes]) -> Iterator[Event]:
     """Server-sent events with JSON data from the lines of a response; ValueError for others."""
     name, data = "message", []
     for line in lines:
@@ -153,7 +140,7 @@ def parse_events(lines: Iterable[bytes]) -> Generator[Event]:
             if data:
                 document = json.loads("\n".join(data))
                 if not isinstance(document, dict):
-                    raise ValueError(f"event {name} contains no object")
+                    raise ValueError(f"event {name} is not a JSON object")
                 yield name, document
             name, data = "message", []
 
@@ -224,10 +211,12 @@ def _check_alive(address: str) -> None:
         return
     status = state.get("status") if isinstance(state, dict) else None
     if status in ("SETUP_FAILED", "DEFUNCT", "UNHEALTHY"):
-        raise PredictionError(f"{address}: it will not become ready, its status is {status}")
+        raise PredictionError(
+            f"{address}: the server will not become ready, its status is {status}"
+        )
 
 
-def read_stream(events: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Chunk | Prediction]:
+def read_stream(events: Iterable[Event]) -> Iterator[Chunk | Prediction]:
     """The chunks of a streamed prediction as its events arrive, and last the whole Prediction.
 
     Raises:
@@ -256,7 +245,7 @@ def read_stream(events: Iterable[tuple[str, dict[str, Any]]]) -> Iterator[Chunk 
 
 def _chunk(output: Any) -> Chunk:
     if not isinstance(output, dict) or not isinstance(text := output.get("text") or "", str):
-        raise PredictionError("a chunk that is no object; is this an answer of Kimi-Audio?")
+        raise PredictionError("a chunk has no text; is this an answer of Kimi-Audio?")
     audio = output.get("audio")
     return Chunk(text, b"" if audio is None else _pcm(read_reference(audio)))
 
@@ -267,9 +256,9 @@ def _pcm(content: bytes) -> bytes:
             form = (reader.getnchannels(), reader.getsampwidth(), reader.getframerate())
             samples = reader.readframes(reader.getnframes())
     except (wave.Error, EOFError) as error:
-        raise PredictionError(f"audio: a chunk is no wav file ({error})") from error
+        raise PredictionError(f"audio: a chunk is not a wav file ({error})") from error
     if form != (1, PCM_BYTES, PCM_RATE):
-        raise PredictionError(f"audio: a chunk is not mono, 16 bit, {PCM_RATE} Hz but {form}")
+        raise PredictionError(f"audio: expected mono, 2 bytes, {PCM_RATE} Hz, found {form}")
     return samples
 
 
@@ -299,7 +288,7 @@ def parse_prediction(document: str | bytes | dict[str, Any]) -> Prediction:
     _check_status(document)
     output = document.get("output", document)
     if not isinstance(output, dict) or not isinstance(output.get("text"), str):
-        raise PredictionError("no output with a text in it; is this an answer of Kimi-Audio?")
+        raise PredictionError("the output has no text; is this an answer of Kimi-Audio?")
     audio = output.get("audio")
     return Prediction(
         output["text"],
@@ -316,7 +305,7 @@ def _check_status(document: dict[str, Any]) -> None:
         return
     if status in ("starting", "processing"):
         raise PredictionError(
-            f"the prediction has not ended (status {status}); fetch it again later"
+            f"the prediction is not finished (status {status}); fetch it again later"
         )
     raise PredictionError(
         f"the prediction ended as {status}: {document.get('error') or 'no reason'}"
@@ -325,31 +314,14 @@ def _check_status(document: dict[str, Any]) -> None:
 
 def read_reference(reference: Any) -> bytes:
     """The bytes behind a data URI or an http(s) URL; other schemes are refused."""
-    scheme = str(reference).partition(":")[0].lower()
+    scheme, shown = str(reference).partition(":")[0].lower(), repr(reference)[:60]
     if not isinstance(reference, str) or scheme not in ("data", "http", "https"):
-        shown = repr(reference)[:60]
         raise PredictionError(f"audio: expected a data URI or an http(s) URL, found {shown}")
-    content = _decode_data_uri(reference) if scheme == "data" else _download(reference)
+    try:
+        with urllib.request.urlopen(reference, timeout=DOWNLOAD_SECONDS) as response:
+            content = response.read()
+    except (OSError, ValueError) as error:
+        raise PredictionError(f"audio: {shown} cannot be read ({error})") from error
     if not content:
         raise PredictionError("audio: the file is empty")
     return content
-
-
-def _decode_data_uri(uri: str) -> bytes:
-    header, comma, data = uri.partition(",")
-    if not comma:
-        raise PredictionError("audio: data URI without data")
-    if not header.endswith(";base64"):
-        return urllib.parse.unquote_to_bytes(data)
-    try:
-        return base64.b64decode(data, validate=True)
-    except binascii.Error as error:
-        raise PredictionError(f"audio: damaged data URI ({error})") from error
-
-
-def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_SECONDS) as response:
-            return response.read()
-    except (OSError, ValueError) as error:
-        raise PredictionError(f"audio: {url} cannot be downloaded ({error})") from error

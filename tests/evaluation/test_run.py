@@ -203,7 +203,7 @@ def test_other_settings_need_another_directory(finished: Path, run: Run, change:
 
 
 def test_other_items_need_another_directory(finished: Path, model: KimiAudio, manifest: Manifest):
-    fewer = Manifest("set", manifest.items[1:])
+    fewer = Manifest(manifest.items[1:])
     with pytest.raises(EvaluationError, match="holds results with other items"):
         evaluate([fewer], CONFIG, finished, lambda config: model)
 
@@ -214,24 +214,6 @@ def test_a_model_that_runs_otherwise_needs_another_directory(finished: Path, man
     full = KimiAudio(str(MINI), load_detokenizer=False, device="cpu")
     with pytest.raises(EvaluationError, match="holds results with head_rows 'track'"):
         evaluate([manifest], CONFIG, finished, lambda config: full)
-
-
-def test_a_directory_begun_before_there_were_variants_goes_on(
-    finished: Path, manifest: Manifest, run: Run
-):
-    stored, settings = (finished / name for name in ("results.jsonl", "settings.json"))
-    stored.write_text(stored.read_text().splitlines(keepends=True)[0])
-    values = json.loads(settings.read_text())
-    del values["settings"]["quantization"], values["model"]["quantization"]
-    del values["model"]["kv_cache"]
-    settings.write_text(json.dumps(values))
-    assert run("finished").answered == 8
-    stored.write_text(stored.read_text().splitlines(keepends=True)[0])
-    int8 = KimiAudio(
-        str(MINI), False, device="cpu", dtype="float32", head_rows="track", quantization="int8"
-    )
-    with pytest.raises(EvaluationError, match="holds results with quantization 'none'"):
-        evaluate([manifest], CONFIG, finished, lambda config: int8)
 
 
 @pytest.mark.usefixtures("missing_file")

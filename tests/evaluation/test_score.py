@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kimia_infer.evaluation.items import Item
-from kimia_infer.evaluation.score import Errors, percentile, score, summarize
+from kimia_infer.evaluation.score import Errors, score, summarize
 from kimia_infer.evaluation.texts import chosen, index_of, normalize, normalize_characters
 
 LETTERED = "What is it?\n(A) dog (B) cat (C) cat flap (D) none of them"
@@ -171,8 +171,3 @@ def test_match_looks_for_whole_words(reference: str, answer: str, right: bool):
 def test_open_questions_have_no_score():
     assert score(item("none", ""), "anything") is None
     assert summarize("none", [None])["score"] is None
-
-
-def test_percentiles_are_values_that_occurred():
-    values = [0.4, 0.1, 0.3, 0.2]
-    assert [percentile(values, p) for p in (0, 25, 50, 90, 100)] == [0.1, 0.1, 0.2, 0.4, 0.4]

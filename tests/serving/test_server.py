@@ -183,11 +183,11 @@ def test_silence_is_noted_in_terms_of_the_inputs(server: Server, speech: str) ->
     history = json.dumps([{"role": "user", "message_type": "audio", "content": 0}])
     sounds = {"history": history, "history_audio": [data_uri(silence(1))], "audio": speech}
     (note,) = server.succeed(**sounds, output_type="text", max_new_tokens=1)["output"]["notes"]
-    assert note.startswith("history[0].content: the sound is silent")
+    assert note.startswith("history[0].content: the audio is silent")
     (note,) = server.succeed(audio=data_uri(silence(1)), output_type="text", max_new_tokens=1)[
         "output"
     ]["notes"]
-    assert note.startswith("audio: the sound is silent")
+    assert note.startswith("audio: the audio is silent")
 
 
 def test_voice_changes_the_speech(server: Server) -> None:
@@ -264,7 +264,7 @@ def test_without_schema_file_our_code_validates(scripted_server: Server) -> None
 def test_a_service_of_text_alone_with_a_time_limit(golden: Path, tmp_path: Path) -> None:
     variables = {"KIMI_AUDIO_OUTPUT": "text", "KIMI_AUDIO_TIMEOUT": "2"}
     with serve(golden, tmp_path, **variables) as limited:
-        assert "output_type: this service answers in text alone" in limited.fail(text="Hello")
+        assert "output_type: this service answers with text only" in limited.fail(text="Hello")
         answer = limited.succeed(text="Hello", output_type="text", max_new_tokens=4)
         assert answer["output"]["audio"] is None and answer["metrics"]["decode_steps"] <= 4
         for seed in range(5):  # some answers end by themselves

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import ctypes
+import fnmatch
 import functools
 import logging
 import os
@@ -79,7 +80,7 @@ class KimiRunner(cog.BaseRunner):
         spoken = inputs.task == "chat" and inputs.output_type == "both"
         if spoken and self.model.detokenizer is None:
             raise RequestError(
-                "output_type: this service answers in text alone (KIMI_AUDIO_OUTPUT=text); ask for "
+                "output_type: this service answers with text only (KIMI_AUDIO_OUTPUT=text); use "
                 "'text'"
             )
         answer = respond(self.model, inputs)
@@ -92,8 +93,9 @@ class KimiRunner(cog.BaseRunner):
                     yield event
             except RequestTimeout as error:
                 raise RequestTimeout(
-                    f"the answer was not complete within {self.timeout:g} s, the limit of this "
-                    "service (KIMI_AUDIO_TIMEOUT); ask for less: max_new_tokens, shorter audio"
+                    f"the answer was not complete within {self.timeout:g} s, the time limit of "
+                    "this service (KIMI_AUDIO_TIMEOUT); set a smaller max_new_tokens or send "
+                    "shorter audio"
                 ) from error
             except RequestError as error:
                 raise type(error)(name_files(str(error), inputs)) from error
@@ -142,8 +144,7 @@ class Health:
     """
 
     def __init__(self, device: torch.device, timeout: float | None = None):
-        self._device = device
-        self._timeout = timeout
+        self._device, self._timeout = device, timeout
         self._lock = threading.Lock()
         self._predicting_since: float | None = None
         self._checking_since: float | None = None
@@ -164,9 +165,15 @@ class Health:
         Raises DeviceError if it does not answer or computes nonsense, and whatever PyTorch
         raises for a device that is lost or has no memory left.
         """
-        self._check_running()
-        # A busy device is left alone.
-        if not self._lock.acquire(blocking=False):
+        now, asked, begun = time.monotonic(), self._checking_since, self._predicting_since
+        if asked is not None:
+            raise DeviceError(f"{self._device} has not answered for {now - asked:.0f} s")
+        limit = self._timeout
+        if begun is not None and limit is not None and now - begun > limit + GRACE_SECONDS:
+            raise DeviceError(
+                f"a prediction has run for {now - begun:.0f} s, though its limit is {limit:g} s"
+            )
+        if not self._lock.acquire(blocking=False):  # a busy device is left alone
             return
         try:
             self._checking_since = time.monotonic()
@@ -177,20 +184,6 @@ class Health:
             self._lock.release()
         if total != sum(i * i for i in range(256)):
             raise DeviceError(f"{self._device} computes wrong results: {total}")
-
-    def _check_running(self) -> None:
-        now = time.monotonic()
-        since = self._checking_since
-        if since is not None:
-            raise DeviceError(f"{self._device} has not answered for {now - since:.0f} s")
-        since = self._predicting_since
-        if since is None or self._timeout is None:
-            return
-        if now - since > self._timeout + GRACE_SECONDS:
-            raise DeviceError(
-                f"a prediction has run for {now - since:.0f} s, though its limit is "
-                f"{self._timeout:g} s"
-            )
 
 
 class Uploads:
@@ -251,26 +244,16 @@ def sweep_predictions(directory: Path) -> None:
     never deletes it. An answer above 6 MiB, about 98 s of speech, passes through a file in there,
     which is read at once but stays.
     """
-    if not directory.is_dir():
-        return
     now = time.time()
-    for prediction in directory.iterdir():
+    for prediction in directory.glob("*"):
+        if prediction.is_symlink() or not prediction.is_dir():
+            continue
         # Another server may be sweeping, too, or belong to a different user.
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            if prediction.is_symlink() or not prediction.is_dir():
-                continue
-            _sweep_prediction(prediction, now)
-
-
-def _sweep_prediction(prediction: Path, now: float) -> None:
-    age = now - prediction.stat().st_mtime
-    for folder in (prediction / "inputs", prediction / "outputs"):
-        if folder.is_symlink() or not folder.is_dir():
-            continue
-        for file in folder.glob("spill_*.json"):
-            if now - file.lstat().st_mtime > FILE_SECONDS:
-                file.unlink()
-        if age > DIRECTORY_SECONDS and not any(folder.iterdir()):
-            folder.rmdir()
-    if age > DIRECTORY_SECONDS and not any(prediction.iterdir()):
-        prediction.rmdir()
+            ended = now - prediction.stat().st_mtime > DIRECTORY_SECONDS
+            for folder, _, files in os.walk(prediction, topdown=False):
+                for file in (Path(folder, name) for name in fnmatch.filter(files, "spill_*.json")):
+                    if now - file.lstat().st_mtime > FILE_SECONDS:
+                        file.unlink()
+                if ended and not os.listdir(folder):
+                    os.rmdir(folder)
