@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kimia_infer.audio.files import SAMPLE_RATE
-from kimia_infer.models.kimi_audio.config import check_fixed
+from kimia_infer.models.kimi_audio.config import SIZE, check_fixed, check_kind
 from kimia_infer.models.kimi_audio.whisper import (
     CODE_SAMPLES,
     FRAMES_PER_CODE,
@@ -29,7 +29,6 @@ from kimia_infer.models.kimi_audio.whisper import (
     segment_codes,
     split_segments,
 )
-from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
 from kimia_infer.weights.component import Component, Slot, identity_slots, read_json
 from kimia_infer.weights.tensors import open_directory
@@ -80,9 +79,7 @@ class SpeechTokenizerConfig:
         """
         fields = ("quantize_position", "quantize_vocab_size", "quantize_causal_block_size")
         for name in fields:
-            number = values.get(name)
-            if type(number) is not int or number < 1:
-                raise CheckpointError(f"{source}: {name} is {number!r}, expected a count")
+            check_kind(values.get(name), SIZE, name, source)
         position, codebook_size, block_frames = (values[name] for name in fields)
         fixed = {**FIXED, "pooling_position": position}
         check_fixed({**LEFT_OUT, **values}, fixed, source)

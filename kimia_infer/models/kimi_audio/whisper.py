@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.audio.files import SAMPLE_RATE
-from kimia_infer.models.kimi_audio.config import check_fixed
+from kimia_infer.models.kimi_audio.config import SIZE, check_fixed, check_kind
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
 from kimia_infer.weights.component import Component, Slot, identity_slots, read_json
@@ -102,8 +102,7 @@ def encoder_config(values: Mapping[str, Any], source: Path) -> WhisperConfig:
         CheckpointError: a field is missing or has a wrong value; ``source`` is named.
     """
     for name in ENCODER_SIZES:
-        if type(values.get(name)) is not int or values[name] < 1:
-            raise CheckpointError(f"{source}: {name} is {values.get(name)!r}, expected a count")
+        check_kind(values.get(name), SIZE, name, source)
     check_fixed({**ENCODER_FIXED, **values}, ENCODER_FIXED, source)  # both may be left out
     if values["d_model"] % values["encoder_attention_heads"]:
         raise CheckpointError(f"{source}: d_model is not a multiple of encoder_attention_heads")

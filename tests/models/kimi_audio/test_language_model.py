@@ -156,11 +156,8 @@ def test_bfloat16(golden: Path, recorded: Recorded, features: torch.Tensor) -> N
 
 def test_null_fields_of_qwen2_configurations(golden: Path) -> None:
     values = json.loads((golden / "llm" / "config.json").read_text())
-    config = LanguageModelConfig.from_dict(
-        values | {"torch_dtype": None, "num_key_value_heads": None}
-    )
+    config = LanguageModelConfig.from_dict(values | {"num_key_value_heads": None})
     assert config.kv_heads == config.heads
-    assert config.stored_dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -172,7 +169,6 @@ def test_null_fields_of_qwen2_configurations(golden: Path) -> None:
         ("num_key_value_heads", 3),
         ("kimia_mimo_transformer_from_layer_index", 99),
         ("kimia_token_offset", 10**9),
-        ("torch_dtype", "float13"),
     ],
 )
 def test_bad_configuration_names_the_field(golden: Path, field: str, value: object) -> None:

@@ -185,7 +185,7 @@ def test_surplus_tensor_is_refused(dit: DiT, checkpoint: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("model.dit.depth", None, "model.dit.depth must be a number"),
+        ("model.dit.depth", None, "model.dit.depth must be a positive integer"),
         ("model.dit.depth", 2.5, "model.dit.depth must be a positive integer"),
         ("model.dit.num_heads", 0, "model.dit.num_heads must be a positive integer"),
         ("model.dit.num_heads", 7, "even multiple of model.dit.num_heads"),
