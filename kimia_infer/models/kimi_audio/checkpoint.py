@@ -37,49 +37,40 @@ SPEECH_TOKENIZER = Repository(
     folder=SPEECH_TOKENIZER_FOLDER,
 )
 
-# The last patterns are for checkpoints with a speech tokenizer of their own; the published one
-# has none. Slim ones have a manifest.
+REQUIRED = (
+    ("config.json",),
+    ("tiktoken.model",),
+    (f"{WHISPER_FOLDER}/config.json",),
+    (f"{WHISPER_FOLDER}/model.safetensors",),
+    (f"{SPEECH_TOKENIZER_FOLDER}/config.json",),
+    (f"{SPEECH_TOKENIZER_FOLDER}/model.safetensors",),
+    (INDEX_NAME, "model.safetensors"),
+    (f"{DETOKENIZER_FOLDER}/config.yaml",),
+    (f"{VOCODER_FOLDER}/config.json",),
+    (f"{DETOKENIZER_FOLDER}/model.pt", f"{DETOKENIZER_FOLDER}/model.safetensors"),
+    (f"{VOCODER_FOLDER}/model.pt", f"{VOCODER_FOLDER}/model.safetensors"),
+)
+
+# Slim checkpoints have a manifest and a speech tokenizer, the published one has neither.
 MODEL = Repository(
     name="moonshotai/Kimi-Audio-7B-Instruct",
     revision="9a82a84c37ad9eb1307fb6ed8d7b397862ef9e6b",
     files=(
-        "config.json",
+        *(name for names in REQUIRED for name in names),
         "generation_config.json",
         MANIFEST_NAME,
         "model*.safetensors",
-        INDEX_NAME,
         "special_tokens_map.json",
-        "tiktoken.model",
         "tokenizer_config.json",
-        f"{WHISPER_FOLDER}/config.json",
-        f"{WHISPER_FOLDER}/model.safetensors",
         f"{WHISPER_FOLDER}/preprocessor_config.json",
-        f"{DETOKENIZER_FOLDER}/config.yaml",
-        f"{DETOKENIZER_FOLDER}/model.pt",
-        f"{DETOKENIZER_FOLDER}/model.safetensors",
-        f"{VOCODER_FOLDER}/config.json",
-        f"{VOCODER_FOLDER}/model.pt",
-        f"{VOCODER_FOLDER}/model.safetensors",
-        *(f"{SPEECH_TOKENIZER_FOLDER}/{name}" for name in SPEECH_TOKENIZER.files),
+        f"{SPEECH_TOKENIZER_FOLDER}/preprocessor_config.json",
     ),
 )
 
 LAYOUT = CheckpointLayout(
     model="Kimi-Audio",
     repository=MODEL,
-    required=(
-        ("config.json",),
-        ("tiktoken.model",),
-        (f"{WHISPER_FOLDER}/config.json",),
-        (f"{WHISPER_FOLDER}/model.safetensors",),
-        (f"{SPEECH_TOKENIZER_FOLDER}/config.json",),
-        (f"{SPEECH_TOKENIZER_FOLDER}/model.safetensors",),
-        (INDEX_NAME, "model.safetensors"),
-        (f"{DETOKENIZER_FOLDER}/config.yaml",),
-        (f"{VOCODER_FOLDER}/config.json",),
-        (f"{DETOKENIZER_FOLDER}/model.pt", f"{DETOKENIZER_FOLDER}/model.safetensors"),
-        (f"{VOCODER_FOLDER}/model.pt", f"{VOCODER_FOLDER}/model.safetensors"),
-    ),
+    required=REQUIRED,
     companions=(SPEECH_TOKENIZER,),
     embedded={WHISPER_FOLDER: TUNED_WHISPER},
 )

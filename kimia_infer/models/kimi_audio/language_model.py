@@ -334,13 +334,6 @@ def language_model_slots(config: LanguageModelConfig) -> list[Slot]:
     return slots
 
 
-def ignored_tensors(config: LanguageModelConfig) -> dict[str, tuple[int, ...]]:
-    """Stored rotary frequencies (34 at full size): present in the checkpoint, never used."""
-    prefixes = [f"model.layers.{i}" for i in range(config.trunk_layers)]
-    prefixes += [f"model.mimo_layers.{i}" for i in range(config.mimo_layers)]
-    return {f"{p}.self_attn.rotary_emb.inv_freq": (config.head_dim // 2,) for p in prefixes}
-
-
 def language_model_component(directory: Path, quantized: bool = False) -> Component[LanguageModel]:
     """The language model of a checkpoint directory.
 
@@ -366,5 +359,5 @@ def language_model_component(directory: Path, quantized: bool = False) -> Compon
         build=stored_build(lambda: LanguageModel(config), scheme),
         slots=stored_slots(language_model_slots(config), scheme),
         store=store,
-        ignored=(*ignored_tensors(config), "whisper_model.*"),
+        ignored=("*.self_attn.rotary_emb.inv_freq", "whisper_model.*"),
     )

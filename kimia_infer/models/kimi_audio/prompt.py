@@ -17,7 +17,6 @@ from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.utils.errors import RequestError
 
 ROLES = ("user", "assistant")
-MESSAGE_TYPES = ("text", "audio", "audio-text", None)
 
 AudioSource = str | os.PathLike | bytes
 
@@ -53,7 +52,7 @@ def _parse(where: str, message: Any) -> Message:
     if role not in ROLES:
         hint = " (Kimi-Audio has no system role)" if role == "system" else ""
         raise RequestError(
-            f"{where}.role: expected 'user' or 'assistant', found {_show(role)}{hint}"
+            f"{where}.role: expected 'user' or 'assistant', found {reprlib.repr(role)}{hint}"
         )
     if "message_type" not in message:
         raise RequestError(f"{where}.message_type: missing; use 'text', 'audio' or 'audio-text'")
@@ -70,13 +69,9 @@ def _parse(where: str, message: Any) -> Message:
         audio = _audio(f"{where}.content[0]", content[0])
         return Message(role, kind, text=_text(f"{where}.content[1]", content[1]), audio=audio)
     raise RequestError(
-        f"{where}.message_type: expected 'text', 'audio' or 'audio-text', found {_show(kind)}"
+        f"{where}.message_type: expected 'text', 'audio' or 'audio-text', "
+        f"found {reprlib.repr(kind)}"
     )
-
-
-def _show(value: Any) -> str:
-    """A short representation, however long or nested the value is."""
-    return reprlib.repr(value)
 
 
 def _text(where: str, value: Any) -> str:

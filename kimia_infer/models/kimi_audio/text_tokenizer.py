@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import base64
 import codecs
+import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from kimia_infer.utils.errors import CheckpointError
@@ -51,48 +51,32 @@ SPECIAL_COUNT = 421
 
 def special_names() -> list[str]:
     """The published special tokens in order; their ids follow the base vocabulary."""
-    names, reserved = [], 0
-    for position in range(SPECIAL_COUNT):
-        if position in NAMED_SPECIALS:
-            names.append(NAMED_SPECIALS[position])
-        else:
-            names.append(f"<|reserved_token_{reserved}|>")
-            reserved += 1
-    return names
+    reserved = (f"<|reserved_token_{number}|>" for number in itertools.count())
+    return [NAMED_SPECIALS.get(position) or next(reserved) for position in range(SPECIAL_COUNT)]
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids of the special tokens that prompts and the token loop use."""
+    """Ids of the special tokens that prompts and the token loop use.
 
-    msg_end: int
-    user_msg_start: int
-    assistant_msg_start: int
-    media_begin: int
-    media_end: int
-    text_blank: int
-    text_eos: int
-    speech_ct: int
-    speech_ctd: int
-    pad: int
+    The defaults are their positions among the special tokens, see ``NAMED_SPECIALS``.
+    """
+
+    msg_end: int = 2
+    user_msg_start: int = 27
+    assistant_msg_start: int = 28
+    media_begin: int = 18
+    media_end: int = 20
+    text_blank: int = 23
+    text_eos: int = 24
+    speech_ct: int = 32
+    speech_ctd: int = 33
+    pad: int = SPECIAL_COUNT - 1
 
     @classmethod
     def after(cls, base_tokens: int) -> SpecialTokens:
         """The ids that follow a base vocabulary of ``base_tokens`` ids."""
-        names = special_names()
-        ids = {name: base_tokens + position for position, name in enumerate(names)}
-        return cls(
-            msg_end=ids["<|im_msg_end|>"],
-            user_msg_start=ids["<|im_kimia_user_msg_start|>"],
-            assistant_msg_start=ids["<|im_kimia_assistant_msg_start|>"],
-            media_begin=ids["<|im_media_begin|>"],
-            media_end=ids["<|im_media_end|>"],
-            text_blank=ids["<|im_kimia_text_blank|>"],
-            text_eos=ids["<|im_kimia_text_eos|>"],
-            speech_ct=ids["<|im_kimia_speech_ct_id|>"],
-            speech_ctd=ids["<|im_kimia_speech_ctd_id|>"],
-            pad=ids[names[-1]],
-        )
+        return cls(*(base_tokens + position for position in astuple(cls())))
 
 
 class TextTokenizer:
@@ -132,10 +116,7 @@ class TextTokenizer:
 
         Lone surrogates, which no UTF-8 text contains, become U+FFFD.
         """
-        ids: list[int] = []
-        for piece in pieces(text):
-            ids += self._encoding.encode_ordinary(piece)
-        return ids
+        return [i for piece in pieces(text) for i in self._encoding.encode_ordinary(piece)]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``: special ids give their names, invalid UTF-8 gives U+FFFD.
@@ -183,7 +164,7 @@ def pieces(text: str) -> Iterator[str]:
             for run in _RUN.finditer(window)
             for cut in range(run.start() + RUN_CHARS, run.end(), RUN_CHARS)
         ]
-        for begin, end in pairwise([0, *cuts, len(window)]):
+        for begin, end in itertools.pairwise([0, *cuts, len(window)]):
             yield window[begin:end]
 
 
