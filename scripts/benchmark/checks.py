@@ -23,14 +23,10 @@ class Place:
 
     def launches(self) -> dict[str, MakeGraphs]:
         """How work can be launched here, by name."""
-        found: dict[str, MakeGraphs] = {"eager": launch_directly}
+        found: dict[str, MakeGraphs] = {"eager": lambda device: Direct()}
         if self.make_graphs(self.device).captures:
             found["recorded graphs"] = self.make_graphs
         return found
-
-
-def launch_directly(device: torch.device) -> Graphs:
-    return Direct()
 
 
 @dataclass(frozen=True)
@@ -43,8 +39,6 @@ class Found:
 
 
 Findings = Iterator[tuple[str, Found]]
-
-
 Check = Callable[[], Findings]
 
 
@@ -56,21 +50,20 @@ def check_all(title: str, checks: Mapping[str, Check]) -> Table:
     for component, check in checks.items():
         try:
             for name, found in check():
-                _add(table, component, name, found)
+                wrong = found.error is not None and not found.error <= found.limit
+                result = "WRONG" if wrong else "ok" if found.error is not None else found.note
+                table.rows.append(
+                    {"component": component, "check": name, "largest error": found.error}
+                    | {"limit": found.limit, "result": result}
+                )
+                if wrong:
+                    error = f"{found.error:.3g} is above {found.limit:.3g}"
+                    table.problems.append(f"{component}, {name}: {error}")
         except Exception as error:
             traceback.print_exc()
-            _add(table, component, "", Found(None, 0.0, "failed"))
+            table.rows.append({"component": component, "check": "", "result": "failed"})
             table.problems.append(f"{component}: {type(error).__name__}: {error}")
     return table
-
-
-def _add(table: Table, component: str, name: str, found: Found) -> None:
-    wrong = found.error is not None and not found.error <= found.limit
-    result = "WRONG" if wrong else "ok" if found.error is not None else found.note
-    row = {"component": component, "check": name, "largest error": found.error}
-    table.rows.append(row | {"limit": found.limit, "result": result})
-    if wrong:
-        table.problems.append(f"{component}, {name}: {found.error:.3g} is above {found.limit:.3g}")
 
 
 def skipped(error: ValueError) -> str:

@@ -1,4 +1,4 @@
-"""Seconds per decode step: the library's loop in every mode beside the plain one."""
+"""Seconds per decode step: the library's loop in every mode, and the plain loop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,25 +38,25 @@ WINDOW = 100
 SEED = 0
 GREEDY = Sampling(audio=TrackSampling(0.0, 5, 1.0, 64), text=TrackSampling(0.0, 5, 1.0, 16))
 CPU_TURN = 4
-"""On the CPU the loops take turns of this many steps, so that other work on the machine slows all
-of them alike. An accelerator is not shared: there a turn is a whole run."""
+"""On a CPU the loops take turns of this many steps, so that other work on the machine slows all of
+them alike. On an accelerator a turn is a whole run."""
 
 Loop = Generation | PlainGeneration
 
 
 def poll_interval(device: torch.device) -> int:
-    """Steps between two polls of the device, as KimiAudio has it."""
+    """Decode steps between two polls of the device, as in KimiAudio."""
     return 1 if device.type == "cpu" else POLL_INTERVAL
 
 
 def first_timed_step(device: torch.device) -> int:
-    """Before it there are the prompt, what is done once, and the switch at the end of the text."""
+    """Skips the prompt, the warm-up and the switch at the end of the text."""
     return 8 if device.type == "cpu" else 4 * POLL_INTERVAL
 
 
 @dataclass
 class Contender:
-    """One way of decoding and the seconds per step that it took."""
+    """One way of decoding, and the seconds of its steps."""
 
     name: str
     mode: str
@@ -70,14 +71,14 @@ class Contender:
         self.run: Any = self.loop.run()
 
     def take_turn(self, steps: int | None = None) -> bool:
-        """Go on for ``steps``, or to the end with None; False once there is no more."""
-        device = self.model.device
-        synchronize(device)
+        """Decode ``steps`` more, or all for None; False at the end of the run."""
+        synchronize(self.model.device)
+        skip = first_timed_step(self.model.device)
         before = first = self.loop.launched
         start = time.perf_counter()
         for _ in self.run:
             now, after = time.perf_counter(), self.loop.launched
-            if before >= first_timed_step(device):
+            if before >= skip:
                 self.seconds.append((now - start) / (after - before))
             if steps is not None and after - first >= steps:
                 return True
@@ -91,7 +92,7 @@ class Contender:
 
 
 def random_prompt(model: LanguageModel) -> tuple[DecodeInput, ControlTokens]:
-    """Ids of both tracks, and control tokens that are never sampled: no run ends early."""
+    """Ids of both tracks, and control tokens that are never sampled, so that no run ends early."""
     config, length = model.config, PROMPT_LENGTH
     generator = torch.Generator().manual_seed(SEED)
     audio = torch.randint(config.base_tokens, config.vocab_size, (1, length), generator=generator)
@@ -101,34 +102,29 @@ def random_prompt(model: LanguageModel) -> tuple[DecodeInput, ControlTokens]:
 
 
 def with_cut_heads(model: LanguageModel) -> LanguageModel:
-    """``model`` as KimiAudio runs it with ``head_rows="track"``.
-
-    It shares its parameters with the plain loop, which does not use its linear layers.
-    """
+    """``model`` as KimiAudio runs it with ``head_rows="track"``; most parameters are shared."""
     cut = model.with_cut_heads()
     use_onednn(cut)
     return cut
 
 
 def library_decoder(model: LanguageModel, steps: int, kv_cache: str = "none") -> Decoder:
-    control = random_prompt(model)[1]
-    return Decoder(model, control, PROMPT_LENGTH + steps, kv_cache=kv_cache)
+    return Decoder(model, random_prompt(model)[1], PROMPT_LENGTH + steps, kv_cache=kv_cache)
 
 
 def library_loop(decoder: Decoder, mode: str, steps: int) -> Generation:
     """A greedy generation that stays in ``mode``."""
     prompt, _ = random_prompt(decoder.model)
-    tracks, interval = MODES[mode], poll_interval(decoder.model.device)
-    output = "both" if tracks.audio else "text"
-    generation = Generation(
-        decoder, prompt, output, steps, GREEDY, SeededRandomness(SEED), interval
-    )
-    generation.tracks = tracks
+    output = "both" if MODES[mode].audio else "text"
+    interval = poll_interval(decoder.model.device)
+    draws = SeededRandomness(SEED)
+    generation = Generation(decoder, prompt, output, steps, GREEDY, draws, interval)
+    generation.tracks = MODES[mode]
     return generation
 
 
 def dequantized(model: LanguageModel) -> LanguageModel:
-    """``model`` with its matrices in the working dtype, which the plain loop reads."""
+    """``model`` with its matrices in the working dtype."""
     if model.quantization == "none":
         return model
     with torch.device("meta"):
@@ -146,8 +142,10 @@ def dequantized(model: LanguageModel) -> LanguageModel:
 def plain_contender(model: LanguageModel, steps: int) -> Contender:
     """The plain loop. It computes with the values of quantized matrices."""
     whole = dequantized(model)
-    make = lambda: PlainGeneration(whole, *random_prompt(model), "both", steps)  # noqa: E731
-    return Contender("plain loop", BOTH, "full", whole, make)
+    prompt = random_prompt(model)
+    return Contender(
+        "plain loop", BOTH, "full", whole, lambda: PlainGeneration(whole, *prompt, steps)
+    )
 
 
 def contenders(
@@ -155,12 +153,13 @@ def contenders(
 ) -> list[Contender]:
     """The library's loop in every mode."""
     decoder = library_decoder(model, steps, kv_cache)
-
-    def one(mode: str) -> Contender:
-        make = lambda: library_loop(decoder, mode, steps)  # noqa: E731
-        return Contender(name, mode, head_rows, model, make, KV_CACHES[kv_cache])
-
-    return [one(mode) for mode in MODES]
+    return [
+        Contender(
+            name, mode, head_rows, model, partial(library_loop, decoder, mode, steps),
+            KV_CACHES[kv_cache],
+        )
+        for mode in MODES
+    ]  # fmt: skip
 
 
 def race(entered: Sequence[Contender], runs: int) -> None:
@@ -177,7 +176,7 @@ def race(entered: Sequence[Contender], runs: int) -> None:
 def step_rows(
     entered: Sequence[Contender], steps: int, bandwidth: float, against: Callable[..., Contender]
 ) -> list[dict[str, Cell]]:
-    """A row each, with its speed relative to that of the contender that ``against`` gives."""
+    """A row each; ``against`` gives the contender that its speed is compared to."""
     rows: list[dict[str, Any]] = []
     for contender in entered:
         model, seconds = contender.model, contender.median
@@ -201,12 +200,12 @@ def step_rows(
 
 BANDWIDTH_NOTE = (
     "MB/step: weights and filled cache that a step has to read, each once. Copy bandwidth: "
-    "{:.1f} GB/s, bytes read plus bytes written, best of several large copies."
+    "{:.1f} GB/s, read plus written, best of several large copies."
 )
 
 
 def compare_decoding(model: LanguageModel, steps: int, runs: int) -> Table:
-    """The plain loop beside every mode with cut and with full heads."""
+    """The plain loop, and every mode with cut and with full heads."""
     device = model.device
     bandwidth = copy_bandwidth(device)
     use_onednn(model)
@@ -222,46 +221,38 @@ def compare_decoding(model: LanguageModel, steps: int, runs: int) -> Table:
         step_rows(entered, steps, bandwidth, lambda _: plain),
         [
             BANDWIDTH_NOTE.format(bandwidth / 1e9),
-            f"Both tracks with full heads chose the plain loop's tokens in the first {equal} of "
-            f"{steps} steps.",
+            f"Both tracks with full heads chose the tokens of the plain loop in the first {equal} "
+            f"of {steps} steps.",
         ],
     )
 
 
 def equal_steps(first: Loop, second: Loop, delay: int) -> int:
-    """Leading steps in which both chose the same tokens."""
-    text = _common(first.text_ids, second.text_ids)
-    audio = delay + _common(first.audio_ids, second.audio_ids)
+    """Steps before the first in which they chose different tokens."""
+    text = common_prefix(first.text_ids, second.text_ids)
+    audio = delay + common_prefix(first.audio_ids, second.audio_ids)
     return min(text, audio)
 
 
-def _common(first: list[int], second: list[int]) -> int:
+def common_prefix(first: list[int], second: list[int]) -> int:
+    """Ids before the first that differ."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def long_run(model: LanguageModel) -> Table:
-    """Time per step and memory near both ends of a long generation with both tracks."""
-    decoder = library_decoder(with_cut_heads(model), LONG_RUN_STEPS)
-    loop = library_loop(decoder, BOTH, LONG_RUN_STEPS)
-    skip = first_timed_step(model.device)
-    early, late = [], []
-    at_first: dict[str, float] = {}
-    before, start = 0, time.perf_counter()
-    for _ in loop.run():
-        now, after = time.perf_counter(), loop.launched
-        seconds = (now - start) / (after - before)
-        if skip <= before < skip + WINDOW:
-            early.append(seconds)
-            at_first = memory(model.device)
-        elif before >= LONG_RUN_STEPS - WINDOW:
-            late.append(seconds)
-        before, start = after, time.perf_counter()
-    steps = {"first": early, "last": late}
-    rows = [
-        {"steps": f"{name} {WINDOW}", "ms/step": 1e3 * statistics.median(seconds), **used}
-        for (name, seconds), used in zip(
-            steps.items(), (at_first, memory(model.device)), strict=True
-        )
-    ]
-    return Table(f"A long run of {loop.launched} steps, both tracks", rows)
+    """Time per step and memory in the course of a long generation with both tracks."""
+    model = with_cut_heads(model)
+    make = partial(library_loop, library_decoder(model, LONG_RUN_STEPS), BOTH, LONG_RUN_STEPS)
+    run = Contender("library", BOTH, "track", model, make)
+    run.begin()
+    first = first_timed_step(model.device) + WINDOW
+    rows = []
+    for name, steps in (
+        (f"first {WINDOW}", first), ("between", LONG_RUN_STEPS - first - WINDOW),
+        (f"last {WINDOW}", None),
+    ):  # fmt: skip
+        run.seconds.clear()
+        run.take_turn(steps)
+        rows.append({"steps": name, "ms/step": 1e3 * run.median, **memory(model.device)})
+    return Table(f"A long run of {LONG_RUN_STEPS} steps, both tracks", rows)

@@ -12,11 +12,7 @@ from torch import Tensor
 
 from kimia_infer.engine.decode import Decoder, Generation
 from kimia_infer.layers import operators
-from kimia_infer.layers.attention import (
-    BACKENDS,
-    KV_CACHES,
-    CachedAttention,
-)
+from kimia_infer.layers.attention import BACKENDS, KV_CACHES, CachedAttention
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, quantize_model
 from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
@@ -59,14 +55,14 @@ def step_logits(
 ) -> Tensor:
     """Logits [2, rows] of a step after a random prompt of ``length`` positions.
 
-    ``eager`` uses PyTorch's operations, not kernels.
+    ``eager`` uses PyTorch's operations instead of kernels.
     """
     prompt, _ = random_prompt(model)
     audio, text = prompt.audio_ids[:, :length], prompt.text_ids[:, :length]
     cache = model.new_cache(2 * length, KV_CACHES[kv_cache])
     cache.clear()
     attention = CachedAttention(BACKENDS[backend], cache)
-    # Kernels have no gradient, so where one may be wanted they are not used.
+    # Kernels have no gradient, so they are not used where one may be needed.
     with torch.inference_mode(not eager), torch.set_grad_enabled(eager):
         model(model.embed(audio, text), attention.at(0))
         position = torch.tensor([length], device=model.device)
@@ -100,8 +96,13 @@ def kernels(
         exact = step_logits(whole, "sdpa", "none", length, eager=True)
         fused = step_logits(model, "triton", kv_cache, length, eager=False)
         eager = step_logits(model, "sdpa", kv_cache, length, eager=True)
-        error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
-        yield name, Found(float(error), EAGER_FACTOR * float(limit))
+        yield name, compared(fused, eager, exact)
+
+
+def compared(fused: Tensor, eager: Tensor, exact: Tensor) -> Found:
+    """How far kernels are from float32, limited by how far PyTorch's operations are."""
+    error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
+    return Found(float(error), EAGER_FACTOR * float(limit))
 
 
 def vocoder_kernels(place: Place, sizes: Sizes) -> Findings:
@@ -110,18 +111,15 @@ def vocoder_kernels(place: Place, sizes: Sizes) -> Findings:
     if (lacking := operators.missing(device)) is not None:
         yield "vocoder", Found(None, 0.0, f"skipped: {lacking}")
         return
-    build = lambda: Vocoder(sizes.vocoder)  # noqa: E731
-    half = random_module(build, device, torch.bfloat16)
-    whole = random_module(build, device, torch.float32)
-    whole.load_state_dict(half.state_dict())
+    half = random_module(lambda: Vocoder(sizes.vocoder), device, torch.bfloat16)
+    whole = copy.deepcopy(half).float()
     mel = torch.randn(30, sizes.vocoder.mel_bins, generator=torch.Generator().manual_seed(0))
     with torch.enable_grad():
         exact = whole(mel.to(device)).float()
         eager = half(mel.to(device, torch.bfloat16)).float()
     with torch.inference_mode():
         fused = half(mel.to(device, torch.bfloat16)).float()
-    error, limit = ((x - exact).norm() / exact.norm() for x in (fused, eager))
-    yield "vocoder", Found(float(error), EAGER_FACTOR * float(limit))
+    yield "vocoder", compared(fused, eager, exact)
 
 
 def graphs(place: Place, sizes: Sizes) -> Findings:

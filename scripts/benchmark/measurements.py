@@ -1,8 +1,9 @@
-"""What can be measured: functions of a :class:`Bench` that give tables, named in the runner."""
+"""What can be measured: functions from a :class:`Bench` to tables, by name."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,58 +13,38 @@ from kimia_infer.api.memory import MemoryPlan
 from kimia_infer.api.parameters import BUDGETS
 from kimia_infer.audio.files import load_audio
 from kimia_infer.layers.quantization import SCHEMES
-from scripts.benchmark import cold_start as cold
-from scripts.benchmark import decoding, fast_paths, profiling, requests, variants
-from scripts.benchmark import references as recorded
-from scripts.benchmark import speech as synthesis
+from scripts.benchmark import decoding, fast_paths, references, requests, speech, variants
+from scripts.benchmark.bench import Bench
 from scripts.benchmark.checks import Place, check_all
+from scripts.benchmark.cold_start import cold_start
 from scripts.benchmark.measuring import memory as used_memory
+from scripts.benchmark.measuring import parameter_bytes
+from scripts.benchmark.profiling import profile_decoding
 from scripts.benchmark.report import Table
-from scripts.benchmark.sizes import SIZES
-from scripts.benchmark.worker import Bench
-
-
-def references(bench: Bench) -> list[Table]:
-    return [check_all("Recorded references", recorded.checks(Place(bench.device)))]
 
 
 def kernels(bench: Bench) -> list[Table]:
-    place, sizes = Place(bench.device), SIZES[bench.setup.size or "mid"]
-    return [check_all("Kernels and recorded graphs", fast_paths.checks(place, sizes))]
+    checks = fast_paths.checks(Place(bench.device), bench.sizes)
+    return [check_all("Kernels and recorded graphs", checks)]
 
 
-def decode(bench: Bench) -> list[Table]:
-    return [decoding.compare_decoding(bench.language_model, bench.steps, bench.runs)]
-
-
-def long_run(bench: Bench) -> list[Table]:
-    return [decoding.long_run(bench.language_model)]
-
-
-def first(bench: Bench) -> list[Table]:
-    return [requests.measure_first(bench.model, bench.question, bench.runs)]
-
-
-def whole_requests(bench: Bench) -> list[Table]:
-    return [requests.measure_requests(bench.model, bench.question, bench.runs)]
-
-
-def speech(bench: Bench) -> list[Table]:
+def speech_synthesis(bench: Bench) -> list[Table]:
     detokenizer = bench.components.detokenizer
+    assert detokenizer is not None
     return [
-        synthesis.compare_speech(detokenizer, bench.runs),
-        synthesis.chunk_times(detokenizer, bench.runs),
+        speech.compare_speech(detokenizer, bench.runs),
+        speech.chunk_times(detokenizer, bench.runs),
     ]
-
-
-def encoders(bench: Bench) -> list[Table]:
-    wave = load_audio(bench.question)
-    return [synthesis.measure_encoders(bench.model, wave, bench.runs)]
 
 
 def speaking(bench: Bench) -> list[Table]:
     model, detokenizer = bench.language_model, bench.components.detokenizer
-    return [synthesis.decode_while_speaking(model, detokenizer, bench.steps, bench.runs)]
+    assert detokenizer is not None
+    return [speech.decode_while_speaking(model, detokenizer, bench.steps, bench.runs)]
+
+
+def encoders(bench: Bench) -> list[Table]:
+    return [speech.measure_encoders(bench.model, load_audio(bench.question), bench.runs)]
 
 
 def variant(bench: Bench, scheme: str, kv_cache: str) -> list[Table]:
@@ -79,60 +60,70 @@ def variant(bench: Bench, scheme: str, kv_cache: str) -> list[Table]:
 
 
 def memory(bench: Bench) -> list[Table]:
-    """What loading promises to need, and what the longest prompts then take."""
-    rows = [_memory_of(bench, scheme) for scheme in SCHEMES]
+    """What the loader asks for, and what the longest prompts then take."""
     return [Table(
-        "Memory: what the loader asks for before it loads, and the most that was taken", rows,
+        "Memory: what the loader asks for, and the most that was used",
+        [_memory_of(bench, scheme) for scheme in SCHEMES],
         ["Promised includes what PyTorch does not count: the context and recorded graphs."],
     )]  # fmt: skip
 
 
-def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str | None]:
-    accelerator = bench.device.type != "cpu"
-    gc.collect()
+def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str]:
+    device, accelerator = bench.device, bench.device.type != "cpu"
     free = 0
     if accelerator:
+        gc.collect()
         torch.accelerator.empty_cache()
-        torch.accelerator.reset_peak_memory_stats(bench.device)
-        free = _free(bench.device)
+        torch.accelerator.reset_peak_memory_stats(device)
+        free = torch.accelerator.get_memory_info(device)[0]
     components = bench.load_components(scheme)
-    modules = components.speech_tokenizer.module, components.whisper.encoder
-    encoders = tuple(sum(p.nbytes for p in module.parameters()) for module in modules)
     assert components.detokenizer is not None
-    speaking = [components.detokenizer.dit, components.detokenizer.vocoder]
-    spoken = sum(p.nbytes for module in speaking for p in module.parameters())
+    modules = components.speech_tokenizer.module, components.whisper.encoder
+    encoders = tuple(map(parameter_bytes, modules))
+    spoken = sum(map(parameter_bytes, (components.detokenizer.dit, components.detokenizer.vocoder)))
+    weights = parameter_bytes(components.language_model) + sum(encoders) + spoken
     plan = MemoryPlan(components.language_model.config, bench.dtype, "none", encoders, spoken)
-    weights = sum(p.nbytes for p in components.language_model.parameters()) + sum(encoders) + spoken
     model = KimiAudio.from_components(components, head_rows="track")
-    del components, modules, speaking
+    del components, modules
+    words = " ".join("abcdefghijklmnopqrstuvwxyz") + " "
     for output, budget in BUDGETS.items():
-        text = _text_of(model, (budget if accelerator else budget // 8) - 50)
+        tokens = (budget if accelerator else budget // 8) - 50
+        text = words * (tokens // (len(model.text_tokenizer.encode(words)) + 1))
         chat = [{"role": "user", "message_type": "text", "content": text}]
         model.generate(chat, output_type=output, max_new_tokens=20)
-    row: dict[str, float | str | None] = {"weights": scheme, "weights, GB": weights / 1e9}
+    row: dict[str, float | str] = {"weights": scheme, "weights, GB": weights / 1e9}
     row["promised, GB"] = plan.needed(scheme, True) / 1e9
     if accelerator:
-        row["taken of the card, GB"] = (free - _free(bench.device)) / 1e9
-        row |= used_memory(bench.device)
+        row["taken of the card, GB"] = (free - torch.accelerator.get_memory_info(device)[0]) / 1e9
+        row |= used_memory(device)
     return row
-
-
-def _free(device: torch.device) -> int:
-    return torch.get_device_module(device).mem_get_info(device)[0]
-
-
-def _text_of(model: KimiAudio, tokens: int) -> str:
-    """A text of about so many tokens."""
-    words = " ".join("abcdefghijklmnopqrstuvwxyz")
-    return f"{words} " * (tokens // (len(model.text_tokenizer.encode(words)) + 1))
-
-
-def cold_start(bench: Bench) -> list[Table]:
-    return [cold.cold_start(bench.setup)]
 
 
 def profile(bench: Bench) -> list[Table]:
     if bench.setup.folder is None:
         raise ValueError("a profile needs a folder for its trace; use --everything DIR")
-    path = Path(bench.setup.folder) / "trace.json.gz"
-    return [profiling.profile_decoding(bench.language_model, path)]
+    return [profile_decoding(bench.language_model, Path(bench.setup.folder, "trace.json.gz"))]
+
+
+MEASURE: dict[str, Callable[[Bench], list[Table]]] = {
+    "references": lambda bench: [
+        check_all("Recorded references", references.checks(Place(bench.device)))
+    ],
+    "kernels": kernels,
+    "decode": lambda bench: [
+        decoding.compare_decoding(bench.language_model, bench.steps, bench.runs)
+    ],
+    "first": lambda bench: [requests.measure_first(bench.model, bench.question, bench.runs)],
+    "requests": lambda bench: [requests.measure_requests(bench.model, bench.question, bench.runs)],
+    "speech": speech_synthesis,
+    "encoders": encoders,
+    "speaking": speaking,
+    "long_run": lambda bench: [decoding.long_run(bench.language_model)],
+    "int8": lambda bench: variant(bench, "int8", "none"),
+    "fp8": lambda bench: variant(bench, "fp8", "none"),
+    "int4": lambda bench: variant(bench, "int4", "none"),
+    "fp8-cache": lambda bench: variant(bench, "none", "fp8"),
+    "memory": memory,
+    "cold_start": lambda bench: [cold_start(bench.setup)],
+    "profile": profile,
+}

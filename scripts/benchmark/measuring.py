@@ -17,9 +17,6 @@ MODES = {"text only": decode.TEXT, "both tracks": decode.BOTH, "after text end":
 """What a decode step computes, by name."""
 BOTH = "both tracks"
 
-COPY_BYTES = {"cpu": 512 * 2**20}
-"""Larger than every cache; two such buffers are allocated."""
-ACCELERATOR_COPY_BYTES = 2 * 2**30
 COPIES = 10
 
 
@@ -33,7 +30,7 @@ def synchronize(device: torch.device) -> None:
 def medians(
     actions: Sequence[Callable[[], object]], runs: int, device: torch.device
 ) -> list[float]:
-    """Median seconds of each action over interleaved runs, after one that does not count."""
+    """Median seconds of each action over interleaved runs, after a warm-up."""
     seconds: list[list[float]] = [[] for _ in actions]
     for run in range(runs + 1):
         for action, values in zip(actions, seconds, strict=True):
@@ -51,7 +48,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
     Other work on the machine makes a copy slower, never faster.
     """
-    size = COPY_BYTES.get(device.type, ACCELERATOR_COPY_BYTES)
+    size = 2**29 if device.type == "cpu" else 2**31  # larger than every cache
     source = torch.ones(size // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     best = float("inf")
@@ -80,30 +77,28 @@ def step_bytes(
     if tracks.audio:
         layers += model.mimo_layers
         rest += [model.mimo_norm, model.audio_head]
-    weights = sum(p.nbytes for module in (*layers, *rest) for p in module.parameters())
+    weights = sum(map(parameter_bytes, (*layers, *rest)))
     cache = len(layers) * 2 * config.kv_heads * config.head_dim * filled
     embedding = 2 * config.hidden_size * model.dtype.itemsize
     return weights + embedding + round((cache_dtype or model.dtype).itemsize * cache)
 
 
-def resident_bytes(peak: bool = False) -> int | None:
-    """Memory of this process in RAM, at present or at most so far; None without /proc."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    field = "VmHWM:" if peak else "VmRSS:"
-    lines = [line.split() for line in status.read_text().splitlines()]
-    return next(1024 * int(words[1]) for words in lines if words[0] == field)
+def parameter_bytes(module: nn.Module) -> int:
+    return sum(p.nbytes for p in module.parameters())
 
 
 def memory(device: torch.device) -> dict[str, float]:
-    """GB in use and at most: in RAM; on an accelerator also as PyTorch counts it.
+    """GB in use and at most: in RAM, where /proc tells; on an accelerator as PyTorch counts it.
 
     ``reserved`` is what PyTorch took from the device, recorded graphs included.
     """
-    found = {"RAM, GB": resident_bytes(), "RAM at most, GB": resident_bytes(peak=True)}
+    status, found = Path("/proc/self/status"), {}
+    if status.is_file():
+        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        for name, field in (("RAM, GB", "VmRSS"), ("RAM at most, GB", "VmHWM")):
+            found[name] = 1024 * int(fields[field].split()[0])
     if device.type != "cpu":
         found["allocated, GB"] = torch.accelerator.memory_allocated(device)
         found["allocated at most, GB"] = torch.accelerator.max_memory_allocated(device)
         found["reserved at most, GB"] = torch.accelerator.max_memory_reserved(device)
-    return {name: value / 1e9 for name, value in found.items() if value is not None}
+    return {name: value / 1e9 for name, value in found.items()}

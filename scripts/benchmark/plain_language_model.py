@@ -1,10 +1,9 @@
 """The published token loop: the baseline of the speed comparison.
 
-Not library code. It computes what ``Generation`` computes for greedy decoding with full heads,
-from the parameters of the same model, but as the published implementation goes about it: both
-branches and both heads whatever is asked for, logits of all prompt positions, a key/value cache
-that grows by concatenation, grouped keys and values repeated for every head, one product each for
-query, key, value, gate and up, and both tokens copied to the host at every step.
+It computes what ``Generation`` computes for greedy decoding with full heads, from the parameters of
+the same model, with the operations of the published implementation: logits of all prompt positions,
+a key/value cache that grows by concatenation, grouped keys and values repeated for every head, one
+product each for query, key, value, gate and up, and both tokens copied to the host at every step.
 """
 
 from __future__ import annotations
@@ -30,18 +29,17 @@ KeysAndValues = tuple[Tensor, Tensor]
 
 
 class PlainGeneration:
-    """One request, greedy; iterate :meth:`run` to the end, then read the ids."""
+    """One greedy answer in text and speech; iterate :meth:`run`, then read the ids."""
 
     def __init__(
         self,
         model: LanguageModel,
         prompt: DecodeInput,
         control: ControlTokens,
-        output_type: str,
         max_steps: int,
     ):
         self.model, self.prompt, self.control = model, prompt, control
-        self.speaks, self.max_steps = output_type == "both", max_steps
+        self.max_steps = max_steps
         self.text_ids: list[int] = []
         self.audio_ids: list[int] = []
         self.launched = 0
@@ -74,20 +72,17 @@ class PlainGeneration:
     def _choose(self, step: int, text: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Store the tokens, int64 [1, 1] each, and return the inputs of the next step."""
         text_id, audio_id = text.item(), audio.item()
-        blank = self.control.blank
         if self.text_finished:
-            text.fill_(blank)
+            text.fill_(self.control.blank)
         elif text_id == self.control.text_end:
             self.text_finished = True
         else:
             self.text_ids.append(text_id)
-        if self.speaks and step >= self.model.config.audio_delay:
+        if step >= self.model.config.audio_delay:
             self.audio_ids.append(audio_id)
             self.finished = audio_id in self.control.audio_ends
         else:
-            audio.fill_(blank)
-        if not self.speaks:
-            self.finished = self.text_finished
+            audio.fill_(self.control.blank)
         return text, audio
 
     def _forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:

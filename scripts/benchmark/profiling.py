@@ -1,4 +1,4 @@
-"""A trace of decode steps: where the host waits for the device, and which kernels take longest."""
+"""A trace of decode steps: where the host waits for the device, and the slowest kernels."""
 
 from __future__ import annotations
 
@@ -41,9 +41,7 @@ def profile_decoding(model: LanguageModel, path: Path) -> Table:
     run = loop.run()
     while loop.launched < skipped:
         next(run)
-    activities = {ProfilerActivity.CPU}
-    if device.type != "cpu":
-        activities = supported_activities()
+    activities = {ProfilerActivity.CPU} if device.type == "cpu" else supported_activities()
     with profile(activities=activities, acc_events=True) as profiler:
         synchronize(device)
         first, polls = loop.launched, 0
@@ -55,17 +53,15 @@ def profile_decoding(model: LanguageModel, path: Path) -> Table:
         synchronize(device)
     run.close()
     profiler.export_chrome_trace(str(path))
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        counted = count_events(json.load(file)["traceEvents"])
     title = f"Profile of {done} decode steps, both tracks, {polls} polls"
-    return profile_table(title, counted, device.type)
-
-
-def profile_table(title: str, counted: dict, device: str) -> Table:
-    """The longest kernels; how often the host can wait; how busy the device is."""
-    if device == "cpu":
+    if device.type == "cpu":
         return Table(title, [], ["On the CPU there is no device to wait for."])
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return profile_table(title, count_events(json.load(file)["traceEvents"]))
+
+
+def profile_table(title: str, counted: dict) -> Table:
+    """The longest kernels; how often the host can wait; how busy the device is."""
     notes = [
         f"{what}: {', '.join(f'{n} {name}' for name, n in counted[key].items()) or 'none'}"
         for what, key in (("Calls that can wait", "calls"), ("Copies to the host", "copies"))

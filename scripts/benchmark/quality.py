@@ -11,7 +11,7 @@ from torch import Tensor
 from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
 from kimia_infer.layers.attention import KV_CACHES, CachedAttention
 from kimia_infer.layers.sampler import SeededRandomness
-from scripts.benchmark.decoding import GREEDY
+from scripts.benchmark.decoding import GREEDY, common_prefix
 from scripts.benchmark.report import Cell
 
 TRACKS = ("text", "audio")
@@ -21,22 +21,22 @@ TRACKS = ("text", "audio")
 class Reference:
     """A greedy answer: ids int64 [steps] and logits [steps, rows] of both tracks.
 
-    ``first`` and ``end`` of a track are the steps that count: up to the end of the text, and
-    from the delay on.
+    ``steps`` are those that count: up to the end of the text, and from the delay on.
     """
 
     ids: dict[str, Tensor]
     logits: dict[str, Tensor]
-    first: dict[str, int]
-    end: dict[str, int]
+    steps: dict[str, slice]
 
 
 def refer(decoder: Decoder, prompt: DecodeInput, steps: int) -> Reference:
     """The answer of a decoder's model in text and speech, of at most ``steps``."""
     ids, generation = _greedy(decoder, prompt, steps)
-    first = {"text": 0, "audio": generation.delay}
-    end = {"text": len(generation.text_ids), "audio": generation.steps}
-    return Reference(ids, _logits(decoder, prompt, ids), first, end)
+    counted = {
+        "text": slice(0, len(generation.text_ids)),
+        "audio": slice(generation.delay, generation.steps),
+    }
+    return Reference(ids, _logits(decoder, prompt, ids), counted)
 
 
 def compare(
@@ -45,9 +45,9 @@ def compare(
     """A row for each track that the reference's answer has.
 
     ``equal tokens`` is the share of the reference's answer before the first different token of
-    the model's own. The rest is seen while it is given the reference's tokens: ``agreement`` of the
-    most likely ones, the mean ``cosine`` of logits, and the mean Kullback-Leibler ``divergence`` of
-    the reference from it, in nats a token.
+    the model's own answer. The rest is measured while it is given the reference's tokens: how often
+    the most likely tokens agree, the mean cosine of logits, and the mean Kullback-Leibler
+    divergence of the reference from it, in nats per token.
     """
     own, _ = _greedy(decoder, prompt, steps)
     logits = _logits(decoder, prompt, reference.ids)
@@ -59,29 +59,20 @@ def compare_track(
     track: str, own: Tensor, logits: Tensor, reference: Reference
 ) -> dict[str, float] | None:
     """The figures of :func:`compare` for a track; None if no step of it counts."""
-    steps = slice(reference.first[track], reference.end[track])
+    steps = reference.steps[track]
     if steps.start >= steps.stop:
         return None
     # Divergences of nearly equal distributions are below the rounding of float32.
     expected, found = reference.logits[track][steps].double(), logits[steps].double()
     ids = reference.ids[track][steps]
-    log_expected, log_found = F.log_softmax(expected, -1), F.log_softmax(found, -1)
     same = expected.argmax(-1) == found.argmax(-1)
+    logs = F.log_softmax(found, -1), F.log_softmax(expected, -1)
     return {
-        "equal tokens": _leading(own[steps], ids) / len(ids),
+        "equal tokens": common_prefix(own[steps].tolist(), ids.tolist()) / len(ids),
         "agreement": same.float().mean().item(),
         "cosine": F.cosine_similarity(expected, found, dim=-1).mean().item(),
-        "divergence": F.kl_div(
-            log_found, log_expected, reduction="batchmean", log_target=True
-        ).item(),
+        "divergence": F.kl_div(*logs, reduction="batchmean", log_target=True).item(),
     }
-
-
-def _leading(own: Tensor, ids: Tensor) -> int:
-    """Ids before the first that differ."""
-    length = min(len(own), len(ids))
-    different = (own[:length] != ids[:length]).nonzero()
-    return int(different[0]) if len(different) else length
 
 
 def _greedy(
@@ -101,7 +92,7 @@ def _logits(decoder: Decoder, prompt: DecodeInput, ids: dict[str, Tensor]) -> di
     """Of both tracks before each of ``ids``, which are what the model is given."""
     model = decoder.model
     audio, text = (ids[track][:-1, None].to(model.device) for track in ("audio", "text"))
-    # Each step is a row of its own, whose text counts by itself.
+    # Every step is embedded as a row, whose text counts by itself.
     given = model.embed(audio, text).transpose(0, 1)
     read = model.embed(prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features)
     x = torch.cat([read, given], dim=1)

@@ -22,9 +22,8 @@ from kimia_infer.models.kimi_audio.vocoder import Vocoder
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from scripts.benchmark.sizes import Sizes
 
-SEED = 0
-# Spectrograms are the published ones where a folder does not say so.
 NO_FOLDER = Path(os.devnull)
+"""Has no preprocessor_config.json, so that spectrograms are the published ones."""
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -55,7 +54,7 @@ def random_module(build: Callable[[], Module], device: torch.device, dtype: torc
     with torch.device("meta"):
         module = build()
     module = module.to(dtype).to_empty(device=device).eval().requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(SEED)
+    generator = torch.Generator(device).manual_seed(0)
     for name, parameter in module.named_parameters():
         if parameter.ndim > 1:
             deviation = (len(parameter) / parameter.numel()) ** 0.5
@@ -66,7 +65,7 @@ def random_module(build: Callable[[], Module], device: torch.device, dtype: torc
 
 
 def random_language_model(sizes: Sizes, device: torch.device, dtype: torch.dtype) -> LanguageModel:
-    """Never generates a special token, such as one that ends an answer: their logits are 0."""
+    """Never generates special tokens, such as those that end an answer: their logits are 0."""
     model = random_module(lambda: LanguageModel(sizes.language_model), device, dtype)
     special = slice(model.config.base_tokens, model.config.token_offset)
     for head in (model.text_head, model.audio_head):

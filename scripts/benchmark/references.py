@@ -1,12 +1,13 @@
-"""The recorded references on a device.
+"""Compares a device with the recorded references.
 
-References were recorded in float32 on a CPU from the published implementation, see
-tests/golden/README.md.
+They were recorded in float32 on a CPU from the published implementation (tests/golden/README.md).
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,15 +15,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from kimia_infer.api.parameters import Parameters
 from kimia_infer.audio.files import load_audio
 from kimia_infer.engine.batch import Batch
 from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
-from kimia_infer.layers.attention import (
-    BACKENDS,
-    CachedAttention,
-    choose_backend,
-)
-from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
+from kimia_infer.layers.attention import BACKENDS, CachedAttention, choose_backend
+from kimia_infer.layers.sampler import Sampling, SeededRandomness
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
@@ -34,7 +32,7 @@ from scripts.benchmark.runner import ROOT
 
 GOLDEN = ROOT / "tests" / "golden"
 FLOAT_LIMIT = 1e-3
-"""Of values in float32 with a scale of 1 to 25. On the CPU they keep 1e-4; another device adds in
+"""Largest error of float32 values between 1 and 25. On the CPU it is 1e-4; another device adds in
 another order."""
 
 
@@ -45,7 +43,7 @@ def checks(place: Place) -> dict[str, Check]:
         "token loop": lambda: token_loop(place),
         "batch": lambda: batched(place),
         "detokenizer": lambda: speech_streams(place),
-        "vocoder": lambda: vocoder(place),
+        "vocoder": lambda: vocoder_waves(place),
         "Whisper": lambda: whisper(place),
         "speech tokenizer": lambda: speech_codes(place),
     }
@@ -84,28 +82,22 @@ def logits(place: Place) -> Findings:
         cache = model.new_cache(length + steps)
         cache.clear()
         attention = CachedAttention(backend, cache)
-        x = model.embed(
-            on["prefill.audio_ids"], on["prefill.text_ids"], on["prefill.is_continuous_mask"],
-            features,
-        )  # fmt: skip
+        audio, text = on["prefill.audio_ids"], on["prefill.text_ids"]
+        x = model.embed(audio, text, on["prefill.is_continuous_mask"], features)
         hidden = model(x, attention.at(0))
-        error = max(
-            _difference(model.text_head(hidden.text[0]), on["prefill.text_logits"]),
-            _difference(model.audio_head(hidden.audio[0]), on["prefill.audio_logits"]),
-        )
-        yield f"prompt, {name}", Found(error, FLOAT_LIMIT)
-        error = 0.0
+        found = model.text_head(hidden.text[0]), model.audio_head(hidden.audio[0])
+        expected = on["prefill.text_logits"], on["prefill.audio_logits"]
+        yield f"prompt, {name}", Found(max(map(_difference, found, expected)), FLOAT_LIMIT)
+        errors = []
         for step in range(steps):
             audio, text = (on[f"decode.{t}_ids"][step].view(1, 1) for t in ("audio", "text"))
             position = torch.tensor([length + step], device=device)
             attend = attention.at_position(position, length + steps)
             hidden = model(model.embed(audio, text), attend)
-            error = max(
-                error,
-                _difference(model.text_head(hidden.text[0, 0]), on["decode.text_logits"][step]),
-                _difference(model.audio_head(hidden.audio[0, 0]), on["decode.audio_logits"][step]),
-            )
-        yield f"steps, {name}", Found(error, FLOAT_LIMIT)
+            found = model.text_head(hidden.text[0, 0]), model.audio_head(hidden.audio[0, 0])
+            expected = on["decode.text_logits"][step], on["decode.audio_logits"][step]
+            errors += map(_difference, found, expected)
+        yield f"steps, {name}", Found(max(errors), FLOAT_LIMIT)
 
 
 class RecordedDraws:
@@ -121,9 +113,6 @@ class RecordedDraws:
     def uniforms(self, track: str, steps: int) -> Tensor:
         values = [self.drawn.get((track, step), 0.0) for step in range(steps)]
         return torch.tensor(values, dtype=torch.float64)
-
-    def noise(self, chunk: int, frames: int, channels: int) -> Tensor:
-        raise NotImplementedError("the token loop makes no sound")
 
 
 def recorded_prompt(name: str, device: torch.device) -> DecodeInput:
@@ -141,16 +130,8 @@ def recorded_prompt(name: str, device: torch.device) -> DecodeInput:
 
 def recorded_sampling(params: dict) -> Sampling:
     """How the tokens of a recorded run were chosen."""
-
-    def track(name: str, window: int) -> TrackSampling:
-        return TrackSampling(
-            params.get(f"{name}_temperature", 0.0),
-            params.get(f"{name}_top_k", 5),
-            params.get(f"{name}_repetition_penalty", 1.0),
-            params.get(f"{name}_repetition_window_size", window),
-        )
-
-    return Sampling(audio=track("audio", 64), text=track("text", 16))
+    names = {name: params[name] for name in params.keys() & Parameters.model_fields.keys()}
+    return Parameters(**names).sampling
 
 
 def _control() -> ControlTokens:
@@ -160,7 +141,7 @@ def _control() -> ControlTokens:
 
 
 def token_loop(place: Place) -> Findings:
-    """The tokens of every recorded run, each an error if it is not the same."""
+    """How many recorded runs have other tokens."""
     device, control = place.device, _control()
     runs, model = _json("llm", "generate.json"), _golden_model(device)
     heads = {k: v.to(device) for k, v in _read("llm", "heads.safetensors").items()}
@@ -192,7 +173,7 @@ def generated(generation: Generation) -> tuple[list[int], list[int]]:
 
 
 def batched(place: Place) -> Findings:
-    """Texts that are generated side by side are those that are generated alone."""
+    """How many texts that are generated side by side differ from those generated alone."""
     model, control, steps = _golden_model(place.device), _control(), 40
     prompts = [recorded_prompt(name, place.device) for name in ("two_audio", "text_only")]
     sampling = recorded_sampling({"text_temperature": 0.8})
@@ -217,27 +198,29 @@ def batched(place: Place) -> Findings:
         yield f"3 texts side by side, {launch}", Found(different, 0)
 
 
-def golden_vocoder(device: torch.device, folder: Path) -> Vocoder:
-    """The recorded vocoder, laid out in ``folder`` as in a checkpoint."""
-    _lay_out(folder, "vocoder", "generator.safetensors", "config.json")
-    return vocoder_component(folder).load(device, torch.float32)
+def golden_vocoder(device: torch.device) -> Vocoder:
+    with _folder("vocoder", "generator.safetensors", "config.json") as folder:
+        return vocoder_component(folder).load(device, torch.float32)
 
 
-def _lay_out(folder: Path, source: str, weights: str, config: str) -> None:
-    (folder / "model.safetensors").symlink_to(GOLDEN / source / weights)
-    (folder / config).symlink_to(GOLDEN / source / config)
+@contextmanager
+def _folder(source: str, weights: str, config: str) -> Iterator[Path]:
+    """Recorded weights and their configuration, named as in a checkpoint."""
+    with TemporaryDirectory() as folder:
+        Path(folder, "model.safetensors").symlink_to(GOLDEN / source / weights)
+        Path(folder, config).symlink_to(GOLDEN / source / config)
+        yield Path(folder)
 
 
 def speech_streams(place: Place) -> Findings:
     """Mel and waveform of every chunk of the recorded utterances."""
     device, recorded = place.device, _read("detok", "stream.safetensors")
     runs = {name: run for name, run in _json("detok", "stream.json").items() if "_" not in name}
-    with TemporaryDirectory() as first, TemporaryDirectory() as second:
-        _lay_out(Path(first), "detok", "audio_detokenizer.safetensors", "config.yaml")
-        dit = dit_component(Path(first)).load(device, torch.float32)
-        wave_maker = golden_vocoder(device, Path(second))
+    with _folder("detok", "audio_detokenizer.safetensors", "config.yaml") as folder:
+        dit = dit_component(folder).load(device, torch.float32)
+    vocoder = golden_vocoder(device)
     for launch, make_graphs in place.launches().items():
-        detokenizer = Detokenizer(dit, wave_maker, graphs=make_graphs(device))
+        detokenizer = Detokenizer(dit, vocoder, graphs=make_graphs(device))
         mel_error = wave_error = 0.0
         for name, run in runs.items():
             noise = lambda chunk, _, name=name: recorded[f"{name}.noise.{chunk}"]  # noqa: E731
@@ -253,10 +236,8 @@ def speech_streams(place: Place) -> Findings:
 
 
 @torch.inference_mode()
-def vocoder(place: Place) -> Findings:
-    recorded = _read("vocoder", "golden.safetensors")
-    with TemporaryDirectory() as folder:
-        model = golden_vocoder(place.device, Path(folder))
+def vocoder_waves(place: Place) -> Findings:
+    recorded, model = _read("vocoder", "golden.safetensors"), golden_vocoder(place.device)
     errors = [
         _difference(model(recorded[f"mel.{n}"].to(place.device)), recorded[f"wav.{n}"])
         for n in (1, 5, 33)
@@ -274,28 +255,28 @@ def whisper(place: Place) -> Findings:
                 features.encode(load_audio(GOLDEN / "audio" / f"{name}.wav")),
                 recorded[f"{name}.features"],
             )
-            for name in _plain_sounds(_json("whisper", "meta.json"))
+            for name in _recordings(_json("whisper", "meta.json"))
         ]
         yield f"features, {launch}", Found(max(errors), FLOAT_LIMIT)
 
 
-def _plain_sounds(recorded: dict) -> list[str]:
-    """Those at 16 kHz, which are read without further packages."""
+def _recordings(recorded: dict) -> list[str]:
+    """Names of those at 16 kHz, which can be read without further packages."""
     meta = _json("audio", "meta.json")
     return [n for n in recorded if n in meta and meta[n]["sr"] == 16_000]
 
 
 def speech_codes(place: Place) -> Findings:
-    """Codes that are not the recorded ones."""
+    """How many codes are not the recorded ones."""
     folder, recorded = GOLDEN / "glm4", _json("glm4", "codes.json")
     module = speech_tokenizer_component(folder).load(place.device, torch.float32)
     for launch, make_graphs in place.launches().items():
         codes, different, total = SpeechCodes(module, folder, make_graphs(place.device)), 0, 0
-        for name in _plain_sounds(recorded):
+        for name in _recordings(recorded):
             found = codes.encode(load_audio(GOLDEN / "audio" / f"{name}.wav")).tolist()
             expected = recorded[name]["codes"]
             different += abs(len(found) - len(expected))
             different += sum(a != b for a, b in zip(found, expected, strict=False))
             total += len(expected)
-        # One code of the longest recording is almost as near to another entry of the code book.
+        # One frame of the longest recording is almost equally near to two entries of the code book.
         yield f"{total} codes, {launch}", Found(different, 1)

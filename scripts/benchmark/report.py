@@ -23,21 +23,15 @@ class Table:
     def markdown(self) -> str:
         """The table, aligned so that it can be read as plain text."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
-        lines = [columns, *([shown(row.get(name)) for name in columns] for row in self.rows)]
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-        numeric = [
-            any(isinstance(row.get(name), int | float) for row in self.rows) for name in columns
-        ]
-        rule = [
-            "-" * (width - 1) + ":" if right else "-" * width
-            for width, right in zip(widths, numeric, strict=True)
-        ]
-        cells = [
-            [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(line, widths, numeric, strict=True)]
-            for line in lines
-        ]
-        body = [f"| {' | '.join(line)} |" for line in (cells[0], rule, *cells[1:])] if cells else []
-        text = [f"### {self.title}", "", *body]
+        body = []
+        for name in columns:
+            values = [row.get(name) for row in self.rows]
+            cells = [name, *map(shown, values)]
+            width, number = max(map(len, cells)), any(isinstance(v, int | float) for v in values)
+            cells = [cell.rjust(width) if number else cell.ljust(width) for cell in cells]
+            body.append([cells[0], "-" * (width - number) + ":" * number, *cells[1:]])
+        lines = [f"| {' | '.join(cells)} |" for cells in zip(*body, strict=True)]
+        text = [f"### {self.title}", "", *lines]
         for line in (*self.notes, *(f"**Wrong:** {problem}" for problem in self.problems)):
             text += ["", line]
         return "\n".join(text) + "\n"

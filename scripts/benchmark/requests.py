@@ -7,6 +7,7 @@ import statistics
 import time
 import wave as riff
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +21,21 @@ from scripts.benchmark.report import Table
 
 QUESTION = Path(__file__).resolve().parents[1] / "question.wav"
 QUESTION_SECONDS = 5
-REPLY_SECONDS = 10  # at most
+REPLY_SECONDS = 10
+"""Most seconds of an answer."""
 
 REQUESTS = {
     "text": {"output_type": "text"},
     "speech": {"output_type": "both"},
     "speech, low latency": {"output_type": "both", "preset": "low_latency"},
 }
-# As the published example asks.
+# As in the published example.
 SAMPLING = {"audio_temperature": 0.8, "audio_top_k": 10, "seed": 0}
 
 Audio = Path | bytes
 
 
-def usual_question() -> bytes:
+def default_question() -> bytes:
     """scripts/question.wav, repeated for QUESTION_SECONDS, as 16-bit mono wav at 16 kHz."""
     with riff.open(str(QUESTION), "rb") as reader:
         pcm = np.frombuffer(reader.readframes(reader.getnframes()), "<i2")
@@ -50,42 +52,45 @@ def usual_question() -> bytes:
     return file.getvalue()
 
 
-LENGTHS = ("input_audio_seconds", "output_audio_seconds", "least_lead_seconds")
-MOMENTS = ("first_text_seconds", "first_audio_seconds", "total_seconds")
-"""Metrics of a request that are not seconds of a stage."""
-COUNTS = ("prompt_tokens", "decode_steps", "text_tokens", "speech_codes")
+METRICS = (
+    *("first_text_seconds", "first_audio_seconds", "total_seconds"),
+    *("input_audio_seconds", "output_audio_seconds", "least_lead_seconds"),
+    *("prompt_tokens", "decode_steps", "text_tokens", "speech_codes"),
+    *("steps/s", "real-time factor", "peak memory, GB"),
+)
+"""What is shown of a request besides the seconds of its stages."""
+
+
+def is_stage(metric: str) -> bool:
+    return metric.endswith("_seconds") and metric not in METRICS
 
 
 def measure_first(model: KimiAudio, audio: Audio, runs: int) -> Table:
-    """Seconds to the first text and the first sound of warm requests, which are then stopped."""
+    """Time to the first text and the first speech of warm requests, which are then stopped."""
     rows = []
     for name, options in REQUESTS.items():
-        found: dict[str, list[float]] = {"text": [], "sound": []}
-        for run in range(runs + 1):
-            moments = first_moments(model, audio, options)
-            for what, moment in moments.items() if run > 0 else ():
-                found[what].append(moment)
-        first = {
-            f"first {what}, ms": 1e3 * statistics.median(moments) if moments else None
-            for what, moments in found.items()
-        }
-        rows.append({"request": name, **first})
-    return Table(f"First text and first sound: medians of {runs} warm requests", rows)
+        wanted = [TextDelta] if options["output_type"] == "text" else [TextDelta, AudioChunk]
+        found = [first_moments(model, audio, options, wanted) for _ in range(runs + 1)][1:]
+        row: dict[str, str | float | None] = {"request": name}
+        for kind, column in ((TextDelta, "first text, ms"), (AudioChunk, "first speech, ms")):
+            seconds = [moments[kind] for moments in found if kind in moments]
+            row[column] = 1e3 * statistics.median(seconds) if seconds else None
+        rows.append(row)
+    return Table(f"First text and first speech: medians of {runs} warm requests", rows)
 
 
-def first_moments(model: KimiAudio, audio: Audio, options: dict) -> dict[str, float]:
-    """Seconds until the first text and, if it is asked for, the first sound of an answer."""
-    wanted = {"text"} if options["output_type"] == "text" else {"text", "sound"}
-    kinds: dict[type, str] = {TextDelta: "text", AudioChunk: "sound"}
-    found: dict[str, float] = {}
+def first_moments(
+    model: KimiAudio, audio: Audio, options: dict, wanted: Sequence[type]
+) -> dict[type, float]:
+    """Seconds until the first event of each type in ``wanted``."""
+    found: dict[type, float] = {}
     start = time.perf_counter()
-    events = ask(model, audio, options)
-    for event in events:
-        if kind := kinds.get(type(event)):
-            found.setdefault(kind, time.perf_counter() - start)
-        if found.keys() == wanted:
-            break
-    events.close()
+    with closing(ask(model, audio, options)) as events:
+        for event in events:
+            if type(event) in wanted:
+                found.setdefault(type(event), time.perf_counter() - start)
+            if len(found) == len(wanted):
+                break
     return found
 
 
@@ -94,35 +99,32 @@ def measure_requests(model: KimiAudio, audio: Audio, runs: int) -> Table:
     columns = {}
     for name, options in REQUESTS.items():
         if model.device.type != "cpu":
-            torch.accelerator.empty_cache()  # what other measurements left behind
+            torch.accelerator.empty_cache()
             torch.accelerator.reset_peak_memory_stats(model.device)
         metrics = median_metrics([answer(model, audio, options) for _ in range(runs + 1)][1:])
         if metrics["decode_steps"] > 1:  # the first step belongs to the prefill
             metrics["steps/s"] = (metrics["decode_steps"] - 1) / metrics["decode_seconds"]
         if "output_audio_seconds" in metrics:
-            factor = metrics["total_seconds"] / metrics["output_audio_seconds"]
-            metrics["real-time factor"] = factor
+            length = metrics["output_audio_seconds"]
+            metrics["real-time factor"] = metrics["total_seconds"] / length
         if model.device.type != "cpu":
-            peak = torch.accelerator.max_memory_reserved(model.device)
-            metrics["peak memory, GB"] = peak / 1e9
+            metrics["peak memory, GB"] = torch.accelerator.max_memory_reserved(model.device) / 1e9
         columns[name] = metrics
     return Table(
         f"Whole requests by stage: medians of {runs}, in seconds", request_rows(columns),
-        ["least lead: how long before its turn the latest chunk was ready; below 0 is a gap"],
+        ["least lead: seconds that the latest chunk was early; below 0 is a gap in the speech"],
     )  # fmt: skip
 
 
 def request_rows(columns: dict[str, dict]) -> list[dict]:
-    """A row for each stage, moment, length and count, a column for each request."""
+    """A row for each stage and metric, a column for each request."""
     names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
-    others = (*MOMENTS, *LENGTHS, *COUNTS, "steps/s", "real-time factor", "peak memory, GB")
-    stages = [name for name in names if name.endswith("_seconds") and name not in others]
     return [
         {
             "": name.removesuffix("_seconds").replace("_", " "),
             **{column: metrics.get(name) for column, metrics in columns.items()},
         }
-        for name in (*stages, *(name for name in others if name in names))
+        for name in (*filter(is_stage, names), *(name for name in METRICS if name in names))
     ]
 
 
@@ -133,12 +135,15 @@ def median_metrics(answers: Sequence[Completion]) -> dict:
     return metrics[0] | {key: statistics.median(m[key] for m in metrics) for key in timed}
 
 
+def spoken_chat(audio: Audio) -> list[dict]:
+    content = audio if isinstance(audio, bytes) else str(audio)
+    return [{"role": "user", "message_type": "audio", "content": content}]
+
+
 def ask(model: KimiAudio, audio: Audio, options: dict) -> Generator[Event]:
     """The events of the answer to one spoken question."""
-    content = audio if isinstance(audio, bytes) else str(audio)
-    chat = [{"role": "user", "message_type": "audio", "content": content}]
     steps = model.language_model.config.audio_delay + round(REPLY_SECONDS * CODES_PER_SECOND)
-    return model.stream(chat, max_new_tokens=steps, **options, **SAMPLING)
+    return model.stream(spoken_chat(audio), max_new_tokens=steps, **options, **SAMPLING)
 
 
 def answer(model: KimiAudio, audio: Audio, options: dict) -> Completion:
@@ -146,23 +151,21 @@ def answer(model: KimiAudio, audio: Audio, options: dict) -> Completion:
 
     To the metrics of an answer of several chunks it adds ``least_lead_seconds``.
     """
-    arrivals = []
-    event = None
+    arrivals, event = [], None
     for event in ask(model, audio, options):
         if isinstance(event, AudioChunk):
             arrivals.append((time.perf_counter(), len(event.wav)))
     assert isinstance(event, Completion)
     if len(arrivals) > 1:
         assert model.detokenizer is not None
-        rate = model.detokenizer.sample_rate
-        event.metrics["least_lead_seconds"] = least_lead(arrivals, rate)
+        event.metrics["least_lead_seconds"] = least_lead(arrivals, model.detokenizer.sample_rate)
     return event
 
 
 def least_lead(arrivals: Sequence[tuple[float, int]], sample_rate: int) -> float:
-    """By how many seconds the latest chunk was ready before its turn, in an answer played at once.
+    """Seconds that the latest chunk was early for a listener who plays the first one at once.
 
-    ``arrivals`` are the moments and samples of the chunks. Below 0, a listener hears a gap.
+    ``arrivals`` are the moments and samples of the chunks. Below 0 there is a gap.
     """
     start, samples = arrivals[0]
     leads = []

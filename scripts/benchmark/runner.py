@@ -1,71 +1,61 @@
-"""Measurements in processes of their own: whatever one of them does, the others are still made.
+"""Runs each group of measurements in its own process, so that a failure stops nothing else.
 
-Measurements that share a group share a process, which keeps what it has loaded. A failure, or more
-time than a measurement may take, ends the process; the next measurement begins in a new one.
-Results are written after each. Standard library only, so that this part always works.
+A process keeps what it has loaded. A failure, or a measurement that takes too long, ends it; the
+next measurement starts in a new one. Results are written after each. Standard library only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import queue
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import takewhile
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from scripts.benchmark import report
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 180.0
-"""In which a process has to have imported everything and found its device."""
+"""Most seconds until a process has imported everything and found its device."""
 CPU_FACTOR = 30
-"""How much longer than on an accelerator a measurement may take on a CPU."""
+"""A measurement may take so much longer on a CPU than on an accelerator."""
 LOG_LINES = 40
 WORKER = (sys.executable, "-m", "scripts.benchmark.worker")
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """``run`` names a function of :mod:`scripts.benchmark.measurements`, which gets ``arguments``.
+class Measurement(NamedTuple):
+    """``seconds`` are allowed on an accelerator; ``default`` ones run unless others are named."""
 
-    It may take ``seconds`` on an accelerator. ``usual`` ones are made unless others are named.
-    """
-
-    run: str
     help: str
     seconds: float
     group: str = "main"
-    usual: bool = False
-    arguments: tuple[str, ...] = ()
+    default: bool = False
 
 
 # The order is that of a first run on a new device: what is right before what is fast.
 MEASUREMENTS = {
-    "references": Measurement("references", "recorded references on the device", 120, "references"),
-    "kernels": Measurement("kernels", "kernels and graphs against eager steps", 150, "kernels"),
-    "decode": Measurement("decode", "decode steps in each mode, and bandwidth", 150, usual=True),
-    "first": Measurement("first", "time to first text and first sound", 150),
-    "requests": Measurement("whole_requests", "whole requests by stage", 90, usual=True),
-    "speech": Measurement("speech", "detokenizer, vocoder and chunks", 90, usual=True),
-    "encoders": Measurement("encoders", "audio encoders", 30, usual=True),
-    "speaking": Measurement("speaking", "decode steps beside speech", 60),
-    "long_run": Measurement("long_run", "whether anything grows in 1500 steps", 40),
-    "int8": Measurement("variant", "int8 beside none", 90, "variants", False, ("int8", "none")),
-    "fp8": Measurement("variant", "fp8 beside none", 90, "variants", False, ("fp8", "none")),
-    "int4": Measurement("variant", "int4 beside none", 90, "variants", False, ("int4", "none")),
-    "fp8-cache": Measurement(
-        "variant", "an fp8 key/value cache beside none", 90, "variants", False, ("none", "fp8")
-    ),
-    "memory": Measurement("memory", "peak memory beside what is promised", 180, "memory"),
-    "cold_start": Measurement("cold_start", "a start from nothing", 150, "last", usual=True),
-    "profile": Measurement("profile", "where the host waits; a trace in DIR", 60, "last"),
+    "references": Measurement("recorded references on the device", 120, "references"),
+    "kernels": Measurement("kernels and graphs against eager steps", 150, "kernels"),
+    "decode": Measurement("decode steps in each mode, and bandwidth", 150, default=True),
+    "first": Measurement("time to first text and first speech", 150),
+    "requests": Measurement("whole requests by stage", 90, default=True),
+    "speech": Measurement("detokenizer, vocoder and chunks", 90, default=True),
+    "encoders": Measurement("audio encoders", 30, default=True),
+    "speaking": Measurement("decode steps while speech is synthesized", 60),
+    "long_run": Measurement("whether anything grows in 1500 steps", 40),
+    "int8": Measurement("int8 against no quantization", 90, "variants"),
+    "fp8": Measurement("fp8 against no quantization", 90, "variants"),
+    "int4": Measurement("int4 against no quantization", 90, "variants"),
+    "fp8-cache": Measurement("an fp8 key/value cache against a plain one", 90, "variants"),
+    "memory": Measurement("peak memory, and what the loader asks for", 180, "memory"),
+    "cold_start": Measurement("a fresh process up to its first answer", 150, "last", default=True),
+    "profile": Measurement("where the host waits; writes a trace to DIR", 60, "last"),
 }
 
 
@@ -74,8 +64,8 @@ class Setup:
     """What is measured, in plain values for other processes.
 
     ``weights`` is a checkpoint directory, ``size`` names random weights instead. ``audio`` is a
-    sound file, None for the usual question. None for ``device``, ``dtype`` and ``threads`` means
-    what suits the machine. ``folder`` takes files such as traces.
+    file, None for scripts/question.wav. ``device``, ``dtype`` and ``threads`` default to what
+    the machine has. ``folder`` takes files such as traces.
     """
 
     weights: str | None = None
@@ -128,36 +118,26 @@ class Worker:
             file.seek(self._start)
             return "\n".join(file.read().decode(errors="replace").splitlines()[-LOG_LINES:])
 
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
 
-
-@dataclass
 class Results:
-    """What was measured; with a ``folder`` also in its results.json and report.md."""
+    """What was measured; with a ``folder`` also in its results.json and report.md.
 
-    folder: Path | None
-    values: dict[str, Any] = field(default_factory=lambda: {"about": {}, "measurements": {}})
+    Results that are in ``folder`` already are kept.
+    """
 
-    @classmethod
-    def resume(cls, folder: Path | None) -> Results:
-        """Continue those in ``folder``, if there are any."""
-        results = cls(folder)
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+        self.values: dict[str, Any] = {"about": {}, "measurements": {}}
         if folder is not None and (folder / "results.json").is_file():
-            results.values = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-        return results
+            self.values = json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
     def done(self, name: str) -> bool:
-        entry = self.values["measurements"].get(name)
-        return entry is not None and "error" not in entry
+        return "error" not in self.values["measurements"].get(name, {"error": "missing"})
 
     def add(self, name: str, entry: dict[str, Any]) -> None:
-        measurements = self.values["measurements"] | {name: entry}
-        order = [*MEASUREMENTS, *measurements]
-        self.values["measurements"] = dict(
-            sorted(measurements.items(), key=lambda item: order.index(item[0]))
-        )
+        found = self.values["measurements"] | {name: entry}
+        order = [n for n in MEASUREMENTS if n in found]
+        self.values["measurements"] = {n: found[n] for n in order}
         if self.folder is not None:
             from kimia_infer.utils.files import write_text
 
@@ -175,18 +155,18 @@ def run(
 ) -> bool:
     """Make the measurements ``names``; whether all are done and nothing is wrong.
 
-    Nothing is begun once ``minutes`` are over. ``show`` is called with each result. ``command``
-    starts a worker.
+    Nothing is started after ``minutes``. ``show`` is called with each result. ``command`` starts
+    a worker.
     """
-
-    def group(name: str) -> str:
-        return MEASUREMENTS[name].group
-
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     waiting, good = list(names), True
-    with _log(setup) as log:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        open(Path(setup.folder or scratch, "log.txt"), "ab") as log,
+    ):
         while waiting:
-            together = list(takewhile(lambda name: group(name) == group(waiting[0]), waiting))
+            group = MEASUREMENTS[waiting[0]].group
+            together = [name for name in waiting if MEASUREMENTS[name].group == group]
             for name, entry in _measure(setup, together, log, results, deadline, command):
                 waiting.remove(name)
                 results.add(name, entry)
@@ -205,11 +185,11 @@ def _measure(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The results of ``names`` from one process, up to the first that fails."""
     if time.monotonic() > deadline:
-        yield names[0], {"error": "not begun: no time was left", "tables": []}
+        yield names[0], {"error": "not started: no time was left", "tables": []}
         return
     worker = Worker(setup, names, log, command)
     try:
-        begun = time.monotonic()
+        start = time.monotonic()
         about = worker.receive(START_SECONDS)
         for name in names:
             entry = about
@@ -219,32 +199,10 @@ def _measure(
                 allowed = MEASUREMENTS[name].seconds * factor
                 entry = worker.receive(max(1.0, min(allowed, deadline - time.monotonic())))
             now = time.monotonic()
-            yield name, {"tables": [], "seconds": now - begun, **entry}
-            begun = now
+            yield name, {"tables": [], "seconds": now - start, **entry}
+            start = now
             if "error" in entry:
                 return
     finally:
-        worker.close()
-
-
-@contextlib.contextmanager
-def _log(setup: Setup) -> Iterator[IO[bytes]]:
-    """What processes write to stderr: kept in the folder, or for the time of the run."""
-    if setup.folder is not None:
-        with open(Path(setup.folder) / "log.txt", "ab") as file:
-            yield file
-        return
-    import tempfile
-
-    with tempfile.NamedTemporaryFile("ab") as file:
-        yield file
-
-
-def commit() -> str:
-    """The commit of the checkout; "unknown" without git."""
-    # The checkout may belong to another user, as in a container.
-    command = ["git", "-c", "safe.directory=*", "describe", "--always", "--dirty"]
-    try:
-        return subprocess.check_output(command, cwd=ROOT, stderr=subprocess.DEVNULL, text=True)[:-1]
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        worker.process.kill()
+        worker.process.wait()

@@ -20,15 +20,21 @@ from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.detokenizer import FIRST_CHUNKS, Detokenizer, Noise
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from scripts.benchmark.decoding import Contender, library_decoder, library_loop, with_cut_heads
+from scripts.benchmark.decoding import (
+    Contender,
+    library_decoder,
+    library_loop,
+    race,
+    with_cut_heads,
+)
 from scripts.benchmark.measuring import BOTH, medians, synchronize
-from scripts.benchmark.plain_detokenizer import PlainVocoder, synthesize
+from scripts.benchmark.plain_detokenizer import PlainDetokenizer
 from scripts.benchmark.report import Table
 
 SEED = 0
 SPEECH_CODES = 60  # two published chunks
 CHUNKS = 5
-VOCODER_FRAMES = 120  # about as many as a chunk has
+VOCODER_FRAMES = 120  # about those of a chunk
 FRAMES_PER_SECOND = 50
 
 
@@ -46,24 +52,24 @@ def compare_speech(detokenizer: Detokenizer, runs: int) -> Table:
     device = detokenizer.dit.device
     codes, noise = utterance(detokenizer)
     mel = noise(0, VOCODER_FRAMES).to(device, detokenizer.vocoder.dtype)
-    plain_vocoder = PlainVocoder(detokenizer.vocoder)
+    plain = PlainDetokenizer(detokenizer)
     pairs = {
         "detokenizer + vocoder": (
             SPEECH_CODES / CODES_PER_SECOND,
-            lambda: synthesize(detokenizer, codes, noise),
+            lambda: plain.synthesize(codes, noise),
             lambda: detokenizer.synthesize(codes, noise),
         ),
         "vocoder alone": (
             VOCODER_FRAMES / FRAMES_PER_SECOND,
-            lambda: plain_vocoder(mel),
+            lambda: plain.vocoder(mel),
             lambda: detokenizer.vocoder(mel),
         ),
     }
     rows = []
-    for name, (audio_seconds, plain, ours) in pairs.items():
+    for name, (audio_seconds, baseline, ours) in pairs.items():
         with torch.inference_mode():
-            expected, found = plain().float().cpu(), ours().float().cpu()
-        plain_seconds, seconds = medians([plain, ours], runs, device)
+            expected, found = baseline().float().cpu(), ours().float().cpu()
+        plain_seconds, seconds = medians([baseline, ours], runs, device)
         rows.append(
             {
                 "what": name,
@@ -75,9 +81,8 @@ def compare_speech(detokenizer: Detokenizer, runs: int) -> Table:
                 "difference": float((found - expected).norm() / expected.norm()),
             }
         )
-    return Table("Speech beside the plain implementation", rows, [
-        "Difference: of both waveforms, relative to the plain one.",
-    ])  # fmt: skip
+    note = "Difference: relative, of the waveforms."
+    return Table("Speech synthesis against the plain implementation", rows, [note])
 
 
 def chunk_times(detokenizer: Detokenizer, runs: int) -> Table:
@@ -98,17 +103,12 @@ def chunk_times(detokenizer: Detokenizer, runs: int) -> Table:
                 if run > 0:
                     taken[index].append(time.perf_counter() - start)
                 samples[index] = len(wave)
-        rate = detokenizer.sample_rate
-        rows += [
-            {
-                "preset": preset,
-                "chunk": index + 1,
-                "codes": sizes[index],
-                "ms": 1e3 * statistics.median(taken[index]),
-                "audio released, s": samples[index] / rate,
-            }
-            for index in range(CHUNKS)
-        ]
+        for index, size in enumerate(sizes):
+            seconds = samples[index] / detokenizer.sample_rate
+            row = {"preset": preset, "chunk": index + 1, "codes": size}
+            rows.append(
+                row | {"ms": 1e3 * statistics.median(taken[index]), "audio released, s": seconds}
+            )
     return Table("Chunks of speech, median", rows)
 
 
@@ -119,16 +119,11 @@ def measure_encoders(model: KimiAudio, wave: np.ndarray, runs: int) -> Table:
         "Whisper": lambda: model.whisper_features.encode(wave),
         "both, as in a request": lambda: model.encoder.encode_waves({0: wave}, [0]),
     }
-    audio_seconds = len(wave) / SAMPLE_RATE
+    length = len(wave) / SAMPLE_RATE
     seconds = medians(list(actions.values()), runs, model.device)
     rows = [
-        {
-            "encoder": name,
-            "audio s": audio_seconds,
-            "ms": 1e3 * taken,
-            "real-time factor": taken / audio_seconds,
-        }
-        for name, taken in zip(actions, seconds, strict=True)
+        {"encoder": n, "audio s": length, "ms": 1e3 * taken, "real-time factor": taken / length}
+        for n, taken in zip(actions, seconds, strict=True)
     ]
     return Table("Audio encoders", rows)
 
@@ -136,50 +131,46 @@ def measure_encoders(model: KimiAudio, wave: np.ndarray, runs: int) -> Table:
 def decode_while_speaking(
     model: LanguageModel, detokenizer: Detokenizer, steps: int, runs: int
 ) -> Table:
-    """Both tracks with cut heads, undisturbed and while a thread speaks without a pause.
+    """Both tracks with cut heads, alone and while a thread synthesizes speech without a pause.
 
-    In an answer it speaks part of the time only, so that this is the slowest it gets.
+    In an answer speech takes only part of the time, so this is the worst case.
     """
     model = with_cut_heads(model)
     decoder = library_decoder(model, steps)
 
-    def contender(name: str) -> Contender:
-        return Contender(name, BOTH, "track", model, lambda: library_loop(decoder, BOTH, steps))
-
-    quiet, disturbed = contender("alone"), contender("while speaking")
+    alone, beside = (
+        Contender(name, BOTH, "track", model, lambda: library_loop(decoder, BOTH, steps))
+        for name in ("alone", "while speaking")
+    )
     factors = []
     for _ in range(runs):
-        quiet.begin()
-        quiet.take_turn()
+        race([alone], 1)
         with speaking(detokenizer) as real_time_factor:
-            disturbed.begin()
-            disturbed.take_turn()
+            race([beside], 1)
         factors.append(real_time_factor())
     rows = [
         {"decode steps": c.name, "steps/s": 1 / c.median, "ms/step": 1e3 * c.median}
-        for c in (quiet, disturbed)
+        for c in (alone, beside)
     ]
-    note = f"Real-time factor of the speech meanwhile: {statistics.median(factors):.3f}"
+    note = f"Real-time factor of the speech: {statistics.median(factors):.3f}"
     return Table("Decode steps while speech is synthesized", rows, [note])
 
 
 @contextmanager
 def speaking(detokenizer: Detokenizer) -> Iterator[Callable[[], float]]:
-    """A thread speaks within; afterwards, seconds that it took for a second of sound."""
+    """Synthesize speech in a thread within; gives a function for its real-time factor."""
     codes, noise = utterance(detokenizer)
 
-    def speak() -> None:
-        with torch.inference_mode():
-            detokenizer.synthesize(codes, noise)
-
+    @torch.inference_mode()
     def repeat() -> float:
         start, times = time.perf_counter(), 0
         while times == 0 or not stop.is_set():
-            speak()
+            detokenizer.synthesize(codes, noise)
             times += 1
         return (time.perf_counter() - start) / (times * SPEECH_CODES / CODES_PER_SECOND)
 
-    speak()  # records what is not yet recorded
+    with torch.inference_mode():
+        detokenizer.synthesize(codes, noise)  # records graphs
     stop = threading.Event()
     with ThreadPoolExecutor(1) as executor:
         future = executor.submit(repeat)

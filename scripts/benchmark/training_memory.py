@@ -1,6 +1,6 @@
 """Peak memory of a training step, counted without weights and without a GPU.
 
-A real forward and backward pass runs on tensors that have shapes but no values; what is alive is
+A real forward and backward pass runs on tensors that have shapes but no values; live tensors are
 counted at every operation. Not counted: the CUDA context, workspaces of libraries and what the
 caching allocator cannot reuse; together one to two GiB.
 """
@@ -8,13 +8,15 @@ caching allocator cannot reuse; together one to two GiB.
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -29,9 +31,9 @@ from kimia_infer.training.network import TrainingNetwork
 from scripts.benchmark.sizes import Sizes
 
 GIB = 2**30
-QUANTIZED_BITS = 4.5  # of a value, with its share of the scales
+QUANTIZED_BITS = 4.5  # per value, scales included
 CODES = POSITIONS // 4
-"""Codes of 30 s of audio in every sample, the longest that is encoded in one piece."""
+"""Codes of the audio in every sample: 30 s, the longest that is encoded in one piece."""
 
 
 @dataclass(frozen=True)
@@ -66,21 +68,24 @@ def count_memory(plan: Plan, sizes: Sizes, dtype: torch.dtype = torch.bfloat16) 
     adapters = None
     if plan.method != "full":
         adapters = lora_config(AdapterConfig(rank=plan.rank), plan.parts, "")
-    held = plan_training(network, plan.parts, adapters, plan.recompute, plan.method == "qlora")
+    quantized = plan_training(network, plan.parts, adapters, plan.recompute, plan.method == "qlora")
     with FakeTensorMode(allow_non_fake_inputs=True):
         network.to_empty(device="cpu")
-        _stand_in(network, list(held.values()), dtype)
+        for owner in list(network.modules()):
+            for name, layer in list(owner.named_children()):
+                if any(layer is other for other in quantized.values()):
+                    setattr(owner, name, _Quantized(layer, dtype))
         return measure(network, make_batch(plan, sizes))
 
 
 class _Quantized(nn.Module):
     """Replaces a 4-bit matrix, which cannot be created without values, with the same size."""
 
-    def __init__(self, layer: nn.Linear, bits: float, dtype: torch.dtype):
+    def __init__(self, layer: nn.Linear, dtype: torch.dtype):
         super().__init__()
         self.shape, self.dtype = (layer.out_features, layer.in_features), dtype
         self.bias = layer.bias
-        stored = torch.empty(int(math.prod(self.shape) * bits / 8), dtype=torch.uint8)
+        stored = torch.empty(int(math.prod(self.shape) * QUANTIZED_BITS / 8), dtype=torch.uint8)
         self.weight = nn.Parameter(stored, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,13 +103,6 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor):  # pyrefly: ignore[bad-override]
         return gradient @ torch.empty(ctx.shape, dtype=gradient.dtype), None, None, None
-
-
-def _stand_in(network: nn.Module, layers: list[nn.Linear], dtype: torch.dtype) -> None:
-    for owner in list(network.modules()):
-        for name, layer in list(owner.named_children()):
-            if any(layer is other for other in layers):
-                setattr(owner, name, _Quantized(layer, QUANTIZED_BITS, dtype))
 
 
 def make_batch(plan: Plan, sizes: Sizes) -> Batch:
@@ -133,8 +131,7 @@ def make_batch(plan: Plan, sizes: Sizes) -> Batch:
 
 def measure(network: TrainingNetwork, batch: Batch) -> Memory:
     """Two passes over ``batch``; the first one's gradients are freed before the second."""
-    rows = batch.audio_ids.numel()
-    learned = rows // 2
+    learned = batch.audio_ids.numel() // 2
     counts = {
         batch.is_continuous: sum(batch.segment_codes),
         batch.audio_loss_mask: learned,
@@ -145,53 +142,50 @@ def measure(network: TrainingNetwork, batch: Batch) -> Memory:
     weights = list(network.parameters())
     network.train()
     network.whisper.eval()  # it has no dropout, but would draw a number to drop layers by
-    with _Peak(counts) as peak:
+    with PeakMemory(counts) as peak:
         peak.see([*weights, *state, *tree_leaves(vars(batch))])
         for _ in range(2):
             network(batch).total.sum().backward()
             peak.see([p.grad for p in trained])
             for parameter in trained:
                 parameter.grad = None
-    step = 4 * sum(_bytes(trained)) + sum(_bytes(weights))  # gradients, state, one more copy
-    return Memory(sum(_bytes(weights)), sum(_bytes(state)), max(peak.most, step))
+    step = 4 * _bytes(trained) + _bytes(weights)  # gradients, state, one more copy
+    return Memory(_bytes(weights), _bytes(state), max(peak.most, step))
 
 
-def _bytes(tensors) -> list[int]:
-    return [tensor.untyped_storage().nbytes() for tensor in tensors]
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)
 
 
-class _Peak(TorchDispatchMode):
+class PeakMemory(TorchDispatchMode):
     """Counts the bytes of all live storages.
 
-    Tensors without values cannot say how many elements a mask has; ``counts`` does.
+    Tensors without values do not know how many elements of a mask are true; ``counts`` tells.
     """
 
-    def __init__(self, counts: dict[Tensor, int]):
+    def __init__(self, counts: Mapping[Tensor, int]):
         super().__init__()
         self.counts = {mask.untyped_storage()._cdata: count for mask, count in counts.items()}
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.alive: dict[int, weakref.ref] = {}
         self.now = self.most = 0
 
-    def see(self, tensors: list) -> None:
+    def see(self, tensors: Iterable[Any]) -> None:
         for tensor in tensors:
             if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-        if self.now > self.most:
-            for key, (reference, size) in list(self.alive.items()):
-                if reference.expired():
-                    del self.alive[key]
-                    self.now -= size
-            self.most = max(self.most, self.now)
+                self._count(tensor.untyped_storage())
+        self.most = max(self.most, self.now)
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
         known = self.alive.get(key)
-        if known is not None and not known[0].expired():
+        if known is not None and known() is storage:
             return
-        if known is not None:
-            self.now -= known[1]
-        self.alive[key] = StorageWeakRef(storage), storage.nbytes()
-        self.now += storage.nbytes()
+
+        def freed(reference: weakref.ref) -> None:
+            self.now -= size
+
+        self.alive[key] = weakref.ref(storage, freed)
+        self.now += size
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = self._masked(func, args)
@@ -200,16 +194,16 @@ class _Peak(TorchDispatchMode):
         self.see(tree_leaves(out))
         return out
 
-    def _masked(self, function, arguments) -> Tensor | None:
-        """Results that depend on the values of a mask, with the known number of rows."""
+    def _masked(self, function: Any, arguments: tuple) -> Tensor | None:
+        """The result of an operation whose shape depends on the values of a mask."""
         if function is torch.ops.aten.nonzero.default and isinstance(arguments[0], FakeTensor):
             (mask,) = arguments
-            return mask.new_zeros((self._count(mask), mask.ndim), dtype=torch.int64)
+            return mask.new_zeros((self._true(mask), mask.ndim), dtype=torch.int64)
         if function is torch.ops.aten.index.Tensor:
             values, (mask, *rest) = arguments
             if isinstance(mask, FakeTensor) and mask.dtype == torch.bool and not rest:
-                return values.new_zeros((self._count(mask), *values.shape[mask.ndim :]))
+                return values.new_zeros((self._true(mask), *values.shape[mask.ndim :]))
         return None
 
-    def _count(self, mask: Tensor) -> int:
+    def _true(self, mask: Tensor) -> int:
         return self.counts[mask.untyped_storage()._cdata]

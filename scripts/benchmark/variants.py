@@ -1,4 +1,4 @@
-"""A quantized variant beside the plain model: decode steps, whole requests, tokens and logits."""
+"""A quantized variant against the plain model: decode steps, whole requests, tokens and logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scripts.benchmark.decoding import (
     step_rows,
     with_cut_heads,
 )
-from scripts.benchmark.measuring import copy_bandwidth
+from scripts.benchmark.measuring import copy_bandwidth, parameter_bytes
 from scripts.benchmark.quality import compare, refer
 from scripts.benchmark.report import Table
 from scripts.benchmark.requests import (
@@ -32,10 +32,11 @@ from scripts.benchmark.requests import (
     answer,
     median_metrics,
     request_rows,
+    spoken_chat,
 )
 
 QUALITY_STEPS = 64
-"""Of an answer of random weights; that of a checkpoint has up to REPLY_SECONDS."""
+"""Length of an answer with random weights; with a checkpoint it has up to REPLY_SECONDS."""
 
 
 def compare_steps(
@@ -59,25 +60,22 @@ def compare_steps(
     def against(contender: Contender) -> Contender:
         return next(other for other in reference if other.mode == contender.mode)
 
-    weights = {
-        name: sum(p.nbytes for p in each.parameters()) / 1e9
-        for name, each in (("none", cut), (name, model))
-    }
-    note = ", ".join(f"{name} {size:.2f} GB" for name, size in weights.items())
-    tables = [
-        Table(
-            f"{name} beside none: decode steps, {steps} steps, {runs} interleaved runs, medians",
-            step_rows(entered, steps, bandwidth, against),
-            [BANDWIDTH_NOTE.format(bandwidth / 1e9), f"Weights of the language model: {note}."],
-        )
-    ]
+    sizes = parameter_bytes(cut) / 1e9, parameter_bytes(model) / 1e9
+    note = f"Weights of the language model: none {sizes[0]:.2f} GB, {name} {sizes[1]:.2f} GB."
     prompt, _ = random_prompt(plain)
-    decoders = [
-        library_decoder(each, QUALITY_STEPS, cache)
-        for each, cache in ((cut, "none"), (model, kv_cache))
+    expected = refer(library_decoder(cut, QUALITY_STEPS), prompt, QUALITY_STEPS)
+    decoder = library_decoder(model, QUALITY_STEPS, kv_cache)
+    return [
+        Table(
+            f"{name} against none: decode steps, {steps} steps, {runs} interleaved runs, medians",
+            step_rows(entered, steps, bandwidth, against),
+            [BANDWIDTH_NOTE.format(bandwidth / 1e9), note],
+        ),
+        Table(
+            f"{name} against none, from a random prompt",
+            compare(decoder, prompt, QUALITY_STEPS, expected),
+        ),
     ]
-    found = compare(decoders[1], prompt, QUALITY_STEPS, refer(decoders[0], prompt, QUALITY_STEPS))
-    return [*tables, Table(f"{name} against none, from a random prompt", found)]
 
 
 def compare_requests(
@@ -98,7 +96,7 @@ def compare_requests(
     quality = compare(variant.decoder, prompts[1], steps, refer(plain.decoder, prompts[0], steps))
     return [
         Table(
-            f"{name} beside none: whole requests, {runs} interleaved runs, median seconds",
+            f"{name} against none: whole requests, {runs} interleaved runs, median seconds",
             request_rows(columns),
             [f"Spoken requests a second, none = 1: {speech[0] / speech[1]:.2f}."],
         ),
@@ -108,9 +106,8 @@ def compare_requests(
 
 def encoded(model: KimiAudio, audio: Path | bytes) -> DecodeInput:
     """The prompt of a spoken question that is answered in text and speech."""
-    content = audio if isinstance(audio, bytes) else str(audio)
-    chat = [{"role": "user", "message_type": "audio", "content": content}]
-    prompt, features = model.encode_chat(parse_messages(chat), parse_parameters(output_type="both"))
+    messages = parse_messages(spoken_chat(audio))
+    prompt, features = model.encode_chat(messages, parse_parameters(output_type="both"))
     ids = torch.tensor([[prompt.audio_ids], [prompt.text_ids]], device=model.device)
     mask = torch.tensor([prompt.is_continuous], device=model.device)
     return DecodeInput(ids[0], ids[1], mask, features)

@@ -48,7 +48,7 @@ def test_everything_where_little_is_installed(tmp_path: Path, long: bool) -> Non
     assert list(results["measurements"]) == names
     assert (tmp_path / "out" / "trace.json.gz").is_file()
     report = (tmp_path / "out" / "report.md").read_text()
-    for words in ("steps/s", "first sound, ms", "int4 beside none", "promised, GB", "warm-up"):
+    for words in ("steps/s", "first speech, ms", "int4 against none", "promised, GB", "warm-up"):
         assert words in report and words in done.stdout
     again = bench(*arguments, cwd=tmp_path)
     assert again.returncode == 0 and "measurements" not in again.stderr
@@ -60,7 +60,7 @@ def test_a_checkpoint(golden: Path, tmp_path: Path) -> None:
     arguments = ["--weights", MINI, "--audio", question, "--only", "requests,int8,cold_start"]
     done = bench(*arguments, "--threads", 1, "--steps", 64, "--runs", 1, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for words in ("prefill", "int8 beside none: whole requests", "files may be cached"):
+    for words in ("prefill", "int8 against none: whole requests", "files may be cached"):
         assert words in done.stdout
     assert "| text  |" in done.stdout and "divergence" in done.stdout
 

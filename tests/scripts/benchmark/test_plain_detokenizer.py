@@ -13,7 +13,7 @@ from torch import nn
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
-from scripts.benchmark.plain_detokenizer import synthesize
+from scripts.benchmark.plain_detokenizer import PlainDetokenizer
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def test_plain_wave(golden: Path, detokenizer: Detokenizer) -> None:
         return recorded[f"{case['name']}.noise.{chunk}"]
 
     codes = torch.tensor(case["codes"])
-    wave = synthesize(detokenizer, codes, noise)
+    wave = PlainDetokenizer(detokenizer).synthesize(codes, noise)
     torch.testing.assert_close(wave, detokenizer.synthesize(codes, noise), atol=1e-4, rtol=0)
     torch.testing.assert_close(wave[0], recorded[f"{case['name']}.wav"], atol=1e-4, rtol=0)
 
@@ -56,7 +56,6 @@ def test_linear_layers_of_the_library_are_not_used(
         if isinstance(layer, nn.Linear):
             monkeypatch.setattr(layer, "forward", refuse)
     bins = detokenizer.dit.config.mel_bins
-    wave = synthesize(
-        detokenizer, torch.zeros(2, dtype=torch.int64), lambda _, n: torch.ones(n, bins)
-    )
+    codes = torch.zeros(2, dtype=torch.int64)
+    wave = PlainDetokenizer(detokenizer).synthesize(codes, lambda _, n: torch.ones(n, bins))
     assert wave.shape == (1, 2 * detokenizer.samples_per_code)

@@ -52,7 +52,7 @@ def test_calls_and_copies_within_the_mark_are_counted() -> None:
 
 
 def test_table_names_every_call() -> None:
-    table = profile_table("Profile", count_events(EVENTS), "cuda").markdown()
+    table = profile_table("Profile", count_events(EVENTS)).markdown()
     for words in ("2 cudaEventSynchronize", f"1 {TO_HOST}", "25.0%", "gemm"):
         assert words in table
 

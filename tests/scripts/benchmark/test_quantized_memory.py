@@ -25,7 +25,7 @@ from kimia_infer.utils.graphs import Direct
 from kimia_infer.weights.component import Component
 from kimia_infer.weights.tensors import TensorStore
 from scripts.benchmark.sizes import PUBLISHED
-from scripts.benchmark.training_memory import _Peak
+from scripts.benchmark.training_memory import PeakMemory
 from tests.paths import GOLDEN
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def peak(scheme: str, speech: bool) -> int:
     """With everything loaded, while the longest prompt is read, which is one for text."""
     tracks: Tracks = BOTH if speech else TEXT
     length = max(BUDGETS.values())
-    with loaded(scheme, speech) as model, _Peak({}) as counted, torch.inference_mode():
+    with loaded(scheme, speech) as model, PeakMemory({}) as counted, torch.inference_mode():
         counted.see(model.parameters())
         weights = counted.now
         control = ControlTokens(0, 0, (0,))

@@ -14,10 +14,10 @@ from scripts.benchmark.requests import (
     REPLY_SECONDS,
     REQUESTS,
     answer,
+    default_question,
     least_lead,
     measure_first,
     measure_requests,
-    usual_question,
 )
 from scripts.benchmark.sizes import SIZES
 from scripts.benchmark.speech import decode_while_speaking, speaking
@@ -46,7 +46,7 @@ def test_components_fit_together(name: str) -> None:
 
 @pytest.mark.parametrize("kind", REQUESTS)
 def test_answers_have_full_length(kind: str, model: KimiAudio) -> None:
-    completion = answer(model, usual_question(), REQUESTS[kind])
+    completion = answer(model, default_question(), REQUESTS[kind])
     metrics = completion.metrics
     assert metrics["input_audio_seconds"] == QUESTION_SECONDS
     assert metrics["text_tokens"] == metrics["decode_steps"]
@@ -58,7 +58,7 @@ def test_answers_have_full_length(kind: str, model: KimiAudio) -> None:
 
 
 def test_answer_in_bfloat16() -> None:
-    completion = answer(tiny_model(torch.bfloat16), usual_question(), REQUESTS["speech"])
+    completion = answer(tiny_model(torch.bfloat16), default_question(), REQUESTS["speech"])
     assert completion.metrics["output_audio_seconds"] == REPLY_SECONDS
 
 
@@ -69,7 +69,7 @@ def test_lead_of_the_latest_chunk() -> None:
 
 
 def test_requests_by_stage(model: KimiAudio) -> None:
-    table = measure_requests(model, usual_question(), runs=1)
+    table = measure_requests(model, default_question(), runs=1)
     rows = {row[""]: row for row in table.rows}
     assert list(rows["total"])[1:] == list(REQUESTS)
     factor = rows["total"]["speech"] / rows["output audio"]["speech"]
@@ -80,10 +80,10 @@ def test_requests_by_stage(model: KimiAudio) -> None:
 
 
 def test_first_text_and_sound(model: KimiAudio) -> None:
-    text, speech, early = measure_first(model, usual_question(), runs=1).rows
-    assert text["first sound, ms"] is None and text["first text, ms"] > 0
+    text, speech, early = measure_first(model, default_question(), runs=1).rows
+    assert text["first speech, ms"] is None and text["first text, ms"] > 0
     for row in (speech, early):
-        assert row["first sound, ms"] > row["first text, ms"] > 0
+        assert row["first speech, ms"] > row["first text, ms"] > 0
 
 
 def test_unknown_head_rows_are_refused() -> None:

@@ -31,7 +31,7 @@ for name in asked["names"]:
 def measured(
     folder: Path | None, *names: str, minutes: float | None = None
 ) -> tuple[bool, Results, dict[str, dict[str, Any]]]:
-    results, seen = Results.resume(folder), {}
+    results, seen = Results(folder), {}
     setup = Setup(size="tiny", folder=None if folder is None else str(folder))
     command = (sys.executable, "-c", WORKER)
     good = run(setup, names, results, minutes, seen.__setitem__, command)
@@ -61,7 +61,7 @@ def test_one_that_takes_too_long_is_stopped_and_nothing_begins_later() -> None:
     good, _, seen = measured(None, "decode", "speech", "profile", minutes=0.05)
     assert not good and "error" not in seen["decode"]
     assert seen["speech"]["error"].startswith("stopped after")
-    assert seen["profile"]["error"] == "not begun: no time was left"
+    assert seen["profile"]["error"] == "not started: no time was left"
 
 
 def test_results_are_continued(tmp_path: Path) -> None:
