@@ -20,22 +20,22 @@ class Inputs:
 
     task = Input(
         default="chat",
-        description="Answer a chat, or transcribe audio, a recording of any length, in segments",
+        description="Answer a chat, or transcribe a recording of any length in segments",
         choices=["chat", "transcribe"],
     )
     audio = Input(
         default=None,
-        description="Audio of the user's turn: speech, music or noise; any common format",
+        description="Audio of the user's turn (speech, music or noise) in any common format",
         accept="audio/*",
     )
     text = Input(
         default="",
-        description="Text of the user's turn, before the audio: an instruction or a question",
+        description="Text of the user's turn, placed before the audio; an instruction or question",
         max_length=50000,
     )
     history = Input(
         default="",
-        description="JSON list of earlier messages; audio as its index in history_audio",
+        description="JSON list of earlier messages; audio is given by its index in history_audio",
         max_length=200000,
     )
     history_audio = Input(
@@ -45,17 +45,17 @@ class Inputs:
     )
     output_type = Input(
         default="both",
-        description="Answer with text only, or with both text and speech; a transcript is text",
+        description="Answer with text only, or with text and speech; transcripts are always text",
         choices=["text", "both"],
     )
     voice = Input(
         default=None,
-        description="A recording of 1 to 30 s, in whose voice the answer is spoken",
+        description="A recording of 1 to 30 s; the answer is spoken in its voice",
         accept="audio/*",
     )
     audio_temperature = Input(
         default=0.8,
-        description="Randomness of the speech; 0 always takes the likeliest code",
+        description="Randomness of the speech; 0 always takes the most likely code",
         ge=0.0,
         le=2.0,
     )
@@ -67,7 +67,7 @@ class Inputs:
     )
     text_temperature = Input(
         default=0.0,
-        description="Randomness of the text; 0 always takes the likeliest token",
+        description="Randomness of the text; 0 always takes the most likely token",
         ge=0.0,
         le=2.0,
     )
@@ -103,19 +103,19 @@ class Inputs:
     )
     max_new_tokens = Input(
         default=-1,
-        description="Most steps, 12.5 for a second of speech; -1 for no limit, 0 is refused",
+        description="Maximum steps (12.5 per second of speech); -1 for no limit, 0 is refused",
         ge=-1,
         le=7500,
     )
     seed = Input(
         default=None,
-        description="Repeats an answer; left out, one is drawn and returned as a metric",
+        description="Makes an answer repeatable; if unset, one is drawn and returned as a metric",
         ge=0,
         le=4294967295,
     )
     preset = Input(
         default="low_latency",
-        description="Speak early, in small chunks first, or with the published chunks",
+        description="Speak early with small chunks first, or use the published chunk sizes",
         choices=["low_latency", "quality"],
     )
 

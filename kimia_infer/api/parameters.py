@@ -31,14 +31,16 @@ UNLIMITED = -1
 
 OutputType = Annotated[
     Literal["text", "both"],
-    Field(description="Answer with text only, or with both text and speech; a transcript is text"),
+    Field(
+        description="Answer with text only, or with text and speech; transcripts are always text"
+    ),
 ]
 AudioTemperature = Annotated[
-    float, Field(ge=0, description="Randomness of the speech; 0 always takes the likeliest code")
+    float, Field(ge=0, description="Randomness of the speech; 0 always takes the most likely code")
 ]
 AudioTopK = Annotated[int, Field(description="Speech codes to choose from at each step; 0 for all")]
 TextTemperature = Annotated[
-    float, Field(ge=0, description="Randomness of the text; 0 always takes the likeliest token")
+    float, Field(ge=0, description="Randomness of the text; 0 always takes the most likely token")
 ]
 TextTopK = Annotated[int, Field(description="Text tokens to choose from at each step; 0 for all")]
 AudioPenalty = Annotated[
@@ -53,7 +55,7 @@ MaxNewTokens = Annotated[
     int,
     Field(
         ge=UNLIMITED,
-        description="Most steps, 12.5 for a second of speech; -1 for no limit, 0 is refused",
+        description="Maximum steps (12.5 per second of speech); -1 for no limit, 0 is refused",
     ),
 ]
 Seed = Annotated[
@@ -61,12 +63,12 @@ Seed = Annotated[
     Field(
         ge=0,
         le=4294967295,
-        description="Repeats an answer; left out, one is drawn and returned as a metric",
+        description="Makes an answer repeatable; if unset, one is drawn and returned as a metric",
     ),
 ]
 Preset = Annotated[
     Literal["low_latency", "quality"],
-    Field(description="Speak early, in small chunks first, or with the published chunks"),
+    Field(description="Speak early with small chunks first, or use the published chunk sizes"),
 ]
 
 
@@ -100,7 +102,7 @@ class Parameters(BaseModel):
     timeout_seconds: float | None = Field(
         None,
         gt=0,
-        description="Most seconds that the answer may take; none for no limit",
+        description="Maximum seconds that the answer may take; none for no limit",
         json_schema_extra={"unit": "seconds"},
     )
 

@@ -204,13 +204,13 @@ def test_transcription_needs_a_sound_and_nothing_of_a_chat() -> None:
     with pytest.raises(RequestError, match="audio: nothing to transcribe"):
         build_chat(check(task="transcribe", text="Write it down."))
     for extra in ({"voice": sound}, {"history": "[]"}, {"history_audio": [sound]}):
-        with pytest.raises(RequestError, match=f"{min(extra)}: not used by a transcription"):
+        with pytest.raises(RequestError, match=f"{min(extra)}: not used for transcription"):
             build_chat(check(task="transcribe", audio=sound, **extra))
     assert build_chat(check(task="transcribe", audio=sound))
 
 
 def test_voice_needs_speech() -> None:
-    with pytest.raises(RequestError, match="voice: output_type 'text' has no speech"):
+    with pytest.raises(RequestError, match="voice: there is no speech with output_type 'text'"):
         build_chat(check(text="Hi", voice=Path("a.wav"), output_type="text"))
 
 

@@ -159,8 +159,8 @@ def test_recording_of_any_length_is_transcribed(server: Server) -> None:
     ("inputs", "message"),
     [
         ({"text": "a"}, "audio: nothing to transcribe"),
-        ({"audio": True, "history": "[]"}, "history: not used by a transcription"),
-        ({"audio": True, "voice": True}, "voice: not used by a transcription"),
+        ({"audio": True, "history": "[]"}, "history: not used for transcription"),
+        ({"audio": True, "voice": True}, "voice: not used for transcription"),
     ],
     ids=["no sound", "history", "voice"],
 )

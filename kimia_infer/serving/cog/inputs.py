@@ -1,8 +1,8 @@
-"""Cog inputs, checked again behind the server, to the chat they stand for and its answer.
+"""The inputs of the Cog predictors: checked, turned into a chat, and answered.
 
-The server validates against its schema file, and lets everything through where that file is
-missing. It also passes what no schema forbids: a plain string where a file is expected, which
-would name a file on the server, and whole numbers for floats and the other way round.
+Cog's server validates against its schema file, if there is one. It also accepts what no schema
+forbids: a plain string for a file, which would name a file on the server, and whole numbers for
+floats and the other way round.
 """
 
 from __future__ import annotations
@@ -28,15 +28,10 @@ if TYPE_CHECKING:
 MAX_FILES = 64
 """Files that one list input may hold; Cog's schema cannot express it."""
 
-TRANSCRIPTION_PARAMETERS = (
-    "text_temperature",
-    "text_top_k",
-    "text_repetition_penalty",
-    "text_repetition_window_size",
-    "max_new_tokens",
-    "seed",
-    "timeout_seconds",
-)
+TRANSCRIPTION_PARAMETERS = {
+    *("text_temperature", "text_top_k", "text_repetition_penalty", "text_repetition_window_size"),
+    *("max_new_tokens", "seed", "timeout_seconds"),
+}
 """The parameters that a transcription takes; its other inputs are the audio and an instruction."""
 
 Report = Callable[[float, float], None]
@@ -51,26 +46,26 @@ class CogInputs(ServiceParameters):
 
     task: Literal["chat", "transcribe"] = Field(
         "chat",
-        description="Answer a chat, or transcribe audio, a recording of any length, in segments",
+        description="Answer a chat, or transcribe a recording of any length in segments",
     )
     audio: Path | None = Field(
-        None, description="Audio of the user's turn: speech, music or noise; any common format"
+        None, description="Audio of the user's turn (speech, music or noise) in any common format"
     )
     text: str = Field(
         "",
         max_length=50000,
-        description="Text of the user's turn, before the audio: an instruction or a question",
+        description="Text of the user's turn, placed before the audio; an instruction or question",
     )
     history: str = Field(
         "",
         max_length=200000,
-        description="JSON list of earlier messages; audio as its index in history_audio",
+        description="JSON list of earlier messages; audio is given by its index in history_audio",
     )
     history_audio: list[Path] = Field(
         [], max_length=MAX_FILES, description="Audio files that the messages of history refer to"
     )
     voice: Path | None = Field(
-        None, description="A recording of 1 to 30 s, in whose voice the answer is spoken"
+        None, description="A recording of 1 to 30 s; the answer is spoken in its voice"
     )
 
     @property
@@ -96,14 +91,23 @@ def respond(
 ) -> Generator[Event | TranscriptEvent]:
     """The events of the answer, last its Completion or Transcript.
 
-    ``report`` is called with what is done and what there is to do at most, in steps of an answer
-    or seconds of a recording. Closing the iterator stops generation: no further step is launched.
+    ``report`` is called with what is done and the most there is to do, in steps of an answer or
+    seconds of a recording. Closing the iterator stops generation: no further step is launched.
 
-    Raises RequestError in the terms of the inputs.
+    Raises:
+        RequestError: naming inputs instead of messages.
     """
     chat = build_chat(inputs)
     try:
-        with contextlib.closing(_events(model, inputs, chat, report)) as events:
+        if inputs.task == "chat":
+            events = model.respond(chat, inputs, on_step=report, voice=inputs.voice)
+        else:
+            audio, parameters = inputs.audio, inputs.model_dump(include=TRANSCRIPTION_PARAMETERS)
+            assert audio is not None, "checked by build_chat"
+            if instruction := inputs.text.strip():
+                parameters["instruction"] = instruction
+            events = model.stream_transcription(audio, on_progress=report, **parameters)
+        with contextlib.closing(events):
             for event in events:
                 if notes := getattr(event, "notes", None):  # of the last event
                     notes = [name_messages(note, inputs) for note in notes]
@@ -111,18 +115,6 @@ def respond(
                 yield event
     except RequestError as error:
         raise type(error)(name_messages(str(error), inputs)) from error
-
-
-def _events(
-    model: KimiAudio, inputs: CogInputs, chat: list[dict[str, Any]], report: Report | None
-) -> Generator[Event | TranscriptEvent]:
-    if inputs.task == "chat":
-        return model.respond(chat, inputs, on_step=report, voice=inputs.voice)
-    parameters = {name: getattr(inputs, name) for name in TRANSCRIPTION_PARAMETERS}
-    if instruction := inputs.text.strip():
-        parameters["instruction"] = instruction
-    assert inputs.audio is not None, "checked by build_chat"
-    return model.stream_transcription(inputs.audio, on_progress=report, **parameters)
 
 
 def build_chat(inputs: CogInputs) -> list[dict[str, Any]]:
@@ -144,7 +136,7 @@ def build_chat(inputs: CogInputs) -> list[dict[str, Any]]:
     elif not turn:
         raise RequestError("audio, text: nothing to answer; give an audio file, a text or both")
     elif inputs.voice is not None and inputs.output_type == "text":
-        raise RequestError("voice: output_type 'text' has no speech; leave voice out")
+        raise RequestError("voice: there is no speech with output_type 'text'; leave voice out")
     return _history(inputs.history, inputs.history_audio) + turn
 
 
@@ -153,7 +145,7 @@ def _check_transcription(inputs: CogInputs) -> None:
         raise RequestError("audio: nothing to transcribe; give an audio file")
     for name in ("history", "history_audio", "voice"):
         if getattr(inputs, name):
-            raise RequestError(f"{name}: not used by a transcription; leave it out")
+            raise RequestError(f"{name}: not used for transcription; leave it out")
 
 
 def _history(text: str, files: list[Path]) -> list[dict[str, Any]]:
@@ -162,7 +154,7 @@ def _history(text: str, files: list[Path]) -> list[dict[str, Any]]:
 
     def resolve(where: str, reference: Any) -> Path:
         if type(reference) is not int or not 0 <= reference < len(files):
-            known = f"0 to {len(files) - 1}" if files else "none: history_audio is empty"
+            known = f"0 to {len(files) - 1}" if files else "history_audio is empty"
             raise RequestError(
                 f"{where}: expected the index of a file in history_audio ({known}), "
                 f"found {show(reference)}"

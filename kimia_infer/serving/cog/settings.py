@@ -32,15 +32,15 @@ class Settings(BaseModel):
         None, description="Type of the language model's and the encoder's weights"
     )
     head_rows: Literal["track", "full"] = Field(
-        "track", description="Compute the logits that each track can use, or all"
+        "track", description="Compute only the logits that each track can use, or all of them"
     )
     attention: Literal["triton", "flash-attn", "sdpa"] | None = Field(
-        None, description="Attention kernels, instead of the best ones available"
+        None, description="Attention kernels; the best available ones if unset"
     )
     timeout: float | None = Field(
         None,
         gt=0,
-        description="Most seconds that a prediction may take; unset for no limit",
+        description="Maximum seconds that a prediction may take; unset for no limit",
         json_schema_extra={"unit": "seconds"},
     )
     adapter: str | None = Field(None, description="Directory of an adapter to add to the weights")
@@ -54,7 +54,7 @@ class Settings(BaseModel):
         None, description="Components kept in host memory while they are not used"
     )
     output: Literal["text", "both"] = Field(
-        "both", description="With text, no detokenizer is loaded and nothing can be spoken"
+        "both", description="With text, no detokenizer is loaded and there is no speech"
     )
 
     @field_validator("adapter")
