@@ -190,6 +190,8 @@ class Response:
                 f"the text repeated its last {repetition.unit} tokens endlessly; it was stopped, "
                 f"and {copies} copies were cut off"
             )
+        if self.speech is not None and not text_ids:
+            notes.append("the answer has no text: the model ended it before the first word")
         wav = torch.cat(self._waves)[None] if self._waves else None
         reason = None
         if wav is not None and self.speech is not None:

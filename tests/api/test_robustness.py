@@ -94,11 +94,13 @@ def test_one_code_is_spoken(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -
     answer = ask(model)
     assert answer.codes == [0]
     assert answer.text == ""
+    assert answer.notes == ["the answer has no text: the model ended it before the first word"]
     assert answer.wav.shape == (1, 1920)
 
 
 def test_silent_speech_is_reported(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(monkeypatch, model, audio=[model.kimia_token_offset] * 40)
+    text = model.text_tokenizer.encode("four")
+    script(monkeypatch, model, text, [model.kimia_token_offset] * 40)
     loud = ask(model)
     assert loud.notes == []
     assert FLOOR_DBFS < loud.metrics["output_level_dbfs"] < 20
