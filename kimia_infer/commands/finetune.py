@@ -31,9 +31,10 @@ def run(arguments: Namespace) -> int:
     settings = read(FinetuneConfig, arguments)
     # It warns of a kernel that training does not use.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    from kimia_infer.training.parallel import leave  # imports PyTorch: seconds
+    from accelerate import PartialState  # imports PyTorch: seconds
+
     from kimia_infer.training.tasks.finetune import finetune
 
     result = finetune(settings, arguments.resume)
-    leave()
+    PartialState().destroy_process_group()
     return report(result, settings.output)

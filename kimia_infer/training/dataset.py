@@ -3,60 +3,44 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from kimia_infer.data.checking import usable
-from kimia_infer.data.conversations import ConversationFile, DataError
+from kimia_infer.data.conversations import Conversation, ConversationFile, DataError
 from kimia_infer.training.plan import MicroBatch, StepPlan
 from kimia_infer.training.samples import Sample, SampleBuilder
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Samples padded at their end; ids, labels and masks are [batch, length].
+@dataclass(frozen=True, kw_only=True)
+class Batch(Sample):
+    """Samples padded at their end: ids, labels and masks are [batch, length].
 
-    ``weights`` [batch] are the weights of their losses. ``mel`` [segments, mels, frames]
-    and ``segment_codes`` join the segments of all samples in order, None and empty without audio.
-    ``features`` [positions, dim] likewise join stored Whisper features, and there is no mel then.
-    ``names`` says for reports where the samples come from.
+    Segments and features of all samples are joined in order. ``weights`` [batch] are the weights
+    of the losses; ``names`` says for reports where the samples come from.
     """
 
-    audio_ids: Tensor
-    text_ids: Tensor
-    is_continuous: Tensor
-    audio_labels: Tensor
-    text_labels: Tensor
-    audio_loss_mask: Tensor
-    text_loss_mask: Tensor
     weights: Tensor
-    mel: Tensor | None
-    segment_codes: list[int]
     names: list[str]
-    features: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **moved)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """For the data loader: a copy in page-locked memory."""
-        pinned = {
-            field.name: value.pin_memory()
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **pinned)
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed = {n: change(value) for n, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
 
 def join(
@@ -86,12 +70,18 @@ def join(
     )
 
 
-@dataclass(frozen=True)
-class Samples(Dataset):
-    """The usable lines of a file; indexed by a :class:`MicroBatch`, which gives a batch.
+class TrainingData(Protocol):
+    """Samples by the passes that use them."""
 
-    ``positions`` is the length of the sample of each line.
-    """
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: MicroBatch, /) -> Any:
+        """A batch with ``weights``, ``names`` and ``to``. Raises DataError, naming the sample."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The usable lines of a file; ``positions`` is the length of the sample of each line."""
 
     file: ConversationFile
     builder: SampleBuilder
@@ -111,19 +101,10 @@ class Samples(Dataset):
         for line in self.lines:
             yield from self.builder.recordings(self.file[line])
 
-    def __getitem__(self, part: MicroBatch) -> Batch | DataError:  # pyrefly: ignore[bad-override-param-name]
-        """Errors are returned, since a reading process would hide them in a long report."""
-        try:
-            samples = []
-            for index in part.indices:
-                line = self.lines[index]
-                try:
-                    samples.append(self.builder.build(self.file[line]))
-                except DataError as error:
-                    raise DataError(_located(self.file, line, error)) from error
-        except DataError as error:
-            return DataError(str(error))
-        names = [self.file.where(self.lines[index]) for index in part.indices]
+    def __getitem__(self, part: MicroBatch) -> Batch:
+        lines = [self.lines[index] for index in part.indices]
+        samples = [_with_line(self.builder.build, self.file, line) for line in lines]
+        names = [self.file.where(line) for line in lines]
         return join(samples, self.builder.special.pad, part.weights, names)
 
 
@@ -135,31 +116,27 @@ def check_lines(
     Raises:
         DataError: some are not usable and they are not to be skipped, or none is usable.
     """
-
     positions = {}
 
     def check(line: int) -> None:
-        try:
-            positions[line] = len(builder.check(file[line]))
-        except DataError as error:
-            raise DataError(_located(file, line, error)) from error
+        positions[line] = len(_with_line(builder.check, file, line))
 
     good, faults = usable(lines, check, file.path.name, "line", skip)
     return Samples(file, builder, tuple(good), positions), faults
 
 
 def batches(
-    samples: Samples, plan: StepPlan, first: int, end: int, rank: int, workers: int, pin: bool
-) -> Iterator[Batch]:
+    samples: TrainingData, plan: StepPlan, first: int, end: int, rank: int, workers: int, pin: bool
+) -> Iterator[Any]:
     """The batches of the steps from ``first`` on, before ``end``, in order.
 
     ``workers`` processes read ahead; ``pin`` puts them into page-locked memory. Raises
     DataError for what the checks could not see, such as an audio file that has changed.
     """
     loader = DataLoader(
-        samples,
+        _ErrorsReturned(samples),
         batch_size=None,
-        sampler=_Passes(plan, first, end, rank),
+        sampler=plan.flat(first, end, rank),
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_ignore_interrupts,
@@ -175,17 +152,23 @@ def _ignore_interrupts(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Passes(Sampler):
-    def __init__(self, plan: StepPlan, first: int, end: int, rank: int):
-        self._arguments = (plan, first, end, rank)
+@dataclass(frozen=True)
+class _ErrorsReturned(Dataset):
+    """A reading process would hide a DataError in a long report, so it is returned."""
 
-    def __iter__(self) -> Iterator[MicroBatch]:
-        plan, *rest = self._arguments
-        return plan.flat(*rest)
+    samples: TrainingData
+
+    def __getitem__(self, part: MicroBatch) -> Any:  # pyrefly: ignore[bad-override-param-name]
+        try:
+            return self.samples[part]
+        except DataError as error:
+            return DataError(str(error))
 
 
-def _located(file: ConversationFile, line: int, error: DataError) -> str:
-    """The error, beginning with file and line, which those of reading a line have already."""
-    where = file.where(line)
-    text = str(error)
-    return text if text.startswith(where) else f"{where}: {text}"
+def _with_line(function: Callable[[Conversation], Any], file: ConversationFile, line: int) -> Any:
+    """The result for the conversation in ``line``, which every DataError names."""
+    conversation = file[line]
+    try:
+        return function(conversation)
+    except DataError as error:
+        raise DataError(f"{file.where(line)}: {error}") from error

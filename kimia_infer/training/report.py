@@ -25,15 +25,14 @@ class RunLog:
     def __init__(self, output: Path, first: int):
         self.output, self.first = output, first
         self.history = [line for line in read_metrics(output) if line["step"] <= first]
+        self._stack = ExitStack()
 
     def __enter__(self) -> RunLog:
         write_json_lines(self.output / METRICS, self.history)
-        with ExitStack() as stack:
-            self._journal = stack.enter_context(Journal(self.output / METRICS))
-            self._board = SummaryWriter(str(self.output / BOARD), purge_step=self.first + 1)
-            stack.callback(self._board.close)
-            stack.callback(self._plot)
-            self._stack = stack.pop_all()
+        self._journal = self._stack.enter_context(Journal(self.output / METRICS))
+        board = SummaryWriter(str(self.output / BOARD), purge_step=self.first + 1)
+        self._board = self._stack.enter_context(board)
+        self._stack.callback(self._plot)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -49,15 +48,13 @@ class RunLog:
     def _plot(self) -> None:
         if not self.history:
             return
-        import matplotlib
+        from matplotlib.figure import Figure  # without pyplot, which needs a display
 
-        matplotlib.use("agg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.subplots()
         for name, style in (("loss", "-"), ("eval_loss", "o-")):
-            points = [(line["step"], line[name]) for line in self.history if name in line]
-            points = [point for point in points if math.isfinite(point[1])]
+            lines = [line for line in self.history if math.isfinite(line.get(name, math.nan))]
+            points = [(line["step"], line[name]) for line in lines]
             if points:
                 axes.plot(*zip(*points, strict=True), style, label=name.replace("_", " "))
         axes.set(xlabel="step", ylabel="loss")
@@ -65,7 +62,6 @@ class RunLog:
         axes.grid(alpha=0.3)
         with replacing(self.output / PLOT) as partial:
             figure.savefig(partial, dpi=120, format="png")
-        pyplot.close(figure)
 
 
 def last_losses(metrics: Metrics) -> str:

@@ -22,7 +22,6 @@ from kimia_infer.utils.errors import RequestError
 
 Wave = np.ndarray
 EncodeSpeech = Callable[[Wave], Tensor]
-ReadFeatures = Callable[[Path], Tensor]
 
 
 class LazySpeechCodes:
@@ -92,7 +91,7 @@ class SampleBuilder:
     max_length: int
     encode_speech: EncodeSpeech | None = None
     spoken_answers: bool = False
-    read_features: ReadFeatures | None = None
+    read_features: Callable[[Path], Tensor] | None = None
 
     def build(self, conversation: Conversation) -> Sample:
         """The sample that ``conversation`` trains.
@@ -112,26 +111,30 @@ class SampleBuilder:
         }
         computed = {}
         for index, wave in waves.items():
-            if index in conversation.audio_ids:
-                _require_equal_length(index, conversation.audio_ids[index], wave)
-            else:
+            ids, expected = conversation.audio_ids.get(index), code_count(len(wave))
+            if ids is None:
                 computed[index] = self._encoder(index)(wave).tolist()
+            elif len(ids) != expected:
+                raise DataError(
+                    f"conversation[{index}].audio_tokens: {len(ids)} codes, but the audio gives "
+                    f"{expected}; extract the codes of this file again"
+                )
         prompt = self._prompt(conversation, computed)
-        segments = []
-        if not stored:
-            segments = [s for i in prompt.feature_messages for s in split_segments(waves[i])]
-        labels = next_token_labels(prompt, self.special.pad)
+        feature_messages = [] if stored else prompt.feature_messages
+        segments = [s for index in feature_messages for s in split_segments(waves[index])]
+        pad = self.special.pad
+        # Labels are shifted left by one, as in the published code; the last position never counts.
         return Sample(
-            torch.tensor(prompt.audio_ids),
-            torch.tensor(prompt.text_ids),
-            torch.tensor(prompt.is_continuous),
-            torch.tensor(labels.audio_ids),
-            torch.tensor(labels.text_ids),
-            torch.tensor(labels.audio_loss_mask),
-            torch.tensor(labels.text_loss_mask),
-            self._mel(segments),
-            [segment_codes(len(segment)) for segment in segments],
-            self._stored_features(conversation, prompt) if stored else None,
+            audio_ids=torch.tensor(prompt.audio_ids),
+            text_ids=torch.tensor(prompt.text_ids),
+            is_continuous=torch.tensor(prompt.is_continuous),
+            audio_labels=torch.tensor([*prompt.audio_ids[1:], pad]),
+            text_labels=torch.tensor([*prompt.text_ids[1:], pad]),
+            audio_loss_mask=torch.tensor([*prompt.audio_loss_mask[1:], False]),
+            text_loss_mask=torch.tensor([*prompt.text_loss_mask[1:], False]),
+            mel=self._mel(segments),
+            segment_codes=[segment_codes(len(segment)) for segment in segments],
+            features=self._stored_features(conversation, prompt) if stored else None,
         )
 
     def _mel(self, segments: list[Wave]) -> Tensor | None:
@@ -208,7 +211,7 @@ class SampleBuilder:
         except RequestError as error:
             raise DataError(str(error).replace("chats", "conversation", 1)) from error
         if self.spoken_answers:
-            learn_spoken_answers(prompt, messages, self.special, self.config.audio_delay)
+            learn_spoken_answers(prompt, messages, builder)
         return prompt
 
     def _in_range(self, index: int, ids: list[int]) -> list[int]:
@@ -242,42 +245,10 @@ class SampleBuilder:
             raise DataError(f"{audio_field(index, message.message_type)}: {error}") from error
 
 
-def _require_equal_length(index: int, ids: list[int], wave: Wave) -> None:
-    expected = code_count(len(wave))
-    if len(ids) != expected:
-        raise DataError(
-            f"conversation[{index}].audio_tokens: {len(ids)} codes, but the audio gives "
-            f"{expected}; extract the codes of this file again"
-        )
-
-
-@dataclass(frozen=True)
-class Labels:
-    """The next id of each track and whether predicting it counts; as long as the prompt."""
-
-    audio_ids: list[int]
-    text_ids: list[int]
-    audio_loss_mask: list[bool]
-    text_loss_mask: list[bool]
-
-
-def next_token_labels(prompt: Prompt, pad: int) -> Labels:
-    """Both tracks and their loss masks shifted left by one; the last position predicts ``pad``.
-
-    ``pad`` never counts. As in the published fine-tuning code.
-    """
-    return Labels(
-        [*prompt.audio_ids[1:], pad],
-        [*prompt.text_ids[1:], pad],
-        [*prompt.audio_loss_mask[1:], False],
-        [*prompt.text_loss_mask[1:], False],
-    )
-
-
 def learn_spoken_answers(
-    prompt: Prompt, messages: Sequence[EncodedMessage], tokens: SpecialTokens, audio_delay: int
+    prompt: Prompt, messages: Sequence[EncodedMessage], builder: PromptBuilder
 ) -> None:
-    """Mark the answers of ``prompt``, laid out from ``messages``, and end their texts.
+    """Mark the answers of ``prompt``, which ``builder`` made from ``messages``; end their texts.
 
     What the token loop decides by itself is not learned: the blanks before the speech and those
     after the text.
@@ -285,34 +256,21 @@ def learn_spoken_answers(
     Raises:
         DataError: an answer is not the end of its turn, or its text leaves no room for the end.
     """
-    position = 0
     for index, message in enumerate(messages):
-        opens = index == 0 or messages[index - 1].role != message.role
-        closes = index + 1 == len(messages) or messages[index + 1].role != message.role
-        position += opens
-        length = _length(message, closes, audio_delay)
-        if message.role == "assistant" and message.message_type == "audio-text":
-            if not closes:
-                raise DataError(f"conversation[{index}]: a spoken answer has to end its turn")
-            end = position + len(message.text_ids)
-            if end == position + length:
-                raise DataError(
-                    f"conversation[{index}].content[1]: {len(message.text_ids)} text tokens and "
-                    f"their end do not fit beside {len(message.codes)} speech codes; shorten it"
-                )
-            prompt.text_ids[end] = tokens.text_eos
-            prompt.text_loss_mask[position : end + 1] = [True] * (end + 1 - position)
-            speech, close = position + audio_delay, position + length
-            prompt.audio_loss_mask[speech : close + 1] = [True] * (close + 1 - speech)
-        position += length + closes
-
-
-def _length(message: EncodedMessage, closes: bool, audio_delay: int) -> int:
-    """Positions of a message between the tokens that open and close its turn."""
-    if message.message_type == "text":
-        return len(message.text_ids) + (message.role == "assistant")
-    if message.message_type == "audio":
-        return len(message.codes) + 2 + closes
-    if message.message_type == "audio-text":
-        return len(message.codes) + audio_delay
-    return 0
+        if message.role != "assistant" or message.message_type != "audio-text":
+            continue
+        if index + 1 < len(messages) and messages[index + 1].role == message.role:
+            raise DataError(f"conversation[{index}]: a spoken answer has to end its turn")
+        until_here = builder.build(messages[: index + 1], "both", add_assistant_start=False)
+        close = len(until_here) - 1  # the end of the turn
+        speech = close - len(message.codes)
+        start = speech - builder.audio_delay
+        end = start + len(message.text_ids)
+        if end == close:
+            raise DataError(
+                f"conversation[{index}].content[1]: {len(message.text_ids)} text tokens and "
+                f"their end do not fit beside {len(message.codes)} speech codes; shorten it"
+            )
+        prompt.text_ids[end] = builder.tokens.text_eos
+        prompt.text_loss_mask[start : end + 1] = [True] * (end + 1 - start)
+        prompt.audio_loss_mask[speech : close + 1] = [True] * (close + 1 - speech)

@@ -19,14 +19,16 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from tqdm import tqdm
 
 from kimia_infer.training.checkpoints import restore, save
 from kimia_infer.training.config import TrainingConfig
-from kimia_infer.training.dataset import Batch, Samples, batches
+from kimia_infer.training.dataset import TrainingData, batches
 from kimia_infer.training.model_files import trained_parameters
-from kimia_infer.training.parallel import clip_gradients, release, total
+from kimia_infer.training.parallel import whole
 from kimia_infer.training.plan import StepPlan, learning_rate_factor
 from kimia_infer.training.report import Metrics, RunLog, card
 from kimia_infer.training.run_directory import CARD, TrainingError, read_record
@@ -53,9 +55,6 @@ class Trainer:
         config: settings of the run.
         state: the processes.
         network: on the device of this process; parameters that require gradients are trained.
-        samples: training data; has a length, and gives for a :class:`MicroBatch` a batch that
-            has ``weights`` and ``names`` and can be moved.
-        validation: validation data of the same kind, or None.
         write_model: writes what is served to a directory, for checkpoints.
         lengths: of ``samples``, if those of similar length are to share a step.
     """
@@ -65,8 +64,8 @@ class Trainer:
         config: TrainingConfig,
         state: PartialState,
         network: nn.Module,
-        samples: Samples,
-        validation: Samples | None,
+        samples: TrainingData,
+        validation: TrainingData | None,
         write_model: Callable[[Path], None],
         lengths: Sequence[int] | None = None,
     ):
@@ -121,9 +120,8 @@ class Trainer:
         return TrainingResult(self.step, self.step == self.steps, self._saved, self._metrics)
 
     def _train(self, bar: tqdm) -> None:
-        pin = self.device.type != "cpu"
-        stream = self._batches(self.samples, self.plan, self.step, self.steps, pin)
         self.network.train()
+        stream = self._batches(self.samples, self.plan, self.step, self.steps)
         while self.step < self.steps and not self._stop:
             begun = time.monotonic()
             values = self._one_step(stream)
@@ -140,14 +138,13 @@ class Trainer:
             if self._is_due(self.config.save_every, last):
                 self._save()
 
-    def _one_step(self, stream: Iterator[Batch]) -> dict[str, float]:
+    def _one_step(self, stream: Iterator[Any]) -> dict[str, float]:
         """Forward and backward passes of one step, and the optimizer's; its metrics."""
         config, rank = self.config, self.state.process_index
-        rate = config.learning_rate * learning_rate_factor(
-            self.step, self.steps, config.warmup_ratio
-        )
+        factor = learning_rate_factor(self.step, self.steps, config.warmup_ratio)
+        rate = config.learning_rate * factor
         names: list[str] = []
-        sums: Any = None
+        sums: Any = 0.0
         losses: Any = None
         for number in range(len(self.plan.micro_batches(self.step, rank))):
             batch = next(stream)
@@ -157,14 +154,14 @@ class Trainer:
             losses = self.network(batch.to(self.device))
             weights = batch.weights.to(self.device)
             (losses.total * weights).sum().backward()
-            shares = _weighted(losses, weights) / self.state.num_processes
-            sums = shares if sums is None else sums + shares
+            sums = sums + _weighted(losses, weights) / self.state.num_processes
         stop = sums.new_tensor([float(self._stop_requested)])
-        sums = total(torch.cat([sums, stop]), self.state)
+        sums: Any = reduce(torch.cat([sums, stop]), "sum")
         self._stop = bool(sums[-1] > 0)
         values = dict(zip(_names(losses), sums[:-1].tolist(), strict=True))
         self._require_finite(values["loss"], "loss", names)
-        norm = clip_gradients(list(self.parameters.values()), config.max_grad_norm)
+        limit = math.inf if config.max_grad_norm is None else config.max_grad_norm
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), limit)).item()
         self._require_finite(norm, "norm of the gradients", names)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -173,27 +170,28 @@ class Trainer:
         return {**values, "learning_rate": rate, "grad_norm": norm}
 
     @torch.no_grad()
-    def validate(self, samples: Samples) -> dict[str, float]:
+    def validate(self, samples: TrainingData) -> dict[str, float]:
         """Mean losses over ``samples``."""
         config, processes = self.config, self.state.num_processes
         plan = StepPlan(len(samples), config.batch_size, 1, processes, config.seed, shuffle=False)
         self.network.eval()
         sums: Any = 0.0
         losses: Any = None
-        stream = self._batches(samples, plan, 0, plan.steps_per_epoch, False)
-        for step, batch in enumerate(stream):
+        for step, batch in enumerate(self._batches(samples, plan, 0, plan.steps_per_epoch)):
             count = min(plan.step_size, len(samples) - step * plan.step_size)
             losses = self.network(batch.to(self.device))
             weights = batch.weights.to(self.device) * count / processes
             sums = sums + _weighted(losses, weights)
-        release(self.network)
+        if isinstance(self.network, FSDPModule):
+            self.network.reshard()  # which otherwise the backward pass does
         self.network.train()
-        means = total(sums, self.state) / len(samples)
+        means: Any = reduce(sums, "sum") / len(samples)
         return dict(zip(_names(losses), means.tolist(), strict=True))
 
     def _batches(
-        self, samples: Samples, plan: StepPlan, first: int, end: int, pin: bool
-    ) -> Iterator[Batch]:
+        self, samples: TrainingData, plan: StepPlan, first: int, end: int
+    ) -> Iterator[Any]:
+        pin = self.device.type != "cpu" and self.network.training
         rank, workers = self.state.process_index, self.config.workers
         return batches(samples, plan, first, end, rank, workers, pin)
 

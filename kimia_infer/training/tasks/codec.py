@@ -6,20 +6,21 @@ import json
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, cast
 
 import torch
 import yaml
+from accelerate import PartialState
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kimia_infer.training.checkpoints import live, write_tensors
 from kimia_infer.training.network import recompute_activations
-from kimia_infer.training.parallel import start
 from kimia_infer.training.run_directory import (
     MODEL,
     STATE,
@@ -78,58 +79,37 @@ class CodecNetwork(nn.Module, ABC):
         return torch.Generator().manual_seed(zlib.crc32(batch.names[0].encode()))
 
 
-class WeightAverage:
-    """A running mean of the parameters of ``module``, which is less noisy than they are."""
+class AveragedNetwork(CodecNetwork, Generic[Module]):
+    """Trains ``module``; the running mean of its parameters is validated and written.
 
-    def __init__(self, module: nn.Module, decay: float):
-        self._parameters = dict(module.named_parameters())
-        self.decay = decay
-        self.values = {name: p.detach().clone() for name, p in self._parameters.items()}
-        self.updates = torch.zeros(1)
+    The mean, which is less noisy, moves faster at first, so that first values are forgotten.
+    """
 
-    def kept(self) -> dict[str, Tensor]:
-        return {
-            "updates": self.updates,
-            **{f"average.{name}": value for name, value in self.values.items()},
-        }
+    def __init__(self, module: Module, decay: float):
+        super().__init__()
 
-    @contextmanager
-    def used(self, instead: bool) -> Iterator[None]:
-        """With ``instead``, the module has the mean of its parameters in the block."""
-        if not instead:
-            yield
-            return
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
+        def move(means: Any, values: Any, count: Tensor | int) -> None:
+            faster = (1 + int(count)) / (10 + int(count))
+            get_ema_multi_avg_fn(min(decay, faster))(means, values, count)
 
-    def _swap(self) -> None:
-        for name, parameter in self._parameters.items():
-            parameter.data, self.values[name] = self.values[name], parameter.data
+        self.trained = module
+        self.average = AveragedModel(module, multi_avg_fn=move).requires_grad_(False)
+        self.average.n_averaged.fill_(1)  # 0 would replace the first values by the second ones
 
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move towards the parameters; faster at first, so that first values are forgotten."""
-        self.updates += 1
-        count = self.updates.item()
-        decay = min(self.decay, (1 + count) / (10 + count))
-        torch._foreach_lerp_(  # pyrefly: ignore[no-matching-overload]
-            list(self.values.values()), list(self._parameters.values()), 1.0 - decay
-        )
+    @property
+    def module(self) -> Module:
+        """What is trained; outside training, its mean."""
+        return self.trained if self.training else cast(Module, self.average.module)
 
-
-class AveragedNetwork(CodecNetwork):
-    """A network of which the running mean of the parameters is validated and written."""
-
-    average: WeightAverage
+    def means(self) -> dict[str, Tensor]:
+        return dict(self.average.module.named_parameters())
 
     def kept(self) -> dict[str, Tensor]:
-        return self.average.kept()
+        means = {f"average.{name}": mean for name, mean in self.means().items()}
+        return {"updates": self.average.n_averaged, **means}
 
     def after_step(self) -> None:
-        self.average.update()
+        self.average.update_parameters(self.trained)
 
 
 def train_component(
@@ -154,7 +134,7 @@ def train_component(
             settings, the data, the model or the run.
     """
     checkpoint = checkpoint_to_resume(settings, resume)
-    state = start(settings.device)
+    state = PartialState(cpu=settings.device == "cpu")
     if state.num_processes > 1:
         raise TrainingError("the codec is trained by one process; start it without a launcher")
     folder = Path(settings.initial) if settings.initial is not None else None
@@ -167,8 +147,7 @@ def train_component(
     if settings.gradient_checkpointing:
         recompute_activations(network)
     write_settings(settings)
-    data: Any = samples, validation  # what a trainer needs of Samples
-    trainer = Trainer(settings, state, network, data[0], data[1], partial(_write, network))
+    trainer = Trainer(settings, state, network, samples, validation, partial(_write, network))
     if checkpoint is not None:
         _restore(network, checkpoint)
         trainer.resume(checkpoint)

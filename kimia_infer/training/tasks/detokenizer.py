@@ -31,7 +31,6 @@ from kimia_infer.training.samples import LazySpeechCodes
 from kimia_infer.training.tasks.codec import (
     AveragedNetwork,
     Data,
-    WeightAverage,
     load_trainable,
     mixed_precision,
     train_component,
@@ -53,8 +52,6 @@ from kimia_infer.training.tasks.recordings import (
 )
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.weights.component import read_json
-
-PREFIX = "speech_model."
 
 
 def train_detokenizer(settings: DetokenizerTrainingConfig, resume: bool = False) -> TrainingResult:
@@ -121,17 +118,15 @@ class RecordingReader:
         return self._encode(load_audio(recording.path, sample_rate=SAMPLE_RATE))
 
 
-class DetokenizerNetwork(AveragedNetwork):
+class DetokenizerNetwork(AveragedNetwork[FlowMatcher]):
     """Random crops of recordings to losses; the average of the weights is validated and written."""
 
     def __init__(self, dit: DiT, config: dict, settings: DetokenizerTrainingConfig):
-        super().__init__()
-        self.matcher = FlowMatcher(dit)
+        super().__init__(FlowMatcher(dit), settings.average)
         self.config, self.settings = config, settings
-        per_second = 50 / self.matcher.stream.frames_per_code
+        per_second = 50 / self.trained.stream.frames_per_code
         self.shortest = math.ceil(settings.min_chunk * per_second)
         self.longest = max(self.shortest, int(settings.max_chunk * per_second))
-        self.average = WeightAverage(dit, settings.average)
 
     def forward(self, batch: Examples) -> FlowLosses:
         generator, settings = self.generator(batch), self.settings
@@ -139,17 +134,17 @@ class DetokenizerNetwork(AveragedNetwork):
         chunks = draw_chunks(
             codes.shape[1], self.shortest, self.longest, settings.look_ahead_codes, generator
         )
-        layout = chunk_layout(chunks, self.matcher.past_codes)
+        layout = chunk_layout(chunks, self.trained.past_codes)
         dropped = torch.rand(len(mel), generator=generator) < settings.condition_dropout
         dropped = dropped.to(mel.device) & self.training
-        with mixed_precision(settings, mel.device), self.average.used(not self.training):
-            return FlowLosses(self.matcher.loss(mel, codes, lengths, layout, dropped, generator))
+        with mixed_precision(settings, mel.device):
+            return FlowLosses(self.module.loss(mel, codes, lengths, layout, dropped, generator))
 
     def _crops(
         self, batch: Examples, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Normalized mel, codes and lengths of a random piece of every recording, padded."""
-        repeat, config = self.matcher.stream.frames_per_code, self.matcher.dit.config
+        repeat, config = self.trained.stream.frames_per_code, self.trained.dit.config
         mels, pieces = [], []
         for item in batch.items:
             length = min(len(item["codes"]), self.settings.crop_codes)
@@ -162,10 +157,10 @@ class DetokenizerNetwork(AveragedNetwork):
         return mel, pad_sequence(pieces, batch_first=True), lengths
 
     def blocks(self) -> Iterator[nn.Module]:
-        yield from self.matcher.dit.blocks
+        yield from self.trained.dit.blocks
 
     def write(self, folder: Path) -> None:
-        tensors = {PREFIX + name: value for name, value in self.average.values.items()}
+        tensors = {f"speech_model.{n.removeprefix('dit.')}": t for n, t in self.means().items()}
         write_component(folder / DETOKENIZER_FOLDER, "config.yaml", self.config, tensors)
 
 

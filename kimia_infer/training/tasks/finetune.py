@@ -30,7 +30,6 @@ from kimia_infer.training.dataset import Samples, check_lines
 from kimia_infer.training.feature_cache import FeatureCache
 from kimia_infer.training.model_files import Source, build_network, write_adapter, write_model
 from kimia_infer.training.network import StreamDropout, TrainingNetwork
-from kimia_infer.training.parallel import start
 from kimia_infer.training.run_directory import checkpoint_to_resume, finish, write_settings
 from kimia_infer.training.samples import LazySpeechCodes, SampleBuilder
 from kimia_infer.training.trainer import Trainer, TrainingResult
@@ -49,7 +48,7 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
             wrong with the settings, the data, the model or the run.
     """
     checkpoint = checkpoint_to_resume(config, resume)
-    state = start(config.device)
+    state = PartialState(cpu=config.device == "cpu")
     if config.method == "qlora" and state.num_processes > 1:
         raise ConfigurationError(
             "method: qlora is for one process; use lora, whose weights are divided"

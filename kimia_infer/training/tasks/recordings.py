@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from kimia_infer.audio.files import AudioError
 from kimia_infer.data.checking import hold_out, usable
@@ -119,12 +119,11 @@ class Examples:
     names: list[str]
 
     def to(self, device: torch.device) -> Examples:
-        items = tuple({name: t.to(device) for name, t in item.items()} for item in self.items)
-        return replace(self, items=items)
+        return replace(self, items=send_to_device(self.items, device))
 
 
 @dataclass
-class Recordings(Dataset):
+class Recordings:
     """Recordings read as examples; the first ones stay in memory.
 
     Args:
@@ -161,12 +160,8 @@ class Recordings(Dataset):
             self._room = room
         return example
 
-    def __getitem__(self, part: MicroBatch) -> Examples | DataError:  # pyrefly: ignore[bad-override-param-name]
-        """Errors are returned, since a reading process would hide them in a long report."""
-        try:
-            items = tuple(self.example(index) for index in part.indices)
-        except DataError as error:
-            return DataError(str(error))
+    def __getitem__(self, part: MicroBatch) -> Examples:
+        items = tuple(self.example(index) for index in part.indices)
         names = [self.recordings[index].where for index in part.indices]
         return Examples(items, torch.tensor(part.weights), names)
 

@@ -26,7 +26,6 @@ from kimia_infer.models.kimi_audio.vocoder import (
 from kimia_infer.training.tasks.codec import (
     AveragedNetwork,
     Data,
-    WeightAverage,
     load_trainable,
     mixed_precision,
     train_component,
@@ -111,28 +110,25 @@ class VocoderLosses(NamedTuple):
         return self.stft + self.mel + self.adversarial + self.features + self.discriminator
 
 
-class VocoderNetwork(AveragedNetwork):
+class VocoderNetwork(AveragedNetwork[Vocoder]):
     """Random crops of recordings to losses; the average of the weights is validated and written.
 
     Generator and discriminators take their steps together, from one pass over both.
     """
 
     def __init__(self, vocoder: Vocoder, config: dict, settings: VocoderTrainingConfig):
-        super().__init__()
-        self.vocoder = vocoder
+        super().__init__(vocoder, settings.average)
         self.config, self.settings = config, settings
         self.mel = MelConfig.from_dict(config)
         self.discriminators = Discriminators() if settings.adversarial else None
-        self.average = WeightAverage(vocoder, settings.average)
 
     def forward(self, batch: Examples) -> VocoderLosses:
         mel, real = self._crops(batch, self.generator(batch))
-        served = self.progress >= self.settings.anti_aliased_from or not self.training
-        for module in self.vocoder.modules():
+        for module in self.trained.modules():
             if isinstance(module, AntiAliasedSnake):
-                module.anti_aliased = served
-        with mixed_precision(self.settings, mel.device), self.average.used(not self.training):
-            fake = self.vocoder.generate(mel).float()
+                module.anti_aliased = self.progress >= self.settings.anti_aliased_from
+        with mixed_precision(self.settings, mel.device):
+            fake = self.module.generate(mel).float()
             none = torch.zeros(len(fake), device=fake.device)
             adversarial, features, discriminator = none, none, none
             if self.discriminators is not None:
@@ -161,11 +157,11 @@ class VocoderNetwork(AveragedNetwork):
         return torch.stack(mels), torch.stack(pieces)
 
     def blocks(self) -> Iterator[nn.Module]:
-        yield from self.vocoder.resblocks
+        yield from self.trained.resblocks
 
     def write(self, folder: Path) -> None:
         tensors = {}
-        for name, value in self.average.values.items():
+        for name, value in self.means().items():
             if name.endswith(".weight"):
                 # The published form, weight norm: length and direction.
                 norm = torch.linalg.vector_norm(value, dim=(1, 2), keepdim=True)

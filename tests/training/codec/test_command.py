@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.training.config import describe, read_config
 from kimia_infer.training.plan import MicroBatch
 from kimia_infer.training.run_directory import FINAL, all_checkpoints
-from kimia_infer.training.tasks.codec import WeightAverage
+from kimia_infer.training.tasks.codec import AveragedNetwork
 from kimia_infer.training.tasks.config import CODEC_CONFIGS, DetokenizerTrainingConfig
 from kimia_infer.training.tasks.detokenizer import (
     DetokenizerNetwork,
@@ -124,17 +125,23 @@ def test_the_evaluation_is_that_of_what_is_written(sounds: Path, tmp_path: Path)
 
 
 def test_an_average_settles_and_stands_in():
-    layer = nn.Linear(1, 1)
-    average = WeightAverage(layer, 0.9)
-    for value in [5.0] * 50 + [1.0, 3.0] * 100:
-        nn.init.constant_(layer.weight, value)
-        average.update()
-    assert average.values["weight"].item() == pytest.approx(2.0, abs=0.15)
-    with average.used(True):
-        assert layer.weight.item() == pytest.approx(2.0, abs=0.15)
-    assert layer.weight.item() == 3.0
-    with average.used(False):
-        assert layer.weight.item() == 3.0
+    class Layer(AveragedNetwork[nn.Linear]):
+        forward = blocks = write = None
+
+    network = Layer(nn.Linear(1, 1), 0.9)
+    expected, decays = (
+        network.trained.weight.item(),
+        (min(0.9, (1 + n) / (10 + n)) for n in count(1)),
+    )
+    for value, decay in zip([5.0] * 50 + [1.0, 3.0] * 100, decays, strict=False):
+        nn.init.constant_(network.trained.weight, value)
+        network.after_step()
+        expected = decay * expected + (1 - decay) * value
+    mean = network.means()["weight"].item()
+    assert mean == pytest.approx(expected, rel=1e-5)
+    assert mean == pytest.approx(2.0, abs=0.15)
+    assert network.eval().module.weight.item() == mean
+    assert network.train().module.weight.item() == 3.0
 
 
 def test_what_fits_stays_in_memory(sounds: Path, tmp_path: Path):
@@ -160,6 +167,5 @@ def test_a_sound_that_vanishes_stops_the_run(sounds: Path, tmp_path: Path):
     reader = RecordingReader(MINI)
     samples = Recordings(find_recordings(data, tmp_path), reader.read, reader.seconds, 0.0)
     gone.unlink()
-    found = samples[MicroBatch((0, 4), (0.5, 0.5))]
-    assert isinstance(found, DataError)
-    assert str(found).startswith(f"{data}:5: ")
+    with pytest.raises(DataError, match=f"^{data}:5: "):
+        samples[MicroBatch((0, 4), (0.5, 0.5))]

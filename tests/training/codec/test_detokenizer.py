@@ -200,6 +200,9 @@ def test_gradients_reach_everything(sounds: Path, tmp_path: Path):
     torch.manual_seed(4)
     network(samples[MicroBatch(tuple(range(6)), (1 / 6,) * 6)]).total.sum().backward()
     for name, parameter in network.named_parameters():
+        if name.startswith("average."):
+            assert parameter.grad is None, name
+            continue
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
     assert dit.semantic_token_embedding.weight.grad[-1].abs().max() > 0  # dropped codes
