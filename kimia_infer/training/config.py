@@ -6,7 +6,6 @@ that is wrong with its settings before that.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from kimia_infer.utils.errors import ConfigurationError
+from kimia_infer.utils.errors import ConfigurationError, explain
 
 Trainable = Literal["embedding", "trunk", "mimo", "adaptor", "heads", "whisper"]
 """What can be trained or frozen."""
@@ -45,6 +44,7 @@ class TrainingConfig(Config):
     title: ClassVar[str] = "a model"
     """What a run makes, for its card."""
 
+    data: str
     output: str = Field(description="directory of the run: checkpoints, logs, final model")
     seed: int = Field(0, ge=0, description="of data order, dropout and new weights")
     device: Literal["cpu"] | None = Field(None, description="the accelerator if any; or cpu")
@@ -77,6 +77,16 @@ class TrainingConfig(Config):
         None, ge=1, description="steps between checkpoints; by default an epoch"
     )
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept; older ones are deleted")
+    eval_data: str | None = Field(
+        None, description="validation data; by default the first lines or recordings of data"
+    )
+    eval_ratio: float = Field(
+        0.05, ge=0, le=0.9, description="share of data for validation, at least one item; 0: none"
+    )
+    audio_root: str = Field(".", description="directory that relative audio paths start from")
+    bad_lines: Literal["stop", "skip"] = Field(
+        "stop", description="if lines or recordings cannot be used"
+    )
 
     def summary(self) -> dict[str, str]:
         """What a run starts from and how it trains, for its card."""
@@ -108,14 +118,6 @@ class FinetuneConfig(TrainingConfig):
         description="checkpoint directory, or owner/name[@revision] on the Hugging Face hub"
     )
     data: str = Field(description="training data, JSON Lines in the published format")
-    eval_data: str | None = Field(
-        None, description="validation data; by default the first lines of data"
-    )
-    eval_ratio: float = Field(
-        0.05, ge=0, le=0.9, description="share of data for validation, at least one line; 0: none"
-    )
-    audio_root: str = Field(".", description="directory that relative audio paths start from")
-    bad_lines: Literal["stop", "skip"] = Field("stop", description="if lines cannot be used")
     spoken_answers: bool = Field(
         False, description="learn audio-text messages of the assistant; published: never"
     )
@@ -193,7 +195,7 @@ def read_config(
     try:
         config = kind(**values)
     except ValidationError as error:
-        faults += _faults(kind, error)
+        faults += explain(error, kind)
     faults += check(values)
     raise_faults(faults)
     assert config is not None, "or there is a fault"
@@ -215,7 +217,10 @@ def describe(kind: type[Config], prefix: str = "") -> list[str]:
         if isinstance(field.default, Config):
             lines += describe(type(field.default), f"{prefix}{name}.")
             continue
-        default = "required" if field.is_required() else _shown(field.default)
+        default: Any = "required" if field.is_required() else field.default
+        if isinstance(default, tuple):
+            default = ", ".join(map(str, default))
+        default = "-" if default is None else default
         bounds = "".join(f", {bound}" for bound in _bounds(field))
         lines.append(f"{prefix}{name} [{default}]{bounds}: {field.description}")
     return lines
@@ -231,40 +236,33 @@ def _bounds(field: FieldInfo) -> Iterator[str]:
                 yield f"{sign} {getattr(bound, kind.__name__.lower())}"
 
 
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
 def _read(path: Path | None, assignments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """What the file and the arguments give, and what is wrong with their form."""
     values: dict[str, Any] = {}
     faults: list[str] = []
     if path is not None:
         try:
-            found = _parse(path.read_text(encoding="utf-8"))
-            if isinstance(found, dict):
-                values = found
-            else:
-                faults.append(f"{path}: expected settings as name: value")
-        except (OSError, ValueError) as error:
+            found = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+            if not isinstance(found, dict):
+                raise ValueError("expected settings as name: value")
+            values = found
+        except (OSError, ValueError, yaml.YAMLError) as error:
             faults.append(f"{path}: cannot be read ({error})")
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         *groups, leaf = name.split(".")
-        place: Any = values
-        for group in groups:
-            place = place.setdefault(group, {}) if isinstance(place, dict) else None
         if not equals:
             faults.append(f"{assignment!r}: expected name=value")
-        elif not isinstance(place, dict):
+            continue
+        try:
+            group = values
+            for part in groups:
+                group = group.setdefault(part, {})
+            group[leaf] = yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            faults.append(f"{name}: not valid YAML ({error})")
+        except (AttributeError, TypeError):
             faults.append(f"{name}: {'.'.join(groups)} is not a group of settings")
-        else:
-            try:
-                place[leaf] = _parse(text)
-            except ValueError as error:
-                faults.append(f"{name}: {error}")
     return values, faults
 
 
@@ -277,38 +275,3 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?(\d+|\d*\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
-
-
-def _parse(text: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"not valid YAML ({error})") from error
-
-
-def _faults(kind: type[Config], error: ValidationError) -> list[str]:
-    return [_fault(kind, fault) for fault in error.errors(include_url=False)]
-
-
-def _fault(kind: type[Config], fault: Any) -> str:
-    """A sentence for what pydantic found, beginning with the name of the setting."""
-    *groups, leaf = fault["loc"] or [""]
-    for group in groups:
-        default = kind.model_fields[group].default if group in kind.model_fields else None
-        kind = type(default) if isinstance(default, Config) else kind
-    prefix = "".join(f"{group}." for group in groups if isinstance(group, str))
-    name = f"{groups[-1]}[{leaf}]" if isinstance(leaf, int) else f"{prefix}{leaf}"
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(leaf), kind.model_fields, 1)
-        return f"{name}: unknown setting" + (f"; did you mean {prefix}{near[0]}?" if near else "")
-    if fault["type"] == "missing":
-        return f"{name}: missing ({kind.model_fields[leaf].description})"
-    if fault["type"] == "value_error":
-        text = str(fault["ctx"]["error"])
-        return f"{name}: {text}" if name else text
-    expected = {
-        "tuple_type": "expected a list such as [a, b]",
-        "too_short": "expected a list such as [a, b]",
-        "model_type": f"expected a group of settings such as {name}.name=value",
-    }.get(fault["type"], fault["msg"].replace("Input should be", "expected", 1))
-    return f"{name}: {expected}, found {fault['input']!r}"

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from kimia_infer.data.checking import usable
 from kimia_infer.data.conversations import Conversation, ConversationFile, DataError
+from kimia_infer.training.config import TrainingConfig
 from kimia_infer.training.plan import MicroBatch, StepPlan
 from kimia_infer.training.samples import Sample, SampleBuilder
+from kimia_infer.utils.progress import progress
+
+SHOWN_FAULTS = 20
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,59 +78,105 @@ def join(
     )
 
 
-class TrainingData(Protocol):
-    """Samples by the passes that use them."""
+@dataclass
+class TrainingData(ABC):
+    """Usable items of a data set, each of which is a ``unit`` and gives a sample."""
 
-    def __len__(self) -> int: ...
+    items: Sequence[Any]
+    unit: ClassVar[str]
 
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @abstractmethod
     def __getitem__(self, part: MicroBatch, /) -> Any:
-        """A batch with ``weights``, ``names`` and ``to``. Raises DataError, naming the sample."""
+        """A batch with ``weights``, ``names`` and ``to``. Raises DataError, naming the item."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    """The usable lines of a file; ``positions`` is the length of the sample of each line."""
+@dataclass
+class Samples(TrainingData):
+    """Lines of a file, by their index; ``positions`` is the length of the sample of each."""
 
     file: ConversationFile
     builder: SampleBuilder
-    lines: tuple[int, ...]
     positions: Mapping[int, int]
-
-    def __len__(self) -> int:
-        return len(self.lines)
+    unit = "line"
 
     @property
     def lengths(self) -> list[int]:
         """Of all samples, in positions."""
-        return [self.positions[line] for line in self.lines]
+        return [self.positions[line] for line in self.items]
 
     def recordings(self) -> Iterator[Path]:
         """The audio files that samples have Whisper features of; some more than once."""
-        for line in self.lines:
+        for line in self.items:
             yield from self.builder.recordings(self.file[line])
 
     def __getitem__(self, part: MicroBatch) -> Batch:
-        lines = [self.lines[index] for index in part.indices]
+        lines = [self.items[index] for index in part.indices]
         samples = [_with_line(self.builder.build, self.file, line) for line in lines]
         names = [self.file.where(line) for line in lines]
         return join(samples, self.builder.special.pad, part.weights, names)
 
 
-def check_lines(
-    file: ConversationFile, builder: SampleBuilder, lines: Sequence[int], skip: bool
-) -> tuple[Samples, list[str]]:
-    """The usable ones among ``lines`` and what is wrong with the others, with progress.
-
-    Raises:
-        DataError: some are not usable and they are not to be skipped, or none is usable.
-    """
+def check_lines(file: ConversationFile, builder: SampleBuilder, skip: bool) -> Samples:
+    """The :func:`usable` lines of ``file``."""
     positions = {}
 
     def check(line: int) -> None:
         positions[line] = len(_with_line(builder.check, file, line))
 
-    good, faults = usable(lines, check, file.path.name, "line", skip)
-    return Samples(file, builder, tuple(good), positions), faults
+    lines = usable(range(len(file)), check, file.path.name, Samples.unit, skip)
+    return Samples(lines, file, builder, positions)
+
+
+def usable(
+    items: Sequence[Item], check: Callable[[Item], object], data: str, unit: str, skip: bool
+) -> list[Item]:
+    """Those ``items`` of ``data`` for which ``check`` does not raise DataError.
+
+    ``skip`` logs a warning for each of the others. Raises DataError for them without it, or if no
+    item can be used.
+    """
+    good, faults = [], []
+    for item in progress(f"Checking {data}", unit=f"{unit}s", iterable=items):
+        try:
+            check(item)
+            good.append(item)
+        except DataError as error:
+            faults.append(str(error))
+    if faults and (not skip or not good):
+        shown = "\n  ".join(faults[:SHOWN_FAULTS])
+        more = f"\n  and {len(faults) - SHOWN_FAULTS} more" if len(faults) > SHOWN_FAULTS else ""
+        advice = "" if skip else "\nfix or remove them, or set bad_lines=skip"
+        raise DataError(
+            f"{len(faults)} of {len(items)} {unit}s cannot be used:\n  {shown}{more}{advice}"
+        )
+    for fault in faults:
+        log.warning("skipped: %s", fault)
+    return good
+
+
+Data = TypeVar("Data", bound=TrainingData)
+
+
+def split_data(config: TrainingConfig, read: Callable[[str], Data]) -> tuple[Data, Data | None]:
+    """Training and validation data, as ``read`` gives them for a file or directory.
+
+    Validation uses ``eval_data``; or the first ``eval_ratio`` of the data, at least one item, as
+    published; or nothing where the ratio is 0. Raises DataError if nothing is left to train on.
+    """
+    samples = read(config.data)
+    if config.eval_data is not None:
+        return samples, read(config.eval_data)
+    count = max(1, int(len(samples) * config.eval_ratio)) if config.eval_ratio else 0
+    if count == len(samples):
+        raise DataError(
+            f"{config.data}: one {samples.unit} is not enough for training and validation; add "
+            f"{samples.unit}s, name eval_data, or set eval_ratio=0"
+        )
+    rest, first = samples.items[count:], samples.items[:count]
+    return replace(samples, items=rest), replace(samples, items=first) if first else None
 
 
 def batches(

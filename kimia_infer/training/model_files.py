@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,6 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from kimia_infer.models.kimi_audio.checkpoint import TUNED_WHISPER, WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.components import understanding_components
 from kimia_infer.training.adapters import (
     ADAPTER,
     BASE,
@@ -36,32 +35,12 @@ if TYPE_CHECKING:
 WHISPER_PREFIX = "model.encoder."
 
 
-@dataclass(frozen=True)
-class Source:
-    """The checkpoint that training starts from, checked; ``directory`` is complete."""
-
-    directory: Path
-    language_model: Component
-    whisper: Component
-
-    @classmethod
-    def open(cls, directory: Path) -> Source:
-        """Raises CheckpointError for the first thing that does not fit."""
-        return cls(directory, **understanding_components(directory))
-
-    @property
-    def tuned_whisper(self) -> bool:
-        """Whether the encoder is stored with the language model, as after fine-tuning."""
-        return any(n.startswith(TUNED_WHISPER) for n in self.language_model.store.tensors)
-
-    @property
-    def children(self) -> dict[str, Component]:
-        """The components by their names in the network."""
-        return {"language_model": self.language_model, "whisper": self.whisper}
+Components = dict[str, Component]
+"""What training starts from, by the names in the network; see :func:`understanding_components`."""
 
 
 def build_network(
-    source: Source,
+    components: Components,
     state: PartialState,
     dtype: torch.dtype,
     parts: Sequence[str],
@@ -74,24 +53,21 @@ def build_network(
     """The network on the device of this process, divided if there are several.
 
     Args:
-        source: what the weights are read from.
-        state: the processes.
         dtype: of activations and frozen weights; trained weights are float32.
         parts: what is trained, names of ``TRAINABLE``; with ``adapters`` only these.
-        adapters: as :func:`lora_config` makes them.
         recompute: whether activations are computed again in the backward pass.
         seed: of new adapters.
-        report: gets the number of values read each time.
-        quantized: whether the matrices of the decoder are unfilled in 4 bits, by one process.
+        quantized: whether the matrices of the decoder are in 4 bits; for one process.
     """
     with torch.device("meta"):
-        network = TrainingNetwork(source.language_model.build(), source.whisper.build(), dtype)
+        children = {name: component.build() for name, component in components.items()}
+        network = TrainingNetwork(**children, dtype=dtype)
     unfilled = plan_training(network, parts, adapters, recompute, quantized)
     if state.num_processes > 1:
         shard(network, state)
     network.to_empty(device=state.device)
     assert state.device is not None
-    _fill(network, source, unfilled, state.device, report)
+    _fill(network, components, unfilled, state.device, report)
     for name, parameter in network.named_parameters():
         if ".lora_" in name:
             assign(parameter, first_adapter_value(name, parameter.shape, seed))
@@ -111,7 +87,11 @@ def plan_training(
     4 bits, by the names of these.
     """
     network.requires_grad_(False)
-    unfilled = _quantize(network) if quantized else {}
+    unfilled = {}
+    if quantized:
+        from kimia_infer.training.quantized import quantize_layers  # only here needs bitsandbytes
+
+        unfilled = quantize_layers(network)
     if adapters is not None:
         add_adapters(network, adapters)
     trained = tuple(prefix for part in parts for prefix in TRAINABLE[part])
@@ -119,8 +99,9 @@ def plan_training(
         if name.replace(f"{BASE}.", ".") in unfilled:
             continue
         wanted = ".lora_" in name if adapters is not None else name.startswith(trained)
-        kept = parameter.to(torch.float32 if wanted else network.dtype)
-        _replace(network, name, kept, wanted)
+        kept = parameter.detach().to(torch.float32 if wanted else network.dtype)
+        owner, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(owner), leaf, nn.Parameter(kept, requires_grad=wanted))
     if recompute:
         recompute_activations(network)
     return unfilled
@@ -140,21 +121,9 @@ def base_parameters(network: TrainingNetwork, child: str) -> dict[str, nn.Parame
     }
 
 
-def _replace(network: nn.Module, name: str, value: Tensor, trained: bool) -> None:
-    owner, _, leaf = name.rpartition(".")
-    parameter = nn.Parameter(value.detach(), requires_grad=trained)
-    network.get_submodule(owner)._parameters[leaf] = parameter
-
-
-def _quantize(network: TrainingNetwork) -> dict[str, QuantizedLinear]:
-    from kimia_infer.training.quantized import quantize_layers  # only here is bitsandbytes needed
-
-    return quantize_layers(network)
-
-
 def _fill(
     network: TrainingNetwork,
-    source: Source,
+    components: Components,
     unfilled: dict[str, QuantizedLinear],
     device: torch.device,
     report: Report | None,
@@ -164,7 +133,7 @@ def _fill(
     The weights of the layers ``unfilled`` are quantized.
     """
     reader = Reader()
-    for child, component in source.children.items():
+    for child, component in components.items():
         parameters = base_parameters(network, child)
         slots: dict[str, list] = {}
         for slot in component.slots:
@@ -198,32 +167,41 @@ def write_adapter(
 
 
 def write_model(
-    folder: Path, network: TrainingNetwork, source: Source, with_whisper: bool, state: PartialState
+    folder: Path,
+    network: TrainingNetwork,
+    source: Path,
+    components: Components,
+    with_whisper: bool,
+    state: PartialState,
 ) -> None:
     """Write a checkpoint that can be served, in the published names and the stored dtypes.
 
-    What was not trained is taken over from ``source``, weights as hard links where the file
-    system allows. A Whisper encoder that is trained, or was before, is stored with the language
-    model, as in published fine-tuned checkpoints, and in its folder too. All processes have to
-    call this.
+    What was not trained is taken over from the directory ``source``, weights as hard links where
+    the file system allows. A Whisper encoder that is trained, or was before, is stored with the
+    language model, as in published fine-tuned checkpoints, and in its folder too. All processes
+    have to call this.
     """
-    with_whisper = with_whisper or source.tuned_whisper
-    tensors = list(_published(network, source))
-    if with_whisper:
-        tensors += _whisper(network, source, TUNED_WHISPER)
-        path = folder / WHISPER_FOLDER / "model.safetensors"
-        write_tensors(path, _whisper(network, source, WHISPER_PREFIX), state.is_main_process)
-    write_tensors(folder / "model.safetensors", tensors, state.is_main_process)
-    if state.is_main_process:
-        take_over(source.directory, folder, [".", *([WHISPER_FOLDER] if with_whisper else [])])
+    writes, rewritten = state.is_main_process, ["."]
+    language_model, whisper = components["language_model"], components["whisper"]
+    tensors = list(_published(network, language_model))
+    if with_whisper or any(n.startswith(TUNED_WHISPER) for n in language_model.store.tensors):
+        stored = whisper.store.tensors
+        for target, prefix in ((tensors, TUNED_WHISPER), (own := [], WHISPER_PREFIX)):
+            for name, parameter in base_parameters(network, "whisper").items():
+                target.append(live(prefix + name, parameter, stored[name].dtype))
+        write_tensors(folder / WHISPER_FOLDER / "model.safetensors", own, writes)
+        rewritten.append(WHISPER_FOLDER)
+    write_tensors(folder / "model.safetensors", tensors, writes)
+    if writes:
+        take_over(source, folder, rewritten)
 
 
-def _published(network: TrainingNetwork, source: Source) -> Iterator[LiveTensor]:
+def _published(network: TrainingNetwork, component: Component) -> Iterator[LiveTensor]:
     """The language model by published names; joined matrices are cut into their rows."""
     parameters = base_parameters(network, "language_model")
-    gathered = _LastGathered()
-    stored = source.language_model.store.tensors
-    for slot in sorted(source.language_model.slots, key=lambda slot: slot.parameter):
+    gathered = lru_cache(maxsize=1)(whole)  # once for all tensors that are cut from a parameter
+    stored = component.store.tensors
+    for slot in sorted(component.slots, key=lambda slot: slot.parameter):
         ((name, shape),) = slot.sources.items()
         rows = slice(None) if slot.rows is None else slice(*slot.rows)
 
@@ -233,22 +211,3 @@ def _published(network: TrainingNetwork, source: Source) -> Iterator[LiveTensor]
             return gathered(parameter)[rows]
 
         yield LiveTensor(name, shape, stored[name].readable_dtype, value)
-
-
-def _whisper(network: TrainingNetwork, source: Source, prefix: str) -> Iterator[LiveTensor]:
-    stored = source.whisper.store.tensors
-    for name, parameter in base_parameters(network, "whisper").items():
-        yield live(prefix + name, parameter, stored[name].dtype)
-
-
-class _LastGathered:
-    """Gathers a divided parameter once for all tensors that are cut from it."""
-
-    def __init__(self) -> None:
-        self._parameter: nn.Parameter | None = None
-        self._value = torch.empty(0)
-
-    def __call__(self, parameter: nn.Parameter) -> Tensor:
-        if parameter is not self._parameter:
-            self._parameter, self._value = parameter, whole(parameter)
-        return self._value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, causal_attention
 from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE
 from kimia_infer.training.dataset import Batch
+
+Losses = dict[str, Tensor]
+"""Losses of every sample, float32 [batch] each, by name; their sum is what is trained."""
 
 SMOOTHING = 1e-4
 """Added to the number of positions that count (published fine-tuning code)."""
@@ -54,8 +57,8 @@ class TrainingNetwork(nn.Module):
         self.dtype = dtype
         self.stream_dropout: StreamDropout | None = None
 
-    def forward(self, batch: Batch) -> TrackLosses:
-        """The losses of every sample.
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of both tracks.
 
         Both branches always run, and the adaptor too, so that every process of a sharded run
         takes part in every exchange and parameters without influence get zero gradients.
@@ -64,12 +67,12 @@ class TrainingNetwork(nn.Module):
             x = self._embed(batch)
             model = self.language_model
             hidden = model(x, causal_attention(model.config))
-            return TrackLosses(
-                track_loss(
-                    hidden.audio, model.audio_head, batch.audio_labels, batch.audio_loss_mask
-                ),
-                track_loss(hidden.text, model.text_head, batch.text_labels, batch.text_loss_mask),
-            )
+            audio = batch.audio_labels, batch.audio_loss_mask
+            text = batch.text_labels, batch.text_loss_mask
+            return {
+                "audio": track_loss(hidden.audio, model.audio_head, *audio),
+                "text": track_loss(hidden.text, model.text_head, *text),
+            }
 
     def _autocast(self, device: torch.device) -> torch.autocast:
         return torch.autocast(device.type, torch.bfloat16, self.dtype == torch.bfloat16)
@@ -165,17 +168,6 @@ class StreamDropout:
         uncoded = is_continuous.clone()
         uncoded[is_continuous] = draws >= 1.0 - self.codes
         return audio_ids.masked_fill(uncoded, self.blank), features * ~unheard[:, None]
-
-
-class TrackLosses(NamedTuple):
-    """Losses of every sample, float32 [batch]; their sum is what is trained."""
-
-    audio: Tensor
-    text: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.audio + self.text
 
 
 def track_loss(

@@ -33,24 +33,12 @@ _STEP = re.compile(r"step-(\d{8})")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 
 FREE_TO_CHANGE = (
-    "output",
-    "model",
-    "data",
-    "eval_data",
-    "audio_root",
-    "device",
-    "workers",
-    "cache_hours",
-    "feature_cache",
-    "eval_every",
-    "save_every",
-    "keep_checkpoints",
-    "gradient_checkpointing",
-    "batch_size",  # with accumulation and processes; the product has to stay
-    "accumulation",
-)
-"""Settings that a resumed run may change, because its steps do not depend on them; files may
-have moved."""
+    "output", "model", "data", "eval_data", "audio_root", "device", "workers", "cache_hours",
+    "feature_cache", "eval_every", "save_every", "keep_checkpoints", "gradient_checkpointing",
+    "batch_size", "accumulation",
+)  # fmt: skip
+"""Settings that a resumed run may change, because its steps do not depend on them: files may have
+moved, and of batch_size, accumulation and processes only the product has to stay."""
 
 
 class TrainingError(RuntimeError):

@@ -1,8 +1,8 @@
 """The training loop: steps, validation, checkpoints; the same for every network.
 
-A network takes a batch and gives a NamedTuple of losses [batch] with a property ``total``,
-which is trained. Everything that a step depends on follows from the settings and its number, so
-that a run that was interrupted continues as if it had not been.
+A network takes a batch and gives its :data:`Losses`. Everything that a step depends on follows
+from the settings and its number, so that a run that was interrupted continues as if it had not
+been.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from kimia_infer.training.checkpoints import restore, save
 from kimia_infer.training.config import TrainingConfig
 from kimia_infer.training.dataset import TrainingData, batches
 from kimia_infer.training.model_files import trained_parameters
+from kimia_infer.training.network import Losses
 from kimia_infer.training.parallel import whole
 from kimia_infer.training.plan import StepPlan, learning_rate_factor
 from kimia_infer.training.report import Metrics, RunLog, card
@@ -153,7 +154,7 @@ class Trainer:
             torch.manual_seed(zlib.crc32(place.encode()))
             losses = self.network(batch.to(self.device))
             weights = batch.weights.to(self.device)
-            (losses.total * weights).sum().backward()
+            (sum(losses.values()) * weights).sum().backward()
             sums = sums + _weighted(losses, weights) / self.state.num_processes
         stop = sums.new_tensor([float(self._stop_requested)])
         sums: Any = reduce(torch.cat([sums, stop]), "sum")
@@ -280,11 +281,11 @@ def make_optimizer(
     )
 
 
-def _names(losses: Any) -> list[str]:
-    return ["loss", *(f"{name}_loss" for name in losses._fields)]
+def _names(losses: Losses) -> list[str]:
+    return ["loss", *(f"{name}_loss" for name in losses)]
 
 
-def _weighted(losses: Any, weights: Tensor) -> Tensor:
+def _weighted(losses: Losses, weights: Tensor) -> Tensor:
     """Weighted sums of the total and of every single loss."""
-    columns = torch.stack([losses.total, *losses]).detach()
-    return (columns * weights).sum(dim=1)
+    total: Any = sum(losses.values())
+    return (torch.stack([total, *losses.values()]).detach() * weights).sum(dim=1)

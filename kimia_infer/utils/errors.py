@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import reprlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pydantic import ValidationError
+    from pydantic import BaseModel, ValidationError
 
 
 class ConfigurationError(ValueError):
@@ -34,20 +35,39 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be used; the message names the file, the tensor and the reason."""
 
 
-def explain(error: ValidationError) -> list[str]:
-    """Each fault that pydantic found, as ``field: what is expected, found ...``."""
-    return [_explain_one(fault) for fault in error.errors(include_url=False)]
+def explain(error: ValidationError, model: type[BaseModel] | None = None) -> list[str]:
+    """Each fault that pydantic found, as ``field: what is expected, found ...``.
+
+    With ``model``, a missing field comes with its description and an unknown one with a known
+    name that resembles it.
+    """
+    return [_explain_one(fault, model) for fault in error.errors(include_url=False)]
 
 
-def _explain_one(fault: Mapping[str, Any]) -> str:
-    field = ".".join(str(place) for place in fault["loc"])
+_EXPECTED = {
+    "tuple_type": "expected a list such as [a, b]",
+    "too_short": "expected a list such as [a, b]",
+    "model_type": "expected a group of settings, name by name",
+}
+
+
+def _explain_one(fault: Mapping[str, Any], model: Any) -> str:
+    *groups, leaf = fault["loc"] or ("",)
+    for group in groups:
+        field = getattr(model, "model_fields", {}).get(group)
+        model = field and field.annotation
+    known = getattr(model, "model_fields", {})
+    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"])
+    where = where.removeprefix(".")
     if fault["type"] == "missing":
-        text = "missing"
+        text = f"missing ({known[leaf].description})" if leaf in known else "missing"
     elif fault["type"] == "extra_forbidden":
-        text = "unknown field"
+        near = difflib.get_close_matches(str(leaf), known, 1)
+        prefix = where.removesuffix(str(leaf))
+        text = "unknown field" + (f"; did you mean {prefix}{near[0]}?" if near else "")
     elif "error" in fault.get("ctx", {}):  # raised by a validator, which says everything
         text = str(fault["ctx"]["error"])
     else:
-        expected = fault["msg"].replace("Input should be", "expected", 1)
-        text = f"{expected}, found {reprlib.repr(fault['input'])}"
-    return f"{field}: {text}" if field else text
+        message = fault["msg"].replace("Input should be", "expected", 1)
+        text = f"{_EXPECTED.get(fault['type'], message)}, found {reprlib.repr(fault['input'])}"
+    return f"{where}: {text}" if where else text

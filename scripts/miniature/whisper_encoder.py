@@ -35,6 +35,7 @@ from kimia_infer.models.kimi_audio.whisper import (
 )
 from kimia_infer.training.config import Config, Share
 from kimia_infer.training.model_files import WHISPER_PREFIX
+from kimia_infer.training.network import Losses
 from kimia_infer.training.tasks.codec import (
     CodecNetwork,
     Data,
@@ -138,17 +139,6 @@ def read_sound(sound: Recording, extractor) -> Example:
     return {"mel": mel, "text": code_points(sound.text)}
 
 
-class WhisperLosses(NamedTuple):
-    """Weighted losses of every recording, float32 [batch]."""
-
-    characters: Tensor
-    words: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.characters + self.words
-
-
 class Place(NamedTuple):
     """Where a recording begins: the index of its segment and of its first code there."""
 
@@ -173,7 +163,7 @@ class WhisperNetwork(CodecNetwork):
         self.characters = nn.Linear(width, len(units.characters) + 1)
         self.words = nn.Linear(width, len(units.words) + 1)
 
-    def forward(self, batch: Examples) -> WhisperLosses:
+    def forward(self, batch: Examples) -> Losses:
         mels = [item["mel"] for item in batch.items]
         counts = [mel.shape[1] // MEL_PER_CODE for mel in mels]
         generator = self.generator(batch)
@@ -189,7 +179,7 @@ class WhisperNetwork(CodecNetwork):
             ]
             return self._losses(batch, pieces, torch.tensor(counts, device=frames.device))
 
-    def _losses(self, batch: Examples, pieces: list[Tensor], counts: Tensor) -> WhisperLosses:
+    def _losses(self, batch: Examples, pieces: list[Tensor], counts: Tensor) -> Losses:
         x = pad_sequence(pieces, batch_first=True)
         frames = torch.arange(x.shape[1], device=x.device)
         valid = (frames < FRAMES_PER_CODE * counts[:, None])[:, :, None]
@@ -200,10 +190,10 @@ class WhisperNetwork(CodecNetwork):
         characters = [self.units.character_ids(text) for text in texts]
         words = [self.units.word_ids(text) for text in texts]
         scores = self.words(x.unflatten(1, (-1, FRAMES_PER_CODE)).mean(2))
-        return WhisperLosses(
-            ctc(self.characters(x), FRAMES_PER_CODE * counts, characters),
-            self.settings.word_weight * ctc(scores, counts, words),
-        )
+        return {
+            "characters": ctc(self.characters(x), FRAMES_PER_CODE * counts, characters),
+            "words": self.settings.word_weight * ctc(scores, counts, words),
+        }
 
     def blocks(self) -> Iterator[nn.Module]:
         yield from self.encoder.layers

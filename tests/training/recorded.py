@@ -13,7 +13,7 @@ from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import language_model_component
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.models.kimi_audio.whisper import feature_extractor, whisper_component
-from kimia_infer.training.model_files import Source, build_network
+from kimia_infer.training.model_files import Components, build_network
 from kimia_infer.training.network import TRAINABLE, TrainingNetwork
 from kimia_infer.training.samples import Sample, SampleBuilder
 from tests.paths import GOLDEN
@@ -36,23 +36,22 @@ SPECIAL = SpecialTokens(
 CONFIG = LanguageModelConfig.from_directory(GOLDEN / "llm")
 
 
-def source() -> Source:
-    return Source(
-        GOLDEN / "llm",
-        language_model_component(GOLDEN / "llm"),
-        whisper_component(GOLDEN / "whisper"),
-    )
+def components() -> Components:
+    return {
+        "language_model": language_model_component(GOLDEN / "llm"),
+        "whisper": whisper_component(GOLDEN / "whisper"),
+    }
 
 
 def network(parts: tuple[str, ...] = tuple(TRAINABLE), **options) -> TrainingNetwork:
     """The recorded network; all of it is trained unless ``parts`` says otherwise."""
     state = PartialState(cpu=True)
-    return build_network(source(), state, torch.float32, parts, **options)
+    return build_network(components(), state, torch.float32, parts, **options)
 
 
 def builder(max_length: int = 4096, encode_speech=None) -> SampleBuilder:
     """Builds samples with the stand-in tokenizer: an id per byte."""
-    mels = source().whisper.build().config.num_mel_bins
+    mels = components()["whisper"].build().config.num_mel_bins
     return SampleBuilder(
         lambda text: list(text.encode()),
         SPECIAL,

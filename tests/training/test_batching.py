@@ -38,14 +38,14 @@ def test_a_padded_batch_equals_single_samples(samples: list[Sample]):
     network = recorded.network()
     singles = []
     for sample in samples:
-        loss = network(join([sample], SPECIAL.pad, [1.0])).total
+        loss = sum(network(join([sample], SPECIAL.pad, [1.0])).values())
         (loss.sum() / len(samples)).backward()
         singles.append(loss.detach())
     expected = gradients(network)
     network.zero_grad()
     batch = join(samples, SPECIAL.pad, [1 / len(samples)] * len(samples))
     assert len({len(sample) for sample in samples}) > 1
-    losses = network(batch).total
+    losses = sum(network(batch).values())
     torch.testing.assert_close(losses.detach(), torch.cat(singles), rtol=0, atol=1e-5)
     (losses * batch.weights).sum().backward()
     largest = max(gradient.norm() for gradient in expected.values())
@@ -66,7 +66,7 @@ def test_the_loss_in_chunks_is_the_loss():
 
 def test_without_any_sound_everything_still_has_a_gradient(samples: list[Sample]):
     network = recorded.network()
-    network(join(samples[-1:], SPECIAL.pad, [1.0])).total.sum().backward()
+    sum(network(join(samples[-1:], SPECIAL.pad, [1.0])).values()).sum().backward()
     found = gradients(network)
     assert not found["whisper.conv1.weight"].any()
     assert not found["language_model.adaptor.input.weight"].any()
@@ -77,7 +77,7 @@ def test_without_any_sound_everything_still_has_a_gradient(samples: list[Sample]
 def test_frozen_parts_have_no_gradient(samples: list[Sample]):
     network = recorded.network(("adaptor", "mimo"))
     batch = join(samples, SPECIAL.pad, [1.0] * len(samples))
-    network(batch).total.sum().backward()
+    sum(network(batch).values()).sum().backward()
     trained = {n for n, p in network.named_parameters() if p.grad is not None}
     prefixes = ("language_model.adaptor.", "language_model.mimo_")
     assert trained == {n for n, _ in network.named_parameters() if n.startswith(prefixes)}
@@ -86,11 +86,11 @@ def test_frozen_parts_have_no_gradient(samples: list[Sample]):
 
 def test_bfloat16_is_close(samples: list[Sample]):
     batch = join(samples, SPECIAL.pad, [1.0] * len(samples))
-    expected = recorded.network()(batch).total
+    expected = sum(recorded.network()(batch).values())
     for parts in (("trunk", "adaptor", "whisper"), tuple(recorded.TRAINABLE)):
         state = PartialState(cpu=True)
-        network = build_network(recorded.source(), state, torch.bfloat16, parts)
-        found = network(batch).total
+        network = build_network(recorded.components(), state, torch.bfloat16, parts)
+        found = sum(network(batch).values())
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=0.03, atol=0)
         found.sum().backward()

@@ -168,7 +168,7 @@ def test_the_command_names_what_is_wrong(
 ):
     known = runs.assignments_of(data, tmp_path)
     for arguments, message in {
-        ("epoch=3",): "epoch: unknown setting; did you mean epochs?",
+        ("epoch=3",): "epoch: unknown field; did you mean epochs?",
         (str(tmp_path / "none.yaml"),): "none.yaml: cannot be read",
         ("a.yaml", "b.yaml"): "more than one settings file",
     }.items():

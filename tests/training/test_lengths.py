@@ -20,7 +20,7 @@ def test_lengths_are_known_before_samples_are_built(tmp_path: Path):
     run = settings(write_data(tmp_path), tmp_path / "run", "eval_ratio=0.2")
     samples, held_out = read_data(run, MINI)
     for some in (samples, held_out):
-        built = [len(some.builder.build(some.file[line])) for line in some.lines]
+        built = [len(some.builder.build(some.file[line])) for line in some.items]
         assert list(some.lengths) == built
     assert len(set(samples.lengths)) > 1
 

@@ -10,9 +10,10 @@ from accelerate import PartialState
 from torch import nn
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.models.kimi_audio.components import understanding_components
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.config import ADAPTED, AdapterConfig
-from kimia_infer.training.model_files import Source, build_network, trained_parameters
+from kimia_infer.training.model_files import Components, build_network, trained_parameters
 from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.training.quantized import QuantizedLinear
 from kimia_infer.training.run_directory import FINAL
@@ -22,7 +23,7 @@ from tests.paths import MINI
 from tests.training import recorded, runs
 
 
-def build(source: Source, quantized: bool) -> TrainingNetwork:
+def build(source: Components, quantized: bool) -> TrainingNetwork:
     config = lora_config(AdapterConfig(), ADAPTED, "base")
     return build_network(
         source, PartialState(cpu=True), torch.float32, ADAPTED, config, quantized=quantized
@@ -32,7 +33,7 @@ def build(source: Source, quantized: bool) -> TrainingNetwork:
 @pytest.fixture(scope="module")
 def networks() -> tuple[TrainingNetwork, TrainingNetwork]:
     """Plain and quantized."""
-    source = Source.open(MINI)
+    source = understanding_components(MINI)
     return build(source, False), build(source, True)
 
 
@@ -74,7 +75,7 @@ def test_it_computes_nearly_the_same(networks):
 def test_nothing_is_allocated_before_it_is_read(monkeypatch):
     """Matrices are filled one by one; while one is, the later ones have no values."""
     filled: list[bool] = []
-    fill, source = QuantizedLinear.fill, Source.open(MINI)
+    fill, source = QuantizedLinear.fill, understanding_components(MINI)
     networks: list[nn.Module] = []
     adapted = TrainingNetwork.requires_grad_
 
@@ -97,7 +98,7 @@ def test_nothing_is_allocated_before_it_is_read(monkeypatch):
 def test_rows_have_to_be_whole_blocks():
     assert recorded.CONFIG.intermediate_size % 64
     with pytest.raises(ConfigurationError, match=r"^method: qlora .* rows of \d+; use lora"):
-        build(recorded.source(), True)
+        build(recorded.components(), True)
 
 
 def test_the_adapter_is_served_on_the_plain_base(tmp_path: Path):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, cast
+from typing import Any, Generic, cast
 
 import torch
 import yaml
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from kimia_infer.training.checkpoints import live, write_tensors
-from kimia_infer.training.network import recompute_activations
+from kimia_infer.training.network import Losses, recompute_activations
 from kimia_infer.training.run_directory import (
     MODEL,
     STATE,
@@ -50,8 +50,8 @@ class CodecNetwork(nn.Module, ABC):
     progress = 0.0
 
     @abstractmethod
-    def forward(self, batch: Examples) -> NamedTuple:
-        """Losses of every example, float32 [batch] each, with their sum as ``total``."""
+    def forward(self, batch: Examples) -> Losses:
+        """The weighted losses; zeros where a weight is 0."""
 
     @abstractmethod
     def blocks(self) -> Iterator[nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -11,6 +11,10 @@ from kimia_infer.training.config import Config, Items, Share, TrainingConfig
 Positive = Annotated[int, Field(ge=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
+MeanDecay = Annotated[
+    float,
+    Field(ge=0, le=0.99999, description="decay of the average of weights that is written"),
+]
 
 
 class CodecTrainingConfig(TrainingConfig):
@@ -20,17 +24,6 @@ class CodecTrainingConfig(TrainingConfig):
         description="a directory of audio files, a list of paths, or JSON Lines with audio, text, "
         "codes"
     )
-    eval_data: str | None = Field(
-        None, description="validation data; by default the first recordings of data"
-    )
-    eval_ratio: float = Field(
-        0.05,
-        ge=0,
-        le=0.9,
-        description="share of data for validation, at least one recording; 0: none",
-    )
-    audio_root: str = Field(".", description="directory that relative audio paths start from")
-    bad_lines: Literal["stop", "skip"] = Field("stop", description="if recordings cannot be used")
     cache_hours: float = Field(
         2.0, ge=0, description="hours of audio kept decoded in memory, per reading process"
     )
@@ -85,9 +78,7 @@ class DetokenizerTrainingConfig(CodecTrainingConfig):
     condition_dropout: Share = Field(
         0.1, description="share of samples whose codes are dropped (published: 0.2)"
     )
-    average: float = Field(
-        0.995, ge=0, le=0.99999, description="decay of the average of weights that is written"
-    )
+    average: MeanDecay = 0.995
 
     @model_validator(mode="after")
     def _agrees(self) -> DetokenizerTrainingConfig:
@@ -129,9 +120,7 @@ class VocoderTrainingConfig(CodecTrainingConfig):
     adversarial: float | None = Field(
         None, gt=0, description="weight of the discriminators' losses; by default there are none"
     )
-    average: float = Field(
-        0.995, ge=0, le=0.99999, description="decay of the average of weights that is written"
-    )
+    average: MeanDecay = 0.995
     learning_rate: float = Field(2e-3, ge=0, description="largest of the schedule")
     beta1: Decay = Field(0.8, description="of AdamW")
     beta2: Decay = Field(0.99, description="of AdamW")
@@ -183,11 +172,3 @@ class TokenizerTrainingConfig(CodecTrainingConfig):
         if self.size.width % self.size.heads:
             raise ValueError("size.width: must be a multiple of size.heads")
         return self
-
-
-CODEC_CONFIGS: dict[str, type[CodecTrainingConfig]] = {
-    "detokenizer": DetokenizerTrainingConfig,
-    "vocoder": VocoderTrainingConfig,
-    "tokenizer": TokenizerTrainingConfig,
-}
-"""Settings by the names of the components on the command line."""

@@ -27,6 +27,7 @@ from kimia_infer.models.kimi_audio.dit import DiT, dit_component
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizerConfig,
 )
+from kimia_infer.training.network import Losses
 from kimia_infer.training.samples import LazySpeechCodes
 from kimia_infer.training.tasks.codec import (
     AveragedNetwork,
@@ -38,7 +39,6 @@ from kimia_infer.training.tasks.codec import (
 )
 from kimia_infer.training.tasks.config import DetokenizerTrainingConfig, DiTSize
 from kimia_infer.training.tasks.flow_matching import (
-    FlowLosses,
     FlowMatcher,
     chunk_layout,
     draw_chunks,
@@ -128,7 +128,7 @@ class DetokenizerNetwork(AveragedNetwork[FlowMatcher]):
         self.shortest = math.ceil(settings.min_chunk * per_second)
         self.longest = max(self.shortest, int(settings.max_chunk * per_second))
 
-    def forward(self, batch: Examples) -> FlowLosses:
+    def forward(self, batch: Examples) -> Losses:
         generator, settings = self.generator(batch), self.settings
         mel, codes, lengths = self._crops(batch, generator)
         chunks = draw_chunks(
@@ -138,7 +138,7 @@ class DetokenizerNetwork(AveragedNetwork[FlowMatcher]):
         dropped = torch.rand(len(mel), generator=generator) < settings.condition_dropout
         dropped = dropped.to(mel.device) & self.training
         with mixed_precision(settings, mel.device):
-            return FlowLosses(self.module.loss(mel, codes, lengths, layout, dropped, generator))
+            return {"flow": self.module.loss(mel, codes, lengths, layout, dropped, generator)}
 
     def _crops(
         self, batch: Examples, generator: torch.Generator | None
@@ -207,8 +207,8 @@ def dit_values(size: DiTSize, codes: int, mel_bins: int) -> dict:
 def mel_statistics(samples: Recordings) -> tuple[float, float]:
     """Mean and standard deviation of all mel values, summed in float64."""
     count, total, squares = 0, 0.0, 0.0
-    for index in range(len(samples)):
-        mel = samples.example(index)["mel"].double()
+    for recording in samples.items:
+        mel = samples.example(recording)["mel"].double()
         count += mel.numel()
         total += mel.sum().item()
         squares += mel.square().sum().item()

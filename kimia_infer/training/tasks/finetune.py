@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import PartialState
 
-from kimia_infer.data.checking import hold_out
 from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.models.kimi_audio.checkpoint import (
     SPEECH_TOKENIZER_FOLDER,
@@ -26,9 +25,9 @@ from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.whisper import feature_extractor
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.config import FinetuneConfig
-from kimia_infer.training.dataset import Samples, check_lines
+from kimia_infer.training.dataset import Samples, check_lines, split_data
 from kimia_infer.training.feature_cache import FeatureCache
-from kimia_infer.training.model_files import Source, build_network, write_adapter, write_model
+from kimia_infer.training.model_files import Components, build_network, write_adapter, write_model
 from kimia_infer.training.network import StreamDropout, TrainingNetwork
 from kimia_infer.training.run_directory import checkpoint_to_resume, finish, write_settings
 from kimia_infer.training.samples import LazySpeechCodes, SampleBuilder
@@ -57,9 +56,9 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
     if config.method != "full":
         adapters = lora_config(config.lora, config.trained_components, config.model)
     directory = resolve_weights(config.model, detokenizer=False)
-    source = Source.open(directory)
+    components = understanding_components(directory)
     samples, validation = read_data(config, directory)
-    network = _network(config, source, adapters, state)
+    network = _network(config, components, adapters, state)
     if config.feature_dropout or config.code_dropout:
         blank = samples.builder.special.text_blank
         network.stream_dropout = StreamDropout(config.feature_dropout, config.code_dropout, blank)
@@ -68,7 +67,16 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
         samples, validation = _with_stored_features((samples, validation), root, network, state)
     if state.is_main_process:
         write_settings(config)
-    write = _writer(config, source, network, adapters, state)
+    write: Callable[[Path], None] = partial(
+        write_model,
+        network=network,
+        source=directory,
+        components=components,
+        with_whisper="whisper" in config.trained_components,
+        state=state,
+    )
+    if adapters is not None:
+        write = partial(write_adapter, network=network, config=adapters, state=state)
     lengths = samples.lengths if config.group_by_length else None
     trainer = Trainer(config, state, network, samples, validation, write, lengths)
     if checkpoint is not None:
@@ -81,30 +89,12 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
 
 
 def read_data(config: FinetuneConfig, directory: Path) -> tuple[Samples, Samples | None]:
-    """Training and validation data, checked line by line.
-
-    Validation uses the first ``eval_ratio`` of the lines, at least one, as published; or those
-    of ``eval_data``; or nothing where the ratio is 0.
-    """
-    file = ConversationFile(config.data)
-    builder = make_builder(config, directory)
-    skip = config.bad_lines == "skip"
-    samples, _ = check_lines(file, builder, range(len(file)), skip)
-    if config.eval_data is not None:
-        other = ConversationFile(config.eval_data)
-        return samples, check_lines(other, builder, range(len(other)), skip)[0]
-    rest, first = hold_out(samples.lines, config.eval_ratio, str(file.path), "line")
-    validation = replace(samples, lines=tuple(first)) if first else None
-    return replace(samples, lines=tuple(rest)), validation
-
-
-def make_builder(config: FinetuneConfig, directory: Path) -> SampleBuilder:
-    """Builds samples with the tokenizers of ``directory``; missing codes are computed."""
+    """Training and validation data, checked line by line with the tokenizers of ``directory``."""
     model = LanguageModelConfig.from_directory(directory)
     tokenizer = checked_text_tokenizer(directory)
     whisper = understanding_components(directory)["whisper"]
     mels = whisper.store.tensors["conv1.weight"].shape[1]
-    return SampleBuilder(
+    builder = SampleBuilder(
         tokenizer.encode,
         tokenizer.special,
         model,
@@ -114,6 +104,8 @@ def make_builder(config: FinetuneConfig, directory: Path) -> SampleBuilder:
         LazySpeechCodes(directory / SPEECH_TOKENIZER_FOLDER),
         config.spoken_answers,
     )
+    skip = config.bad_lines == "skip"
+    return split_data(config, lambda data: check_lines(ConversationFile(data), builder, skip))
 
 
 def _with_stored_features(
@@ -128,32 +120,19 @@ def _with_stored_features(
     return reading[0], reading[1] if both[1] is not None else None
 
 
-def _writer(
+def _network(
     config: FinetuneConfig,
-    source: Source,
-    network: TrainingNetwork,
+    components: Components,
     adapters: LoraConfig | None,
     state: PartialState,
-) -> Callable[[Path], None]:
-    """Writes what is served: the adapter or the whole model."""
-    if adapters is not None:
-        return partial(write_adapter, network=network, config=adapters, state=state)
-    with_whisper = "whisper" in config.trained_components
-    return partial(
-        write_model, network=network, source=source, with_whisper=with_whisper, state=state
-    )
-
-
-def _network(
-    config: FinetuneConfig, source: Source, adapters: LoraConfig | None, state: PartialState
 ) -> TrainingNetwork:
     assert state.device is not None
     precision = config.precision or ("fp32" if state.device.type == "cpu" else "bf16")
-    elements = sum(component.elements for component in source.children.values())
-    shown = state.is_main_process
-    with progress("Loading weights", elements, "values", unit_scale=True, disable=not shown) as bar:
+    elements = sum(component.elements for component in components.values())
+    hidden = not state.is_main_process
+    with progress("Loading weights", elements, "values", unit_scale=True, disable=hidden) as bar:
         return build_network(
-            source,
+            components,
             state,
             torch.bfloat16 if precision == "bf16" else torch.float32,
             config.trained_components,

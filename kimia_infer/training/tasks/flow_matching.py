@@ -88,16 +88,6 @@ def _between(least: int, most: int, generator: torch.Generator | None) -> int:
     return int(torch.randint(least, most + 1, (), generator=generator))
 
 
-class FlowLosses(NamedTuple):
-    """Of every crop, float32 [batch]."""
-
-    flow: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.flow
-
-
 class FlowMatcher(nn.Module):
     """Velocities of the network for crops laid out for training.
 

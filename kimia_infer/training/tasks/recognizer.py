@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from bisect import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,15 +59,8 @@ class Units:
             tuple(sorted(set(phones))),
         )
 
-    @cached_property
-    def _ids(self) -> tuple[dict[str, int], dict[str, int]]:
-        characters, words = (
-            {u: i for i, u in enumerate(us, 1)} for us in (self.characters, self.words)
-        )
-        return characters, words
-
     def character_ids(self, text: str) -> Tensor:
-        return torch.tensor([self._ids[0][character] for character in normal(text)])
+        return torch.tensor([bisect(self.characters, character) for character in normal(text)])
 
     def phone_ids(self, numbers: Tensor) -> Tensor:
         """Of phones by :func:`phone_number`, int64 of any shape."""
@@ -76,7 +70,7 @@ class Units:
         return torch.tensor(order, device=numbers.device)[places]
 
     def word_ids(self, text: str) -> Tensor:
-        return torch.tensor([self._ids[1][word] for word in normal(text).split()])
+        return torch.tensor([bisect(self.words, word) for word in normal(text).split()])
 
 
 def phone_number(name: str) -> int:
@@ -99,7 +93,7 @@ def frames_needed(ids: Sequence[object]) -> int:
 
 def units_of(data: Data) -> Units:
     """The units of training and validation data."""
-    recordings = [r for samples in data if samples is not None for r in samples.recordings]
+    recordings = [r for samples in data if samples is not None for r in samples.items]
     phones = {name for recording in recordings for name, _ in recording.phones or ()}
     return Units.of((recording.text or "" for recording in recordings), phones | {SILENCE})
 
@@ -181,16 +175,6 @@ class Recognizer(nn.Module):
         for block in self.blocks:
             x = block(x, valid)
         return self.last_norm(x)
-
-    def word_scores(self, frames: Tensor) -> Tensor:
-        """[batch, codes, words]."""
-        assert self.words is not None
-        return self.words(frames.unflatten(1, (-1, FRAMES_PER_CODE)).mean(2))
-
-    def spectrogram(self, frames: Tensor) -> Tensor:
-        """[batch, mels, 8 * codes]."""
-        assert self.mel is not None
-        return self.mel(frames).unflatten(2, (MELS_PER_FRAME, -1)).flatten(1, 2).mT
 
 
 def ctc(scores: Tensor, lengths: Tensor, targets: Sequence[Tensor]) -> Tensor:

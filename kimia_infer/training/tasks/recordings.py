@@ -13,8 +13,8 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from kimia_infer.audio.files import AudioError
-from kimia_infer.data.checking import hold_out, usable
 from kimia_infer.data.conversations import ConversationFile, DataError
+from kimia_infer.training.dataset import TrainingData, split_data, usable
 from kimia_infer.training.plan import MicroBatch
 from kimia_infer.training.tasks.config import CodecTrainingConfig
 
@@ -123,47 +123,41 @@ class Examples:
 
 
 @dataclass
-class Recordings:
-    """Recordings read as examples; the first ones stay in memory.
+class Recordings(TrainingData):
+    """Recordings read as examples, of which the first ones stay in memory.
 
     Args:
-        recordings: what is read.
+        items: what is read.
         read: makes the example of a recording. Raises DataError or AudioError.
-        seconds: length of an example, for the limit of the cache.
-        cache_hours: hours of audio that are kept.
+        seconds: length of an example.
+        room: seconds that may still be kept in memory.
     """
 
-    recordings: Sequence[Recording]
+    items: Sequence[Recording]
     read: Callable[[Recording], Example]
     seconds: Callable[[Example], float]
-    cache_hours: float
-    _kept: dict[Recording, Example] = field(default_factory=dict)
-    _room: float | None = None
+    room: float
+    kept: dict[Recording, Example] = field(default_factory=dict)
+    unit = "recording"
 
-    def __len__(self) -> int:
-        return len(self.recordings)
-
-    def example(self, index: int) -> Example:
-        """The example of recording ``index``. Raises DataError, naming it."""
-        recording = self.recordings[index]
-        if recording in self._kept:
-            return self._kept[recording]
+    def example(self, recording: Recording) -> Example:
+        """Raises DataError, naming the recording."""
+        if recording in self.kept:
+            return self.kept[recording]
         try:
             example = self.read(recording)
         except (DataError, AudioError) as error:
             raise DataError(f"{recording.where}: {error}") from error
-        room = self.cache_hours * 3600 if self._room is None else self._room
-        self._room = room - self.seconds(example)
-        if self._room >= 0:
-            self._kept[recording] = example
-        else:
-            self._room = room
+        seconds = self.seconds(example)
+        if seconds <= self.room:
+            self.room -= seconds
+            self.kept[recording] = example
         return example
 
     def __getitem__(self, part: MicroBatch) -> Examples:
-        items = tuple(self.example(index) for index in part.indices)
-        names = [self.recordings[index].where for index in part.indices]
-        return Examples(items, torch.tensor(part.weights), names)
+        recordings = [self.items[index] for index in part.indices]
+        items = tuple(map(self.example, recordings))
+        return Examples(items, torch.tensor(part.weights), [r.where for r in recordings])
 
 
 def read_samples(
@@ -172,24 +166,13 @@ def read_samples(
     seconds: Callable[[Example], float],
     needs_text: bool = False,
 ) -> tuple[Recordings, Recordings | None]:
-    """Training and validation data, every recording of which was read once.
-
-    Validation uses the first ``eval_ratio`` of the recordings, at least one; or ``eval_data``.
-
-    Raises:
-        DataError: recordings cannot be used and are not to be skipped, or too few can.
-    """
+    """Training and validation data, every recording of which was read once."""
+    skip = settings.bad_lines == "skip"
 
     def read_all(data: str) -> Recordings:
         recordings = find_recordings(Path(data), Path(settings.audio_root), needs_text)
-        samples = Recordings(recordings, read, seconds, settings.cache_hours)
-        skip = settings.bad_lines == "skip"
-        good, _ = usable(range(len(recordings)), samples.example, data, "recording", skip)
-        return replace(samples, recordings=[recordings[index] for index in good])
+        samples = Recordings(recordings, read, seconds, settings.cache_hours * 3600)
+        samples.items = usable(recordings, samples.example, data, Recordings.unit, skip)
+        return samples
 
-    samples = read_all(settings.data)
-    if settings.eval_data is not None:
-        return samples, read_all(settings.eval_data)
-    rest, first = hold_out(samples.recordings, settings.eval_ratio, settings.data, "recording")
-    validation = replace(samples, recordings=first) if first else None
-    return replace(samples, recordings=rest), validation
+    return split_data(settings, read_all)

@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +31,7 @@ from kimia_infer.models.kimi_audio.whisper import (
     feature_extractor,
     segment_codes,
 )
+from kimia_infer.training.network import Losses
 from kimia_infer.training.tasks.codec import (
     CodecNetwork,
     Data,
@@ -42,6 +42,7 @@ from kimia_infer.training.tasks.codec import (
 )
 from kimia_infer.training.tasks.config import TokenizerTrainingConfig
 from kimia_infer.training.tasks.recognizer import (
+    MELS_PER_FRAME,
     SILENCE,
     Recognizer,
     Units,
@@ -139,20 +140,6 @@ def frame_phones(recording: Recording, frames: int) -> Tensor:
     return numbers[places]
 
 
-class TokenizerLosses(NamedTuple):
-    """Of every recording, float32 [batch], already weighted; zeros where a weight is 0."""
-
-    characters: Tensor
-    words: Tensor
-    phones: Tensor
-    mel: Tensor
-    commitment: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.characters + self.words + self.phones + self.mel + self.commitment
-
-
 class TokenizerNetwork(CodecNetwork):
     """Recordings to losses, through the codes once ``quantize_from`` is reached."""
 
@@ -180,13 +167,16 @@ class TokenizerNetwork(CodecNetwork):
             tokenizer.codebook, settings.code_decay, settings.dead_below
         )
 
-    def forward(self, batch: Examples) -> TokenizerLosses:
-        mel, mask, counts = _padded(batch)
+    def forward(self, batch: Examples) -> Losses:
+        """Spectrograms [batch, mels, frames], masks and numbers of codes to losses."""
+        mel = pad_sequence([item["mel"].T for item in batch.items], batch_first=True).mT
+        mask = pad_sequence([item["mask"] for item in batch.items], batch_first=True)
+        counts = torch.stack([item["count"] for item in batch.items])
         with mixed_precision(self.settings, mel.device):
             vectors = self.tokenizer(mel, mask)
             vectors, commitment = self.quantized(vectors, counts)
             frames = self.recognizer(vectors, counts)
-            return self._losses(batch, frames, counts, mel, commitment)
+            return self._losses(batch, frames, counts, mel) | {"commitment": commitment}
 
     def quantized(self, vectors: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """The vectors, or the codes in their places, and the weighted distance [batch]."""
@@ -201,37 +191,31 @@ class TokenizerNetwork(CodecNetwork):
         commitment = self.settings.commitment * distance.sum(1) / counts
         return vectors + (nearest - vectors).detach(), commitment
 
-    def _losses(
-        self, batch: Examples, frames: Tensor, counts: Tensor, mel: Tensor, commitment: Tensor
-    ) -> TokenizerLosses:
+    def _losses(self, batch: Examples, frames: Tensor, counts: Tensor, mel: Tensor) -> Losses:
+        recognizer, units, settings = self.recognizer, self.units, self.settings
+        names = ("characters", "words", "phones", "mel")
+        losses = dict.fromkeys(names, torch.zeros(len(mel), device=mel.device))
         texts = texts_of(batch)
-        settings, none = self.settings, torch.zeros(len(mel), device=mel.device)
-        characters, words, phones, rebuilt = none, none, none, none
-        if settings.character_weight:
-            assert self.recognizer.characters is not None
-            scores = self.recognizer.characters(frames)
-            wanted = [self.units.character_ids(text) for text in texts]
-            characters = settings.character_weight * ctc(scores, FRAMES_PER_CODE * counts, wanted)
-        if settings.word_weight:
-            wanted = [self.units.word_ids(text) for text in texts]
-            scores = self.recognizer.word_scores(frames)
-            words = settings.word_weight * ctc(scores, counts, wanted)
-        if settings.phone_weight:
-            phones = settings.phone_weight * self._phone_loss(batch, frames)
-        if settings.mel_weight:
+        if recognizer.characters is not None:
+            wanted = [units.character_ids(text) for text in texts]
+            loss = ctc(recognizer.characters(frames), FRAMES_PER_CODE * counts, wanted)
+            losses["characters"] = settings.character_weight * loss
+        if recognizer.words is not None:
+            wanted = [units.word_ids(text) for text in texts]
+            means = frames.unflatten(1, (-1, FRAMES_PER_CODE)).mean(2)
+            losses["words"] = settings.word_weight * ctc(recognizer.words(means), counts, wanted)
+        if recognizer.phones is not None:
+            wanted = [units.phone_ids(item["phones"]) for item in batch.items]
+            wanted = pad_sequence(wanted, batch_first=True, padding_value=-1)
+            scores = recognizer.phones(frames).float().mT
+            errors = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="none")
+            losses["phones"] = settings.phone_weight * (errors.sum(1) / (wanted >= 0).sum(1))
+        if recognizer.mel is not None:
+            found = recognizer.mel(frames).unflatten(2, (MELS_PER_FRAME, -1)).flatten(1, 2).mT
             valid = torch.arange(mel.shape[2], device=mel.device) < MEL_PER_CODE * counts[:, None]
-            errors = (self.recognizer.spectrogram(frames).float() - mel).abs().mean(1) * valid
-            rebuilt = settings.mel_weight * errors.sum(1) / (MEL_PER_CODE * counts)
-        return TokenizerLosses(characters, words, phones, rebuilt, commitment)
-
-    def _phone_loss(self, batch: Examples, frames: Tensor) -> Tensor:
-        """Cross-entropy per frame, float32 [batch]."""
-        wanted = [self.units.phone_ids(item["phones"]) for item in batch.items]
-        wanted = pad_sequence(wanted, batch_first=True, padding_value=-1)
-        assert self.recognizer.phones is not None
-        scores = self.recognizer.phones(frames).float().mT
-        errors = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="none")
-        return errors.sum(1) / (wanted >= 0).sum(1)
+            errors = (found.float() - mel).abs().mean(1) * valid
+            losses["mel"] = settings.mel_weight * errors.sum(1) / (MEL_PER_CODE * counts)
+        return losses
 
     def blocks(self) -> Iterator[nn.Module]:
         yield from self.tokenizer.layers
@@ -253,13 +237,6 @@ class TokenizerNetwork(CodecNetwork):
         tensors = {name: p.detach() for name, p in self.tokenizer.named_parameters()}
         tensors |= {"ema_count": self.code_book.counts, "ema_weight": self.code_book.sums}
         write_component(folder / SPEECH_TOKENIZER_FOLDER, "config.json", self.values, tensors)
-
-
-def _padded(batch: Examples) -> tuple[Tensor, Tensor, Tensor]:
-    """Spectrograms [batch, mels, frames], masks [batch, frames] and numbers of codes [batch]."""
-    mels = pad_sequence([item["mel"].T for item in batch.items], batch_first=True).mT
-    masks = pad_sequence([item["mask"] for item in batch.items], batch_first=True)
-    return mels, masks, torch.stack([item["count"] for item in batch.items])
 
 
 def new_config(settings: TokenizerTrainingConfig) -> dict:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +22,7 @@ from kimia_infer.models.kimi_audio.vocoder import (
     Vocoder,
     vocoder_component,
 )
+from kimia_infer.training.network import Losses
 from kimia_infer.training.tasks.codec import (
     AveragedNetwork,
     Data,
@@ -52,6 +52,7 @@ from kimia_infer.weights.component import read_json
 
 N_FFT = 1024  # published configuration
 SAMPLE_RATE = 24_000  # published configuration
+ADVERSARIAL = ("adversarial", "features", "discriminator")
 FEATURE_WEIGHT = 2.0  # of the discriminators' features against their scores, as in HiFi-GAN
 
 
@@ -96,20 +97,6 @@ class WaveReader:
         return {"mel": frames, "wave": wave[: len(frames) * self.mel.hop_size]}
 
 
-class VocoderLosses(NamedTuple):
-    """Of every crop, float32 [batch], already weighted; zeros without discriminators."""
-
-    stft: Tensor
-    mel: Tensor
-    adversarial: Tensor
-    features: Tensor
-    discriminator: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        return self.stft + self.mel + self.adversarial + self.features + self.discriminator
-
-
 class VocoderNetwork(AveragedNetwork[Vocoder]):
     """Random crops of recordings to losses; the average of the weights is validated and written.
 
@@ -122,28 +109,23 @@ class VocoderNetwork(AveragedNetwork[Vocoder]):
         self.mel = MelConfig.from_dict(config)
         self.discriminators = Discriminators() if settings.adversarial else None
 
-    def forward(self, batch: Examples) -> VocoderLosses:
+    def forward(self, batch: Examples) -> Losses:
         mel, real = self._crops(batch, self.generator(batch))
         for module in self.trained.modules():
             if isinstance(module, AntiAliasedSnake):
                 module.anti_aliased = self.progress >= self.settings.anti_aliased_from
         with mixed_precision(self.settings, mel.device):
             fake = self.module.generate(mel).float()
-            none = torch.zeros(len(fake), device=fake.device)
-            adversarial, features, discriminator = none, none, none
+            found = dict.fromkeys(ADVERSARIAL, torch.zeros(len(fake), device=fake.device))
             if self.discriminators is not None:
                 weight = self.settings.adversarial or 0.0
                 adversarial, features = generator_losses(self.discriminators, fake, real)
-                adversarial, features = weight * adversarial, weight * FEATURE_WEIGHT * features
-                discriminator = discriminator_loss(self.discriminators, fake, real)
+                found["adversarial"] = weight * adversarial
+                found["features"] = weight * FEATURE_WEIGHT * features
+                found["discriminator"] = discriminator_loss(self.discriminators, fake, real)
         distance = (log_mels(fake, self.mel) - log_mels(real, self.mel)).abs().mean((1, 2))
-        return VocoderLosses(
-            stft_loss(fake, real),
-            self.settings.mel_weight * distance,
-            adversarial,
-            features,
-            discriminator,
-        )
+        mel_loss = self.settings.mel_weight * distance
+        return {"stft": stft_loss(fake, real), "mel": mel_loss, **found}
 
     def _crops(self, batch: Examples, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Mel [batch, frames, mel_bins] and wave [batch, samples] of a piece of every recording."""

@@ -32,7 +32,7 @@ def real(plan: Plan, sizes: Sizes) -> TrainingNetwork:
     """As :func:`count_memory` plans it, with values."""
     with torch.device("meta"):
         model = LanguageModel(sizes.language_model)
-        whisper = recorded.source().whisper.build()
+        whisper = recorded.components()["whisper"].build()
         network = TrainingNetwork(model, whisper, torch.float32)
     adapters = None
     if plan.method == "lora":

@@ -136,7 +136,7 @@ def test_losses_do_not_depend_on_the_other_sounds(data: Path, tmp_path: Path):
     together = network(Examples(items, torch.ones(6), ["a"] * 6))
     for place in range(6):
         alone = network(Examples(items[place : place + 1], torch.ones(1), ["a"]))
-        for name, one, all_ in zip(alone._fields, alone, together, strict=True):
+        for name, one, all_ in zip(alone, alone.values(), together.values(), strict=True):
             torch.testing.assert_close(all_[place], one[0], rtol=1e-4, atol=1e-4, msg=name)
 
 

@@ -19,7 +19,12 @@ from kimia_infer.training.config import describe, read_config
 from kimia_infer.training.plan import MicroBatch
 from kimia_infer.training.run_directory import FINAL, all_checkpoints
 from kimia_infer.training.tasks.codec import AveragedNetwork
-from kimia_infer.training.tasks.config import CODEC_CONFIGS, DetokenizerTrainingConfig
+from kimia_infer.training.tasks.config import (
+    CodecTrainingConfig,
+    DetokenizerTrainingConfig,
+    TokenizerTrainingConfig,
+    VocoderTrainingConfig,
+)
 from kimia_infer.training.tasks.detokenizer import (
     DetokenizerNetwork,
     RecordingReader,
@@ -81,15 +86,17 @@ def test_the_command_names_everything_that_is_wrong(
     first, *faults = capsys.readouterr().err.splitlines()
     assert first.endswith("2 settings are wrong:")
     assert faults == [
-        "  epoch: unknown setting; did you mean epochs?",
+        "  epoch: unknown field; did you mean epochs?",
         f"  data: {tmp_path / 'x'} does not exist",
     ]
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("component", CODEC_CONFIGS)
-def test_every_setting_is_described(component: str):
-    text = "\n".join(describe(CODEC_CONFIGS[component]))
+@pytest.mark.parametrize(
+    "settings", [DetokenizerTrainingConfig, VocoderTrainingConfig, TokenizerTrainingConfig]
+)
+def test_every_setting_is_described(settings: type[CodecTrainingConfig]):
+    text = "\n".join(describe(settings))
     assert "output [required]" in text
     assert "size." in text
     assert "None" not in text
@@ -118,7 +125,7 @@ def test_the_evaluation_is_that_of_what_is_written(sounds: Path, tmp_path: Path)
     reader = RecordingReader(MINI)
     samples = Recordings(find_recordings(sounds, tmp_path), reader.read, reader.seconds, 0.0)
     with torch.no_grad():
-        found = [network(samples[MicroBatch((i,), (1.0,))]).total.item() for i in range(4)]
+        found = [sum(network(samples[MicroBatch((i,), (1.0,))]).values()).item() for i in range(4)]
     first, last = losses(result, "eval_loss")
     assert last == pytest.approx(sum(found) / 4, rel=1e-5)
     assert first != pytest.approx(last, rel=1e-5)
@@ -152,7 +159,7 @@ def test_what_fits_stays_in_memory(sounds: Path, tmp_path: Path):
         return {"wave": torch.zeros(1)}
 
     found = find_recordings(sounds, tmp_path)
-    samples = Recordings(found, read, lambda _: 1800.0, 1.0)
+    samples = Recordings(found, read, lambda _: 1800.0, 3600.0)
     for _ in range(2):
         samples[MicroBatch(tuple(range(4)), (0.25,) * 4)]
     assert [path.path.name for path in found] == ["0.wav", "1.wav", "2.wav", "3.wav"]

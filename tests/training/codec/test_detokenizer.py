@@ -198,7 +198,7 @@ def test_gradients_reach_everything(sounds: Path, tmp_path: Path):
     network = DetokenizerNetwork(dit, {}, run).train()
     samples = Recordings(find_recordings(sounds, tmp_path), reader.read, lambda _: 1.0, 1.0)
     torch.manual_seed(4)
-    network(samples[MicroBatch(tuple(range(6)), (1 / 6,) * 6)]).total.sum().backward()
+    sum(network(samples[MicroBatch(tuple(range(6)), (1 / 6,) * 6)]).values()).sum().backward()
     for name, parameter in network.named_parameters():
         if name.startswith("average."):
             assert parameter.grad is None, name
@@ -265,10 +265,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one(sounds: Path, tmp_path: Path)
 
 
 def test_statistics_do_not_depend_on_how_sounds_are_cut():
-    class Mels(list):
-        example = list.__getitem__
-
-    mels = Mels([{"mel": torch.full((4, 2), 1.0)}, {"mel": torch.full((12, 2), 5.0)}])
+    values = {4: 1.0, 12: 5.0}
+    mels = Recordings(list(values), lambda n: {"mel": torch.full((n, 2), values[n])}, len, 0.0)
     assert mel_statistics(mels) == pytest.approx((4.0, 3.0**0.5))
 
 
@@ -312,6 +310,6 @@ def test_bad_data_stops_before_training(sounds: Path, tmp_path: Path):
     with pytest.raises(ConfigurationError, match=r"^max_chunk: 0.3 is less than min_chunk"):
         settings(sounds, tmp_path, "max_chunk=0.3")
     with pytest.raises(
-        ConfigurationError, match=r"crop_code: unknown setting; did you mean crop_codes"
+        ConfigurationError, match=r"crop_code: unknown field; did you mean crop_codes"
     ):
         settings(sounds, tmp_path, "crop_code=3")

@@ -145,7 +145,7 @@ def test_gradients_reach_everything(
     run = settings(sounds, tmp_path, f"adversarial={adversarial}")
     network = VocoderNetwork(vocoder, new_config(run), run).train()
     network.progress = progress
-    network(batch_of(sounds, tmp_path)).total.sum().backward()
+    sum(network(batch_of(sounds, tmp_path)).values()).sum().backward()
     for name, parameter in network.named_parameters():
         if name.startswith("average."):
             assert parameter.grad is None, name
