@@ -47,7 +47,8 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> lis
 _EXPECTED = {
     "tuple_type": "expected a list such as [a, b]",
     "too_short": "expected a list such as [a, b]",
-    "model_type": "expected a group of settings, name by name",
+    "model_type": "expected an object such as {name: value}",
+    "string_too_short": "expected some text",
 }
 
 

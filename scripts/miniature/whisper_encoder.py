@@ -51,11 +51,10 @@ from kimia_infer.training.tasks.recognizer import (
     check_speakable,
     code_points,
     ctc,
-    mel_seconds,
     texts_of,
     units_of,
 )
-from kimia_infer.training.tasks.recordings import Example, Examples, Recording, read_samples
+from kimia_infer.training.tasks.recordings import Example, Examples, Recording
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.weights.component import read_json
 
@@ -119,9 +118,8 @@ def train_whisper(settings: WhisperTrainingConfig, resume: bool = False) -> Trai
             encoder = new_encoder(WhisperEncoder(config)).to(device)
         return WhisperNetwork(encoder, values, settings, units_of(data))
 
-    reader = partial(read_sound, extractor=extractor)
-    read = partial(read_samples, settings, reader, mel_seconds, needs_text=True)
-    return train_component(settings, resume, WHISPER_FOLDER, read, build)
+    read = partial(read_sound, extractor=extractor)
+    return train_component(settings, resume, WHISPER_FOLDER, read, build, needs_text=True)
 
 
 def read_sound(sound: Recording, extractor) -> Example:
@@ -136,7 +134,8 @@ def read_sound(sound: Recording, extractor) -> Example:
         return_tensors="pt",
     )  # fmt: skip
     mel = found.input_features[0, :, : MEL_PER_CODE * count].clone()
-    return {"mel": mel, "text": code_points(sound.text)}
+    seconds = torch.tensor(len(wave) / SAMPLE_RATE)
+    return {"mel": mel, "text": code_points(sound.text), "seconds": seconds}
 
 
 class Place(NamedTuple):

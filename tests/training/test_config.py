@@ -63,7 +63,7 @@ def test_settings_survive_a_file():
         ("parts=trunk", "parts: expected a list"),
         ("parts=[]", "parts: expected a list"),
         ("parts=[brain]", "parts[0]: expected 'embedding', 'trunk'"),
-        ("lora=8", "lora: expected a group"),
+        ("lora=8", "lora: expected an object"),
         ("seed.x=1", "seed: expected a valid integer"),
         ("epochs", "expected name=value"),
         ("data=[", "data: not valid YAML"),

@@ -30,7 +30,13 @@ from kimia_infer.training.run_directory import (
     write_settings,
 )
 from kimia_infer.training.tasks.config import CodecTrainingConfig
-from kimia_infer.training.tasks.recordings import Examples, Recordings
+from kimia_infer.training.tasks.recordings import (
+    Example,
+    Examples,
+    Recording,
+    Recordings,
+    read_samples,
+)
 from kimia_infer.training.trainer import Trainer, TrainingResult
 from kimia_infer.weights.component import Component, Module
 
@@ -116,16 +122,15 @@ def train_component(
     settings: CodecTrainingConfig,
     resume: bool,
     name: str,
-    read_data: Callable[[], Data],
+    read: Callable[[Recording], Example],
     build: Callable[[Data, Path | None, torch.device], CodecNetwork],
+    needs_text: bool = False,
 ) -> TrainingResult:
     """Run or, with ``resume``, continue a training; the result is in ``output/final/NAME``.
 
     Args:
-        settings: of the run.
-        resume: whether to continue it.
         name: folder of the component in a checkpoint directory.
-        read_data: training and validation data.
+        read: makes the example of a recording.
         build: makes the network from the data, the folder of a trained component or None for new
             weights, and a device.
 
@@ -140,7 +145,7 @@ def train_component(
     folder = Path(settings.initial) if settings.initial is not None else None
     if checkpoint is not None:
         folder = checkpoint / MODEL / name
-    samples, validation = data = read_data()
+    samples, validation = data = read_samples(settings, read, needs_text)
     torch.manual_seed(settings.seed)
     assert state.device is not None
     network = build(data, folder, state.device).to(state.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +47,6 @@ from kimia_infer.training.tasks.recordings import (
     Examples,
     Recording,
     Recordings,
-    read_samples,
 )
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.weights.component import read_json
@@ -68,8 +66,7 @@ def train_detokenizer(settings: DetokenizerTrainingConfig, resume: bool = False)
         _check_sizes(dit.config, reader, str(folder or "size"))
         return DetokenizerNetwork(dit, config, settings)
 
-    read = partial(read_samples, settings, reader.read, reader.seconds)
-    return train_component(settings, resume, DETOKENIZER_FOLDER, read, build)
+    return train_component(settings, resume, DETOKENIZER_FOLDER, reader.read, build)
 
 
 class RecordingReader:
@@ -84,14 +81,8 @@ class RecordingReader:
         path = folder / "config.json"
         self.codes = SpeechTokenizerConfig.from_json(read_json(path), path).codebook_size
         self.mel = MelConfig.from_directory(model / VOCODER_FOLDER)
+        self.code_samples = StreamConfig().frames_per_code * self.mel.hop_size
         self._encode = LazySpeechCodes(folder)
-
-    @property
-    def code_samples(self) -> int:
-        return StreamConfig().frames_per_code * self.mel.hop_size
-
-    def seconds(self, example: Example) -> float:
-        return len(example["codes"]) * self.code_samples / self.mel.sample_rate
 
     def read(self, recording: Recording) -> Example:
         """``mel`` fp32 [4 * codes, mel_bins] and ``codes`` int64 [codes] of a recording."""
@@ -108,7 +99,8 @@ class RecordingReader:
                 f"{len(wave) / self.code_samples:.1f} codes"
             )
         frames = log_mel(wave, self.mel)[: count * StreamConfig().frames_per_code]
-        return {"mel": frames, "codes": codes[:count]}
+        seconds = torch.tensor(len(wave) / self.mel.sample_rate)
+        return {"mel": frames, "codes": codes[:count], "seconds": seconds}
 
     def _codes(self, recording: Recording) -> Tensor:
         if recording.codes is not None:

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES, FRAMES_PER_CODE, LOG_MEL
+from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES, FRAMES_PER_CODE
 from kimia_infer.training.tasks.codec import Data
 from kimia_infer.training.tasks.recordings import (
-    Example,
     Examples,
 )
 
@@ -96,11 +95,6 @@ def units_of(data: Data) -> Units:
     recordings = [r for samples in data if samples is not None for r in samples.items]
     phones = {name for recording in recordings for name, _ in recording.phones or ()}
     return Units.of((recording.text or "" for recording in recordings), phones | {SILENCE})
-
-
-def mel_seconds(example: Example) -> float:
-    """Length of an example by its ``mel`` [mels, frames]."""
-    return example["mel"].shape[1] / (SAMPLE_RATE / LOG_MEL["hop_length"])
 
 
 def code_points(text: str) -> Tensor:

@@ -6,21 +6,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 from accelerate.utils import send_to_device
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 from torch import Tensor
 
 from kimia_infer.audio.files import AudioError
 from kimia_infer.data.conversations import ConversationFile, DataError
+from kimia_infer.training.config import Items
 from kimia_infer.training.dataset import TrainingData, split_data, usable
 from kimia_infer.training.plan import MicroBatch
 from kimia_infer.training.tasks.config import CodecTrainingConfig
+from kimia_infer.utils.errors import explain
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 
 Example = dict[str, Tensor]
+"""What is read of a recording, always with its length in ``seconds``."""
 
 
 @dataclass(frozen=True)
@@ -73,38 +84,35 @@ def _listed(data: Path, audio_root: Path) -> list[Recording]:
     ]
 
 
-def _recording(values: object, where: str, audio_root: Path, needs_text: bool) -> Recording:
-    if not isinstance(values, dict):
-        raise DataError(f"{where}: expected an object with audio")
-    audio, text, codes = (values.get(name) for name in ("audio", "text", "codes"))
-    if not isinstance(audio, str) or not audio:
-        raise DataError(f"{where}: audio: expected a path, found {audio!r}")
-    if text is not None and (not isinstance(text, str) or not text.strip()):
-        raise DataError(f"{where}: text: expected some text, found {text!r}")
-    if needs_text and text is None:
-        raise DataError(f"{where}: text: missing")
-    listed = isinstance(codes, list) and codes and all(type(c) is int and c >= 0 for c in codes)
-    if codes is not None and not listed:
-        raise DataError(f"{where}: codes: expected a list of codes, found {str(codes)[:40]}")
-    codes = None if codes is None else tuple(codes)
-    return Recording(where, audio_root / audio, text, codes, _phones(values.get("phones"), where))
-
-
-def _phones(values: Any, where: str) -> tuple[tuple[str, float], ...] | None:
-    if values is None:
-        return None
-    try:
-        phones = tuple((name, float(second)) for name, second in values)
-    except (TypeError, ValueError):
-        phones = ()
-    names = all(isinstance(name, str) and name for name, _ in phones)
-    rising = all(a[1] <= b[1] for a, b in pairwise(phones))
-    if not (phones and names and rising):
-        raise DataError(
-            f"{where}: phones: expected pairs of a name and a second, which does not fall; "
-            f"found {str(values)[:40]}"
-        )
+def _in_order(phones: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
+    if any(a[1] > b[1] for a, b in pairwise(phones)):
+        raise ValueError("expected seconds that do not fall")
     return phones
+
+
+NotBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Phone = Annotated[tuple[NotBlank, float], Field(strict=False)]
+
+
+class _Line(BaseModel):
+    """A line of JSON; other fields are ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    audio: NotBlank
+    text: NotBlank | None = None
+    codes: Items[Annotated[int, Field(ge=0)]] | None = None
+    phones: Annotated[Items[Phone], AfterValidator(_in_order)] | None = None
+
+
+def _recording(values: object, where: str, audio_root: Path, needs_text: bool) -> Recording:
+    try:
+        line = _Line.model_validate(values)
+    except ValidationError as error:
+        raise DataError(f"{where}: {'; '.join(explain(error))}") from error
+    if needs_text and line.text is None:
+        raise DataError(f"{where}: text: missing")
+    return Recording(where, audio_root / line.audio, line.text, line.codes, line.phones)
 
 
 @dataclass(frozen=True)
@@ -129,13 +137,11 @@ class Recordings(TrainingData):
     Args:
         items: what is read.
         read: makes the example of a recording. Raises DataError or AudioError.
-        seconds: length of an example.
         room: seconds that may still be kept in memory.
     """
 
     items: Sequence[Recording]
     read: Callable[[Recording], Example]
-    seconds: Callable[[Example], float]
     room: float
     kept: dict[Recording, Example] = field(default_factory=dict)
     unit = "recording"
@@ -148,7 +154,7 @@ class Recordings(TrainingData):
             example = self.read(recording)
         except (DataError, AudioError) as error:
             raise DataError(f"{recording.where}: {error}") from error
-        seconds = self.seconds(example)
+        seconds = example["seconds"].item()
         if seconds <= self.room:
             self.room -= seconds
             self.kept[recording] = example
@@ -163,7 +169,6 @@ class Recordings(TrainingData):
 def read_samples(
     settings: CodecTrainingConfig,
     read: Callable[[Recording], Example],
-    seconds: Callable[[Example], float],
     needs_text: bool = False,
 ) -> tuple[Recordings, Recordings | None]:
     """Training and validation data, every recording of which was read once."""
@@ -171,7 +176,7 @@ def read_samples(
 
     def read_all(data: str) -> Recordings:
         recordings = find_recordings(Path(data), Path(settings.audio_root), needs_text)
-        samples = Recordings(recordings, read, seconds, settings.cache_hours * 3600)
+        samples = Recordings(recordings, read, settings.cache_hours * 3600)
         samples.items = usable(recordings, samples.example, data, Recordings.unit, skip)
         return samples
 

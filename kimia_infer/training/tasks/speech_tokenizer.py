@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import WhisperFeatureExtractor
 
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.data.conversations import DataError
@@ -49,12 +50,11 @@ from kimia_infer.training.tasks.recognizer import (
     check_speakable,
     code_points,
     ctc,
-    mel_seconds,
     phone_number,
     texts_of,
     units_of,
 )
-from kimia_infer.training.tasks.recordings import Example, Examples, Recording, read_samples
+from kimia_infer.training.tasks.recordings import Example, Examples, Recording
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.weights.component import read_json
 
@@ -80,46 +80,40 @@ def train_tokenizer(settings: TokenizerTrainingConfig, resume: bool = False) -> 
             network.code_book.keep_table()
         return network
 
-    reader = SpokenTextReader(settings, initial or Path(), config.encoder.num_mel_bins)
-    read = partial(read_samples, settings, reader.read, mel_seconds, needs_text=True)
-    return train_component(settings, resume, SPEECH_TOKENIZER_FOLDER, read, build)
+    extractor = feature_extractor(initial or Path(), config.encoder.num_mel_bins)
+    read = partial(read_spoken, settings=settings, extractor=extractor)
+    return train_component(settings, resume, SPEECH_TOKENIZER_FOLDER, read, build, needs_text=True)
 
 
-class SpokenTextReader:
-    """Recordings with their texts to spectrograms and characters."""
+def read_spoken(
+    recording: Recording, settings: TokenizerTrainingConfig, extractor: WhisperFeatureExtractor
+) -> Example:
+    """``mel`` fp32 [mels, frames], ``count`` of its codes, ``text`` as code points.
 
-    def __init__(self, settings: TokenizerTrainingConfig, folder: Path, mels: int):
-        self.settings = settings
-        self.extractor = feature_extractor(folder, mels)
-
-    def read(self, recording: Recording) -> Example:
-        """``mel`` fp32 [mels, frames], ``count`` of its codes, ``text`` as code points.
-
-        Where phones are learned, also ``phones`` int64 [4 * count] by :func:`phone_number`.
-        """
-        wave = load_audio(recording.path, max_seconds=self.settings.max_seconds)
-        features = self.extractor(
-            [wave],
-            sampling_rate=SAMPLE_RATE,
-            padding="longest",
-            pad_to_multiple_of=CODE_SAMPLES,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
-        count = segment_codes(len(wave))
-        settings = self.settings
-        learned = bool(settings.character_weight), bool(settings.word_weight)
-        text = recording.text or ""
-        check_speakable(text, count, *learned)
-        example = {
-            "mel": features.input_features[0],
-            "mask": features.attention_mask[0],
-            "count": torch.tensor(count),
-            "text": code_points(text),
-        }
-        if settings.phone_weight:
-            example["phones"] = frame_phones(recording, FRAMES_PER_CODE * count)
-        return example
+    Where phones are learned, also ``phones`` int64 [4 * count] by :func:`phone_number`.
+    """
+    wave = load_audio(recording.path, max_seconds=settings.max_seconds)
+    features = extractor(
+        [wave],
+        sampling_rate=SAMPLE_RATE,
+        padding="longest",
+        pad_to_multiple_of=CODE_SAMPLES,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    count = segment_codes(len(wave))
+    text = recording.text or ""
+    check_speakable(text, count, bool(settings.character_weight), bool(settings.word_weight))
+    example = {
+        "mel": features.input_features[0],
+        "mask": features.attention_mask[0],
+        "count": torch.tensor(count),
+        "text": code_points(text),
+        "seconds": torch.tensor(len(wave) / SAMPLE_RATE),
+    }
+    if settings.phone_weight:
+        example["phones"] = frame_phones(recording, FRAMES_PER_CODE * count)
+    return example
 
 
 def frame_phones(recording: Recording, frames: int) -> Tensor:

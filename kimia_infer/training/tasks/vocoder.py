@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,7 +35,6 @@ from kimia_infer.training.tasks.recordings import (
     Example,
     Examples,
     Recording,
-    read_samples,
 )
 from kimia_infer.training.tasks.vocoder_losses import (
     RESOLUTIONS,
@@ -73,28 +71,20 @@ def train_vocoder(settings: VocoderTrainingConfig, resume: bool = False) -> Trai
             vocoder = new_vocoder(sizes).to(device)
         return VocoderNetwork(vocoder, config, settings)
 
-    reader = WaveReader(mel, settings.crop_frames)
-    read = partial(read_samples, settings, reader.read, reader.seconds)
+    read = partial(read_wave, mel=mel, crop_frames=settings.crop_frames)
     return train_component(settings, resume, VOCODER_FOLDER, read, build)
 
 
-@dataclass(frozen=True)
-class WaveReader:
-    """Recordings to waves and their spectrograms; silence fills short ones up to a crop."""
+def read_wave(recording: Recording, mel: MelConfig, crop_frames: int) -> Example:
+    """``mel`` fp32 [frames, mel_bins] and ``wave`` fp32 [frames * hop] of a recording.
 
-    mel: MelConfig
-    crop_frames: int
-
-    def seconds(self, example: Example) -> float:
-        return len(example["wave"]) / self.mel.sample_rate
-
-    def read(self, recording: Recording) -> Example:
-        """``mel`` fp32 [frames, mel_bins] and ``wave`` fp32 [frames * hop] of a recording."""
-        wave = torch.from_numpy(load_audio(recording.path, sample_rate=self.mel.sample_rate))
-        missing = self.crop_frames * self.mel.hop_size - len(wave)
-        wave = F.pad(wave, (0, max(0, missing)))
-        frames = log_mel(wave, self.mel)
-        return {"mel": frames, "wave": wave[: len(frames) * self.mel.hop_size]}
+    Silence fills a short one up to ``crop_frames``.
+    """
+    wave = torch.from_numpy(load_audio(recording.path, sample_rate=mel.sample_rate))
+    wave = F.pad(wave, (0, max(0, crop_frames * mel.hop_size - len(wave))))
+    frames = log_mel(wave, mel)
+    seconds = torch.tensor(len(wave) / mel.sample_rate)
+    return {"mel": frames, "wave": wave[: len(frames) * mel.hop_size], "seconds": seconds}
 
 
 class VocoderNetwork(AveragedNetwork[Vocoder]):

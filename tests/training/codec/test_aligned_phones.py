@@ -71,12 +71,12 @@ def test_a_run_learns_phones(data: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("phones", "message"),
     [
-        ("E", "phones: expected pairs"),
-        ([["E"]], "phones: expected pairs"),
-        ([], "phones: expected pairs"),
-        ([["E", 0.2], ["s", 0.1]], "which does not fall"),
-        ([[3, 0.2]], "phones: expected pairs"),
-        ([["E", "soon"]], "phones: expected pairs"),
+        ("E", "phones: expected a list"),
+        ([["E"]], r"phones\[0\]\[1\]: missing"),
+        ([], "phones: expected a list"),
+        ([["E", 0.2], ["s", 0.1]], "phones: expected seconds that do not fall"),
+        ([[3, 0.2]], r"phones\[0\]\[0\]: expected a valid string, found 3"),
+        ([["E", "soon"]], r"phones\[0\]\[1\]: expected a valid number, found 'soon'"),
     ],
 )
 def test_bad_phones_are_named(data: Path, tmp_path: Path, phones: object, message: str):

@@ -123,7 +123,7 @@ def test_the_evaluation_is_that_of_what_is_written(sounds: Path, tmp_path: Path)
     settings = read_config(DetokenizerTrainingConfig, None, assignments(sounds, tmp_path))
     network = DetokenizerNetwork(part.load(torch.device("cpu"), torch.float32), {}, settings).eval()
     reader = RecordingReader(MINI)
-    samples = Recordings(find_recordings(sounds, tmp_path), reader.read, reader.seconds, 0.0)
+    samples = Recordings(find_recordings(sounds, tmp_path), reader.read, 0.0)
     with torch.no_grad():
         found = [sum(network(samples[MicroBatch((i,), (1.0,))]).values()).item() for i in range(4)]
     first, last = losses(result, "eval_loss")
@@ -156,10 +156,10 @@ def test_what_fits_stays_in_memory(sounds: Path, tmp_path: Path):
 
     def read(sound):
         reads.append(sound.path.name)
-        return {"wave": torch.zeros(1)}
+        return {"seconds": torch.tensor(1800.0)}
 
     found = find_recordings(sounds, tmp_path)
-    samples = Recordings(found, read, lambda _: 1800.0, 3600.0)
+    samples = Recordings(found, read, 3600.0)
     for _ in range(2):
         samples[MicroBatch(tuple(range(4)), (0.25,) * 4)]
     assert [path.path.name for path in found] == ["0.wav", "1.wav", "2.wav", "3.wav"]
@@ -172,7 +172,7 @@ def test_a_sound_that_vanishes_stops_the_run(sounds: Path, tmp_path: Path):
     paths = [*(str(s) for s in sorted(sounds.glob("*.wav"))), str(gone)]
     data.write_text("".join(json.dumps({"audio": p}) + "\n" for p in paths))
     reader = RecordingReader(MINI)
-    samples = Recordings(find_recordings(data, tmp_path), reader.read, reader.seconds, 0.0)
+    samples = Recordings(find_recordings(data, tmp_path), reader.read, 0.0)
     gone.unlink()
     with pytest.raises(DataError, match=f"^{data}:5: "):
         samples[MicroBatch((0, 4), (0.5, 0.5))]

@@ -196,7 +196,7 @@ def test_gradients_reach_everything(sounds: Path, tmp_path: Path):
     torch.manual_seed(3)
     dit = DiT(tiny_config(mel_bins=reader.mel.mel_bins, codes=reader.codes))
     network = DetokenizerNetwork(dit, {}, run).train()
-    samples = Recordings(find_recordings(sounds, tmp_path), reader.read, lambda _: 1.0, 1.0)
+    samples = Recordings(find_recordings(sounds, tmp_path), reader.read, 1.0)
     torch.manual_seed(4)
     sum(network(samples[MicroBatch(tuple(range(6)), (1 / 6,) * 6)]).values()).sum().backward()
     for name, parameter in network.named_parameters():
@@ -266,7 +266,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(sounds: Path, tmp_path: Path)
 
 def test_statistics_do_not_depend_on_how_sounds_are_cut():
     values = {4: 1.0, 12: 5.0}
-    mels = Recordings(list(values), lambda n: {"mel": torch.full((n, 2), values[n])}, len, 0.0)
+    mels = Recordings(
+        list(values),
+        lambda n: {"mel": torch.full((n, 2), values[n]), "seconds": torch.tensor(1.0)},
+        0.0,
+    )
     assert mel_statistics(mels) == pytest.approx((4.0, 3.0**0.5))
 
 
@@ -280,7 +284,7 @@ def test_bad_data_stops_before_training(sounds: Path, tmp_path: Path):
     short = write_sound(tmp_path / "short.wav", 0.05, 0)
     for bad, message in (
         ({"audio": "nowhere.wav"}, "nowhere.wav"),
-        ({"text": "yes"}, "audio: expected a path"),
+        ({"text": "yes"}, "audio: missing"),
         ({"audio": good[0]["audio"], "codes": []}, "codes: expected a list"),
         ({"audio": good[0]["audio"], "codes": [9999] * 6}, "codes: 9999 is not below"),
         (

@@ -18,6 +18,7 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
     SpeechTokenizerConfig,
     speech_tokenizer_component,
 )
+from kimia_infer.models.kimi_audio.whisper import feature_extractor
 from kimia_infer.training.config import read_config
 from kimia_infer.training.run_directory import FINAL, TrainingError
 from kimia_infer.training.tasks.config import TokenizerTrainingConfig
@@ -25,10 +26,10 @@ from kimia_infer.training.tasks.recognizer import Recognizer, Units, ctc, frames
 from kimia_infer.training.tasks.recordings import Examples, find_recordings
 from kimia_infer.training.tasks.speech_tokenizer import (
     RunningCodeBook,
-    SpokenTextReader,
     TokenizerNetwork,
     new_config,
     new_tokenizer,
+    read_spoken,
     train_tokenizer,
 )
 from kimia_infer.utils.errors import ConfigurationError
@@ -51,9 +52,9 @@ def settings(data: Path, output: Path, *assignments: str) -> TokenizerTrainingCo
 
 
 def examples(run: TokenizerTrainingConfig, data: Path, *indices: int) -> Examples:
-    reader = SpokenTextReader(run, Path(), 128)
+    extractor = feature_extractor(Path(), 128)
     sounds = find_recordings(data, Path())
-    items = tuple(reader.read(sounds[index]) for index in indices)
+    items = tuple(read_spoken(sounds[index], run, extractor) for index in indices)
     return Examples(items, torch.full((len(items),), 1 / len(items)), ["a"] * len(items))
 
 

@@ -27,9 +27,9 @@ from kimia_infer.training.tasks.config import VocoderTrainingConfig
 from kimia_infer.training.tasks.recordings import Examples, Recording, find_recordings
 from kimia_infer.training.tasks.vocoder import (
     VocoderNetwork,
-    WaveReader,
     new_config,
     new_vocoder,
+    read_wave,
     train_vocoder,
 )
 from kimia_infer.training.tasks.vocoder_losses import (
@@ -133,7 +133,7 @@ def test_the_spectral_loss():
 
 def batch_of(sounds: Path, tmp_path: Path, count: int = 3) -> Examples:
     mel = MelConfig.from_dict(new_config(settings(sounds, tmp_path)))
-    items = tuple(WaveReader(mel, 8).read(s) for s in find_recordings(sounds, tmp_path)[:count])
+    items = tuple(read_wave(s, mel, 8) for s in find_recordings(sounds, tmp_path)[:count])
     return Examples(items, torch.full((count,), 1 / count), ["a"] * count)
 
 
@@ -220,7 +220,7 @@ def test_a_short_sound_is_followed_by_silence(sounds: Path, tmp_path: Path):
     """A word of one syllable has to be learned, too."""
     path = write_sound(tmp_path / "short.wav", 0.1, 0)
     config = MelConfig.from_dict(new_config(settings(sounds, tmp_path)))
-    example = WaveReader(config, 16).read(Recording("short", path))
+    example = read_wave(Recording("short", path), config, 16)
     wave = load_audio(path, sample_rate=24_000)
     assert len(example["mel"]) == 16 and len(example["wave"]) == 16 * config.hop_size
     assert np.array_equal(example["wave"][: len(wave)], wave)
