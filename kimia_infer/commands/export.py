@@ -38,13 +38,10 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     from kimia_infer.training.export import export
 
-    exported = export(
+    served = export(
         arguments.source, arguments.output, arguments.merge, arguments.base, arguments.force
     )
     in_checkout = arguments.program.startswith("scripts/")
     command = ["scripts/serve"] if in_checkout else ["kimi-audio", "serve"]
-    command += ["--weights", exported.weights]
-    if exported.adapter is not None:
-        command += ["--adapter", exported.adapter]
-    print(shlex.join(map(str, command)))
+    print(shlex.join([*command, *served]))
     return 0

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from kimia_infer.training.parallel import assign, whole
 from kimia_infer.training.run_directory import (
     CARD,
+    CHECKPOINTS,
     MODEL,
     STATE,
     TrainingError,
     all_checkpoints,
-    checkpoint_path,
     copy_file,
-    step_of,
+    read_record,
 )
 from kimia_infer.utils.files import PARTIAL, replacing_directory
 from kimia_infer.weights.header import INDEX_NAME
@@ -86,19 +86,11 @@ def save(
     state: PartialState,
     keep: int,
 ) -> Path:
-    """Write the checkpoint of ``step`` and delete all but the last ``keep``.
+    """Write the checkpoint of ``step``, with ``record``, and delete all but the last ``keep``.
 
-    Args:
-        output: directory of the run.
-        step: number of steps done.
-        parameters: what is trained, by name.
-        optimizer: AdamW on these.
-        record: is written down with the checkpoint.
-        write_model: writes what is served into the directory it is given.
-        state: the processes, all of which have to call this.
-        keep: number of checkpoints.
+    ``write_model`` writes what is served into a directory. All processes have to call this.
     """
-    final, writes = checkpoint_path(output, step), state.is_main_process
+    final, writes = output / CHECKPOINTS / f"step-{step:08d}", state.is_main_process
     if writes:
         for rest in final.parent.glob(f".step-*{PARTIAL}"):  # of interrupted attempts
             shutil.rmtree(rest)
@@ -143,7 +135,7 @@ def restore(
     Raises:
         TrainingError: the checkpoint is damaged or belongs to other parameters.
     """
-    step, path = step_of(checkpoint), checkpoint / STATE / STATE_FILE
+    step, path = read_record(checkpoint)["step"], checkpoint / STATE / STATE_FILE
     try:
         with safe_open(path, framework="pt") as stored:
             names = set(stored.keys())
@@ -165,16 +157,13 @@ def restore(
 def take_over(source: Path, target: Path, rewritten: Sequence[str]) -> None:
     """Link or copy the files of the checkpoint ``source`` but the weights in ``rewritten``.
 
-    Those are names of folders, "." for the directory itself. Weights are linked, all else is
-    copied; the card of ``source`` does not describe ``target`` and is left out.
+    Those are names of folders, "." for the directory itself.
     """
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
         hidden = any(part.startswith(".") for part in name.parts)
         weights = path.suffix == ".safetensors" or path.name == INDEX_NAME
         replaced = weights and name.parent.as_posix() in rewritten
-        if not path.is_file() or hidden or replaced or name.as_posix() in _NOT_COPIED:
-            continue
-        new = target / name
-        new.parent.mkdir(parents=True, exist_ok=True)
-        copy_file(path, new)
+        if path.is_file() and not (hidden or replaced or name.as_posix() in _NOT_COPIED):
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            copy_file(path, target / name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -20,41 +19,33 @@ from kimia_infer.models.kimi_audio.checkpoint import (
 )
 from kimia_infer.models.kimi_audio.components import checkpoint_components, understanding_components
 from kimia_infer.training.checkpoints import take_over
-from kimia_infer.training.run_directory import (
-    CARD,
-    FINAL,
-    MODEL,
-    USE,
-    all_checkpoints,
-    copy_file,
-)
+from kimia_infer.training.model_files import Components
+from kimia_infer.training.run_directory import CARD, FINAL, MODEL, USE, all_checkpoints, copy_file
 from kimia_infer.utils.files import replacing_directory
 from kimia_infer.utils.progress import progress
 from kimia_infer.weights.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
-from kimia_infer.weights.component import Component
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
 from kimia_infer.weights.tensors import Reader, TensorStore
 from kimia_infer.weights.writing import NewTensor, TensorFile
 
-_FOLDERS = (SPEECH_TOKENIZER_FOLDER, VOCODER_FOLDER)
+_CODEC = {
+    SPEECH_TOKENIZER_FOLDER: "config.json",
+    VOCODER_FOLDER: "config.json",
+    DETOKENIZER_FOLDER: "config.yaml",
+}
+"""Folders of the components of the codec, and what is in each."""
 
 
 class ExportError(ValueError):
     """An export cannot begin; the message says why and what to do."""
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written: the arguments of scripts/serve that serve it."""
-
-    weights: str
-    adapter: str | None
-
-
 def export(
     source: Path, output: Path, merge: bool = False, base: str | None = None, force: bool = False
-) -> Exported:
+) -> list[str]:
     """Write ``output``, whole or not at all, with progress.
+
+    Returns the arguments of scripts/serve that serve it.
 
     Args:
         source: a finished run, a checkpoint of one, or the directory of a model or adapter.
@@ -76,9 +67,9 @@ def export(
         raise ExportError(f"{found}: a component of a model; name the whole one with --base")
     _require_usable(output, found, force)
     with replacing_directory(output.absolute()) as folder:
-        exported = Exported(str(output), None)
+        served = ["--weights", str(output)]
         if is_adapter:
-            exported = _export_adapter(Adapter.read(found), folder, output, merge, base)
+            served = _export_adapter(Adapter.read(found), folder, output, merge, base)
         elif is_model:
             take_over(found, folder, rewritten=())
         else:
@@ -88,20 +79,16 @@ def export(
             _write_card(folder, found, output, base)
         elif (found / CARD).is_file():
             copy_file(found / CARD, folder / CARD)
-    return exported
+    return served
 
 
 def find_result(source: Path) -> Path:
     """The directory of the model or adapter that ``source`` stands for. Raises ExportError."""
+    names = (CONFIG_NAME, "config.json", *(f"{name}/{file}" for name, file in _CODEC.items()))
     for path in (source, source / FINAL, source / MODEL):
-        files = (
-            CONFIG_NAME, "config.json", *(f"{name}/config.json" for name in _FOLDERS),
-            f"{DETOKENIZER_FOLDER}/config.yaml",
-        )  # fmt: skip
-        if any((path / name).is_file() for name in files):
+        if any((path / name).is_file() for name in names):
             return path
-    checkpoints = all_checkpoints(source)
-    if checkpoints:
+    if checkpoints := all_checkpoints(source):
         raise ExportError(
             f"{source}: the run is not complete; name a checkpoint: {checkpoints[-1]}"
         )
@@ -122,20 +109,20 @@ def _require_usable(output: Path, source: Path, force: bool) -> None:
 
 def _export_adapter(
     adapter: Adapter, folder: Path, output: Path, merge: bool, base: str | None
-) -> Exported:
+) -> list[str]:
     named = base or adapter.base
     if named is None:
         raise ExportError(f"{adapter.directory}: does not say what it was trained on; give --base")
     directory = resolve_weights(named, detokenizer=False)
     components = understanding_components(directory)
-    adapter.adapted(components)  # refuses one that does not fit
+    adapted = adapter.adapted(components)
     _require_apart(output, directory)
     if merge:
-        _merge(adapter, directory, components, folder)
-        return Exported(str(output), None)
+        _merge(directory, components, adapted, folder)
+        return ["--weights", str(output)]
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         copy_file(adapter.directory / name, folder / name)
-    return Exported(named, str(output))
+    return ["--weights", named, "--adapter", str(output)]
 
 
 def _replace_components(found: Path, folder: Path, output: Path, base: str) -> None:
@@ -143,12 +130,10 @@ def _replace_components(found: Path, folder: Path, output: Path, base: str) -> N
     directory = resolve_weights(base)
     _require_apart(output, directory)
     take_over(directory, folder, rewritten=())
-    for name in (*_FOLDERS, DETOKENIZER_FOLDER):
+    for name in _CODEC:
         if (found / name).is_dir():
             shutil.rmtree(folder / name)
-            (folder / name).mkdir()
-            for path in sorted((found / name).iterdir()):
-                copy_file(path, folder / name / path.name)
+            shutil.copytree(found / name, folder / name, copy_function=copy_file)
     checkpoint_components(folder)
 
 
@@ -167,13 +152,12 @@ def _require_apart(output: Path, base: Path) -> None:
         raise ExportError(f"{output}: lies in the model {base}; name a directory elsewhere")
 
 
-def _merge(adapter: Adapter, base: Path, components: dict[str, Component], target: Path) -> None:
-    """Write the checkpoint ``base``, whose components are ``components``, with the adapter added.
+def _merge(base: Path, components: Components, adapted: Components, target: Path) -> None:
+    """Write the checkpoint ``base``, in which ``components`` are replaced by the ``adapted`` ones.
 
     Names and dtypes stay; what no change touches is linked where the file system allows. An
     adapted Whisper encoder is stored in its folder, and with the language model if it was there.
     """
-    adapted = adapter.adapted(components)
     values = {
         prefix + name: slot.combine
         for component, prefix in (("language_model", ""), ("whisper", TUNED_WHISPER))
@@ -203,9 +187,7 @@ def _tensor_file(
     """All tensors of a store, their names after ``prefix``, with what ``change`` makes of them."""
     return TensorFile(
         [
-            NewTensor(
-                prefix + name, stored.shape, stored.readable_dtype, store, (name,), change(name)
-            )
-            for name, stored in store.tensors.items()
+            NewTensor(prefix + name, t.shape, t.readable_dtype, store, (name,), change(name))
+            for name, t in store.tensors.items()
         ]
     )

@@ -11,7 +11,6 @@ The module imports nothing slow, so that a command reports what is wrong at once
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -52,20 +51,8 @@ def all_checkpoints(output: Path) -> list[Path]:
     return sorted(path for path in found if _STEP.fullmatch(path.name))
 
 
-def checkpoint_path(output: Path, step: int) -> Path:
-    return output / CHECKPOINTS / f"step-{step:08d}"
-
-
-def step_of(checkpoint: Path) -> int:
-    """The number of steps done. Raises TrainingError for a directory that is no checkpoint."""
-    match = _STEP.fullmatch(checkpoint.name)
-    if match is None:
-        raise TrainingError(f"{checkpoint}: not a checkpoint of a run")
-    return int(match[1])
-
-
 def read_record(checkpoint: Path) -> dict[str, Any]:
-    """What was written down with a checkpoint: step, settings, data. Raises TrainingError."""
+    """What is recorded of a checkpoint: step, settings, data. Raises TrainingError."""
     path = checkpoint / STATE / "state.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -139,17 +126,13 @@ def finish(checkpoint: Path, output: Path) -> None:
     """The model of the last ``checkpoint`` as ``final``, which outlives checkpoints."""
     model = checkpoint / MODEL
     with replacing_directory(output / FINAL) as partial:
-        for folder, _, names in os.walk(model):
-            target = partial / Path(folder).relative_to(model)
-            target.mkdir(parents=True, exist_ok=True)
-            for name in names:
-                copy_file(Path(folder) / name, target / name)
+        shutil.copytree(model, partial, copy_function=copy_file, dirs_exist_ok=True)
 
 
-def copy_file(path: Path, new: Path) -> None:
+def copy_file(path: str | Path, new: str | Path) -> None:
     """A copy of a file; of weights a hard link where the file system allows."""
-    if path.suffix in (".safetensors", ".pt"):
-        link_or_copy(path, new)
+    if Path(path).suffix in (".safetensors", ".pt"):
+        link_or_copy(Path(path), Path(new))
     else:
         shutil.copyfile(path, new)
 

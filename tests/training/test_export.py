@@ -48,8 +48,7 @@ def run(tmp_path_factory, untrained: Path) -> Path:
 @pytest.fixture(scope="module")
 def merged(run: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "merged"
-    exported = export(run, folder, merge=True)
-    assert (exported.weights, exported.adapter) == (str(folder), None)
+    assert export(run, folder, merge=True) == ["--weights", str(folder)]
     return folder
 
 
@@ -155,8 +154,7 @@ def test_an_adapter_is_copied_and_the_command_merges_it(
     run: Path, tmp_path: Path, untrained: Path, capsys: pytest.CaptureFixture[str]
 ):
     output = tmp_path / "adapter"
-    exported = export(run, output)
-    assert (exported.weights, exported.adapter) == (str(untrained), str(output))
+    assert export(run, output) == ["--weights", str(untrained), "--adapter", str(output)]
     assert {path.name for path in output.iterdir()} == {CONFIG_NAME, WEIGHTS_NAME, CARD}
     early = run / "checkpoints" / "step-00000001"
     assert run_here("export", early, output, "--merge", "--force") == 0
@@ -166,8 +164,7 @@ def test_an_adapter_is_copied_and_the_command_merges_it(
 
 
 def test_a_full_run_is_exported_as_it_is(merged: Path, tmp_path: Path):
-    exported = export(merged, tmp_path / "copy")
-    assert exported.weights == str(tmp_path / "copy")
+    assert export(merged, tmp_path / "copy") == ["--weights", str(tmp_path / "copy")]
     weights = "model.safetensors"
     assert (tmp_path / "copy" / weights).samefile(merged / weights)
     with pytest.raises(ExportError, match="a whole model, not an adapter; leave out --merge"):
