@@ -49,9 +49,7 @@ from kimia_infer.training.tasks.recognizer import (
     ConvolutionBlock,
     Units,
     check_speakable,
-    code_points,
     ctc,
-    texts_of,
     units_of,
 )
 from kimia_infer.training.tasks.recordings import Example, Examples, Recording
@@ -123,7 +121,7 @@ def train_whisper(settings: WhisperTrainingConfig, resume: bool = False) -> Trai
 
 
 def read_sound(sound: Recording, extractor) -> Example:
-    """``mel`` fp32 [mels, 8 * codes] as in a segment of 30 s, ``text`` as code points."""
+    """``mel`` fp32 [mels, 8 * codes] as in a segment of 30 s, and ``text``."""
     wave = load_audio(sound.path, max_seconds=SEGMENT_SAMPLES / SAMPLE_RATE)
     count = segment_codes(len(wave))
     check_speakable(sound.text, count)
@@ -134,8 +132,7 @@ def read_sound(sound: Recording, extractor) -> Example:
         return_tensors="pt",
     )  # fmt: skip
     mel = found.input_features[0, :, : MEL_PER_CODE * count].clone()
-    seconds = torch.tensor(len(wave) / SAMPLE_RATE)
-    return {"mel": mel, "text": code_points(sound.text), "seconds": seconds}
+    return {"mel": mel, "text": sound.text, "seconds": len(wave) / SAMPLE_RATE}
 
 
 class Place(NamedTuple):
@@ -185,7 +182,7 @@ class WhisperNetwork(CodecNetwork):
         for block in self.upper:
             x = block(x, valid)
         x = self.upper_norm(x)
-        texts = texts_of(batch)
+        texts = [item["text"] for item in batch.items]
         characters = [self.units.character_ids(text) for text in texts]
         words = [self.units.word_ids(text) for text in texts]
         scores = self.words(x.unflatten(1, (-1, FRAMES_PER_CODE)).mean(2))

@@ -99,7 +99,7 @@ class RecordingReader:
                 f"{len(wave) / self.code_samples:.1f} codes"
             )
         frames = log_mel(wave, self.mel)[: count * StreamConfig().frames_per_code]
-        seconds = torch.tensor(len(wave) / self.mel.sample_rate)
+        seconds = len(wave) / self.mel.sample_rate
         return {"mel": frames, "codes": codes[:count], "seconds": seconds}
 
     def _codes(self, recording: Recording) -> Tensor:

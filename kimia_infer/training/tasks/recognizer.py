@@ -21,9 +21,6 @@ from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES, FRAMES_PER_CODE
 from kimia_infer.training.tasks.codec import Data
-from kimia_infer.training.tasks.recordings import (
-    Examples,
-)
 
 BLANK = 0
 MELS_PER_FRAME = 2  # the second convolution of the encoder
@@ -61,23 +58,11 @@ class Units:
     def character_ids(self, text: str) -> Tensor:
         return torch.tensor([bisect(self.characters, character) for character in normal(text)])
 
-    def phone_ids(self, numbers: Tensor) -> Tensor:
-        """Of phones by :func:`phone_number`, int64 of any shape."""
-        order = sorted(range(len(self.phones)), key=lambda i: phone_number(self.phones[i]))
-        known = torch.tensor([phone_number(self.phones[i]) for i in order], device=numbers.device)
-        places = torch.searchsorted(known, numbers)
-        return torch.tensor(order, device=numbers.device)[places]
+    def phone_ids(self, names: Sequence[str]) -> Tensor:
+        return torch.tensor([self.phones.index(name) for name in names])
 
     def word_ids(self, text: str) -> Tensor:
         return torch.tensor([bisect(self.words, word) for word in normal(text).split()])
-
-
-def phone_number(name: str) -> int:
-    """A number that stands for a phone in tensors. ValueError for names of more than 7 bytes."""
-    data = name.encode()
-    if len(data) > 7:
-        raise ValueError(f"the name {name!r} of a phone has more than 7 bytes")
-    return int.from_bytes(data)
 
 
 def normal(text: str) -> str:
@@ -95,16 +80,6 @@ def units_of(data: Data) -> Units:
     recordings = [r for samples in data if samples is not None for r in samples.items]
     phones = {name for recording in recordings for name, _ in recording.phones or ()}
     return Units.of((recording.text or "" for recording in recordings), phones | {SILENCE})
-
-
-def code_points(text: str) -> Tensor:
-    """``text`` as int64 [characters], as examples have it."""
-    return torch.tensor([ord(character) for character in text])
-
-
-def texts_of(batch: Examples) -> list[str]:
-    """The texts of examples that have them as ``text``."""
-    return ["".join(map(chr, item["text"].tolist())) for item in batch.items]
 
 
 def check_speakable(text: str, codes: int, characters: bool = True, words: bool = True) -> None:

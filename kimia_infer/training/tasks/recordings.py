@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from accelerate.utils import send_to_device
@@ -30,8 +30,8 @@ from kimia_infer.utils.errors import explain
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
 
-Example = dict[str, Tensor]
-"""What is read of a recording, always with its length in ``seconds``."""
+Example = dict[str, Any]
+"""What is read of a recording: tensors and more, always with its length in ``seconds``."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def _recording(values: object, where: str, audio_root: Path, needs_text: bool) -
 
 @dataclass(frozen=True)
 class Examples:
-    """A batch: tensors by name for every recording, which differ in length.
+    """A batch of recordings, which differ in length.
 
     ``weights`` [batch] are the weights of their losses, ``names`` says where they come from.
     """
@@ -154,9 +154,8 @@ class Recordings(TrainingData):
             example = self.read(recording)
         except (DataError, AudioError) as error:
             raise DataError(f"{recording.where}: {error}") from error
-        seconds = example["seconds"].item()
-        if seconds <= self.room:
-            self.room -= seconds
+        if example["seconds"] <= self.room:
+            self.room -= example["seconds"]
             self.kept[recording] = example
         return example
 

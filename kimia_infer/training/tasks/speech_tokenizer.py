@@ -48,10 +48,7 @@ from kimia_infer.training.tasks.recognizer import (
     Recognizer,
     Units,
     check_speakable,
-    code_points,
     ctc,
-    phone_number,
-    texts_of,
     units_of,
 )
 from kimia_infer.training.tasks.recordings import Example, Examples, Recording
@@ -88,9 +85,9 @@ def train_tokenizer(settings: TokenizerTrainingConfig, resume: bool = False) -> 
 def read_spoken(
     recording: Recording, settings: TokenizerTrainingConfig, extractor: WhisperFeatureExtractor
 ) -> Example:
-    """``mel`` fp32 [mels, frames], ``count`` of its codes, ``text`` as code points.
+    """``mel`` fp32 [mels, frames], its ``mask``, the ``count`` of its codes, and ``text``.
 
-    Where phones are learned, also ``phones`` int64 [4 * count] by :func:`phone_number`.
+    Where phones are learned, also ``phones``, the name of the one in each frame.
     """
     wave = load_audio(recording.path, max_seconds=settings.max_seconds)
     features = extractor(
@@ -107,31 +104,23 @@ def read_spoken(
     example = {
         "mel": features.input_features[0],
         "mask": features.attention_mask[0],
-        "count": torch.tensor(count),
-        "text": code_points(text),
-        "seconds": torch.tensor(len(wave) / SAMPLE_RATE),
+        "count": count,
+        "text": text,
+        "seconds": len(wave) / SAMPLE_RATE,
     }
     if settings.phone_weight:
         example["phones"] = frame_phones(recording, FRAMES_PER_CODE * count)
     return example
 
 
-def frame_phones(recording: Recording, frames: int) -> Tensor:
-    """The phone in the middle of every frame of 20 ms, int64 [frames] by :func:`phone_number`.
-
-    Raises:
-        DataError: ``recording`` does not say its phones, or they cannot be told apart.
-    """
+def frame_phones(recording: Recording, frames: int) -> list[str]:
+    """The phone in the middle of every frame of 20 ms. Raises DataError if none are known."""
     if recording.phones is None:
         raise DataError("phones: missing; give pairs of a name and a second, or phone_weight=0")
-    names, seconds = zip(("", -math.inf), *recording.phones, strict=True)
+    names, seconds = zip((SILENCE, -math.inf), *recording.phones, strict=True)
     middles = (torch.arange(frames) + 0.5) / FRAME_RATE
     places = torch.searchsorted(torch.tensor(seconds), middles, right=True) - 1
-    try:
-        numbers = torch.tensor([phone_number(name or SILENCE) for name in names])
-    except ValueError as error:
-        raise DataError(f"phones: {error}") from error
-    return numbers[places]
+    return [names[place] for place in places.tolist()]
 
 
 class TokenizerNetwork(CodecNetwork):
@@ -165,7 +154,7 @@ class TokenizerNetwork(CodecNetwork):
         """Spectrograms [batch, mels, frames], masks and numbers of codes to losses."""
         mel = pad_sequence([item["mel"].T for item in batch.items], batch_first=True).mT
         mask = pad_sequence([item["mask"] for item in batch.items], batch_first=True)
-        counts = torch.stack([item["count"] for item in batch.items])
+        counts = torch.tensor([item["count"] for item in batch.items], device=mel.device)
         with mixed_precision(self.settings, mel.device):
             vectors = self.tokenizer(mel, mask)
             vectors, commitment = self.quantized(vectors, counts)
@@ -189,7 +178,7 @@ class TokenizerNetwork(CodecNetwork):
         recognizer, units, settings = self.recognizer, self.units, self.settings
         names = ("characters", "words", "phones", "mel")
         losses = dict.fromkeys(names, torch.zeros(len(mel), device=mel.device))
-        texts = texts_of(batch)
+        texts = [item["text"] for item in batch.items]
         if recognizer.characters is not None:
             wanted = [units.character_ids(text) for text in texts]
             loss = ctc(recognizer.characters(frames), FRAMES_PER_CODE * counts, wanted)
@@ -200,7 +189,7 @@ class TokenizerNetwork(CodecNetwork):
             losses["words"] = settings.word_weight * ctc(recognizer.words(means), counts, wanted)
         if recognizer.phones is not None:
             wanted = [units.phone_ids(item["phones"]) for item in batch.items]
-            wanted = pad_sequence(wanted, batch_first=True, padding_value=-1)
+            wanted = pad_sequence(wanted, batch_first=True, padding_value=-1).to(frames.device)
             scores = recognizer.phones(frames).float().mT
             errors = F.cross_entropy(scores, wanted, ignore_index=-1, reduction="none")
             losses["phones"] = settings.phone_weight * (errors.sum(1) / (wanted >= 0).sum(1))

@@ -83,7 +83,7 @@ def read_wave(recording: Recording, mel: MelConfig, crop_frames: int) -> Example
     wave = torch.from_numpy(load_audio(recording.path, sample_rate=mel.sample_rate))
     wave = F.pad(wave, (0, max(0, crop_frames * mel.hop_size - len(wave))))
     frames = log_mel(wave, mel)
-    seconds = torch.tensor(len(wave) / mel.sample_rate)
+    seconds = len(wave) / mel.sample_rate
     return {"mel": frames, "wave": wave[: len(frames) * mel.hop_size], "seconds": seconds}
 
 

@@ -156,7 +156,7 @@ def test_what_fits_stays_in_memory(sounds: Path, tmp_path: Path):
 
     def read(sound):
         reads.append(sound.path.name)
-        return {"seconds": torch.tensor(1800.0)}
+        return {"seconds": 1800.0}
 
     found = find_recordings(sounds, tmp_path)
     samples = Recordings(found, read, 3600.0)
