@@ -21,7 +21,6 @@ from kimia_infer.models.kimi_audio.whisper import code_count, segment_codes, spl
 from kimia_infer.utils.errors import RequestError
 
 Wave = np.ndarray
-EncodeSpeech = Callable[[Wave], Tensor]
 
 
 class LazySpeechCodes:
@@ -67,17 +66,11 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleBuilder:
-    """Builds samples with the tokenizers of a checkpoint.
+    """Builds samples of at most ``max_length`` positions with the tokenizers of a checkpoint.
 
     Args:
-        encode_text: text to ids, as :meth:`TextTokenizer.encode`.
-        special: ids of the special tokens.
-        config: says where audio ids begin and end, and the delay of the audio track.
-        extractor: waves to spectrograms, as the Whisper encoder expects them.
         audio_root: what relative audio paths begin at.
-        max_length: longest sample, in positions.
-        encode_speech: computes codes, as :meth:`SpeechCodes.encode`, for messages without; None
-            refuses such messages.
+        encode_speech: computes codes, as :meth:`SpeechCodes.encode`, for messages without.
         spoken_answers: whether an assistant's messages of type audio-text are learned.
         read_features: reads stored Whisper features of an audio file; without it spectrograms
             are made.
@@ -89,7 +82,7 @@ class SampleBuilder:
     extractor: WhisperFeatureExtractor
     audio_root: Path
     max_length: int
-    encode_speech: EncodeSpeech | None = None
+    encode_speech: Callable[[Wave], Tensor]
     spoken_answers: bool = False
     read_features: Callable[[Path], Tensor] | None = None
 
@@ -100,20 +93,16 @@ class SampleBuilder:
             DataError: see :meth:`check`; or codes and audio differ in length.
         """
         stored = self.read_features is not None
-        waves = {
-            index: self._wave(index, message)
-            for index, message in enumerate(conversation.messages)
-            if message.audio is not None
-            and (
-                index not in conversation.audio_ids
-                or (message.message_type == "audio" and not stored)
-            )
-        }
-        computed = {}
-        for index, wave in waves.items():
-            ids, expected = conversation.audio_ids.get(index), code_count(len(wave))
+        waves, computed = {}, {}
+        for index, message in enumerate(conversation.messages):
+            ids = conversation.audio_ids.get(index)
+            heard = message.message_type == "audio" and not stored
+            if message.audio is None or (ids is not None and not heard):
+                continue
+            wave = waves[index] = self._wave(index, message)
+            expected = code_count(len(wave))
             if ids is None:
-                computed[index] = self._encoder(index)(wave).tolist()
+                computed[index] = self.encode_speech(wave).tolist()
             elif len(ids) != expected:
                 raise DataError(
                     f"conversation[{index}].audio_tokens: {len(ids)} codes, but the audio gives "
@@ -122,6 +111,10 @@ class SampleBuilder:
         prompt = self._prompt(conversation, computed)
         feature_messages = [] if stored else prompt.feature_messages
         segments = [s for index in feature_messages for s in split_segments(waves[index])]
+        mel = None
+        if segments:
+            found = self.extractor(segments, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+            mel = found.input_features
         pad = self.special.pad
         # Labels are shifted left by one, as in the published code; the last position never counts.
         return Sample(
@@ -132,21 +125,15 @@ class SampleBuilder:
             text_labels=torch.tensor([*prompt.text_ids[1:], pad]),
             audio_loss_mask=torch.tensor([*prompt.audio_loss_mask[1:], False]),
             text_loss_mask=torch.tensor([*prompt.text_loss_mask[1:], False]),
-            mel=self._mel(segments),
+            mel=mel,
             segment_codes=[segment_codes(len(segment)) for segment in segments],
             features=self._stored_features(conversation, prompt) if stored else None,
         )
 
-    def _mel(self, segments: list[Wave]) -> Tensor | None:
-        if not segments:
-            return None
-        return self.extractor(
-            segments, sampling_rate=SAMPLE_RATE, return_tensors="pt"
-        ).input_features
-
     def recordings(self, conversation: Conversation) -> list[Path]:
         """The audio files whose Whisper features the sample of ``conversation`` has."""
-        return [self._path(m) for m in conversation.messages if m.message_type == "audio"]
+        audio = [m.audio for m in conversation.messages if m.message_type == "audio"]
+        return [self.audio_root / str(path) for path in audio]
 
     def _stored_features(self, conversation: Conversation, prompt: Prompt) -> Tensor | None:
         assert self.read_features is not None
@@ -173,11 +160,10 @@ class SampleBuilder:
         for index, message in enumerate(conversation.messages):
             if message.audio is None:
                 continue
-            if index not in conversation.audio_ids:
-                self._encoder(index)
+            if index in conversation.audio_ids:
+                self._path(index, message)
+            else:
                 codes[index] = [0] * code_count(len(self._wave(index, message)))
-            elif not self._path(message).is_file():
-                raise DataError(self._missing(index, message))
         prompt = self._prompt(conversation, codes)
         if not any(prompt.audio_loss_mask) and not any(prompt.text_loss_mask):
             raise DataError(
@@ -192,16 +178,22 @@ class SampleBuilder:
 
     def _prompt(self, conversation: Conversation, computed: dict[int, list[int]]) -> Prompt:
         offset = self.config.token_offset
-        stored = {
-            index: [token - offset for token in self._in_range(index, ids)]
-            for index, ids in conversation.audio_ids.items()
-        }
+        codes = dict(computed)
+        for index, ids in conversation.audio_ids.items():
+            for token in ids:
+                if not offset <= token < self.config.vocab_size:
+                    raise DataError(
+                        f"conversation[{index}].audio_tokens: {token} is not the id of a speech "
+                        f"code ({offset} to {self.config.vocab_size - 1}); extract the codes with "
+                        "the checkpoint that is trained"
+                    )
+            codes[index] = [token - offset for token in ids]
         messages = [
             EncodedMessage(
                 message.role,
                 message.message_type,
                 self.encode_text(message.text or ""),
-                stored.get(index) or computed.get(index, ()),
+                codes.get(index, ()),
             )
             for index, message in enumerate(conversation.messages)
         ]
@@ -214,33 +206,16 @@ class SampleBuilder:
             learn_spoken_answers(prompt, messages, builder)
         return prompt
 
-    def _in_range(self, index: int, ids: list[int]) -> list[int]:
-        first, end = self.config.token_offset, self.config.vocab_size
-        for token in ids:
-            if not first <= token < end:
-                raise DataError(
-                    f"conversation[{index}].audio_tokens: {token} is not the id of a speech code "
-                    f"({first} to {end - 1}); extract the codes with the checkpoint that is trained"
-                )
-        return ids
-
-    def _encoder(self, index: int) -> EncodeSpeech:
-        if self.encode_speech is None:
-            raise DataError(f"conversation[{index}].audio_tokens: missing; extract the codes first")
-        return self.encode_speech
-
-    def _path(self, message: Message) -> Path:
-        return self.audio_root / str(message.audio)
-
-    def _missing(self, index: int, message: Message) -> str:
-        where = audio_field(index, message.message_type)
-        return f"{where}: {self._path(message)} is not a file (relative paths begin at audio_root)"
+    def _path(self, index: int, message: Message) -> Path:
+        path = self.audio_root / str(message.audio)
+        if not path.is_file():
+            where = audio_field(index, message.message_type)
+            raise DataError(f"{where}: {path} is not a file (relative paths begin at audio_root)")
+        return path
 
     def _wave(self, index: int, message: Message) -> Wave:
-        if not self._path(message).is_file():
-            raise DataError(self._missing(index, message))
         try:
-            return load_audio(self._path(message))
+            return load_audio(self._path(index, message))
         except AudioError as error:
             raise DataError(f"{audio_field(index, message.message_type)}: {error}") from error
 

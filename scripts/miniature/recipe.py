@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
@@ -17,7 +17,6 @@ from kimia_infer.models.kimi_audio.checkpoint import (
     VOCODER_FOLDER,
     WHISPER_FOLDER,
 )
-from kimia_infer.training.checkpoints import live, write_tensors
 from kimia_infer.training.config import FinetuneConfig
 from kimia_infer.training.run_directory import FINAL, TrainingError, all_checkpoints
 from kimia_infer.training.tasks.config import (
@@ -139,14 +138,13 @@ def make_encoder(run: Path) -> None:
         for name, tensor in load_file(source / "model.safetensors").items()
         if not name.startswith("ema_")
     }
-    stored = [live(name, tensor) for name, tensor in tensors.items()]
     # The detokenizer's training reads the vocoder's spectrogram settings.
     vocoder = new_config(VocoderTrainingConfig(data="", output="", **VOCODER))
     with replacing_directory(run / "encoder") as target:
         folder = target / SPEECH_TOKENIZER_FOLDER
         folder.mkdir()
         shutil.copyfile(source / "config.json", folder / "config.json")
-        write_tensors(folder / "model.safetensors", stored, writes=True)
+        save_file(tensors, folder / "model.safetensors")
         write_text(target / VOCODER_FOLDER / "config.json", json.dumps(vocoder, indent=1) + "\n")
 
 

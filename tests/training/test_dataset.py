@@ -37,7 +37,6 @@ BAD = {
         line(spoken(content="nowhere.wav", audio_tokens=[FIRST]), ANSWER),
         "conversation[0].content: ",
     ),
-    "no codes": (line(spoken(), ANSWER), "conversation[0].audio_tokens: missing"),
     "low code": (
         line(spoken(audio_tokens=[FIRST - 1]), ANSWER),
         f"conversation[0].audio_tokens: {FIRST - 1} is not the id of a speech code",

@@ -15,11 +15,10 @@ import torch
 import yaml
 from accelerate import PartialState
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from kimia_infer.training.checkpoints import live, write_tensors
 from kimia_infer.training.network import Losses, recompute_activations
 from kimia_infer.training.run_directory import (
     MODEL,
@@ -171,9 +170,8 @@ def train_component(
 
 def _write(network: CodecNetwork, folder: Path) -> None:
     network.write(folder)
-    tensors = network.kept() | network.same_run()
-    kept = [live(name, tensor) for name, tensor in tensors.items()]
-    write_tensors(folder.parent / STATE / KEPT, kept, writes=True)
+    (folder.parent / STATE).mkdir()
+    save_file(network.kept() | network.same_run(), folder.parent / STATE / KEPT)
 
 
 def _restore(network: CodecNetwork, checkpoint: Path) -> None:
@@ -213,5 +211,4 @@ def write_component(
     else:
         text = json.dumps(config, indent=1) + "\n"
     (folder / config_name).write_text(text, encoding="utf-8")
-    stored = [live(name, tensor) for name, tensor in tensors.items()]
-    write_tensors(folder / "model.safetensors", stored, writes=True)
+    save_file(tensors, folder / "model.safetensors")
