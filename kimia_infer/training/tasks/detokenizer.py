@@ -23,9 +23,7 @@ from kimia_infer.models.kimi_audio.checkpoint import (
 from kimia_infer.models.kimi_audio.config import DiTConfig
 from kimia_infer.models.kimi_audio.detokenizer import StreamConfig
 from kimia_infer.models.kimi_audio.dit import DiT, dit_component
-from kimia_infer.models.kimi_audio.speech_tokenizer import (
-    SpeechTokenizerConfig,
-)
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizerConfig
 from kimia_infer.training.network import Losses
 from kimia_infer.training.samples import LazySpeechCodes
 from kimia_infer.training.tasks.codec import (
@@ -37,17 +35,8 @@ from kimia_infer.training.tasks.codec import (
     write_component,
 )
 from kimia_infer.training.tasks.config import DetokenizerTrainingConfig, DiTSize
-from kimia_infer.training.tasks.flow_matching import (
-    FlowMatcher,
-    chunk_layout,
-    draw_chunks,
-)
-from kimia_infer.training.tasks.recordings import (
-    Example,
-    Examples,
-    Recording,
-    Recordings,
-)
+from kimia_infer.training.tasks.flow_matching import FlowMatcher, chunk_layout, draw_chunks
+from kimia_infer.training.tasks.recordings import Example, Examples, Recording, Recordings
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.weights.component import read_json
 

@@ -31,11 +31,7 @@ from kimia_infer.training.tasks.codec import (
     write_component,
 )
 from kimia_infer.training.tasks.config import VocoderTrainingConfig
-from kimia_infer.training.tasks.recordings import (
-    Example,
-    Examples,
-    Recording,
-)
+from kimia_infer.training.tasks.recordings import Example, Examples, Recording
 from kimia_infer.training.tasks.vocoder_losses import (
     RESOLUTIONS,
     Discriminators,
