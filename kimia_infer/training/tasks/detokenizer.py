@@ -52,17 +52,21 @@ def train_detokenizer(settings: DetokenizerTrainingConfig, resume: bool = False)
         else:
             config = new_config(settings, data[0], reader)
             dit = new_dit(DiTConfig.from_dict(config)).to(device)
-        _check_sizes(dit.config, reader, str(folder or "size"))
+        found, wanted = (dit.config.codes, dit.config.mel_bins), (reader.codes, reader.mel.mel_bins)
+        if found != wanted:
+            raise DataError(
+                f"{folder or 'size'}: made for {found[0]} codes and {found[1]} mel bins, model has "
+                f"{wanted[0]} and {wanted[1]}"
+            )
         return DetokenizerNetwork(dit, config, settings)
 
     return train_component(settings, resume, DETOKENIZER_FOLDER, reader.read, build)
 
 
 class RecordingReader:
-    """Recordings to mel frames and codes, with the tokenizer of a checkpoint.
+    """Recordings to mel frames and codes.
 
-    Args:
-        model: directory with ``glm-4-voice-tokenizer`` and ``vocoder/config.json``.
+    ``model`` is a directory with ``glm-4-voice-tokenizer`` and ``vocoder/config.json``.
     """
 
     def __init__(self, model: Path):
@@ -76,7 +80,12 @@ class RecordingReader:
     def read(self, recording: Recording) -> Example:
         """``mel`` fp32 [4 * codes, mel_bins] and ``codes`` int64 [codes] of a recording."""
         wave = torch.from_numpy(load_audio(recording.path, sample_rate=self.mel.sample_rate))
-        codes = self._codes(recording)
+        if recording.codes is None:
+            codes = self._encode(load_audio(recording.path, sample_rate=SAMPLE_RATE))
+        elif max(recording.codes) >= self.codes:
+            raise DataError(f"codes: {max(recording.codes)} is not below {self.codes}")
+        else:
+            codes = torch.tensor(recording.codes)
         count = min(len(codes), len(wave) // self.code_samples)
         if count == 0:
             raise DataError(
@@ -90,13 +99,6 @@ class RecordingReader:
         frames = log_mel(wave, self.mel)[: count * StreamConfig().frames_per_code]
         seconds = len(wave) / self.mel.sample_rate
         return {"mel": frames, "codes": codes[:count], "seconds": seconds}
-
-    def _codes(self, recording: Recording) -> Tensor:
-        if recording.codes is not None:
-            if max(recording.codes) >= self.codes:
-                raise DataError(f"codes: {max(recording.codes)} is not below {self.codes}")
-            return torch.tensor(recording.codes)
-        return self._encode(load_audio(recording.path, sample_rate=SAMPLE_RATE))
 
 
 class DetokenizerNetwork(AveragedNetwork[FlowMatcher]):
@@ -208,12 +210,3 @@ def new_dit(config: DiTConfig) -> DiT:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     return dit
-
-
-def _check_sizes(config: DiTConfig, reader: RecordingReader, where: str) -> None:
-    found, wanted = (config.codes, config.mel_bins), (reader.codes, reader.mel.mel_bins)
-    if found != wanted:
-        raise DataError(
-            f"{where}: made for {found[0]} codes and {found[1]} mel bins, model has "
-            f"{wanted[0]} and {wanted[1]}"
-        )

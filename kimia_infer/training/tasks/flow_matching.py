@@ -44,11 +44,6 @@ class Layout:
     owner: Tensor
     visible: Tensor
 
-    @property
-    def finished(self) -> int:
-        """How many finished codes there are."""
-        return int((self.owner < 0).sum())
-
 
 def chunk_layout(chunks: list[Chunk], past_codes: int) -> Layout:
     """The sequence for ``chunks``, of which each sees at most ``past_codes`` finished codes."""
@@ -67,11 +62,7 @@ def chunk_layout(chunks: list[Chunk], past_codes: int) -> Layout:
 
 
 def draw_chunks(
-    length: int,
-    shortest: int,
-    longest: int,
-    look_ahead: int,
-    generator: torch.Generator | None,
+    length: int, shortest: int, longest: int, look_ahead: int, generator: torch.Generator | None
 ) -> list[Chunk]:
     """A crop of ``length`` codes cut at random; chunks look ahead at random, too."""
     stops = [0]
@@ -89,12 +80,7 @@ def _between(least: int, most: int, generator: torch.Generator | None) -> int:
 
 
 class FlowMatcher(nn.Module):
-    """Velocities of the network for crops laid out for training.
-
-    Args:
-        dit: the network.
-        stream: how many frames a code spans and how much past is seen.
-    """
+    """Velocities of the network for crops laid out for training, as ``stream`` has them."""
 
     def __init__(self, dit: DiT, stream: StreamConfig | None = None):
         super().__init__()
@@ -108,13 +94,12 @@ class FlowMatcher(nn.Module):
     def velocities(
         self, frames: Tensor, codes: Tensor, times: Tensor, layout: Layout, lengths: Tensor
     ) -> Tensor:
-        """The velocity of every frame of the sequences, [batch, frames, mel_bins].
+        """The velocity of every frame of the sequences, [batch, layout frames, mel_bins].
 
         Args:
-            frames: [batch, layout frames, mel_bins], normalized; finished ones are clean.
+            frames: the same shape, normalized; finished ones are clean.
             codes: int64 [batch, layout codes].
             times: integer times of each code, int64 [batch, layout codes].
-            layout: the sequence; the same for all crops.
             lengths: int64 [batch], codes of each crop; those beyond are padding.
         """
         repeat, device = self.stream.frames_per_code, frames.device
@@ -146,9 +131,7 @@ class FlowMatcher(nn.Module):
 
         Args:
             mel: normalized crops [batch, frames, mel_bins], padded.
-            codes: int64 [batch, codes], padded.
-            lengths: int64 [batch], codes of each crop.
-            layout: how all crops are cut.
+            codes: int64 [batch, codes], padded; ``lengths`` int64 [batch].
             dropped: bool [batch], crops whose codes the network is not told.
             generator: of noise and times.
         """

@@ -76,7 +76,6 @@ def frames_needed(ids: Sequence[object]) -> int:
 
 
 def units_of(data: Data) -> Units:
-    """The units of training and validation data."""
     recordings = [r for samples in data if samples is not None for r in samples.items]
     phones = {name for recording in recordings for name, _ in recording.phones or ()}
     return Units.of((recording.text or "" for recording in recordings), phones | {SILENCE})
@@ -104,22 +103,15 @@ class ConvolutionBlock(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
-        """x [batch, time, width] -> the same shape.
-
-        Where ``valid`` [batch, time, 1] is False, neighbors see zeros, as after the end.
-        """
+        """Of x [batch, time, width]; where ``valid`` [batch, time, 1] is False, zeros are seen."""
         return x + self.out(F.gelu(self.conv((self.norm(x) * valid).mT).mT))
 
 
 class Recognizer(nn.Module):
-    """Layers above the codes: characters and phones at 50 Hz, words at 12.5 Hz, the spectrogram.
+    """Layers above the codes, vectors of ``width``, and four outputs, absent where their size is 0.
 
-    Args:
-        width: of the vectors.
-        layers: convolution blocks.
-        characters: ids with the blank; 0: no such output. ``words`` likewise.
-        mels: bands of the spectrogram at 100 Hz; 0: no such output.
-        phones: without a blank; 0: no such output.
+    These are ``characters`` and ``words``, with a blank, at 50 and 12.5 Hz, the spectrogram of
+    ``mels`` bands at 100 Hz and ``phones`` at 50 Hz.
     """
 
     def __init__(
