@@ -32,13 +32,15 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from kimia_infer.data.manifests import QUESTION, Columns, convert_manifest
+    from kimia_infer.data.manifests import QUESTION, convert_manifest
 
     count, faults = convert_manifest(
         arguments.input,
         arguments.output,
         arguments.audio_root or arguments.input.parent,
-        Columns(arguments.audio, arguments.text, arguments.question_field),
+        arguments.audio,
+        arguments.text,
+        arguments.question_field,
         arguments.question or QUESTION,
     )
     for fault in faults:

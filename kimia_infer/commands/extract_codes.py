@@ -41,7 +41,7 @@ def run(arguments: Namespace) -> int:
     from kimia_infer.data.extraction import extract_codes
     from kimia_infer.models.kimi_audio.checkpoint import resolve_weights
 
-    done = extract_codes(
+    written, faults = extract_codes(
         arguments.input,
         arguments.output,
         resolve_weights(arguments.model, detokenizer=False),
@@ -49,7 +49,7 @@ def run(arguments: Namespace) -> int:
         arguments.device or str(default_device()),
         arguments.workers,
     )
-    for fault in done.faults:
+    for fault in faults:
         print(f"left out: {fault['error']}", file=sys.stderr)
-    print(f"{arguments.output}: {done.written} lines, {len(done.faults)} left out")
-    return 1 if done.faults else 0
+    print(f"{arguments.output}: {written} lines, {len(faults)} left out")
+    return 1 if faults else 0

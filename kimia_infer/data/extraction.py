@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,40 +34,16 @@ JOBS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
-class Extraction:
-    """The number of lines written, and line number and error of each line left out."""
-
-    written: int
-    faults: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
 class Encoder:
-    """What a worker needs to compute codes."""
+    """What a process needs to compute codes; ``folder`` is that of the speech tokenizer."""
 
-    directory: Path
+    folder: Path
     token_offset: int
     device: str
 
-    @property
-    def folder(self) -> Path:
-        return self.directory / SPEECH_TOKENIZER_FOLDER
 
-    def load(self) -> SpeechCodes:
-        module = speech_tokenizer_component(self.folder).load(
-            torch.device(self.device), torch.float32
-        )
-        return SpeechCodes(module, self.folder)
-
-
-@dataclass(frozen=True)
-class Recording:
-    """Audio of a line: the index of its message, its field in error messages, its path."""
-
-    message: int
-    field: str
-    path: str
-
+Recording = tuple[int, str, str]
+"""Audio of a line: the index of its message, its field in error messages, its path."""
 
 AudioIds = dict[int, list[int]]
 """Speech codes as ids of the language model, by index of the message."""
@@ -74,8 +51,10 @@ AudioIds = dict[int, list[int]]
 
 def extract_codes(
     source: Path, target: Path, directory: Path, audio_root: Path, device: str, workers: int
-) -> Extraction:
+) -> tuple[int, list[dict[str, Any]]]:
     """Write the lines of ``source`` to ``target`` with the speech codes of all their audio.
+
+    Returns the number of lines written, and line number and error of each one left out.
 
     Codes that a line already has are kept. Lines that cannot be used are left out and listed with
     the reason in ``target`` + ``.bad.jsonl``. Each of several ``workers`` is a process with its own
@@ -89,7 +68,8 @@ def extract_codes(
     if target.exists():
         raise DataError(f"{target}: exists; delete it or name another file")
     file = ConversationFile(source)
-    encoder = Encoder(directory, LanguageModelConfig.from_directory(directory).token_offset, device)
+    offset = LanguageModelConfig.from_directory(directory).token_offset
+    encoder = Encoder(directory / SPEECH_TOKENIZER_FOLDER, offset, device)
     speech_tokenizer_component(encoder.folder)  # checked here, so that workers need not report
     header = {"sha256": _sha256(source), "model": str(directory.resolve())}
     journal = Journal(target.with_name(target.name + ".journal"))
@@ -105,7 +85,7 @@ def extract_codes(
     if listed:
         write_json_lines(report, listed)
     journal.path.unlink()
-    return Extraction(written, listed)
+    return written, listed
 
 
 def _extract(
@@ -118,8 +98,7 @@ def _extract(
 ) -> tuple[dict[int, int], dict[int, str]]:
     """Write all codes that are missing to the journal.
 
-    Returns the offset of each finished line in the journal and the error messages of the others,
-    both by index of the line.
+    Returns the places of finished lines in the journal, and the errors of the others, by index.
     """
     done = _finished(journal, header)
     faults: dict[int, str] = {}
@@ -144,22 +123,15 @@ def _extract(
 
 def _finished(journal: Journal, header: dict[str, str]) -> dict[int, int]:
     """The offset in the journal of each line that an earlier run finished, by its index."""
-    offsets: dict[int, int] = {}
-    found = None
-    for offset, line in journal.lines():
-        values = json.loads(line)
-        if found is None:
-            found = values
-        else:
-            offsets[values["index"]] = offset
-    if found is None:
+    found = [(offset, json.loads(line)) for offset, line in journal.lines()]
+    if not found:
         journal.add(header)
-    elif found != header:
+    elif found[0][1] != header:
         raise DataError(
             f"{journal.path}: was begun from other data or with another model; delete it or name "
             "another output"
         )
-    return offsets
+    return {values["index"]: offset for offset, values in found[1:]}
 
 
 def _complete(
@@ -179,13 +151,9 @@ def _missing_codes(file: ConversationFile, index: int, audio_root: Path) -> list
     _drop_failed(values)
     conversation = file.parse(index, values)
     return [
-        Recording(
-            position,
-            audio_field(position, message.message_type),
-            str(audio_root / str(message.audio)),
-        )
-        for position, message in enumerate(conversation.messages)
-        if message.audio is not None and position not in conversation.audio_ids
+        (place, audio_field(place, message.message_type), str(audio_root / str(message.audio)))
+        for place, message in enumerate(conversation.messages)
+        if message.audio is not None and place not in conversation.audio_ids
     ]
 
 
@@ -202,20 +170,17 @@ def _encode_all(
 ) -> Iterator[tuple[int, AudioIds | DataError]]:
     """The ids of each job as they are computed."""
     if workers == 1:
-        codes = encoder.load()
-        for index, recordings in jobs:
-            yield index, _encode(codes, encoder.token_offset, recordings)
+        yield from ((index, _encode(encoder, recordings)) for index, recordings in jobs)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (encoder,))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker)
     waiting: deque[tuple[int, Future[AudioIds | DataError]]] = deque()
     try:
         for index, recordings in jobs:
-            waiting.append((index, pool.submit(_work, recordings)))
+            waiting.append((index, pool.submit(_encode, encoder, recordings)))
             if len(waiting) >= JOBS_PER_WORKER * workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
-        for index, future in waiting:
-            yield index, future.result()
+        yield from ((index, future.result()) for index, future in waiting)
     except BrokenProcessPool as error:
         raise DataError(
             "a worker died, perhaps for lack of memory; the same command with fewer --workers "
@@ -225,31 +190,28 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-_worker: dict[str, Any] = {}
-"""The tokenizer and token offset of this process, if it is a worker."""
-
-
-def _start_worker(encoder: Encoder) -> None:
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the workers
     torch.set_num_threads(1)
-    _worker.update(codes=encoder.load(), offset=encoder.token_offset)
 
 
-def _work(recordings: list[Recording]) -> AudioIds | DataError:
-    return _encode(_worker["codes"], _worker["offset"], recordings)
+@lru_cache(maxsize=1)
+def _speech_codes(encoder: Encoder) -> SpeechCodes:
+    component = speech_tokenizer_component(encoder.folder)
+    module = component.load(torch.device(encoder.device), torch.float32)
+    return SpeechCodes(module, encoder.folder)
 
 
-def _encode(
-    codes: SpeechCodes, token_offset: int, recordings: list[Recording]
-) -> AudioIds | DataError:
+def _encode(encoder: Encoder, recordings: list[Recording]) -> AudioIds | DataError:
     """The ids of recordings; an error is returned, so that other lines continue."""
     ids = {}
-    for recording in recordings:
+    for message, field, path in recordings:
         try:
-            wave = load_audio(recording.path)
+            wave = load_audio(path)
         except AudioError as error:
-            return DataError(f"{recording.field}: {error}")
-        ids[recording.message] = (codes.encode(wave) + token_offset).tolist()
+            return DataError(f"{field}: {error}")
+        codes = _speech_codes(encoder).encode(wave)
+        ids[message] = (codes + encoder.token_offset).tolist()
     return ids
 
 

@@ -10,7 +10,6 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -170,33 +169,24 @@ def _json_row(line: str) -> dict | DataError:
     return row if isinstance(row, dict) else DataError("expected a JSON object")
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Names of the fields to read; None is the one usual name that occurs.
-
-    Without ``question``, every row asks the same question.
-    """
-
-    audio: str | None = None
-    text: str | None = None
-    question: str | None = None
-
-
 def convert_manifest(
-    source: Path, target: Path, audio_root: Path, columns: Columns, question: str = QUESTION
+    source: Path,
+    target: Path,
+    audio_root: Path,
+    audio_field: str | None = None,
+    text_field: str | None = None,
+    question_field: str | None = None,
+    question: str = QUESTION,
 ) -> tuple[int, list[str]]:
     """Write a manifest as conversations: a question and a recording, answered by the text.
 
     Relative paths begin at ``audio_root`` and are written as absolute ones. Rows without text or
-    whose recording does not exist are left out.
+    whose recording does not exist are left out. Without a name of the audio or text field, it is
+    the one usual name that occurs; without ``question_field``, every row asks ``question``.
 
-    Returns:
-        The number of lines written, and the error messages of the rows left out.
-
-    Raises:
-        DataError: the manifest cannot be read, or it is unclear which fields to use.
+    Returns the number of lines written, and the error messages of the rows left out. Raises
+    DataError if the manifest cannot be read, or it is unclear which fields to use.
     """
-    faults: list[str] = []
     rows = []
     for line, row in read_rows(source):
         if isinstance(row, DataError):
@@ -205,13 +195,11 @@ def convert_manifest(
     if not rows:
         raise DataError(f"{source}: no rows")
     names = [str(name) for name in rows[0][1]]
-    audio_field = _choose(source, names, columns.audio, AUDIO_FIELDS, "audio")
-    text_field = _choose(source, names, columns.text, TEXT_FIELDS, "text")
-    question_field = columns.question and _choose(
-        source, names, columns.question, (), "question-field"
-    )
-
-    conversations = []
+    audio_field = _choose(source, names, audio_field, AUDIO_FIELDS, "audio")
+    text_field = _choose(source, names, text_field, TEXT_FIELDS, "text")
+    if question_field is not None:
+        _choose(source, names, question_field, (), "question-field")
+    conversations, faults = [], []
     for line, row in rows:
         try:
             audio, text = _value(row, audio_field), _value(row, text_field)
@@ -229,16 +217,10 @@ def convert_manifest(
 
 
 def _conversation(question: str, audio: str, text: str) -> dict:
-    messages = [
-        ("user", "text", question),
-        ("user", "audio", audio),
-        ("assistant", "text", text),
-    ]
+    messages = [("user", "text", question), ("user", "audio", audio), ("assistant", "text", text)]
     keys = ("role", "message_type", "content")
-    return {
-        "task_type": UNDERSTANDING,
-        "conversation": [dict(zip(keys, message, strict=True)) for message in messages],
-    }
+    conversation = [dict(zip(keys, message, strict=True)) for message in messages]
+    return {"task_type": UNDERSTANDING, "conversation": conversation}
 
 
 def _choose(

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import ConversationFile, DataError
-from kimia_infer.data.extraction import Encoder, Extraction, extract_codes
+from kimia_infer.data.extraction import extract_codes
+from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from tests.paths import MINI
 from tests.training.runs import write_data, write_sound
 
@@ -23,7 +25,7 @@ def data(tmp_path: Path) -> Path:
     return write_data(tmp_path)
 
 
-def extract(data: Path, workers: int = 1) -> Extraction:
+def extract(data: Path, workers: int = 1) -> tuple[int, list[dict]]:
     return extract_codes(data, target_of(data), MINI, data.parent, "cpu", workers)
 
 
@@ -36,7 +38,9 @@ def read(path: Path) -> list[dict]:
 
 
 def expected_lines(data: Path) -> list[dict]:
-    codes = Encoder(MINI, OFFSET, "cpu").load()
+    folder = MINI / SPEECH_TOKENIZER_FOLDER
+    module = speech_tokenizer_component(folder).load(torch.device("cpu"), torch.float32)
+    codes = SpeechCodes(module, folder)
     lines = read(data)
     for line in lines:
         for message in line["conversation"]:
@@ -50,8 +54,8 @@ def expected_lines(data: Path) -> list[dict]:
 def test_all_sounds_get_their_codes(data: Path, workers: int, long: bool):
     if workers > 1 and not long:
         pytest.skip("starting processes takes ten seconds; run with --long")
-    done = extract(data, workers)
-    assert done.faults == []
+    lines = read(data)
+    assert extract(data, workers) == (len(lines), [])
     assert read(target_of(data)) == expected_lines(data)
     left = {path.name for path in data.parent.iterdir() if path.suffix != ".wav"}
     assert left == {data.name, target_of(data).name}
@@ -63,12 +67,12 @@ def test_bad_lines_are_left_out_and_listed(data: Path):
     (data.parent / lines[3]["conversation"][1]["content"]).write_bytes(b"no sound")
     lines[2]["conversation"][0]["role"] = "robot"
     data.write_text("".join(json.dumps(line) + "\n" for line in lines) + "{\n")
-    done = extract(data)
-    assert done.written == len(lines) - 3
-    assert [fault["line"] for fault in done.faults] == [1, 3, 4, 6]
-    assert read(data.with_name("codes.jsonl.bad.jsonl")) == done.faults
+    written, faults = extract(data)
+    assert written == len(lines) - 3
+    assert [fault["line"] for fault in faults] == [1, 3, 4, 6]
+    assert read(data.with_name("codes.jsonl.bad.jsonl")) == faults
     fields = ["conversation[1].content", "conversation[0].role", "conversation[1].content"]
-    for fault, field in zip(done.faults, fields, strict=False):
+    for fault, field in zip(faults, fields, strict=False):
         assert f"{data}:{fault['line']}: {field}: " in fault["error"]
     found = [line["conversation"][2]["content"] for line in read(target_of(data))]
     assert found == [lines[i]["conversation"][2]["content"] for i in (1, 4)]

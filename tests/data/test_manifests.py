@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kimia_infer.data.conversations import ConversationFile, DataError
-from kimia_infer.data.manifests import QUESTION, Columns, convert_manifest
+from kimia_infer.data.manifests import QUESTION, convert_manifest
 from tests.command_line import run_here
 from tests.training.runs import write_sound
 
@@ -35,7 +35,7 @@ def write(folder: Path, name: str, text: str) -> Path:
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_common_shapes(folder: Path, name: str):
     source = write(folder, name, MANIFESTS[name])
-    count, faults = convert_manifest(source, folder / "out.jsonl", folder, Columns())
+    count, faults = convert_manifest(source, folder / "out.jsonl", folder)
     assert (count, faults) == (2, [])
     conversations = list(ConversationFile(folder / "out.jsonl"))
     for conversation, sound, text in zip(
@@ -51,23 +51,23 @@ def test_named_fields(folder: Path):
     row = {"wav": "one.wav", "file": "x", "text": "a", "answer": "b", "ask": "What?"}
     source = write(folder, "m.jsonl", json.dumps(row))
     with pytest.raises(DataError, match="2 fields could be the audio; name one with --audio"):
-        convert_manifest(source, folder / "out.jsonl", folder, Columns())
+        convert_manifest(source, folder / "out.jsonl", folder)
     with pytest.raises(DataError, match="no field 'label'; name one with --text"):
-        convert_manifest(source, folder / "out.jsonl", folder, Columns("wav", "label"))
-    convert_manifest(source, folder / "out.jsonl", folder, Columns("wav", "answer", "ask"))
+        convert_manifest(source, folder / "out.jsonl", folder, "wav", "label")
+    convert_manifest(source, folder / "out.jsonl", folder, "wav", "answer", "ask")
     (conversation,) = ConversationFile(folder / "out.jsonl")
     assert [message.text for message in conversation.messages] == ["What?", None, "b"]
 
 
 def test_bad_rows_are_left_out(folder: Path):
     source = write(folder, "m.csv", "path,text\none.wav,hello\nnone.wav,a\ntwo.wav, \n")
-    count, faults = convert_manifest(source, folder / "out.jsonl", folder, Columns())
+    count, faults = convert_manifest(source, folder / "out.jsonl", folder)
     assert count == 1
     assert f"{source}:3: path: " in faults[0]
     assert f"{source}:4: text: expected text" in faults[1]
     source = write(folder, "m.csv", "path,text\nnone.wav,a\n")
     with pytest.raises(DataError, match="no row can be used"):
-        convert_manifest(source, folder / "none.jsonl", folder, Columns())
+        convert_manifest(source, folder / "none.jsonl", folder)
     assert not (folder / "none.jsonl").exists()
 
 
@@ -82,7 +82,7 @@ def test_bad_rows_are_left_out(folder: Path):
 )
 def test_manifests_that_cannot_be_read(folder: Path, name: str, text: str, message: str):
     with pytest.raises(DataError, match=message):
-        convert_manifest(write(folder, name, text), folder / "out.jsonl", folder, Columns())
+        convert_manifest(write(folder, name, text), folder / "out.jsonl", folder)
 
 
 def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]):

@@ -40,21 +40,18 @@ def row(
     question: str,
     reference: str,
     metric: Metric,
-    language: str,
-    **more: Any,
+    language: str = "en",
 ) -> Row:
     """A row of a manifest, whose fields :class:`~kimia_infer.data.manifests.AudioRow` explains."""
-    return {
-        "dataset": dataset,
-        "subset": subset,
-        "id": name,
-        "audio": str(audio.absolute()),
-        "question": question,
-        "reference": reference,
-        "metric": metric,
-        "language": language,
-        **more,
-    }
+    path = str(audio.absolute())
+    names = ("dataset", "subset", "id", "audio", "question", "reference", "metric", "language")
+    values = (dataset, subset, name, path, question, reference, metric, language)
+    return dict(zip(names, values, strict=True))
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The folder ``name`` in ``folder``, or ``folder`` where it is that one itself."""
+    return folder / name if (folder / name).is_dir() else folder
 
 
 def find(folder: Path, *names: str) -> Path:

@@ -13,6 +13,7 @@ from kimia_infer.data.recipes.layout import (
     document,
     fields,
     find,
+    inside,
     lettered,
     lines,
     options_question,
@@ -75,8 +76,12 @@ def clotho_aqa(folder: Path) -> Iterator[Row]:
         for number, ((name, question), given) in enumerate(answers.items()):
             (answer, votes), *others = Counter(given).most_common(2)
             if not others or others[0][1] < votes:
-                identity = f"{number}-{name}"
-                yield _open("ClothoAQA", subset, identity, sounds / name, question, answer)
+                found = row(
+                    "ClothoAQA", subset, f"{number}-{name}", sounds / name, question, answer, MATCH
+                )
+                if answer in ("yes", "no"):  # choices, since "no" may be in any answer
+                    found |= {"metric": ACCURACY, "choices": ["yes", "no"]}
+                yield found
 
 
 def vocalsound(folder: Path) -> Iterator[Row]:
@@ -107,7 +112,7 @@ def nonspeech7k(folder: Path) -> Iterator[Row]:
 
 def meld(folder: Path) -> Iterator[Row]:
     """``test_sent_emo.csv`` and the videos ``output_repeated_splits_test/diaD_uttU.mp4``."""
-    root = find(folder, "MELD.Raw") if (folder / "MELD.Raw").is_dir() else folder
+    root = inside(folder, "MELD.Raw")
     path = find(root, "test_sent_emo.csv")
     videos = find(root, "output_repeated_splits_test", "test/output_repeated_splits_test")
     question = options_question(EMOTION_QUESTION, MELD)
@@ -122,8 +127,7 @@ def meld(folder: Path) -> Iterator[Row]:
 
 def tut2017(folder: Path) -> Iterator[Row]:
     """``TUT-acoustic-scenes-2017-evaluation/``: ``meta.txt`` and ``audio/*.wav``."""
-    root = folder / "TUT-acoustic-scenes-2017-evaluation"
-    root = root if root.is_dir() else folder
+    root = inside(folder, "TUT-acoustic-scenes-2017-evaluation")
     path = find(root, "meta.txt")
     question = options_question(SCENE_QUESTION, TUT2017)
     for line in lines(path):
@@ -134,7 +138,7 @@ def tut2017(folder: Path) -> Iterator[Row]:
 
 def cochlscene(folder: Path) -> Iterator[Row]:
     """``CochlScene/{Test,Val}/SCENE/*.wav``."""
-    root = find(folder, "CochlScene") if (folder / "CochlScene").is_dir() else folder
+    root = inside(folder, "CochlScene")
     question = options_question(SCENE_QUESTION, COCHLSCENE)
     for published, subset in COCHLSCENE_SUBSETS.items():
         for audio in sorted(find(root, published).glob("*/*.wav")):
@@ -152,15 +156,8 @@ def _choice(
     answer: str,
 ) -> Row:
     """A question with choices."""
-    given = {"choices": list(choices)}
-    return row(dataset, subset, name, audio, question, answer, ACCURACY, "en", **given)
-
-
-def _open(dataset: str, subset: str, name: str, audio: Path, question: str, answer: str) -> Row:
-    """A question answered by a word; yes and no are choices, as "no" may be in any answer."""
-    if answer in ("yes", "no"):
-        return _choice(dataset, subset, name, audio, question, ("yes", "no"), answer)
-    return row(dataset, subset, name, audio, question, answer, MATCH, "en")
+    found = row(dataset, subset, name, audio, question, answer, ACCURACY)
+    return found | {"choices": list(choices)}
 
 
 def _seconds(time: str, path: Path) -> float:

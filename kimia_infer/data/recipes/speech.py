@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kimia_infer.data.conversations import DataError
 from kimia_infer.data.manifests import QUESTION, error_rate, parse_language
-from kimia_infer.data.recipes.layout import Row, document, fields, find, lines, row
+from kimia_infer.data.recipes.layout import Row, document, fields, find, inside, lines, row
 
 # Questions of the published evaluation, by data set.
 CHINESE = "请把这段语音转录成文本。"
@@ -19,7 +19,7 @@ WENETSPEECH_SUBSETS = {"TEST_MEETING": "test-meeting", "TEST_NET": "test-net"}
 
 def librispeech(folder: Path) -> Iterator[Row]:
     """``test-{clean,other}/SPEAKER/CHAPTER/``: FLAC files and their ``*.trans.txt``."""
-    root = find(folder, "LibriSpeech") if (folder / "LibriSpeech").is_dir() else folder
+    root = inside(folder, "LibriSpeech")
     subsets = [subset for subset in LIBRISPEECH_SUBSETS if (root / subset).is_dir()]
     if not subsets:
         find(root, *LIBRISPEECH_SUBSETS)
@@ -33,7 +33,7 @@ def librispeech(folder: Path) -> Iterator[Row]:
 
 def aishell1(folder: Path) -> Iterator[Row]:
     """``data_aishell/``: ``wav/test/SPEAKER/*.wav``, ``transcript/aishell_transcript_v0.8.txt``."""
-    root = find(folder, "data_aishell") if (folder / "data_aishell").is_dir() else folder
+    root = inside(folder, "data_aishell")
     texts = {}
     for line in lines(find(root, "transcript/aishell_transcript_v0.8.txt")):
         name, _, text = line.partition(" ")
@@ -72,7 +72,7 @@ def wenetspeech(folder: Path) -> Iterator[Row]:
 
 def fleurs(folder: Path) -> Iterator[Row]:
     """``LANGUAGE/test.tsv`` and ``LANGUAGE/audio/test/*.wav`` for every language that is there."""
-    root = find(folder, "data") if (folder / "data").is_dir() else folder
+    root = inside(folder, "data")
     tables = sorted(root.glob("*/test.tsv"))
     if not tables:
         find(root, "en_us/test.tsv")
