@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -138,6 +137,3 @@ class ConversationFile:
 
     def __getitem__(self, index: int) -> Conversation:
         return self.parse(index, self.raw(index))
-
-    def __iter__(self) -> Iterator[Conversation]:
-        return (self[index] for index in range(len(self)))

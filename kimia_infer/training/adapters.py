@@ -11,9 +11,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.training.config import AdapterConfig
-from kimia_infer.training.network import TrainingNetwork
 from kimia_infer.utils.errors import ConfigurationError
-from kimia_infer.weights.adapter import PREFIX
 
 if TYPE_CHECKING:  # peft takes seconds to import, and only adapters need it
     from peft import LoraConfig
@@ -63,13 +61,6 @@ def lora_config(settings: AdapterConfig, parts: Sequence[str], base: str) -> Lor
     )
 
 
-def add_adapters(network: TrainingNetwork, config: LoraConfig) -> None:
-    """Put untrained adapters into ``network``; their parameters are on the meta device."""
-    from peft import inject_adapter_in_model
-
-    inject_adapter_in_model(config, network, low_cpu_mem_usage=True)
-
-
 def first_adapter_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
     """How an adapter begins, by the name of its parameter: A as a linear layer, B as zeros.
 
@@ -80,8 +71,3 @@ def first_adapter_value(name: str, shape: Sequence[int], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed ^ zlib.crc32(name.encode()))
     bound = 1 / math.sqrt(math.prod(shape[1:]))
     return torch.empty(tuple(shape)).uniform_(-bound, bound, generator=generator)
-
-
-def stored_name(name: str) -> str:
-    """The name in an adapter directory of the adapter parameter ``name``."""
-    return PREFIX + name.replace(f"{ADAPTER}.", ".")

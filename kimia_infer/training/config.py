@@ -7,14 +7,12 @@ that is wrong with its settings before that.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 
 from kimia_infer.utils.errors import ConfigurationError, explain
 
@@ -210,30 +208,24 @@ def raise_faults(faults: Sequence[str]) -> None:
         raise ConfigurationError(faults[0])
 
 
-def describe(kind: type[Config], prefix: str = "") -> list[str]:
+def describe(group: type[Config], prefix: str = "") -> list[str]:
     """A line for every setting: name, default, bounds and meaning."""
     lines = []
-    for name, field in kind.model_fields.items():
+    for name, field in group.model_fields.items():
         if isinstance(field.default, Config):
             lines += describe(type(field.default), f"{prefix}{name}.")
             continue
         default: Any = "required" if field.is_required() else field.default
         if isinstance(default, tuple):
             default = ", ".join(map(str, default))
-        default = "-" if default is None else default
-        bounds = "".join(f", {bound}" for bound in _bounds(field))
-        lines.append(f"{prefix}{name} [{default}]{bounds}: {field.description}")
+        facts = [f"{prefix}{name} [{'-' if default is None else default}]"]
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if get_origin(kind) is Literal:
+                facts.append("one of " + ", ".join(map(str, get_args(kind))))
+        for key, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<")):
+            facts += [f"{sign} {getattr(m, key)}" for m in field.metadata if hasattr(m, key)]
+        lines.append(f"{', '.join(facts)}: {field.description}")
     return lines
-
-
-def _bounds(field: FieldInfo) -> Iterator[str]:
-    for kind in (field.annotation, *get_args(field.annotation)):
-        if get_origin(kind) is Literal:
-            yield "one of " + ", ".join(map(str, get_args(kind)))
-    for bound in field.metadata:
-        for kind, sign in ((Ge, ">="), (Gt, ">"), (Le, "<="), (Lt, "<")):
-            if isinstance(bound, kind):
-                yield f"{sign} {getattr(bound, kind.__name__.lower())}"
 
 
 def _read(path: Path | None, assignments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:

@@ -12,17 +12,11 @@ from accelerate import PartialState
 from torch import Tensor, nn
 
 from kimia_infer.models.kimi_audio.checkpoint import TUNED_WHISPER, WHISPER_FOLDER
-from kimia_infer.training.adapters import (
-    ADAPTER,
-    BASE,
-    add_adapters,
-    first_adapter_value,
-    stored_name,
-)
+from kimia_infer.training.adapters import ADAPTER, BASE, first_adapter_value
 from kimia_infer.training.checkpoints import LiveTensor, live, take_over, write_tensors
 from kimia_infer.training.network import TRAINABLE, TrainingNetwork, recompute_activations
 from kimia_infer.training.parallel import assign, shard, whole
-from kimia_infer.weights.adapter import WEIGHTS_NAME
+from kimia_infer.weights.adapter import PREFIX, WEIGHTS_NAME
 from kimia_infer.weights.component import Component
 from kimia_infer.weights.tensors import Reader, Report
 
@@ -83,8 +77,7 @@ def plan_training(
 ) -> dict[str, QuantizedLinear]:
     """Decide of a network on the meta device what is trained, and in which dtypes.
 
-    The arguments are those of :func:`build_network`. Returns the layers that wait for weights in
-    4 bits, by the names of these.
+    Returns the layers that wait for weights in 4 bits, by the names of these.
     """
     network.requires_grad_(False)
     unfilled = {}
@@ -93,7 +86,9 @@ def plan_training(
 
         unfilled = quantize_layers(network)
     if adapters is not None:
-        add_adapters(network, adapters)
+        from peft import inject_adapter_in_model  # takes seconds
+
+        inject_adapter_in_model(adapters, network, low_cpu_mem_usage=True)
     trained = tuple(prefix for part in parts for prefix in TRAINABLE[part])
     for name, parameter in list(network.named_parameters()):
         if name.replace(f"{BASE}.", ".") in unfilled:
@@ -157,7 +152,7 @@ def write_adapter(
 ) -> None:
     """Write the adapters of ``network`` as peft does. All processes have to call this."""
     tensors = [
-        live(stored_name(name), parameter)
+        live(PREFIX + name.replace(f"{ADAPTER}.", "."), parameter)
         for name, parameter in network.named_parameters()
         if ".lora_" in name
     ]

@@ -38,14 +38,10 @@ TRAINABLE = {
 
 
 class TrainingNetwork(nn.Module):
-    """Batches to losses, with gradients.
+    """Batches to losses, with gradients, through the modules that are served.
 
-    Args:
-        language_model: as served, with both full heads.
-        whisper: the encoder, as served.
-        dtype: of activations; float32, or bfloat16 under autocast.
-
-    ``stream_dropout``, if there is one, removes one stream of some recordings while training.
+    Activations have ``dtype``: float32, or bfloat16 under autocast. ``stream_dropout``, if there
+    is one, removes one stream of some recordings while training.
     """
 
     def __init__(
@@ -123,10 +119,7 @@ class TrainingNetwork(nn.Module):
 
 
 def recompute_activations(network: Any) -> None:
-    """Keep only the inputs of each layer; the backward pass computes the rest again.
-
-    Also called gradient checkpointing.
-    """
+    """Keep only the inputs of each layer; the backward pass computes the rest again."""
     for block in network.blocks():
         block.forward = partial(_recomputed, block.forward)
 
@@ -141,12 +134,8 @@ def _recomputed(forward: Callable, *arguments: Any, **options: Any) -> Any:
 class StreamDropout:
     """Removes Whisper features or speech codes of whole recordings, never both of one.
 
-    So a model learns to use each stream alone.
-
-    Args:
-        features: share of the recordings whose features are zeroed.
-        codes: share of the recordings whose codes are replaced.
-        blank: id that replaces them.
+    So a model learns to use each stream alone. ``features`` is the share of recordings whose
+    features are zeroed, ``codes`` that of those whose codes are replaced by the id ``blank``.
     """
 
     features: float

@@ -32,7 +32,13 @@ from kimia_infer.training.network import Losses
 from kimia_infer.training.parallel import whole
 from kimia_infer.training.plan import StepPlan, learning_rate_factor
 from kimia_infer.training.report import Metrics, RunLog, card
-from kimia_infer.training.run_directory import CARD, TrainingError, read_record
+from kimia_infer.training.run_directory import (
+    CARD,
+    TrainingError,
+    finish,
+    read_record,
+    write_settings,
+)
 from kimia_infer.utils.progress import progress
 
 
@@ -107,18 +113,26 @@ class Trainer:
     def run(self) -> TrainingResult:
         """Train to the end, or until SIGINT or SIGTERM, which end it after the current step.
 
+        The model of the last step is ``output/final``.
+
         Raises:
             TrainingError: a loss or gradient is not finite; the step is not taken.
             DataError: a sample that was usable before training no longer is.
         """
         main = self.state.is_main_process
+        if main:
+            write_settings(self.config)
         with (
             RunLog(self.output, self.step) if main else nullcontext() as self._log,
             self._stopping_on_signals(),
             progress("Training", self.steps, "steps", initial=self.step, disable=not main) as bar,
         ):
             self._train(bar)
-        return TrainingResult(self.step, self.step == self.steps, self._saved, self._metrics)
+        complete = self.step == self.steps
+        if complete and main and self._saved is not None:
+            finish(self._saved, self.output)
+        self.state.wait_for_everyone()
+        return TrainingResult(self.step, complete, self._saved, self._metrics)
 
     def _train(self, bar: tqdm) -> None:
         self.network.train()
@@ -269,12 +283,9 @@ def make_optimizer(
     """AdamW that decays matrices and tables, as the published configuration does."""
     matrices = [p for p in parameters.values() if p.ndim >= 2]
     vectors = [p for p in parameters.values() if p.ndim < 2]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+        weight_decay=config.weight_decay,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,

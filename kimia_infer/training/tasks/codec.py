@@ -25,8 +25,6 @@ from kimia_infer.training.run_directory import (
     STATE,
     TrainingError,
     checkpoint_to_resume,
-    finish,
-    write_settings,
 )
 from kimia_infer.training.tasks.config import CodecTrainingConfig
 from kimia_infer.training.tasks.recordings import (
@@ -150,7 +148,6 @@ def train_component(
     network = build(data, folder, state.device).to(state.device)
     if settings.gradient_checkpointing:
         recompute_activations(network)
-    write_settings(settings)
     trainer = Trainer(settings, state, network, samples, validation, partial(_write, network))
     if checkpoint is not None:
         _restore(network, checkpoint)
@@ -162,10 +159,7 @@ def train_component(
 
     network.progress = trainer.step / trainer.steps
     trainer.optimizer.register_step_post_hook(stepped)
-    result = trainer.run()
-    if result.complete and result.checkpoint is not None:
-        finish(result.checkpoint, Path(settings.output))
-    return result
+    return trainer.run()
 
 
 def _write(network: CodecNetwork, folder: Path) -> None:

@@ -29,7 +29,7 @@ from kimia_infer.training.dataset import Samples, check_lines, split_data
 from kimia_infer.training.feature_cache import FeatureCache
 from kimia_infer.training.model_files import Components, build_network, write_adapter, write_model
 from kimia_infer.training.network import StreamDropout, TrainingNetwork
-from kimia_infer.training.run_directory import checkpoint_to_resume, finish, write_settings
+from kimia_infer.training.run_directory import checkpoint_to_resume
 from kimia_infer.training.samples import LazySpeechCodes, SampleBuilder
 from kimia_infer.training.trainer import Trainer, TrainingResult
 from kimia_infer.utils.errors import ConfigurationError
@@ -63,10 +63,13 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
         blank = samples.builder.special.text_blank
         network.stream_dropout = StreamDropout(config.feature_dropout, config.code_dropout, blank)
     if config.feature_cache is not None:
-        root = Path(config.feature_cache)
-        samples, validation = _with_stored_features((samples, validation), root, network, state)
-    if state.is_main_process:
-        write_settings(config)
+        cache = FeatureCache(Path(config.feature_cache), network.whisper, network.dtype)
+        data = [part for part in (samples, validation) if part is not None]
+        recordings = (path for part in data for path in part.recordings())
+        extractor = samples.builder.extractor
+        cache.fill(recordings, network.whisper_features, extractor, state)
+        for part in data:
+            part.builder = replace(part.builder, read_features=cache.read)
     write: Callable[[Path], None] = partial(
         write_model,
         network=network,
@@ -81,11 +84,7 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
     trainer = Trainer(config, state, network, samples, validation, write, lengths)
     if checkpoint is not None:
         trainer.resume(checkpoint)
-    result = trainer.run()
-    if result.complete and result.checkpoint is not None and state.is_main_process:
-        finish(result.checkpoint, Path(config.output))
-    state.wait_for_everyone()
-    return result
+    return trainer.run()
 
 
 def read_data(config: FinetuneConfig, directory: Path) -> tuple[Samples, Samples | None]:
@@ -106,18 +105,6 @@ def read_data(config: FinetuneConfig, directory: Path) -> tuple[Samples, Samples
     )
     skip = config.bad_lines == "skip"
     return split_data(config, lambda data: check_lines(ConversationFile(data), builder, skip))
-
-
-def _with_stored_features(
-    both: tuple[Samples, Samples | None], root: Path, network: TrainingNetwork, state: PartialState
-) -> tuple[Samples, Samples | None]:
-    """The samples reading Whisper features from ``root``, where all of them are then."""
-    cache = FeatureCache(root, network.whisper, network.dtype)
-    given = [samples for samples in both if samples is not None]
-    recordings = (path for samples in given for path in samples.recordings())
-    cache.fill(recordings, network.whisper_features, given[0].builder.extractor, state)
-    reading = [replace(s, builder=replace(s.builder, read_features=cache.read)) for s in given]
-    return reading[0], reading[1] if both[1] is not None else None
 
 
 def _network(
