@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 
 WHISPER_PREFIX = "model.encoder."
-
 
 Components = dict[str, Component]
 """What training starts from, by the names in the network; see :func:`understanding_components`."""
@@ -129,20 +130,17 @@ def _fill(
     """
     reader = Reader()
     for child, component in components.items():
-        parameters = base_parameters(network, child)
-        slots: dict[str, list] = {}
-        for slot in component.slots:
-            slots.setdefault(slot.parameter, []).append(slot)
-        for name, parameter in parameters.items():
+        parameters, by_name = base_parameters(network, child), attrgetter("parameter")
+        for name, slots in groupby(sorted(component.slots, key=by_name), by_name):
             layer = unfilled.get(f"{child}.{name}")
             if layer is None:
-                value = torch.empty(parameter.shape, dtype=parameter.dtype)
+                value = torch.empty(parameters[name].shape, dtype=parameters[name].dtype)
             else:
                 value = torch.empty(layer.out_features, layer.in_features, dtype=network.dtype)
-            for slot in slots[name]:
+            for slot in slots:
                 component.fill(slot, value, reader, report)
             if layer is None:
-                assign(parameter, value)
+                assign(parameters[name], value)
             else:
                 layer.fill(value, device)
 

@@ -49,11 +49,9 @@ class Units:
     @classmethod
     def of(cls, texts: Iterable[str], phones: Iterable[str] = ()) -> Units:
         texts = [normal(text) for text in texts]
-        return cls(
-            tuple(sorted({character for text in texts for character in text})),
-            tuple(sorted({word for text in texts for word in text.split()})),
-            tuple(sorted(set(phones))),
-        )
+        characters = {character for text in texts for character in text}
+        words = {word for text in texts for word in text.split()}
+        return cls(*(tuple(sorted(units)) for units in (characters, words, set(phones))))
 
     def character_ids(self, text: str) -> Tensor:
         return torch.tensor([bisect(self.characters, character) for character in normal(text)])

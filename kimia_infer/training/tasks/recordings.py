@@ -60,28 +60,22 @@ def find_recordings(data: Path, audio_root: Path, needs_text: bool = False) -> l
         recordings = [Recording(str(path), path) for path in paths]
     elif data.suffix == ".jsonl":
         file = ConversationFile(data)
-        recordings = [
-            _recording(file.raw(i), file.where(i), audio_root, needs_text) for i in range(len(file))
-        ]
+        recordings = [_recording(file.raw(i), file.where(i), audio_root) for i in range(len(file))]
     else:
-        recordings = _listed(data, audio_root)
+        try:
+            lines = enumerate(data.read_text(encoding="utf-8").splitlines(), 1)
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{data}: cannot be read as a list of paths ({error})") from error
+        listed = [(f"{data}:{number}", line.strip()) for number, line in lines]
+        recordings = [Recording(where, audio_root / path) for where, path in listed if path]
     if not recordings:
         raise DataError(f"{data}: no audio files ({', '.join(SUFFIXES)})")
-    if needs_text and recordings[0].text is None:
-        raise DataError(f"{data}: texts are needed; give JSON Lines with audio and text")
+    for recording in recordings if needs_text else ():
+        if recording.text is None:
+            raise DataError(
+                f"{recording.where}: text: missing; texts are needed, in JSON Lines with audio"
+            )
     return recordings
-
-
-def _listed(data: Path, audio_root: Path) -> list[Recording]:
-    try:
-        lines = data.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{data}: cannot be read as a list of paths ({error})") from error
-    return [
-        Recording(f"{data}:{number}", audio_root / line.strip())
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
 
 
 def _in_order(phones: tuple[tuple[str, float], ...]) -> tuple[tuple[str, float], ...]:
@@ -105,13 +99,11 @@ class _Line(BaseModel):
     phones: Annotated[Items[Phone], AfterValidator(_in_order)] | None = None
 
 
-def _recording(values: object, where: str, audio_root: Path, needs_text: bool) -> Recording:
+def _recording(values: object, where: str, audio_root: Path) -> Recording:
     try:
         line = _Line.model_validate(values)
     except ValidationError as error:
         raise DataError(f"{where}: {'; '.join(explain(error))}") from error
-    if needs_text and line.text is None:
-        raise DataError(f"{where}: text: missing")
     return Recording(where, audio_root / line.audio, line.text, line.codes, line.phones)
 
 
