@@ -10,8 +10,9 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TextIO
 
 from pydantic import (
     AfterValidator,
@@ -136,6 +137,16 @@ class AudioRow(RowFacts):
     reference: Text = Field("", validation_alias=AliasChoices(*REFERENCE_FIELDS))
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[TextIO]:
+    """A text file, whose lines keep their ends. Raises DataError, also for what it contains."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield file
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
 def read_rows(path: Path) -> Iterator[tuple[int, dict | DataError]]:
     """The rows of a CSV, TSV or JSON Lines file with their line numbers.
 
@@ -145,20 +156,14 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict | DataError]]:
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv", ".jsonl"):
         raise DataError(f"{path}: expected a file .csv, .tsv or .jsonl")
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if kind == ".jsonl":
-                yield from ((n, _json_row(line)) for n, line in enumerate(file, 1) if line.strip())
-                return
-            csv.field_size_limit(sys.maxsize)
-            if kind == ".tsv":
-                reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-            else:
-                reader = csv.DictReader(file)
-            for row in reader:
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    with opened(path) as file:
+        if kind == ".jsonl":
+            yield from ((n, _json_row(line)) for n, line in enumerate(file, 1) if line.strip())
+            return
+        csv.field_size_limit(sys.maxsize)
+        tabs: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
+        reader = csv.DictReader(file, **tabs)
+        yield from ((reader.line_num, row) for row in reader)
 
 
 def _json_row(line: str) -> dict | DataError:

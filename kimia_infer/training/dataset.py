@@ -187,10 +187,11 @@ def batches(
     ``workers`` processes read ahead; ``pin`` puts them into page-locked memory. Raises
     DataError for what the checks could not see, such as an audio file that has changed.
     """
+    passes = (part for step in range(first, end) for part in plan.micro_batches(step, rank))
     loader = DataLoader(
         _ErrorsReturned(samples),
         batch_size=None,
-        sampler=plan.flat(first, end, rank),
+        sampler=passes,
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_ignore_interrupts,

@@ -28,10 +28,7 @@ Encode = Callable[[Tensor, Sequence[int]], Tensor]
 class FeatureCache:
     """Features float32 [codes, dim], one file for each audio file.
 
-    Args:
-        root: directory for the features of any encoder.
-        encoder: what computes them.
-        dtype: of its activations.
+    ``root`` is for the features of any ``encoder``, whose activations have ``dtype``.
     """
 
     def __init__(self, root: Path, encoder: nn.Module, dtype: torch.dtype):
@@ -71,9 +68,7 @@ class FeatureCache:
             segments = split_segments(load_audio(path))
             mel = extractor(segments, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
             counts = [segment_codes(len(segment)) for segment in segments]
-            self._write(path, encode(mel.to(state.device), counts))
+            features = encode(mel.to(state.device), counts).cpu().numpy()
+            with replacing(self.path(path)) as partial, partial.open("wb") as file:
+                np.save(file, features)
         state.wait_for_everyone()
-
-    def _write(self, path: Path, features: Tensor) -> None:
-        with replacing(self.path(path)) as partial, partial.open("wb") as file:
-            np.save(file, features.cpu().numpy())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -72,11 +72,6 @@ class StepPlan:
         places = _order(len(members) // size, zlib.crc32(f"{self.seed} {epoch} {pool}".encode()))
         group = places[place] if place < len(places) else place  # a smaller one stays last
         return tuple(members[group * size : (group + 1) * size])
-
-    def flat(self, first: int, end: int, rank: int) -> Iterator[MicroBatch]:
-        """All passes of the steps from ``first`` on, before ``end``."""
-        for step in range(first, end):
-            yield from self.micro_batches(step, rank)
 
 
 @lru_cache(maxsize=4)

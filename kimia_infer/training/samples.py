@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,16 @@ class LazySpeechCodes:
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self._encode: Callable[[Wave], Tensor] | None = None
+
+    @cached_property
+    def _codes(self) -> SpeechCodes:
+        component = speech_tokenizer_component(self.directory)
+        module = component.load(torch.device("cpu"), torch.float32)
+        return SpeechCodes(module, self.directory)
 
     def __call__(self, wave: Wave) -> Tensor:
         """Codes int64 [codes] of a 16 kHz waveform [samples]."""
-        if self._encode is None:
-            component = speech_tokenizer_component(self.directory)
-            module = component.load(torch.device("cpu"), torch.float32)
-            self._encode = SpeechCodes(module, self.directory).encode
-        return self._encode(wave)
+        return self._codes.encode(wave)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from kimia_infer.data.conversations import DataError
@@ -11,33 +10,21 @@ from kimia_infer.data.recipes import sound, speech
 from kimia_infer.data.recipes.layout import Row
 from kimia_infer.utils.files import write_json_lines
 
-
-@dataclass(frozen=True)
-class Recipe:
-    """``rows`` reads the directory of a data set; ``layout`` names its files, for help texts."""
-
-    rows: Callable[[Path], Iterator[Row]]
-    layout: str
-
-
-RECIPES = {
-    "librispeech": Recipe(
-        speech.librispeech, "{test-clean,test-other}/SPEAKER/CHAPTER/*.flac, *.trans.txt"
-    ),
-    "aishell-1": Recipe(
-        speech.aishell1, "wav/test/SPEAKER/*.wav, transcript/aishell_transcript_v0.8.txt"
-    ),
-    "aishell-2": Recipe(speech.aishell2, "iOS/test/{wav.scp,trans.txt,wav/}"),
-    "wenetspeech": Recipe(speech.wenetspeech, "WenetSpeech.json, audio/"),
-    "fleurs": Recipe(speech.fleurs, "LANGUAGE/test.tsv, LANGUAGE/audio/test/*.wav"),
-    "mmau": Recipe(sound.mmau, "mmau-test-mini.json, test-mini-audios/*.wav"),
-    "clotho-aqa": Recipe(sound.clotho_aqa, "clotho_aqa_{test,val}[_clean].csv, audio_files/"),
-    "vocalsound": Recipe(sound.vocalsound, "datafiles/te.json, {audio_16k,audio_44k}/*.wav"),
-    "nonspeech7k": Recipe(sound.nonspeech7k, "metadata of test set.csv, test/*.wav"),
-    "meld": Recipe(sound.meld, "test_sent_emo.csv, output_repeated_splits_test/*.mp4"),
-    "tut2017": Recipe(sound.tut2017, "meta.txt, audio/*.wav"),
-    "cochlscene": Recipe(sound.cochlscene, "{Test,Val}/SCENE/*.wav"),
+RECIPES: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "librispeech": speech.librispeech,
+    "aishell-1": speech.aishell1,
+    "aishell-2": speech.aishell2,
+    "wenetspeech": speech.wenetspeech,
+    "fleurs": speech.fleurs,
+    "mmau": sound.mmau,
+    "clotho-aqa": sound.clotho_aqa,
+    "vocalsound": sound.vocalsound,
+    "nonspeech7k": sound.nonspeech7k,
+    "meld": sound.meld,
+    "tut2017": sound.tut2017,
+    "cochlscene": sound.cochlscene,
 }
+"""Each reads the directory of a data set; its docstring names the files there."""
 
 
 def write_manifest(name: str, data: Path, folder: Path) -> Path:
@@ -50,9 +37,10 @@ def write_manifest(name: str, data: Path, folder: Path) -> Path:
         raise DataError(f"recipe: expected one of {', '.join(RECIPES)}, found {name!r}")
     if not data.is_dir():
         raise DataError(f"{data}: not a directory")
-    rows = list(RECIPES[name].rows(data))
+    rows = list(RECIPES[name](data))
     if not rows:
-        raise DataError(f"{data}: no items; recipe {name} reads {RECIPES[name].layout}")
+        layout = (RECIPES[name].__doc__ or "").partition("\n")[0].replace("``", "")
+        raise DataError(f"{data}: no items; recipe {name} reads {layout}")
     path = folder / f"{name}.jsonl"
     write_json_lines(path, rows)
     return path

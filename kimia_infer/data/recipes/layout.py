@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kimia_infer.data.conversations import DataError
-from kimia_infer.data.manifests import Metric
+from kimia_infer.data.manifests import Metric, opened
 
 Row = dict[str, Any]
 """A row of a manifest, with an absolute path."""
@@ -64,37 +64,27 @@ def find(folder: Path, *names: str) -> Path:
 
 def lines(path: Path) -> Iterator[str]:
     """The non-empty lines of a text file. Raises DataError."""
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for line in file:
-                if line.strip():
-                    yield line.rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    with opened(path) as file:
+        yield from (line.rstrip("\r\n") for line in file if line.strip())
 
 
 def table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """The rows of a CSV file that has ``columns``. Raises DataError."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [c for c in columns if c not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(f"{path}: no column {', '.join(missing)}")
-            for values in reader:
-                if any(values[column] is None for column in columns):
-                    raise DataError(f"{path}:{reader.line_num}: a column is missing")
-                yield values
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    with opened(path) as file:
+        reader = csv.DictReader(file)
+        missing = [c for c in columns if c not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"{path}: no column {', '.join(missing)}")
+        for values in reader:
+            if any(values[column] is None for column in columns):
+                raise DataError(f"{path}:{reader.line_num}: a column is missing")
+            yield values
 
 
 def document(path: Path) -> Any:
     """The content of a JSON file. Raises DataError."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+    with opened(path) as file:
+        return json.load(file)
 
 
 def fields(values: Any, names: Sequence[str], where: str) -> list[Any]:

@@ -295,14 +295,10 @@ class RunningCodeBook:
         self._vectors, self._chosen = [], []
         begins = not bool(self.counts.any())
         share = 1.0 - self.decay
-        ones = torch.ones(len(chosen), device=chosen.device)
-        self.counts.lerp_(torch.zeros_like(self.counts).index_add_(0, chosen, ones), share)
+        self.counts.lerp_(torch.bincount(chosen, minlength=len(self.counts)).float(), share)
         self.sums.lerp_(torch.zeros_like(self.sums).index_add_(0, chosen, vectors), share)
         average = self.counts.mean()
-        dead = self.counts < self.dead_below * average
-        if begins:
-            dead = torch.ones_like(dead)
-        places = dead.nonzero()[:, 0]
+        places = ((self.counts < self.dead_below * average) | begins).nonzero()[:, 0]
         picked = torch.randint(len(vectors), (len(places),)).to(vectors.device)
         self.counts[places] = average
         self.sums[places] = vectors[picked] * average
