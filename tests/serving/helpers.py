@@ -141,15 +141,9 @@ def data_uri(content: bytes, kind: str = "audio/wav") -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def silence(seconds: float, rate: int = 16_000) -> bytes:
-    """A wav file of zeros."""
-    buffer = io.BytesIO()
-    with wave.open(buffer, "wb") as writer:
-        writer.setnchannels(1)
-        writer.setsampwidth(2)
-        writer.setframerate(rate)
-        writer.writeframes(bytes(2 * int(seconds * rate)))
-    return buffer.getvalue()
+def silence(seconds: float) -> bytes:
+    """A wav file of zeros, at 16 kHz."""
+    return wav(bytes(2 * int(seconds * 16_000)))
 
 
 def model_environment(golden: Path, files: Path) -> dict[str, str]:
@@ -289,11 +283,7 @@ def recorded_waves() -> list[bytes]:
     found = []
     for path in sorted(AUDIO.glob("*.wav")):
         with wave.open(str(path)) as reader:
-            if (reader.getnchannels(), reader.getsampwidth(), reader.getframerate()) == (
-                1,
-                2,
-                16_000,
-            ):
+            if reader.getparams()[:3] == (1, 2, 16_000):
                 found.append(reader.readframes(reader.getnframes()))
     return found
 

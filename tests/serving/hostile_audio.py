@@ -42,24 +42,8 @@ FORMATS = {
 BOMB = "hour.flac"
 """An hour of silence in a small file."""
 
-ODD = (
-    0,
-    1,
-    2,
-    3,
-    7,
-    8,
-    24,
-    255,
-    256,
-    32_768,
-    65_535,
-    2**24,
-    2**31 - 1,
-    2**31,
-    2**32 - 8,
-    2**32 - 1,
-)
+ODD = (0, 1, 2, 3, 7, 8, 24, 255, 256, 32_768, 65_535, 2**24)
+ODD += (2**31 - 1, 2**31, 2**32 - 8, 2**32 - 1)
 BOXES = (b"moov", b"mdhd", b"mvhd", b"stsz", b"stts", b"stsc", b"stco", b"stsd", b"mp4a", b"esds")
 BOXES += (b"alac", b"trun", b"tfhd", b"mdat", b"ftyp")
 CHUNKS = (b"RIFF", b"fmt ", b"data", b"LIST", b"fLaC", b"COMM", b"SSND", b"desc", b"pakt")
@@ -68,14 +52,7 @@ PAGE_MARKS = (b"\x01vorbis", b"OpusHead", b"OpusTags", b"\x7fFLAC")
 Recipe = tuple[str, list[Callable[[bytes], bytes]]]
 
 
-class Files(dict[str, bytes]):
-    """Files by name; shown by their sizes, as a failing test shows them."""
-
-    def __repr__(self) -> str:
-        return repr({name: len(content) for name, content in self.items()})
-
-
-def originals(directory: Path, source: Path) -> Files:
+def originals(directory: Path, source: Path) -> dict[str, bytes]:
     """A third of a second of ``source`` in all formats, and the bomb."""
 
     def made(name: str, inputs: list[str], options: str) -> bytes:
@@ -86,7 +63,7 @@ def originals(directory: Path, source: Path) -> Files:
     sound = ["-t", "0.3", "-i", str(source)]
     files = {name: made(name, sound, options) for name, options in FORMATS.items()}
     hour = ["-f", "lavfi", "-t", "3600", "-i", "anullsrc=r=8000:cl=mono"]
-    return Files(files | {BOMB: made(BOMB, hour, "-c:a flac -f flac")})
+    return files | {BOMB: made(BOMB, hour, "-c:a flac -f flac")}
 
 
 def cook(recipe: Recipe, files: Mapping[str, bytes]) -> bytes:
@@ -160,31 +137,24 @@ def lying_wav(
     return head + form + b"data" + struct.pack("<I", data_size) + samples
 
 
-def _place(content: bytes, where: float) -> int:
-    return int(where * len(content))
+Change = Callable[[bytes], bytes]
 
 
-def _truncate(where: float) -> Callable[[bytes], bytes]:
-    return lambda content: content[: _place(content, where)]
+def _truncate(where: float) -> Change:
+    return lambda content: content[: int(where * len(content))]
 
 
-def _cut(where: float, count: int) -> Callable[[bytes], bytes]:
+def _replace(where: float, removed: int, what: bytes) -> Change:
+    """``what`` in place of ``removed`` bytes."""
+
     def change(content: bytes) -> bytes:
-        start = _place(content, where)
-        return content[:start] + content[start + count :]
+        start = int(where * len(content))
+        return content[:start] + what + content[start + removed :]
 
     return change
 
 
-def _insert(where: float, what: bytes) -> Callable[[bytes], bytes]:
-    def change(content: bytes) -> bytes:
-        start = _place(content, where)
-        return content[:start] + what + content[start:]
-
-    return change
-
-
-def _overwrite(start: int, what: bytes) -> Callable[[bytes], bytes]:
+def _overwrite(start: int, what: bytes) -> Change:
     """``what`` in place of as many bytes; a start below 0 counts from the end."""
 
     def change(content: bytes) -> bytes:
@@ -212,7 +182,7 @@ def _flip(places: list[tuple[float, int]]) -> Callable[[bytes], bytes]:
         flipped = bytearray(content)
         for where, mask in places:
             if flipped:
-                flipped[_place(content, where)] ^= mask
+                flipped[int(where * len(content))] ^= mask
         return bytes(flipped)
 
     return change
@@ -232,8 +202,8 @@ changes = st.one_of(
     st.builds(_after, st.sampled_from(CHUNKS), st.integers(4, 30), numbers),
     st.builds(_after, st.sampled_from(PAGE_MARKS), st.integers(7, 30), numbers),
     st.builds(_after, st.just(b"OggS"), st.integers(4, 27), numbers),
-    st.builds(_cut, place, st.integers(1, 5000)),
-    st.builds(_insert, place, st.binary(min_size=1, max_size=64)),
+    st.builds(_replace, place, st.integers(1, 5000), st.just(b"")),
+    st.builds(_replace, place, st.just(0), st.binary(min_size=1, max_size=64)),
     st.builds(lambda times: lambda content: content * times, st.integers(2, 5)),
     st.builds(with_id3, odd),
     st.sampled_from([zipped, gzip.compress, in_riff, ogg_sealed]),

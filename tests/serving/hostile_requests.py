@@ -98,15 +98,14 @@ def bounded(inputs: dict[str, Any]) -> dict[str, Any]:
     return inputs
 
 
-def values(predictor: str) -> st.SearchStrategy[dict[str, Any]]:
-    """Inputs of which some are odd, of the wrong type, or unknown."""
-    inputs = read_inputs(predictor).items()
-    odd = {name: st.one_of(valid(schema), any_json) for name, schema in inputs}
-    some = st.lists(st.sampled_from(list(odd)), min_size=1, max_size=4, unique=True)
-    chosen = some.flatmap(lambda names: st.fixed_dictionaries({name: odd[name] for name in names}))
-    unknown = st.dictionaries(st.text(max_size=20), any_json, max_size=1)
-    return st.builds(lambda extra, found: bounded(extra | SHORT | found), unknown, chosen)
-
+INPUTS = read_inputs("Predictor")
+odd = {name: st.one_of(valid(schema), any_json) for name, schema in INPUTS.items()}
+chosen = st.lists(st.sampled_from(list(odd)), min_size=1, max_size=4, unique=True).flatmap(
+    lambda names: st.fixed_dictionaries({name: odd[name] for name in names})
+)
+unknown = st.dictionaries(st.text(max_size=20), any_json, max_size=1)
+values = st.builds(lambda extra, found: bounded(extra | SHORT | found), unknown, chosen)
+"""Inputs of which some are odd, of the wrong type, or unknown."""
 
 roles = st.one_of(st.sampled_from(["user", "assistant", "system", "", "USER"]), leaves)
 types = st.one_of(st.sampled_from(["text", "audio", "audio-text", None, "video"]), leaves)
@@ -160,11 +159,7 @@ LITERALS = (
     *("+1", "0x10", "1_000", "1e5", "1E+2", "9" * 400, "-" + "9" * 30, "0." + "0" * 400 + "1"),
     *("True", "nul", "'a'", '"\\ud800"', '"\\x"', '"\t"', '"\\u12"', "[1,]", "{}{}", "/**/1", ""),
 )
-NUMBERS = [
-    name
-    for name, schema in read_inputs("Predictor").items()
-    if schema["type"] in ("integer", "number")
-]
+NUMBERS = [name for name, schema in INPUTS.items() if schema["type"] in ("integer", "number")]
 
 VALID = json.dumps({"input": SHORT}).encode()
 LIMIT = b'"max_new_tokens": 2'

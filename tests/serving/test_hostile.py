@@ -31,8 +31,8 @@ from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer, special_
 from kimia_infer.serving.cog.schema import read_inputs
 from tests.audio.sounds import PLAYLISTS
 from tests.paths import ROOT
-from tests.serving.helpers import CASES, Server, inputs_of, joined
-from tests.serving.hostile_audio import BOMB, Files, Recipe, cook, originals, recipes
+from tests.serving.helpers import CASES, Server, inputs_of
+from tests.serving.hostile_audio import BOMB, Recipe, cook, originals, recipes
 from tests.serving.hostile_requests import (
     BODIES,
     HEADERS,
@@ -72,11 +72,8 @@ BUSY = ("409, sent again", "409")
 
 
 class Answer(NamedTuple):
-    """Status, body and media type."""
-
     status: int
     content: bytes
-    kind: str
 
 
 def hostile(share: float) -> Callable[[Callable], Callable]:
@@ -93,8 +90,8 @@ def hostile(share: float) -> Callable[[Callable], Callable]:
 class Target:
     """A server, what it has been asked, and what it must go on answering."""
 
-    def __init__(self, server: Server, predictor: str):
-        self.server, self.predictor = server, predictor
+    def __init__(self, server: Server):
+        self.server = server
         self.processes = server.processes()
         self.sent: collections.Counter[tuple[str, str]] = collections.Counter()
         self.normal = itertools.cycle(CASES)
@@ -103,18 +100,15 @@ class Target:
     @property
     def names(self) -> re.Pattern[str]:
         """How an error of ours begins: its class, and the input it is about."""
-        names = "|".join(read_inputs(self.predictor))
-        prefix = "(Prediction failed: |Generator iteration error: )+"
+        names = "|".join(read_inputs("Predictor"))
+        prefix = "(Prediction failed: )+"
         return re.compile(rf"{prefix}(RequestError|AudioError|AudioTooLong): ({names})\b")
 
     def __repr__(self) -> str:
         return f"Target({self.server})"
 
-    def predict(self, kind: str, inputs: Any, stream: bool = False, **envelope: Any) -> None:
-        """POST a prediction, as JSON or as it is where it is bytes."""
-        body = inputs if isinstance(inputs, bytes) else json.dumps({"input": inputs, **envelope})
-        accept = {"Accept": "text/event-stream"} if stream else {}
-        self.send(kind, "POST", "/predictions", body, **accept)
+    def predict(self, kind: str, inputs: dict[str, Any]) -> None:
+        self.send(kind, "POST", "/predictions", json.dumps({"input": inputs}))
 
     def send(
         self, kind: str, method: str, path: str, body: str | bytes | None = None, **headers: str
@@ -128,11 +122,11 @@ class Target:
             # Ready it was; Cog takes a slot back only a moment after it has said so.
             assert time.monotonic() < deadline
             self.sent[BUSY] += 1
-        status, content, content_type = answer
+        status, content = answer
         assert status in (HUNG_UP, 200, 202) or 400 <= status < 500, content
         outcome = str(status) if status else "hung up"
         if path.startswith("/predictions") and status == 200:
-            outcome += " " + self.check_prediction(content, content_type)
+            outcome += " " + self.check_prediction(content)
         self.check_well(kind, outcome)
 
     def exchange(
@@ -143,10 +137,10 @@ class Target:
         try:
             connection.request(method, path, body, headers)
             response = connection.getresponse()
-            return Answer(response.status, response.read(), response.headers.get_content_type())
+            return Answer(response.status, response.read())
         except (BrokenPipeError, ConnectionResetError):
             assert len(body or "") > BUFFERED, "hung up on a small request"
-            return Answer(HUNG_UP, b"", "")
+            return Answer(HUNG_UP, b"")
         finally:
             connection.close()
 
@@ -154,14 +148,9 @@ class Target:
     def address(self) -> str:
         return self.server.url.partition("//")[2]
 
-    def check_prediction(self, content: bytes, kind: str) -> str:
+    def check_prediction(self, content: bytes) -> str:
         """Status of a prediction whose answer is as promised, also where it failed."""
-        if kind == "text/event-stream":
-            name, _, data = content.decode().strip().rpartition("\n\n")[2].partition("\n")
-            assert name == "event: completed", content[-500:]
-            answer = json.loads(data.removeprefix("data: "))
-        else:
-            answer = json.loads(content)
+        answer = json.loads(content)
         if "status" not in answer:  # of a cancellation
             return "canceled"
         assert answer["status"] in ("succeeded", "failed", "canceled"), answer
@@ -190,15 +179,13 @@ class Target:
     def ask(self, **inputs: Any) -> tuple[str, str]:
         """Text and a digest of the sound of a normal answer."""
         output = self.server.succeed(**inputs)["output"]
-        if self.predictor == "StreamingPredictor":
-            text, sound = joined(output)
-        else:
-            text, sound = output["text"], (output["audio"] or "").encode()
-        return text, hashlib.sha256(sound).hexdigest()
+        sound = (output["audio"] or "").encode()
+        return output["text"], hashlib.sha256(sound).hexdigest()
 
 
-def target_of(server: Server, predictor: str) -> Iterator[Target]:
-    target = Target(server, predictor)
+@pytest.fixture(scope="module")
+def target(server: Server) -> Iterator[Target]:
+    target = Target(server)
     yield target
     target.check_normal()
     log = (server.files.parent / "log").read_text()
@@ -208,17 +195,7 @@ def target_of(server: Server, predictor: str) -> Iterator[Target]:
 
 
 @pytest.fixture(scope="module")
-def target(server: Server) -> Iterator[Target]:
-    yield from target_of(server, "Predictor")
-
-
-@pytest.fixture(scope="module")
-def streaming(streaming_server: Server) -> Iterator[Target]:
-    yield from target_of(streaming_server, "StreamingPredictor")
-
-
-@pytest.fixture(scope="module")
-def files(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Files:
+def files(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     source = golden / "e2e" / "audio" / "station.wav"
     return originals(tmp_path_factory.mktemp("sounds"), source)
 
@@ -234,7 +211,7 @@ def test_every_known_oddity(target: Target) -> None:
 
 
 @hostile(0.2)
-@given(inputs=values("Predictor"))
+@given(inputs=values)
 def test_values_of_any_type_and_size(target: Target, inputs: dict[str, Any]) -> None:
     target.predict("values", inputs)
 
@@ -275,7 +252,9 @@ PLACES = ["chat", "transcribe", "history_audio", "voice"]
 
 @hostile(0.3)
 @given(recipe=recipes, place=st.sampled_from(PLACES), declared=DECLARED)
-def test_sounds(target: Target, files: Files, recipe: Recipe, place: str, declared: str) -> None:
+def test_sounds(
+    target: Target, files: dict[str, bytes], recipe: Recipe, place: str, declared: str
+) -> None:
     content = cook(recipe, files)
     if len(content) > 500_000 or (recipe[0] == BOMB and place == "transcribe"):
         place = "chat"
@@ -324,23 +303,7 @@ def test_broken_connections(target: Target, raw: bytes, close: bool) -> None:
     target.check_well("connections", status[1].decode() if status else "no HTTP answer")
 
 
-@hostile(0.2)
-@given(
-    inputs=st.one_of(
-        values("StreamingPredictor"),
-        histories.map(lambda history: SHORT | {"history": history}),
-        texts.map(lambda text: SHORT | {"text": text}),
-        st.tuples(recipes, st.sampled_from(PLACES[:1] + PLACES[2:])),
-    ),
-    stream=st.booleans(),
-)
-def test_streaming_predictor(streaming: Target, files: Files, inputs: Any, stream: bool) -> None:
-    if isinstance(inputs, tuple):
-        inputs = sound_inputs(cook(inputs[0], files), inputs[1], "audio/wav")
-    streaming.predict(f"streaming, {'events' if stream else 'list'}", inputs, stream)
-
-
-def test_playlists_open_nothing(target: Target, files: Files, tmp_path: Path) -> None:
+def test_playlists_open_nothing(target: Target, files: dict[str, bytes], tmp_path: Path) -> None:
     """A playlist that names a sound that is there is not answered with that sound."""
     sounds = {"tone.wav": "pcm.wav", "tone.ts": "mp2.ts", "tone.m4a": "aac.m4a"}
     for name, source in sounds.items():
@@ -380,13 +343,3 @@ def test_special_tokens_that_users_type_are_plain_text(
         assert prompt - base == len(tokens) - len(tokenizer.encode("a")) > 1
         differing += answer != plain
     assert differing > len(names) / 2
-
-
-def test_all_kinds_were_sent(target: Target, streaming: Target, long: bool) -> None:
-    """At least 1,000 requests in a long run; alone, after -k, this test has nothing to say."""
-    sent = target.sent + streaming.sent
-    kinds = {kind.partition(",")[0] for kind, _ in sent}
-    if not kinds >= {"values", "bodies", "texts", "histories", "sounds", "connections"}:
-        pytest.skip("only some of the tests ran")
-    assert sent.total() >= (1000 if long else 100)
-    assert kinds >= {"methods", "cancels", "ids", "headers", "streaming"}

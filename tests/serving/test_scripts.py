@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.layers.quantization import SCHEMES
 from tests.paths import ROOT
 from tests.serving.helpers import (
     PATIENCE,
@@ -60,20 +59,6 @@ def history(golden: Path, tmp_path: Path) -> Path:
     ]
     (folder / "chat.json").write_text(json.dumps(messages))
     return folder / "chat.json"
-
-
-@pytest.mark.parametrize("command", [SERVE, INFER], ids=["serve", "infer"])
-def test_help_has_examples(command: list, tmp_path: Path) -> None:
-    done = run(command, "--help", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "Exit status" in done.stdout
-
-
-@pytest.mark.parametrize("name", ["evaluate", "infer", "measure_mini", "prepare_weights", "serve"])
-def test_scripts_know_every_quantization(name: str, tmp_path: Path) -> None:
-    """They name them before PyTorch is there."""
-    done = run([sys.executable, str(ROOT / "scripts" / name)], "--help", cwd=tmp_path)
-    assert "{" + ",".join(SCHEMES) + "}" in done.stdout
 
 
 def test_server_and_infer_alone_agree(

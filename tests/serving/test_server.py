@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import socket
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 
 from kimia_infer.serving.cog.schema import read_inputs, read_schema
 from tests.serving.helpers import (
-    AUDIO,
     CASES,
     Server,
     data_uri,
@@ -50,11 +48,6 @@ def test_sound_and_text_are_answered_with_both(server: Server, speech: str) -> N
     assert all(metrics[f"{stage}_seconds"] > 0 for stage in stages)
 
 
-def test_speech_answers_a_text_alone(server: Server) -> None:
-    answer = server.succeed(text="Where is the station?", output_type="both", max_new_tokens=9)
-    assert read_wav(answer["output"]["audio"])[:2] == (1, 24_000)
-
-
 def test_drawn_seed_repeats_the_answer(server: Server, speech: str) -> None:
     inputs = {"audio": speech, "max_new_tokens": 10, "text_temperature": 1.5, "text_top_k": 0}
     first = server.succeed(**inputs)
@@ -78,18 +71,12 @@ def out_of_range(schema: dict) -> list:
     return [low - 1, high + 1, str(high), True, None]
 
 
-BOUNDS = [
-    pytest.param(name, value, id=f"{name}={str(value)[:12]}")
-    for name, schema in INPUTS.items()
-    for value in out_of_range(schema)
-]
-
-
-@pytest.mark.parametrize(("name", "value"), BOUNDS)
-def test_every_bound_is_refused_by_the_server(server: Server, name: str, value) -> None:
-    status, answer = server.request("POST", "/predictions", {"input": {"text": "a", name: value}})
-    assert status == 422
-    assert answer["detail"][0]["loc"] == ["body", "input", name]
+def test_schema_is_enforced_by_the_server(server: Server) -> None:
+    """One value for each kind of bound; the schema file is compared elsewhere."""
+    for name in ("task", "text", "audio_top_k", "history_audio", "seed"):
+        body = {"input": {"text": "a", name: out_of_range(INPUTS[name])[0]}}
+        status, answer = server.request("POST", "/predictions", body)
+        assert (status, answer["detail"][0]["loc"]) == (422, ["body", "input", name])
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", "file:///etc/hostname", "predict.py"])
@@ -103,39 +90,10 @@ def test_path_on_the_server_is_not_opened(server: Server, speech: str, path: str
         assert socket.gethostname() not in error.replace(path, "")
 
 
-SILENCE = silence(1)
-BAD_SOUNDS = {
-    "empty": b"",
-    "text": b"This is not sound. " * 100,
-    "noise": bytes(range(256)) * 40,
-    "zero seconds": silence(0),
-    "header only": SILENCE[:44],
-    "damaged header": SILENCE[:20] + bytes(24) + SILENCE[44:],
-    "picture": base64.b64decode(
-        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5C"
-        "YII="
-    ),
-}
-
-
-@pytest.mark.parametrize("content", BAD_SOUNDS.values(), ids=BAD_SOUNDS)
-def test_what_is_no_sound_is_refused(server: Server, content: bytes) -> None:
-    assert "AudioError: audio: " in server.fail(audio=data_uri(content), output_type="text")
-
-
 def test_bad_sound_of_the_history_is_named(server: Server, speech: str) -> None:
     history = json.dumps([{"role": "user", "message_type": "audio", "content": i} for i in (0, 1)])
     error = server.fail(text="a", history=history, history_audio=[speech, data_uri(b"no sound")])
     assert "AudioError: history_audio[1]: " in error
-
-
-def test_damaged_base64_is_refused(server: Server) -> None:
-    assert server.fail(audio="data:audio/wav;base64,@@@@")
-
-
-def test_ten_minutes_of_sound_do_not_fit(server: Server) -> None:
-    message = server.fail(audio=data_uri(silence(600)), output_type="text")
-    assert "positions" in message and "transcribe" in message
 
 
 def test_recording_of_any_length_is_transcribed(server: Server) -> None:
@@ -153,22 +111,6 @@ def test_recording_of_any_length_is_transcribed(server: Server) -> None:
     assert "" in [s["text"] for s in segments], "the silence in the middle says nothing"
     assert output["text"].split() == " ".join(s["text"] for s in segments).split()
     assert answer["metrics"]["segments"] == len(segments)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({"text": "a"}, "audio: nothing to transcribe"),
-        ({"audio": True, "history": "[]"}, "history: not used for transcription"),
-        ({"audio": True, "voice": True}, "voice: not used for transcription"),
-    ],
-    ids=["no sound", "history", "voice"],
-)
-def test_transcription_refuses_what_it_would_ignore(
-    server: Server, speech: str, inputs: dict, message: str
-) -> None:
-    files = {name: speech for name, value in inputs.items() if value is True}
-    assert message in server.fail(task="transcribe", **inputs | files)
 
 
 def test_missing_speech_has_a_reason(server: Server, speech: str) -> None:
@@ -201,49 +143,19 @@ def test_voice_changes_the_speech(server: Server) -> None:
     assert "voice: " in server.fail(**inputs, output_type="text", voice=sound)
 
 
-def test_one_sample_is_a_sound(server: Server) -> None:
-    answer = server.succeed(
-        audio=data_uri(silence(1 / 16_000)), output_type="text", max_new_tokens=3
-    )
-    assert answer["metrics"]["decode_steps"] <= 3
+def test_content_decides_not_the_declared_type(server: Server, speech: str) -> None:
+    content = speech.replace("audio/wav", "audio/ogg")
+    answer = server.succeed(audio=content, output_type="text", max_new_tokens=2)
+    assert answer["metrics"]["input_audio_seconds"] > 0
 
 
-@pytest.mark.parametrize("kind", ["application/octet-stream", "audio/ogg", ""])
-def test_content_decides_not_the_declared_type(server: Server, kind: str) -> None:
-    sounds = sorted(AUDIO.iterdir(), key=lambda path: path.stat().st_size)
-    for path in sounds[:2]:
-        content = data_uri(path.read_bytes(), kind)
-        answer = server.succeed(audio=content, output_type="text", max_new_tokens=2)
-        assert answer["metrics"]["input_audio_seconds"] > 0
-
-
-@pytest.mark.parametrize("inputs", [{}, {"text": " "}, {"history": "[]"}], ids=str)
-def test_nothing_to_answer_is_refused(server: Server, inputs: dict) -> None:
-    assert "audio, text: nothing to answer" in server.fail(**inputs)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "message"),
-    [
-        ({"history": "{"}, "history: not valid JSON"),
-        ({"history": '[{"role": "system", "message_type": "text", "content": "a"}]'}, "role"),
-        ({"history": '[{"role": "user", "message_type": "audio", "content": 0}]'}, "empty"),
-        ({"max_new_tokens": 0}, "max_new_tokens"),
+def test_request_errors_name_the_input(server: Server) -> None:
+    for inputs, message in (
+        ({"max_new_tokens": 0}, "RequestError: max_new_tokens"),
         ({"text": "word " * 9000}, "positions"),
-    ],
-    ids=["json", "role", "file", "tokens", "length"],
-)
-def test_request_errors_name_the_input(server: Server, inputs: dict, message: str) -> None:
-    assert message in server.fail(**{"text": "a", **inputs})
-
-
-def test_nothing_stays_on_disk(server: Server, speech: str) -> None:
-    inputs = {"audio": speech, "max_new_tokens": 12}
-    before = server.left_files()
-    assert server.succeed(**inputs)["output"]["audio"]
-    server.fail(audio=data_uri(b"no sound"))
-    server.wait_for("READY")
-    assert server.left_files() == before
+        ({"audio": data_uri(silence(600)), "output_type": "text"}, "transcribe"),
+    ):
+        assert message in server.fail(**{"text": "a", **inputs})
 
 
 def test_without_schema_file_our_code_validates(scripted_server: Server) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import random
-import time
 from typing import Any
 
 import pytest
@@ -66,13 +63,6 @@ def test_presets_cut_the_same_codes(streaming_server: Server, long_inputs: dict[
     assert len(first[0]) < len(first[1])
 
 
-def test_client_without_events_gets_the_list(
-    streaming_server: Server, long_inputs: dict[str, Any]
-) -> None:
-    chunks, _ = whole(streaming_server, **long_inputs)
-    assert streaming_server.succeed(**long_inputs)["output"] == chunks
-
-
 def test_transcript_is_streamed_with_its_segments(streaming_server: Server) -> None:
     sound = data_uri((ROOT / "scripts" / "question.wav").read_bytes())
     chunks, state = whole(streaming_server, task="transcribe", audio=sound, max_new_tokens=8)
@@ -105,29 +95,3 @@ def test_failure_in_the_middle_ends_the_stream(
         assert state["status"] == "failed" and "the device caught fire" in state["error"]
         assert state.get("output", []) == chunks and len(chunks) == events
         server.wait_for("READY")
-
-
-@pytest.mark.parametrize("how", ["hang up", "cancel"])
-def test_cancel_at_random_moments(
-    streaming_server: Server, long_inputs: dict[str, Any], how: str, long: bool
-) -> None:
-    """The service goes on; prints how long each took, from the cancel until READY."""
-    moments, seconds = random.Random(7), []
-    for trial in range(10 if long else 3):
-        moment = moments.uniform(0, 1.5)
-        if how == "hang up":
-            with streaming_server.stream(**long_inputs):
-                time.sleep(moment)
-                begin = time.perf_counter()
-        else:
-            streaming_server.wait_for("READY")
-            place, body = f"/predictions/trial-{trial}", {"input": long_inputs}
-            header = {"Prefer": "respond-async"}
-            assert streaming_server.request("PUT", place, body, **header)[0] == 202
-            time.sleep(moment)
-            begin = time.perf_counter()
-            assert streaming_server.request("POST", f"{place}/cancel")[0] in (200, 404)
-        streaming_server.wait_for("READY")
-        seconds.append(round(time.perf_counter() - begin, 3))
-    print(f"{how}: READY again after {json.dumps(seconds)} s")
-    assert whole(streaming_server, text="Hi", max_new_tokens=10)[1]["status"] == "succeeded"
