@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from kimia_infer.serving.client import parse_events
 from kimia_infer.serving.cog.schema import install_schema
 from tests.paths import GOLDEN, ROOT
 
@@ -122,19 +123,10 @@ class Server:
         try:
             assert response.status == 200, response.read()
             assert response.headers.get_content_type() == "text/event-stream"
-            yield self._events(response)
+            yield parse_events(response)
         finally:
             response.close()
             connection.close()
-
-    @staticmethod
-    def _events(response: http.client.HTTPResponse) -> Iterator[tuple[str, dict[str, Any]]]:
-        name = ""
-        for line in response:
-            if line.startswith(b"event: "):
-                name = line[7:].decode().strip()
-            elif line.startswith(b"data: "):
-                yield name, json.loads(line[6:])
 
 
 def data_uri(content: bytes, kind: str = "audio/wav") -> str:

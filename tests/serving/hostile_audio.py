@@ -109,32 +109,10 @@ def zipped(content: bytes) -> bytes:
     return file.getvalue()
 
 
-def in_riff(content: bytes) -> bytes:
-    """Any file as the data of a wav file."""
-    return lying_wav(1, 1, 16_000, 32_000, 2, 16, len(content), len(content) + 36, content)
-
-
 def with_id3(size: int) -> Callable[[bytes], bytes]:
     """Behind an ID3 tag that says it has ``size`` bytes."""
     digits = bytes((size >> shift) & 0x7F for shift in (21, 14, 7, 0))
     return lambda content: b"ID3\x04\x00\x00" + digits + content
-
-
-def lying_wav(
-    tag: int,
-    channels: int,
-    rate: int,
-    byte_rate: int,
-    align: int,
-    bits: int,
-    data_size: int,
-    riff_size: int,
-    samples: bytes,
-) -> bytes:
-    """A wav file with exactly this header."""
-    form = struct.pack("<HHIIHH", tag, channels, rate, byte_rate, align, bits)
-    head = b"RIFF" + struct.pack("<I", riff_size) + b"WAVEfmt " + struct.pack("<I", 16)
-    return head + form + b"data" + struct.pack("<I", data_size) + samples
 
 
 Change = Callable[[bytes], bytes]
@@ -206,7 +184,7 @@ changes = st.one_of(
     st.builds(_replace, place, st.just(0), st.binary(min_size=1, max_size=64)),
     st.builds(lambda times: lambda content: content * times, st.integers(2, 5)),
     st.builds(with_id3, odd),
-    st.sampled_from([zipped, gzip.compress, in_riff, ogg_sealed]),
+    st.sampled_from([zipped, gzip.compress, ogg_sealed]),
 )
 
 damaged: st.SearchStrategy[Recipe] = st.tuples(
@@ -214,55 +192,11 @@ damaged: st.SearchStrategy[Recipe] = st.tuples(
 )
 
 
-def _made(name: str, content: bytes) -> Recipe:
-    return name, [lambda _: content]
-
-
-lies = st.fixed_dictionaries(
-    {},
-    optional={
-        "tag": st.sampled_from([0, 2, 3, 6, 7, 0x11, 0x31, 0x50, 0x55, 0x161, 0xFFFE, 0xFFFF]),
-        "channels": st.sampled_from([0, 2, 6, 8, 64, 255, 65_535]),
-        "rate": st.one_of(st.sampled_from([8000, 44_100, 192_000]), odd),
-        "byte_rate": odd,
-        "align": st.sampled_from([0, 1, 4, 510, 65_535]),
-        "bits": st.sampled_from([0, 1, 8, 12, 24, 32, 64, 65_535]),
-        "data_size": odd,
-        "riff_size": odd,
-    },
+noise: st.SearchStrategy[Recipe] = st.binary(max_size=300).map(
+    lambda content: ("noise", [lambda _: content])
 )
-
-
-def _with_lies(samples: bytes, told: dict[str, int]) -> Recipe:
-    size = len(samples)
-    honest = {"tag": 1, "channels": 1, "rate": 16_000, "byte_rate": 32_000, "align": 2}
-    honest |= {"bits": 16, "data_size": size, "riff_size": size + 36}
-    return _made("wav header", lying_wav(**honest | told, samples=samples))
-
-
-wav_headers: st.SearchStrategy[Recipe] = st.builds(_with_lies, st.binary(max_size=600), lies)
-
-PLAYLISTS = (
-    "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{}\n#EXT-X-ENDLIST\n",
-    "#EXTM3U\n{}\n",
-    "ffconcat version 1.0\nfile '{}'\n",
-    "[playlist]\nFile1={}\nNumberOfEntries=1\n",
-    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet>'
-    "<Representation><BaseURL>{}</BaseURL></Representation></AdaptationSet></Period></MPD>",
-    "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=audio 9 RTP/AVP 0\na={}\n",
-    "concat:{}|{}",
-    '<smil><body><audio src="{}"/></body></smil>',
-)
-
-pointers: st.SearchStrategy[Recipe] = st.builds(
-    lambda playlist, target: _made("playlist", playlist.replace("{}", target).encode()),
-    st.sampled_from(PLAYLISTS),
-    st.sampled_from(["/etc/hostname", "file:///etc/passwd", "http://127.0.0.1:1/a.wav", "pipe:0"]),
-)
-
-noise = st.binary(max_size=300).map(lambda content: _made("noise", content))
 bombs = st.just((BOMB, []))
 
-recipes: st.SearchStrategy[Recipe] = st.sampled_from(
-    [*[damaged] * 12, *[wav_headers] * 5, *[pointers] * 2, noise, bombs]
-).flatmap(lambda kind: kind)
+recipes: st.SearchStrategy[Recipe] = st.sampled_from([*[damaged] * 18, noise, bombs]).flatmap(
+    lambda kind: kind
+)

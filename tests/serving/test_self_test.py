@@ -94,13 +94,6 @@ def test_quantized_weights(scheme: str, tmp_path: Path) -> None:
         self_test(KimiAudio(str(checkpoint), device="cpu", quantization=scheme))
 
 
-def test_infinite_weights(model: KimiAudio) -> None:
-    with torch.no_grad():
-        model.language_model.norm.weight[0] = -torch.inf
-    with pytest.raises(SelfTestError, match=r"language model: the weight norm\.weight"):
-        self_test(model)
-
-
 # Where a kernel goes wrong, and the stage that must be named.
 PLACES: dict[str, tuple[Callable[[KimiAudio], nn.Module], str]] = {
     "speech": (lambda m: m.speech_codes.module.layers[0], "speech tokenizer"),

@@ -49,20 +49,6 @@ def test_pieces_joined_are_the_whole_answer(
     assert state["metrics"]["speech_codes"] == expected["metrics"]["speech_codes"]
 
 
-def test_presets_cut_the_same_codes(streaming_server: Server, long_inputs: dict[str, Any]) -> None:
-    answers = {
-        p: whole(streaming_server, **long_inputs, preset=p) for p in ("low_latency", "quality")
-    }
-    default = whole(streaming_server, **long_inputs)
-    assert joined(default[0]) == joined(answers["low_latency"][0])
-    (fast, fast_state), (good, good_state) = answers.values()
-    assert joined(fast)[0] == joined(good)[0]
-    assert len(joined(fast)[1]) == len(joined(good)[1])
-    assert fast_state["metrics"]["speech_codes"] == good_state["metrics"]["speech_codes"]
-    first = [next(samples(c["audio"]) for c in chunks if c["audio"]) for chunks in (fast, good)]
-    assert len(first[0]) < len(first[1])
-
-
 def test_transcript_is_streamed_with_its_segments(streaming_server: Server) -> None:
     sound = data_uri((ROOT / "scripts" / "question.wav").read_bytes())
     chunks, state = whole(streaming_server, task="transcribe", audio=sound, max_new_tokens=8)
@@ -76,13 +62,6 @@ def test_refusal_is_a_completed_event(streaming_server: Server) -> None:
     assert chunks == [] and state["status"] == "failed"
     assert "audio, text: nothing to answer" in state["error"]
     streaming_server.wait_for("READY")
-
-
-def test_plain_predictor_does_not_stream(server: Server) -> None:
-    server.wait_for("READY")
-    body = {"input": {"text": "a"}}
-    status, answer = server.request("POST", "/predictions", body, Accept="text/event-stream")
-    assert status == 406 and "streaming" in answer["error"]
 
 
 @pytest.mark.parametrize("events", [0, 1, 3])
