@@ -144,7 +144,7 @@ def _excerpt(wave: np.ndarray, path: str, start: float, end: float) -> np.ndarra
     excerpt = wave[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
     if not excerpt.size:
         length = len(wave) / SAMPLE_RATE
-        raise AudioError(f"{path}: ends at {length:.2f} s, before {start:g} to {end:g} s")
+        raise AudioError(f"{path}: the audio ends at {length:.2f} s, before {start:g} to {end:g} s")
     return excerpt
 
 
@@ -192,8 +192,8 @@ def answer_together(
             polled = _guarded(batch.advance)
         except RequestOutOfMemory as error:
             refusal = RequestOutOfMemory(
-                f"while {len(running)} items were answered together: {error}. A smaller "
-                "--batch-size needs less"
+                f"while {len(running)} items were answered together: {error}. Use a smaller "
+                "--batch-size"
             )
             polled, refused = [], [turn.finish(refusal) for turn, _ in running.values()]
         if refused:  # no longer in the handler, whose error refers to the batch

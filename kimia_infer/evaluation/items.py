@@ -111,7 +111,7 @@ def read_manifest(path: Path, defaults: Defaults) -> Manifest:
                 row = {name: value for name, value in row.items() if name and value}
             item = _item(row, line, path.stem, defaults)
             if item.key in items:
-                raise DataError(f"id: {item.id!r} is that of an earlier line")
+                raise DataError(f"id: {item.id!r} was used by an earlier line")
             items[item.key] = item
         except ValidationError as error:
             faults.append(f"{path}:{line}: {'; '.join(explain(error))}")
@@ -163,7 +163,7 @@ def _chat(row: Mapping[str, Any], defaults: Defaults) -> tuple[list[dict[str, An
             "conversation: the last message must be the reference, a text of the assistant"
         )
     if not chat:
-        raise DataError("conversation: nothing is asked")
+        raise DataError("conversation: there is no question")
     messages = []
     for message in chat:
         path = None if message.audio is None else _path(defaults, str(message.audio))
@@ -198,7 +198,7 @@ def _check(item: Item) -> None:
     faults = []
     if item.metric != NONE and not item.reference:
         faults.append(
-            f"reference: missing or empty; one of {', '.join(REFERENCE_FIELDS)}, or metric 'none'"
+            f"reference: missing or empty; give {' or '.join(REFERENCE_FIELDS)}, or metric 'none'"
         )
     if item.metric in (WER, CER) and item.language is None:
         faults.append("language: missing; texts are normalized by language, such as 'en'")

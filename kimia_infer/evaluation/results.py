@@ -108,13 +108,11 @@ def open_results(folder: Path) -> Iterator[Results]:
 
 
 class Record:
-    """The configuration, items, model and machine of the results in a directory, in a file there.
-
-    ``continues`` means that there are results, which must belong to this configuration and these
-    items.
+    """The configuration, items, model and machine of a run, in a file of its directory.
 
     Raises:
-        EvaluationError: they belong to others.
+        EvaluationError: the run ``continues``, but its results belong to another configuration or
+            other items.
     """
 
     def __init__(
@@ -149,8 +147,8 @@ class Record:
             if found.get(name) != value:
                 what = "other items" if name == "items_sha256" else f"{name} {found.get(name)!r}"
                 raise EvaluationError(
-                    f"{self.folder}: holds results with {what}; name another directory for the "
-                    "output, or delete this one"
+                    f"{self.folder}: contains results with {what}; use another output directory, "
+                    "or delete this one"
                 )
 
     def _write(self, values: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,12 +112,9 @@ def _result(finished: Finished, wall_seconds: float, batch_size: int) -> Result:
 
 def _check_keys(items: Sequence[Item]) -> None:
     """Raise EvaluationError if two manifests have an item of the same name."""
-    seen = set()
-    for item in items:
-        if item.key in seen:
-            group = f"{item.dataset} {item.subset}".strip()
+    for (dataset, subset, name), count in Counter(item.key for item in items).items():
+        if count > 1:
             raise EvaluationError(
-                f"{group}: item {item.id!r} is in two manifests; give one of them another "
-                "'dataset', 'subset' or file name"
+                f"{dataset} {subset}".strip() + f": item {name!r} is in two manifests; give one of "
+                "them another 'dataset', 'subset' or file name"
             )
-        seen.add(item.key)

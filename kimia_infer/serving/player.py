@@ -36,7 +36,7 @@ class Player:
             self._process.stdin.flush()
 
     def finish(self) -> bool:
-        """Wait until everything queued has been heard; False if the player failed."""
+        """Wait until everything queued has been played; False if the player failed."""
         if self._process is None:
             return True
         self._process.communicate()

@@ -127,13 +127,13 @@ BAD = {
         "end": 1,
     },
     "end: expected a valid number": {"audio": "a.wav", "text": "x", "start": 0, "end": "late"},
-    "id: 'twice' is that of an earlier line": {"audio": "a.wav", "text": "x", "id": "twice"},
+    "id: 'twice' was used by an earlier line": {"audio": "a.wav", "text": "x", "id": "twice"},
     "task_type: expected a name": {"conversation": []},
     "conversation: the last message must be": {
         "task_type": "understanding",
         "conversation": [user("text", "x")],
     },
-    "conversation: nothing is asked": {
+    "conversation: there is no question": {
         "task_type": "understanding",
         "conversation": [{"role": "assistant", "message_type": "text", "content": "x"}],
     },

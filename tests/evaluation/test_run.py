@@ -198,13 +198,13 @@ def test_killed_run_goes_on(tmp_path: Path, model: KimiAudio, write: Write):
     ],
 )
 def test_other_settings_need_another_directory(finished: Path, run: Run, change: dict, named: str):
-    with pytest.raises(EvaluationError, match=f"holds results with {named}"):
+    with pytest.raises(EvaluationError, match=f"contains results with {named}"):
         run("finished", CONFIG.model_copy(update=change))
 
 
 def test_other_items_need_another_directory(finished: Path, model: KimiAudio, manifest: Manifest):
     fewer = Manifest(manifest.items[1:])
-    with pytest.raises(EvaluationError, match="holds results with other items"):
+    with pytest.raises(EvaluationError, match="contains results with other items"):
         evaluate([fewer], CONFIG, finished, lambda config: model)
 
 
@@ -212,7 +212,7 @@ def test_a_model_that_runs_otherwise_needs_another_directory(finished: Path, man
     path = finished / "results.jsonl"
     path.write_text(path.read_text().splitlines(keepends=True)[0])
     full = KimiAudio(str(MINI), load_detokenizer=False, device="cpu")
-    with pytest.raises(EvaluationError, match="holds results with head_rows 'track'"):
+    with pytest.raises(EvaluationError, match="contains results with head_rows 'track'"):
         evaluate([manifest], CONFIG, finished, lambda config: full)
 
 
