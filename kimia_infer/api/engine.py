@@ -186,7 +186,7 @@ class Engine:
 
     def _use_onednn(self) -> None:
         use_onednn(self.speech_codes.module)
-        use_onednn(self.whisper_features.encoder)
+        use_onednn(self.whisper_features.module)
         use_onednn(self.language_model)
         if self.detokenizer is not None:
             use_onednn(self.detokenizer.dit)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from kimia_infer.api.memory import MemoryPlan, free_memory, weight_bytes
-from kimia_infer.api.offloading import ENCODERS, offloaded
+from kimia_infer.api.offloading import ENCODERS
+from kimia_infer.api.offloading import offload as offload_encoder
 from kimia_infer.api.transcription import longest_segment
 from kimia_infer.audio.split import LONGEST_SECONDS
 from kimia_infer.layers.quantization import (
@@ -120,7 +121,8 @@ def load_components(
     codes = SpeechCodes(modules["speech_tokenizer"], directory / SPEECH_TOKENIZER_FOLDER)
     features = WhisperFeatures(modules["whisper"], directory / WHISPER_FOLDER)
     if offload is not None:
-        codes, features = offloaded(codes, features, device)
+        offload_encoder(codes, device)
+        offload_encoder(features, device)
     return Components(
         text_tokenizer,
         codes,

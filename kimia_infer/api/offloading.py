@@ -6,12 +6,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
+from kimia_infer.models.kimi_audio.whisper import SegmentEncoder
 from kimia_infer.utils.errors import ConfigurationError
 
 OFFLOADS = ("encoders",)
@@ -40,42 +38,22 @@ def copied_to(module: nn.Module, device: torch.device) -> Iterator[None]:
             setattr(owner, name, parameter)
 
 
-class OffloadedSpeechCodes(SpeechCodes):
-    """:class:`SpeechCodes` of a module in host memory, computed on ``device``.
+def offload(encoder: SegmentEncoder, device: torch.device) -> None:
+    """Let ``encoder``, whose module is in host memory, compute on ``device``, one thread at a time.
 
     It is not recorded as a graph, which would keep the addresses of the copied parameters.
     """
-
-    def __init__(self, codes: SpeechCodes, device: torch.device):
-        vars(self).update(vars(codes))
-        self._device, self._lock = device, threading.Lock()
-
-    def encode(self, wave: np.ndarray | Tensor) -> Tensor:
-        with self._lock, copied_to(self.module, self._device):
-            return super().encode(wave)
-
-
-class OffloadedWhisperFeatures(WhisperFeatures):
-    """:class:`WhisperFeatures` of an encoder in host memory, computed on ``device``."""
-
-    def __init__(self, features: WhisperFeatures, device: torch.device):
-        vars(self).update(vars(features))
-        self._device, self._lock = device, threading.Lock()
-
-    def encode(self, wave: np.ndarray | Tensor) -> Tensor:
-        with self._lock, copied_to(self.encoder, self._device):
-            return super().encode(wave)
-
-
-def offloaded(
-    codes: SpeechCodes, features: WhisperFeatures, device: torch.device
-) -> tuple[OffloadedSpeechCodes, OffloadedWhisperFeatures]:
-    """Both encoders, whose modules are in host memory, computing on ``device``."""
+    lock = threading.Lock()
     if device.type != "cpu":
-        for module in (codes.module, features.encoder):
-            for parameter in module.parameters():  # page-locked memory is copied fastest
-                parameter.data = parameter.data.pin_memory()
-    return OffloadedSpeechCodes(codes, device), OffloadedWhisperFeatures(features, device)
+        for parameter in encoder.module.parameters():  # page-locked memory is copied fastest
+            parameter.data = parameter.data.pin_memory()
+
+    @contextmanager
+    def placed() -> Iterator[None]:
+        with lock, copied_to(encoder.module, device):
+            yield
+
+    encoder.placed = placed
 
 
 def check_offload(value: str, device: torch.device) -> None:

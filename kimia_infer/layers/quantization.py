@@ -302,11 +302,13 @@ def stored_scheme(directory: Path) -> str:
     )
 
 
-def stored_slots(slots: Iterable[Slot], scheme: str) -> list[Slot]:
-    """The slots of a model whose checkpoint is quantized with ``scheme``.
+def stored_name(name: str, leaf: str) -> str:
+    """The stored name of a parameter of the quantized matrix that is published as ``name``."""
+    return name if leaf == "weight" else f"{name}_{leaf}"
 
-    A matrix keeps its published name; its scales have that name with ``_scale`` added.
-    """
+
+def stored_slots(slots: Iterable[Slot], scheme: str) -> list[Slot]:
+    """The slots of a model whose checkpoint is quantized with ``scheme``."""
     stored = []
     for slot in slots:
         storage = _storage_of_slot(slot, scheme)
@@ -316,7 +318,7 @@ def stored_slots(slots: Iterable[Slot], scheme: str) -> list[Slot]:
         ((name, shape),) = slot.sources.items()
         layer = slot.parameter.removesuffix(".weight")
         for leaf, value in storage.empty(*shape, device="meta").items():
-            sources = {name if leaf == "weight" else f"{name}_{leaf}": tuple(value.shape)}
+            sources = {stored_name(name, leaf): tuple(value.shape)}
             stored.append(Slot(f"{layer}.{leaf}", sources, slot.rows, dtype=value.dtype))
     return stored
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,17 +67,6 @@ class NewTensor:
             yield memoryview(value.to(self.dtype).view(torch.uint8).numpy())
 
 
-class NewFile(Protocol):
-    """A file that can be written."""
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-
-    def write(self, path: Path, reader: Reader, report: Report) -> FileEntry:
-        """Write to ``path``, through to the disk; ``report`` gets the bytes written each time."""
-
-
 @dataclass(frozen=True)
 class SmallFile:
     """A file of known content, such as a configuration."""
@@ -90,9 +78,7 @@ class SmallFile:
         return len(self.content)
 
     def write(self, path: Path, reader: Reader, report: Report) -> FileEntry:
-        with path.open("wb") as file:
-            file.write(self.content)
-            _flush(file)
+        path.write_bytes(self.content)
         report(self.size)
         return FileEntry(self.size, hashlib.sha256(self.content).hexdigest())
 
@@ -142,8 +128,10 @@ class TensorFile:
                     checksum = zlib.crc32(block, checksum)
                     report(len(block))
                 checksums[tensor.name] = checksum
-            _flush(file)
         return FileEntry(self.size, digest.hexdigest(), zlib.crc32(self.header), checksums)
+
+
+NewFile = SmallFile | TensorFile
 
 
 def tensor_files(tensors: list[NewTensor], shard_bytes: int) -> dict[str, NewFile]:
@@ -211,17 +199,18 @@ def write_checkpoint(
         written = _begun(target, planned)
         total = sum(file.size for file in files.values())
         with progress(f"{len(files)} files", total, "B", unit_scale=True) as bar:
-            todo = []
-            for name, file in files.items():
-                if _is_intact(target / name, file, written.files.get(name)):
-                    bar.update(file.size)
-                else:
-                    todo.append(name)
+            todo = {
+                name: file
+                for name, file in files.items()
+                if not _is_intact(target / name, file, written.files.get(name))
+            }
+            needed = sum(file.size for file in todo.values())
+            bar.update(total - needed)
             if todo or not (target / MANIFEST_NAME).is_file():
                 _reopen(target, written)
-                _require_space(target, sum(files[name].size for name in todo))
-                for name in todo:
-                    _write(target, name, files[name], written, reader, bar.update)
+                _require_space(target, needed)
+                for name, file in todo.items():
+                    _write(target, name, file, written, reader, bar.update)
                 check_source()
                 (target / UNFINISHED_NAME).replace(target / MANIFEST_NAME)
         shutil.rmtree(folder)
@@ -269,9 +258,7 @@ def _reopen(target: Path, written: CheckpointManifest) -> None:
 def _is_intact(path: Path, file: NewFile, entry: FileEntry | None) -> bool:
     if entry is None or not path.is_file():
         return False
-    if not path.stat().st_size == entry.size == file.size:
-        return False
-    return sha256_of(path) == entry.sha256
+    return path.stat().st_size == entry.size == file.size and sha256_of(path) == entry.sha256
 
 
 def _require_space(target: Path, needed: int) -> None:
@@ -300,8 +287,3 @@ def _write(
         raise WeightsError(
             f"{target / name}: cannot be written ({error}); the same command continues"
         ) from error
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())

@@ -78,7 +78,7 @@ def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str]:
         free = torch.accelerator.get_memory_info(device)[0]
     components = bench.load_components(scheme)
     assert components.detokenizer is not None
-    modules = components.speech_tokenizer.module, components.whisper.encoder
+    modules = components.speech_tokenizer.module, components.whisper.module
     encoders = tuple(map(parameter_bytes, modules))
     spoken = sum(map(parameter_bytes, (components.detokenizer.dit, components.detokenizer.vocoder)))
     weights = parameter_bytes(components.language_model) + sum(encoders) + spoken

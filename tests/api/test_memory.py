@@ -224,7 +224,7 @@ def test_a_checkpoint_is_counted_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch
 
     (found,) = seen
     assert found.kv_cache == "fp8" and not found.offload
-    encoders = components.speech_tokenizer.module, components.whisper.encoder
+    encoders = components.speech_tokenizer.module, components.whisper.module
     assert found.encoders == tuple(held(module) for module in encoders)
     assert found.detokenizer == held(components.detokenizer.dit, components.detokenizer.vocoder)
     rest = replace(found, detokenizer=0, encoders=()).needed("int8", False)

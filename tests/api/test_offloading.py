@@ -66,7 +66,7 @@ def test_answers_are_the_same(models, monkeypatch: pytest.MonkeyPatch) -> None:
         for model in models
     )
     assert plain[1] == offloaded[1] and torch.equal(plain[0], offloaded[0])
-    codes, features = models[1].speech_codes.module, models[1].whisper_features.encoder
+    codes, features = models[1].speech_codes.module, models[1].whisper_features.module
     assert visits == [codes, features, codes]  # the voice, then the question
 
 
@@ -81,29 +81,28 @@ def test_answers_say_what_is_offloaded(models) -> None:
 def test_one_thread_at_a_time_visits(owner: type, models, monkeypatch) -> None:
     """Two that overlapped would leave copies behind for good."""
     encoder = models[1].speech_codes if owner is SpeechCodes else models[1].whisper_features
-    module = encoder.module if owner is SpeechCodes else encoder.encoder
+    module = encoder.module
     before = [p.data_ptr() for p in module.parameters()]
     both = threading.Barrier(2)
 
-    def meet(self, wave) -> bool:
+    def meet(self, segments) -> torch.Tensor:
         try:
             both.wait(0.2)
         except threading.BrokenBarrierError:
-            return False
-        return True
+            return torch.tensor([False])
+        return torch.tensor([True])
 
-    monkeypatch.setattr(owner, "encode", meet)
-    monkeypatch.setattr(encoder, "_device", META)
+    monkeypatch.setattr(owner, "_encode", meet)
     with ThreadPoolExecutor(2) as pool:
-        assert list(pool.map(encoder.encode, [None, None])) == [False, False]
+        assert not any(pool.map(encoder.encode, [torch.ones(9)] * 2))
     assert [p.data_ptr() for p in module.parameters()] == before
 
 
 def test_nothing_is_recorded(models) -> None:
     """A recording holds addresses; encoders in host memory are launched directly anywhere."""
     offloaded = models[1]
-    assert type(offloaded.speech_codes._graphs) is Direct
-    assert type(offloaded.whisper_features._frames.graphs) is Direct
+    assert type(offloaded.speech_codes.graphs) is Direct
+    assert type(offloaded.whisper_features.graphs) is Direct
 
 
 def test_the_self_test_passes(models) -> None:

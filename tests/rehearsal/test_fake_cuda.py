@@ -155,7 +155,7 @@ def test_weights(card: FakeCuda, loaded: Loaded) -> None:
     """All on the device; only the speech tokenizer is in float32."""
     parts = loaded.components
     detokenizer = parts.detokenizer
-    modules = [parts.language_model, parts.whisper.encoder, detokenizer.dit, detokenizer.vocoder]
+    modules = [parts.language_model, parts.whisper.module, detokenizer.dit, detokenizer.vocoder]
     for module, dtype in [(m, HALF) for m in modules] + [(parts.speech_tokenizer.module, None)]:
         for name, parameter in module.named_parameters():
             assert parameter.device == CUDA and parameter.dtype is (dtype or torch.float32), name
@@ -164,7 +164,7 @@ def test_weights(card: FakeCuda, loaded: Loaded) -> None:
 def test_encoders(card: FakeCuda, loaded: Loaded, directory: Path, features: Tensor) -> None:
     assert (features.shape, features.dtype, features.device) == ((CODES, 5120), HALF, CUDA)
     parts = loaded.components
-    whisper = WhisperFeatures(parts.whisper.encoder, directory / WHISPER_FOLDER)
+    whisper = WhisperFeatures(parts.whisper.module, directory / WHISPER_FOLDER)
     tokenizer = SpeechCodes(parts.speech_tokenizer.module, directory / SPEECH_TOKENIZER_FOLDER)
     whisper.extractor = tokenizer.extractor = features_of
     for seconds, segments in ((SECONDS, 1), (70, 3)):  # recorded, and launched directly
@@ -245,7 +245,7 @@ def test_quantization(scheme: str, card: FakeCuda, directory: Path, features: Te
         34 + 28
     )  # text alone is recorded already
     check_dtypes(answer(card, model, features), HALF, widest=168448)
-    encoders = components.whisper.encoder, components.speech_tokenizer.module
+    encoders = components.whisper.module, components.speech_tokenizer.module
     weights = sum(p.nbytes for m in (components.language_model, *encoders) for p in m.parameters())
     assert weights <= taken < weights + 10**6
     with card.active():
@@ -260,7 +260,7 @@ def test_offloaded_encoders(card: FakeCuda, directory: Path, patch: pytest.Monke
     with card.active() as ledger:
         components = load_components(directory, False, CUDA, HALF, offload="encoders")
         for encoder in (components.whisper, components.speech_tokenizer):
-            module = encoder.encoder if encoder is components.whisper else encoder.module
+            module = encoder.module
             encoder.extractor = features_of
             weights, before = sum(p.nbytes for p in module.parameters()), ledger.live
             with ledger.peak_within() as peak:
@@ -298,7 +298,7 @@ def test_memory(card: FakeCuda, loaded: Loaded, directory: Path) -> None:
     planned = plan.needed("none", True)
     model, parts = loaded.model, loaded.components
     modules = [
-        *(parts.language_model, parts.whisper.encoder, parts.speech_tokenizer.module),
+        *(parts.language_model, parts.whisper.module, parts.speech_tokenizer.module),
         *(parts.detokenizer.dit, parts.detokenizer.vocoder),
     ]
     weights = sum(p.nbytes for module in modules for p in module.parameters())

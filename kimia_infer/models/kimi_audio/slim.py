@@ -17,7 +17,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kimia_infer.layers.quantization import check_quantization, description, quantized_component
+from kimia_infer.layers.quantization import (
+    check_quantization,
+    description,
+    quantized_component,
+    stored_name,
+)
 from kimia_infer.models.kimi_audio.checkpoint import MODEL
 from kimia_infer.models.kimi_audio.components import (
     StoredComponent,
@@ -25,7 +30,6 @@ from kimia_infer.models.kimi_audio.components import (
     checkpoint_components,
 )
 from kimia_infer.utils.errors import WeightsError
-from kimia_infer.weights.component import Slot
 from kimia_infer.weights.header import INDEX_NAME
 from kimia_infer.weights.layout import WEIGHT_SUFFIXES, read_record
 from kimia_infer.weights.manifest import MANIFEST_NAME, CheckpointManifest, read_checkpoint_manifest
@@ -142,40 +146,35 @@ def _component_tensors(entry: StoredComponent, served: bool) -> list[NewTensor]:
     store = entry.component.store
     tensors = []
     for slot in entry.component.slots:
+        sources, dtype = tuple(slot.sources), entry.served(torch.bfloat16)
+        whole = [torch.empty(shape, device="meta") for shape in slot.sources.values()]
+        # Name, sources, how they become the value, and an empty one of its shape and dtype.
+        made: list[tuple[str, tuple[str, ...], Callable[..., Tensor] | None, Tensor]]
         if slot.quantize is not None:
-            tensors += _quantized_tensors(entry, slot)
-            continue
-        if served and slot.combine is not None:
-            stored = [torch.empty(shape, device="meta") for shape in slot.sources.values()]
-            shape = tuple(slot.combine(*stored).shape)
-            whole = [(slot.parameter, shape, tuple(slot.sources), slot.combine)]
+            made = [
+                (
+                    stored_name(sources[0], leaf),
+                    sources,
+                    _leaf(slot.quantize, leaf),
+                    value,
+                )
+                for leaf, value in slot.quantize(*whole).items()
+            ]
+        elif served and slot.combine is not None:
+            value = slot.combine(*whole)
+            made = [(slot.parameter, sources, slot.combine, value.to(dtype))]
         else:
-            whole = [(name, shape, (name,), None) for name, shape in slot.sources.items()]
-        for name, shape, sources, combine in whole:
-            kept = store.tensors[sources[0]].readable_dtype
-            dtype = entry.served(torch.bfloat16) if served else kept
-            tensors.append(NewTensor(entry.prefix + name, shape, dtype, store, sources, combine))
+            kept = [dtype if served else store.tensors[name].readable_dtype for name in sources]
+            made = [
+                (name, (name,), None, value.to(kind))
+                for name, value, kind in zip(sources, whole, kept, strict=True)
+            ]
+        tensors += [
+            NewTensor(entry.prefix + name, tuple(value.shape), value.dtype, store, names, combine)
+            for name, names, combine, value in made
+        ]
     return tensors
 
 
-def _quantized_tensors(entry: StoredComponent, slot: Slot) -> list[NewTensor]:
-    """A matrix under its published name, and its scales under names that begin with it."""
-    ((name, shape),) = slot.sources.items()
-    assert slot.quantize is not None
-    quantize: Callable[[Tensor], dict[str, Tensor]] = slot.quantize
-    stored = quantize(torch.empty(shape, device="meta"))
-
-    def made(leaf: str) -> Callable[[Tensor], Tensor]:
-        return lambda value: quantize(value)[leaf]
-
-    return [
-        NewTensor(
-            entry.prefix + (name if leaf == "weight" else f"{name}_{leaf}"),
-            tuple(value.shape),
-            value.dtype,
-            entry.component.store,
-            (name,),
-            made(leaf),
-        )
-        for leaf, value in stored.items()
-    ]
+def _leaf(quantize: Callable[[Tensor], dict[str, Tensor]], leaf: str) -> Callable[[Tensor], Tensor]:
+    return lambda value: quantize(value)[leaf]

@@ -23,22 +23,17 @@ from kimia_infer.models.kimi_audio.whisper import (
     FRAMES_PER_CODE,
     LOG_MEL,
     SEGMENT_SAMPLES,
-    as_samples,
+    SegmentEncoder,
     encoder_config,
     feature_extractor,
     segment_codes,
-    split_segments,
 )
-from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
+from kimia_infer.utils.graphs import Graphs, Recorded
 from kimia_infer.weights.component import Component, Slot, identity_slots, read_json
 from kimia_infer.weights.tensors import open_directory
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig
-
-BATCH_SEGMENTS = 128
-"""Segments encoded together (published implementation). They are padded to the longest of
-them, and the last frames of a shorter one depend on its padding."""
 
 RECORDED_FRAMES = 200
 """Where the encoder is recorded, spectrograms are padded to multiples of these 2 s, which divide
@@ -139,35 +134,24 @@ class SpeechTokenizer(nn.Module):
         return distances.argmin(dim=1).view(vectors.shape[:-1])
 
 
-class SpeechCodes:
-    """Waves to semantic codes.
+class SpeechCodes(SegmentEncoder):
+    """Waves to semantic codes, int64 [codes], 12.5 per second.
 
-    Args:
-        module: the loaded :func:`speech_tokenizer_component`.
-        directory: its checkpoint folder, for the settings of the spectrogram.
-        graphs: how the encoder is launched; chosen by its device.
+    The module is a :func:`speech_tokenizer_component`. Another dtype than float32 changes some
+    codes.
     """
 
+    batch = 128
+    """As published. Segments are padded to the longest, and the last frames of a shorter one depend
+    on its padding."""
+
     def __init__(self, module: SpeechTokenizer, directory: Path, graphs: Graphs | None = None):
-        self.module = module
-        self.extractor = feature_extractor(directory, module.config.encoder.num_mel_bins)
-        self._graphs = graphs or graphs_for(module.conv1.weight.device)
+        super().__init__(module, directory, module.config.encoder.num_mel_bins, graphs)
         # All lengths of one segment; several together keep a device busy without.
         shapes = SEGMENT_SAMPLES // LOG_MEL["hop_length"] // RECORDED_FRAMES
         self._codes = Recorded(
-            lambda mel, mask: module.quantize(module(mel, mask)), self._graphs, shapes
+            lambda mel, mask: module.quantize(module(mel, mask)), self.graphs, shapes
         )
-
-    @torch.no_grad()
-    def encode(self, wave: np.ndarray | Tensor) -> Tensor:
-        """Semantic codes of a 16 kHz wave [samples]: int64 [codes], 12.5 per second.
-
-        Each segment of 30 s gives ``(samples - 1) // 1280 + 1`` codes, on the device of the
-        module. Another dtype than float32 changes some codes.
-        """
-        segments = split_segments(as_samples(wave))
-        batches = range(0, len(segments), BATCH_SEGMENTS)
-        return torch.cat([self._encode(segments[i : i + BATCH_SEGMENTS]) for i in batches])
 
     def _encode(self, segments: list[np.ndarray]) -> Tensor:
         weight = self.module.conv1.weight
@@ -182,7 +166,7 @@ class SpeechCodes:
         )
         mel = features.input_features.to(weight.device, weight.dtype)
         mask = features.attention_mask.to(weight.device)
-        if self._graphs.captures:  # masked frames do not change the codes
+        if self.graphs.captures:  # masked frames do not change the codes
             added = (0, -mel.shape[2] % RECORDED_FRAMES)
             mel, mask = F.pad(mel, added), F.pad(mask, added)
         codes = self._codes(mel, mask)

@@ -7,7 +7,8 @@ before an encoder runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,9 +67,6 @@ def code_count(samples: int) -> int:
 
 FRAMES_PER_CODE = 4
 """Encoder frames (50 per second) joined to one feature vector (12.5 per second)."""
-
-BATCH_SEGMENTS = 16
-"""Segments encoded at a time; bounds memory. Segments do not see each other."""
 
 LOG_MEL = {
     "sampling_rate": SAMPLE_RATE,
@@ -137,35 +135,58 @@ def feature_extractor(directory: Path, mels: int) -> WhisperFeatureExtractor:
     return WhisperFeatureExtractor(**settings)
 
 
-class WhisperFeatures:
-    """Whisper encoder frames, joined to one continuous vector per semantic code.
+class SegmentEncoder:
+    """Encodes audio in segments of 30 s, ``batch`` of them together.
 
     Args:
-        encoder: the loaded :func:`whisper_component`.
+        module: the loaded network.
         directory: its checkpoint folder, for the settings of the spectrogram.
-        graphs: how the encoder is launched; chosen by its device.
+        mels: bands of the spectrogram.
+        graphs: how the network is launched; by default chosen by its device.
+
+    Within the context ``placed()`` the parameters are where they are computed with.
     """
 
-    def __init__(self, encoder: WhisperEncoder, directory: Path, graphs: Graphs | None = None):
-        self.encoder = encoder
-        self.extractor = feature_extractor(directory, encoder.config.num_mel_bins)
-        graphs = graphs or graphs_for(encoder.device)
-        # One segment: all sounds of up to 30 s.
-        self._frames = Recorded(lambda mel: encoder(mel).last_hidden_state, graphs, shapes=1)
+    batch: int
+
+    def __init__(self, module: Any, directory: Path, mels: int, graphs: Graphs | None):
+        self.module = module
+        self.extractor = feature_extractor(directory, mels)
+        self.graphs = graphs or graphs_for(module.conv1.weight.device)
+        self.placed: Callable[[], AbstractContextManager] = nullcontext
 
     @torch.no_grad()
     def encode(self, wave: np.ndarray | Tensor) -> Tensor:
-        """Features of a 16 kHz wave [samples]: [codes, 4 * d_model], one vector per code.
+        """What the segments of a 16 kHz wave [samples] give, joined: [codes, ...].
 
-        Computed in the dtype and on the device of the encoder, from float32 spectrograms.
-        Each segment of 30 s is padded with silence, which is attended to, as published.
+        A segment gives ``(samples - 1) // 1280 + 1`` codes or vectors, on the device of the module.
         """
         segments = split_segments(as_samples(wave))
-        batches = range(0, len(segments), BATCH_SEGMENTS)
-        return torch.cat([self._encode(segments[i : i + BATCH_SEGMENTS]) for i in batches])
+        batches = range(0, len(segments), self.batch)
+        with self.placed():
+            return torch.cat([self._encode(segments[i : i + self.batch]) for i in batches])
 
     def _encode(self, segments: list[np.ndarray]) -> Tensor:
-        weight = self.encoder.conv1.weight
+        raise NotImplementedError
+
+
+class WhisperFeatures(SegmentEncoder):
+    """Whisper encoder frames, joined to one continuous vector [4 * d_model] per semantic code.
+
+    Computed in the dtype of the module, a :func:`whisper_component`, from float32 spectrograms.
+    Each segment is padded with silence, which is attended to, as published.
+    """
+
+    batch = 16
+    """Bounds memory. Segments do not see each other."""
+
+    def __init__(self, module: WhisperEncoder, directory: Path, graphs: Graphs | None = None):
+        super().__init__(module, directory, module.config.num_mel_bins, graphs)
+        # One shape: a single segment.
+        self._frames = Recorded(lambda mel: module(mel).last_hidden_state, self.graphs, shapes=1)
+
+    def _encode(self, segments: list[np.ndarray]) -> Tensor:
+        weight = self.module.conv1.weight
         mel = self.extractor(
             segments, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(weight.device)
         ).input_features

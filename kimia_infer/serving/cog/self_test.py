@@ -49,7 +49,7 @@ def self_test(model: KimiAudio) -> None:
 def _modules(model: KimiAudio) -> dict[str, nn.Module]:
     modules: dict[str, nn.Module] = {
         "speech tokenizer": model.speech_codes.module,
-        "Whisper encoder": model.whisper_features.encoder,
+        "Whisper encoder": model.whisper_features.module,
         "language model": model.language_model,
     }
     if model.detokenizer is not None:

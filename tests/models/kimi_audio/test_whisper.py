@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.audio.files import load_audio
-from kimia_infer.models.kimi_audio import whisper
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component, whisper_slots
 from kimia_infer.utils.errors import CheckpointError
 from tests.paths import GOLDEN
@@ -88,11 +87,11 @@ def test_recorded_spectrograms(key: str, features: WhisperFeatures) -> None:
 def test_recorded_hidden_states(key: str, features: WhisperFeatures) -> None:
     """What each layer gives: before the first, after each, the last one normalized."""
     wave, index = recorded_wave(key.split(".")[0]), int(key.split(".")[2].split("_")[0])
-    layers = features.encoder.layers
+    layers = features.module.layers
     seen: list[torch.Tensor] = []
     hooks = [layers[0].register_forward_pre_hook(lambda _, given: seen.append(given[0]))]
     hooks += [layer.register_forward_hook(lambda *out: seen.append(out[2])) for layer in layers]
-    hooks += [features.encoder.layer_norm.register_forward_hook(lambda *out: seen.append(out[2]))]
+    hooks += [features.module.layer_norm.register_forward_hook(lambda *out: seen.append(out[2]))]
     features.encode(wave)
     for hook in hooks:
         hook.remove()
@@ -106,7 +105,7 @@ def test_batching_changes_nothing(
 ) -> None:
     wave = recorded_wave(max(NAMES, key=lambda name: META[name]["samples"]))
     together = features.encode(wave)
-    monkeypatch.setattr(whisper, "BATCH_SEGMENTS", 1)
+    monkeypatch.setattr(features, "batch", 1)
     torch.testing.assert_close(features.encode(wave), together, rtol=0, atol=1e-6)
 
 
@@ -120,12 +119,12 @@ def test_bfloat16(checkpoint_features: WhisperFeatures) -> None:
 
 
 def test_attention_is_scaled_dot_product(features: WhisperFeatures) -> None:
-    assert features.encoder.config._attn_implementation == "sdpa"
+    assert features.module.config._attn_implementation == "sdpa"
 
 
 def test_only_parameters_and_only_slots(features: WhisperFeatures) -> None:
     """Nothing beside the slots is filled, so nothing else may carry state."""
-    encoder = features.encoder
+    encoder = features.module
     assert not dict(encoder.named_buffers())
     names = [slot.parameter for slot in whisper_slots(encoder.config)]
     assert sorted(names) == sorted(name for name, _ in encoder.named_parameters())
