@@ -22,12 +22,14 @@ FAILED = 2
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("input", metavar="MANIFEST", type=Path)
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="JSONL of conversations")
-    parser.add_argument("--audio", metavar="FIELD", help="with the path [the usual name found]")
-    parser.add_argument("--text", metavar="FIELD", help="with the answer [the usual name found]")
-    parser.add_argument("--question-field", metavar="FIELD", help="with the question of a row")
-    parser.add_argument("--question", help="of all rows [a request for a transcript, as published]")
+    parser.add_argument("--audio", metavar="FIELD", help="column with the path [found by its name]")
     parser.add_argument(
-        "--audio-root", type=Path, metavar="DIR", help="of relative paths [where MANIFEST is]"
+        "--text", metavar="FIELD", help="column with the answer [found by its name]"
+    )
+    parser.add_argument("--question-field", metavar="FIELD", help="column with the question")
+    parser.add_argument("--question", help="question of all rows [the published one to transcribe]")
+    parser.add_argument(
+        "--audio-root", type=Path, metavar="DIR", help="base of relative paths [that of MANIFEST]"
     )
 
 

@@ -4,9 +4,9 @@
     kimi-audio download --to DIR
     kimi-audio download owner/name           a fine-tuned or slim checkpoint in the same layout
 
-Only the files that are needed are fetched, from the pinned revisions of the model and of its
-speech tokenizer. Sizes and checksums are verified. After an interruption the same command keeps
-the files that are complete. HF_TOKEN opens restricted repositories, HF_ENDPOINT names a mirror.
+Downloads only the files that are needed, from the pinned revisions of the model and of its speech
+tokenizer, and verifies sizes and checksums. After an interruption the same command keeps the files
+that are complete. HF_TOKEN opens restricted repositories, HF_ENDPOINT names a mirror.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("repository", nargs="?", help="[moonshotai/Kimi-Audio-7B-Instruct]")
     parser.add_argument("--revision", help="[the pinned commit; main for other repositories]")
     parser.add_argument("--to", type=Path, metavar="DIR", help="[NAME in the cache]")
-    parser.add_argument("--text-only", action="store_true", help="leave speech output out")
+    parser.add_argument("--text-only", action="store_true", help="without speech output")
 
 
 def run(arguments: Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Measure a model on your data: word and character error rates, accuracy, speed.
+"""Measure a model on your data: word and character error rates, accuracy and speed.
 
     kimi-audio evaluate test.jsonl --language en --weights weights/mini --output runs/evaluation
     kimi-audio evaluate --recipe librispeech --data /data/LibriSpeech
@@ -6,7 +6,7 @@
 
 A manifest (JSONL, CSV, TSV) has an audio file and a reference per line. A recipe makes a manifest
 of your copy of a published data set. DIR gets report.md, report.json and answers.jsonl, which has
-every answer with its score. An interrupted run is continued by the same command.
+every answer with its score. After an interruption the same command continues.
 docs/evaluation.md describes manifests, scores, speed and recipes.
 """
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kimia_infer.commands.parser import (
+    WEIGHTS_HELP,
     Parser,
     add_model,
     check_adapter,
@@ -63,28 +64,30 @@ def add_arguments(parser: Parser) -> None:
     add("manifests", nargs="*", metavar="MANIFEST", type=Path)
     add("--recipe", action="append", default=[], choices=RECIPES, metavar="NAME",
         help="a data set; may be repeated, each with a --data")  # fmt: skip
-    add("--data", action="append", default=[], metavar="DIR", type=Path, help="where it is")
-    add("--output", type=Path, required=True, metavar="DIR", help="of results and report")
+    add("--data", action="append", default=[], metavar="DIR", type=Path, help="its directory")
+    add("--output", type=Path, required=True, metavar="DIR", help="directory for the results")
     add("--batch-size", type=int, default=1, metavar="N",
-        help="items answered together; 16 suit a GPU with room for them [1]")  # fmt: skip
+        help="items to answer together; 16 is good on a large GPU [1]")  # fmt: skip
     add("--limit", type=int, metavar="N", help="only the first N items of each manifest")
-    add("--retry-errors", action="store_true", help="ask again what could not be answered")
+    add("--retry-errors", action="store_true", help="repeat items that failed")
     model = parser.add_argument_group("the model")
     model.add_argument("--weights", default=os.environ.get("KIMI_AUDIO_WEIGHTS"),
-        help="checkpoint directory or owner/name[@revision] [KIMI_AUDIO_WEIGHTS]")  # fmt: skip
+        help=f"{WEIGHTS_HELP} [KIMI_AUDIO_WEIGHTS]")  # fmt: skip
     add_model(model)
-    rows = parser.add_argument_group("manifests, for lines that do not say it themselves")
-    rows.add_argument("--metric", choices=METRICS, help="how to score [as the line suggests]")
+    rows = parser.add_argument_group("defaults for lines of manifests")
+    rows.add_argument("--metric", choices=METRICS, help="how to score [depends on the line]")
     rows.add_argument("--language", metavar="CODE", help="such as en or zh")
-    rows.add_argument("--question", metavar="TEXT", help="of transcriptions [the published one]")
-    rows.add_argument("--audio-root", type=Path, metavar="DIR", help="[where the manifest is]")
+    rows.add_argument("--question", metavar="TEXT", help="to transcribe [the published one]")
+    rows.add_argument(
+        "--audio-root", type=Path, metavar="DIR", help="base of relative paths [the manifest's]"
+    )
     how = parser.add_argument_group("sampling, the same for every item")
     for name, (kind, default) in SAMPLING.items():
         option = "--" + name.replace("_", "-")
         metavar = "N" if kind is int else "X"
         how.add_argument(option, type=kind, metavar=metavar, default=default, help=f"[{default}]")
-    how.add_argument("--stop-repetition", action="store_true", help="cut texts that repeat")
-    how.add_argument("--timeout-seconds", type=float, metavar="X", help="for an item [no limit]")
+    how.add_argument("--stop-repetition", action="store_true", help="end texts that repeat")
+    how.add_argument("--timeout-seconds", type=float, metavar="X", help="per item [no limit]")
 
 
 def check(parser: Parser, arguments: Namespace) -> None:
@@ -102,19 +105,12 @@ def run(arguments: Namespace) -> int:
     from kimia_infer.evaluation.results import EvaluationConfig
     from kimia_infer.evaluation.run import evaluate
 
-    sampling = {name: getattr(arguments, name) for name in SAMPLING}
-    sampling |= {
-        "stop_repetition": arguments.stop_repetition,
-        "timeout_seconds": arguments.timeout_seconds,
-    }
+    names = (*SAMPLING, "stop_repetition", "timeout_seconds")
+    weights, kept = arguments.weights, ("adapter", "device", "dtype", "limit", "quantization")
     config = EvaluationConfig(
-        weights=absolute(arguments.weights),
-        adapter=arguments.adapter,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        limit=arguments.limit,
-        sampling=sampling,
-        quantization=arguments.quantization,
+        weights=str(Path(weights).resolve()) if Path(weights).is_dir() else weights,
+        sampling={name: getattr(arguments, name) for name in names},
+        **{name: getattr(arguments, name) for name in kept},
     )
     outcome = evaluate(
         read_manifests(arguments),
@@ -133,13 +129,8 @@ def run(arguments: Namespace) -> int:
     return 1 if outcome.errors or outcome.faults else 0
 
 
-def absolute(name: str) -> str:
-    """A directory by its whole path; another name, of a repository, as it is."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
-
-
 def read_manifests(arguments: Namespace) -> list[Manifest]:
-    """The manifests that are given, and those that the recipes make."""
+    """The given manifests, and those of the recipes."""
     from kimia_infer.data.recipes import write_manifest
     from kimia_infer.evaluation.items import Defaults, read_manifest
 
@@ -155,7 +146,7 @@ def read_manifests(arguments: Namespace) -> list[Manifest]:
 
 
 def load_model(config: EvaluationConfig, arguments: Namespace) -> KimiAudio:
-    """The model as the predictors load it, without speech."""
+    """The model as the predictors load it, for text alone."""
     from kimia_infer.api.kimia import KimiAudio
     from kimia_infer.serving.cog.settings import read_settings
 

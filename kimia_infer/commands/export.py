@@ -29,8 +29,8 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--base",
         metavar="MODEL",
-        help="directory or owner/name[@revision]: the model that an adapter belongs to [the one it "
-        "was trained on], or whose component is replaced",
+        help="directory or owner/name[@revision] of the model that an adapter is added to [the one "
+        "it was trained on], or whose component is replaced",
     )
     parser.add_argument("--force", action="store_true", help="replace a model or adapter in OUTPUT")
 
@@ -41,7 +41,6 @@ def run(arguments: Namespace) -> int:
     served = export(
         arguments.source, arguments.output, arguments.merge, arguments.base, arguments.force
     )
-    in_checkout = arguments.program.startswith("scripts/")
-    command = ["scripts/serve"] if in_checkout else ["kimi-audio", "serve"]
+    command = arguments.program.replace("export", "serve").split()
     print(shlex.join([*command, *served]))
     return 0

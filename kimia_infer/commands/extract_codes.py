@@ -2,8 +2,8 @@
 
     kimi-audio extract-codes train.jsonl train.codes.jsonl --model weights/mini --workers 4
 
-An interrupted extraction is continued by the same command. Lines that cannot be used are left out
-and listed in OUTPUT.bad.jsonl.
+After an interruption the same command continues. Lines that cannot be used are left out and listed
+in OUTPUT.bad.jsonl.
 Exit status: 0 done, 1 lines were left out, 2 cannot be run, 130 interrupted.
 """
 
@@ -13,7 +13,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-from kimia_infer.commands.parser import Parser, check_positive
+from kimia_infer.commands.parser import DEVICE_HELP, WEIGHTS_HELP, Parser, check_positive
 
 AFTER_INTERRUPTION = "the same command continues"
 FAILED = 2
@@ -22,14 +22,12 @@ FAILED = 2
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("input", metavar="INPUT", type=Path, help="JSONL of conversations")
     parser.add_argument("output", metavar="OUTPUT", type=Path, help="the same with audio_tokens")
+    parser.add_argument("--model", required=True, help=WEIGHTS_HELP)
     parser.add_argument(
-        "--model", required=True, help="checkpoint directory or owner/name[@revision]"
-    )
-    parser.add_argument(
-        "--audio-root", type=Path, default=Path(), metavar="DIR", help="of relative paths [.]"
+        "--audio-root", type=Path, default=Path(), metavar="DIR", help="base of relative paths [.]"
     )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes [1]")
-    parser.add_argument("--device", help="such as cpu or cuda:1 [the accelerator, else cpu]")
+    parser.add_argument("--device", help=DEVICE_HELP)
 
 
 def check(parser: Parser, arguments: Namespace) -> None:

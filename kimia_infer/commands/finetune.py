@@ -29,7 +29,7 @@ def run(arguments: Namespace) -> int:
     from kimia_infer.training.config import FinetuneConfig
 
     settings = read(FinetuneConfig, arguments)
-    # It warns of a kernel that training does not use.
+    # Its warning is about a kernel that is not used.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from accelerate import PartialState  # imports PyTorch: seconds
 

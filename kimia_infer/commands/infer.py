@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kimia_infer.commands.parser import (
+    WEIGHTS_HELP,
     Parser,
     UsageError,
     add_model,
@@ -33,15 +34,14 @@ from kimia_infer.serving.cog.schema import read_inputs
 from kimia_infer.utils.errors import RequestError
 
 if TYPE_CHECKING:
-    from kimia_infer.serving.client import Prediction
-    from kimia_infer.serving.cog.inputs import CogInputs
+    from kimia_infer.serving.client import Chunk, Prediction
 
 FILES = ("audio", "history", "voice")
 LOCAL_ONLY = ("device", "dtype", "adapter", "quantization")
 
 EPILOG = """\
-KIMI_AUDIO_TOKEN is sent as bearer token with --url. --stream needs a server that was started with
---stream; interrupting it stops the server's work on the answer.
+With --url, KIMI_AUDIO_TOKEN is sent as bearer token. --stream needs a server that was started with
+--stream; an interruption stops the generation there, too.
 Exit status: 0 done, 1 the prediction failed or was refused, 2 usage, 130 interrupted."""
 
 CONVERSIONS = {"integer": (int, "N"), "number": (float, "X")}
@@ -53,11 +53,9 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.epilog = EPILOG
     source = parser.add_argument_group("who answers").add_mutually_exclusive_group()
-    source.add_argument(
-        "--weights", help="checkpoint directory or hub repository [KIMI_AUDIO_WEIGHTS]"
-    )
+    source.add_argument("--weights", help=f"{WEIGHTS_HELP} [KIMI_AUDIO_WEIGHTS]")
     source.add_argument("--url", help="address of a Cog server, instead of loading weights")
-    source.add_argument("--answer", type=Path, metavar="FILE", help="an answer of Cog, saved")
+    source.add_argument("--answer", type=Path, metavar="FILE", help="a saved answer of Cog")
     add_question(parser.add_argument_group("the question"))
     add_sampling(parser.add_argument_group("sampling"))
     add_model(parser.add_argument_group("the model, with --weights"))
@@ -66,23 +64,22 @@ def add_arguments(parser: Parser) -> None:
 
 def add_question(group: Any) -> None:
     add = group.add_argument
-    add("--task", choices=("chat", "transcribe"), help="answer, or write down a recording [chat]")
-    add("--audio", type=Path, metavar="FILE", help="audio of the user's turn, any common format")
+    add("--task", choices=("chat", "transcribe"), help="answer or transcribe [chat]")
+    add("--audio", type=Path, metavar="FILE", help="audio of the user's turn, in any common format")
     add("--text", help="text of the user's turn, before the audio")
     add("--history", type=Path, metavar="FILE", help="JSON file with earlier messages")
-    add("--output-type", choices=("text", "both"), help="text alone, or text and speech [both]")
-    add("--voice", type=Path, metavar="FILE", help="1 to 30 s of the voice that is to answer")
+    add("--output-type", choices=("text", "both"), help="text only, or text and speech [both]")
+    add("--voice", type=Path, metavar="FILE", help="answer in this voice: a recording of 1 to 30 s")
 
 
 def add_sampling(group: Any) -> None:
-    """The numbers among the inputs, with their help and defaults."""
+    """The inputs that are numbers, with their help and defaults."""
     for name, schema in read_inputs("StreamingPredictor").items():
-        if schema["type"] not in CONVERSIONS:
-            continue
-        kind, letter = CONVERSIONS[schema["type"]]
-        default = "" if schema["default"] is None else f" [{schema['default']}]"
-        text = schema["description"] + default
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=letter, help=text)
+        if schema["type"] in CONVERSIONS:
+            kind, letter = CONVERSIONS[schema["type"]]
+            default = "" if schema["default"] is None else f" [{schema['default']}]"
+            text = schema["description"] + default
+            group.add_argument(f"--{name.replace('_', '-')}", type=kind, metavar=letter, help=text)
 
 
 def add_output(group: Any) -> None:
@@ -91,8 +88,14 @@ def add_output(group: Any) -> None:
     add("--metrics", action="store_true", help="print timings and all other metrics to stderr")
     add("--stream", action="store_true", help="with --url: print text as it is generated")
     add("--play", action="store_true", help="with --stream: play speech with ffplay or aplay")
-    add("--preset", choices=("low_latency", "quality"), help="of chunks of speech [low_latency]")
-    add("--timeout", type=float, default=600.0, metavar="X", help="seconds, with --url [600]")
+    add("--preset", choices=("low_latency", "quality"), help="how speech is split [low_latency]")
+    add(
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="X",
+        help="seconds to wait, with --url [600]",
+    )
 
 
 def check(parser: Parser, arguments: Namespace) -> None:
@@ -128,16 +131,13 @@ def given_inputs(arguments: Namespace) -> dict[str, Any]:
 
 
 def needs_packages(arguments: Namespace) -> bool:
-    """A server is asked, and a saved answer read, with the standard library alone."""
-    local = arguments.url is None and arguments.answer is None
-    return local or arguments.history is not None
+    """Requests to a server and saved answers need the standard library alone."""
+    return not (arguments.url or arguments.answer) or arguments.history is not None
 
 
 def run(arguments: Namespace) -> int:
     if arguments.answer is not None:
         answer = from_file(arguments.answer)
-    elif arguments.stream:
-        answer = from_stream(arguments)
     elif arguments.url is not None:
         answer = from_server(arguments)
     else:
@@ -149,19 +149,19 @@ def run(arguments: Namespace) -> int:
 
 
 def report(answer: Prediction, arguments: Namespace) -> None:
-    """Write the speech, and what else there is about an answer to stderr."""
+    """Write the speech to its file, and everything else but the text to stderr."""
     for note in answer.notes:
-        say(f"note: {note}")
+        log(f"note: {note}")
     if answer.audio is not None:
         arguments.output.write_bytes(answer.audio)
-        say(f"speech: {arguments.output}")
+        log(f"speech: {arguments.output}")
     elif arguments.output_type != "text" and arguments.task != "transcribe":
-        say(f"no speech: {answer.audio_reason or 'the answer is text'}")
+        log(f"no speech: {answer.audio_reason or 'the answer is text'}")
     if arguments.metrics:
         for line in summarize(answer.metrics):
-            say(line)
+            log(line)
         for name, value in answer.metrics.items():
-            say(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
+            log(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
 
 
 def from_file(path: Path) -> Prediction:
@@ -174,29 +174,36 @@ def from_file(path: Path) -> Prediction:
 
 
 def from_server(arguments: Namespace) -> Prediction:
-    from kimia_infer.serving.client import post_prediction
+    from kimia_infer.serving.client import data_uri, post_prediction, stream_prediction
 
-    return post_prediction(arguments.url, uploads(arguments), **connection(arguments))
+    inputs = with_history(given_inputs(arguments))
+    for name in {"audio", "voice"} & inputs.keys():
+        inputs[name] = data_uri(inputs[name])
+    if "history_audio" in inputs:
+        inputs["history_audio"] = list(map(data_uri, inputs["history_audio"]))
+    request = stream_prediction if arguments.stream else post_prediction
+    token = os.environ.get("KIMI_AUDIO_TOKEN")
+    answer = request(arguments.url, inputs, token=token, timeout=arguments.timeout, report=log)
+    return show_stream(answer, arguments.play) if isinstance(answer, Iterator) else answer
 
 
-def from_stream(arguments: Namespace) -> Prediction:
-    """Print text at once and play speech while they are generated; the whole answer."""
-    from kimia_infer.serving.client import Prediction, stream_prediction
+def show_stream(chunks: Iterator[Chunk | Prediction], play: bool) -> Prediction:
+    """Print the text and play the speech as they arrive; the last of ``chunks``."""
+    from kimia_infer.serving.client import Prediction
     from kimia_infer.serving.player import Player
 
-    player = Player() if arguments.play else None
+    player = Player() if play else None
     if player is not None and player.name is None:
-        say("neither ffplay nor aplay is installed, so the speech is only saved")
+        log("neither ffplay nor aplay is installed, so the speech is only saved")
     started = time.monotonic()
     seconds: dict[str, float] = {}
-    chunks = stream_prediction(arguments.url, uploads(arguments), **connection(arguments))
     answer = None
     try:
         for chunk in chunks:
             if isinstance(chunk, Prediction):
+                answer = chunk
                 print(flush=True)
                 seconds["answered"] = time.monotonic() - started
-                answer = chunk
                 break
             for kind, content in (("first text", chunk.text), ("first speech", chunk.pcm)):
                 if content:
@@ -209,73 +216,46 @@ def from_stream(arguments: Namespace) -> Prediction:
             player.stop()
         raise
     assert answer is not None, "a stream ends with a prediction or an error"
-    say(", ".join(f"{kind} after {value:.2f} s" for kind, value in seconds.items()))
+    log(", ".join(f"{kind} after {value:.2f} s" for kind, value in seconds.items()))
     if player is not None and not player.finish():
-        say(f"{player.name} could not play; the speech is only saved")
+        log(f"{player.name} could not play; the speech is only saved")
     return answer
-
-
-def connection(arguments: Namespace) -> dict[str, Any]:
-    token = os.environ.get("KIMI_AUDIO_TOKEN")
-    return {"token": token, "timeout": arguments.timeout, "report": say}
-
-
-def uploads(arguments: Namespace) -> dict[str, Any]:
-    """The inputs as a request has them: files by their content."""
-    from kimia_infer.serving.client import data_uri
-
-    inputs = with_history(given_inputs(arguments))
-    for name in {"audio", "voice"} & inputs.keys():
-        inputs[name] = data_uri(inputs[name])
-    if "history_audio" in inputs:
-        inputs["history_audio"] = [data_uri(path) for path in inputs["history_audio"]]
-    return inputs
 
 
 def from_model(arguments: Namespace) -> Prediction:
     """The answer of a model that is loaded here, as predict.py would give it."""
     from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
     from kimia_infer.serving.client import Prediction
-    from kimia_infer.serving.cog.inputs import build_chat, parse_inputs
+    from kimia_infer.serving.cog.inputs import build_chat, parse_inputs, respond
 
     try:
         inputs = parse_inputs(with_history(given_inputs(arguments)))
-        build_chat(inputs)  # refuses at once what can be refused without a model
+        build_chat(inputs)  # fails at once if it can without a model
     except RequestError as error:
         raise UsageError(str(error)) from error
     weights = arguments.weights or weights_from_environment()
 
-    from kimia_infer.audio.files import wav_bytes  # imports PyTorch: seconds
-
-    *_, answer = events_of(weights, inputs, model_variables(arguments))
-    wav = getattr(answer, "wav", None)
-    return Prediction(
-        answer.text,
-        None if wav is None else wav_bytes(wav, answer.sample_rate),
-        answer.metrics,
-        getattr(answer, "audio_reason", None),
-        answer.notes,
-    )
-
-
-def events_of(weights: str, inputs: CogInputs, variables: dict[str, str]) -> Iterator[Any]:
-    """Load the model and generate, with progress on stderr."""
-    from kimia_infer.api.kimia import KimiAudio
-    from kimia_infer.serving.cog.inputs import respond
+    from kimia_infer.api.kimia import KimiAudio  # imports PyTorch: seconds
+    from kimia_infer.audio.files import wav_bytes
     from kimia_infer.serving.cog.settings import read_settings
     from kimia_infer.utils.progress import progress
 
     chat = inputs.task == "chat"
-    loading = read_settings(variables).model_arguments()
+    loading = read_settings(model_variables(arguments)).model_arguments()
     loading["load_detokenizer"] = chat and inputs.output_type == "both"
     model = KimiAudio(weights, **loading)
     with progress("Generating", unit="steps" if chat else "seconds of audio") as bar:
 
-        def report(done: float, total: float) -> None:
+        def advance(done: float, total: float) -> None:
             bar.total = round(total)
             bar.update(round(done) - bar.n)
 
-        yield from respond(model, inputs, report=report)
+        events: Iterator[Any] = respond(model, inputs, report=advance)
+        *_, answer = events
+    wav = getattr(answer, "wav", None)
+    audio = None if wav is None else wav_bytes(wav, answer.sample_rate)
+    reason = getattr(answer, "audio_reason", None)
+    return Prediction(answer.text, audio, answer.metrics, reason, answer.notes)
 
 
 def with_history(given: dict[str, Any]) -> dict[str, Any]:
@@ -304,5 +284,5 @@ def with_history(given: dict[str, Any]) -> dict[str, Any]:
     return given | {"history": json.dumps(messages), "history_audio": files}
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     print(message, file=sys.stderr, flush=True)

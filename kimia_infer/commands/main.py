@@ -1,4 +1,4 @@
-"""``kimi-audio NAME``: finds the command, parses its arguments, and turns errors into a line."""
+"""``kimi-audio NAME``: runs the command and prints errors in one line."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kimia_infer.commands.parser import Parser, UsageError, message_prefix
 
 COMMANDS = {
     "serve": "serve the model over HTTP with Cog's server",
-    "infer": "ask for one answer: from a model that is loaded, or from a server",
+    "infer": "ask for one answer, from a model that is loaded here or from a server",
     "download": "download a checkpoint",
-    "prepare": "write a slim checkpoint for serving, quantized if you like",
+    "prepare": "write a slim checkpoint for serving, also quantized",
     "evaluate": "measure error rates, accuracy and speed on your data",
     "finetune": "fine-tune the language model, whole or with adapters",
     "train-codec": "train a component of the codec: another voice, or other codes",
@@ -69,7 +69,8 @@ def run_command(
         parsed = parser.parse_args(arguments)
         if hasattr(command, "check"):
             command.check(parser, parsed)
-        if prepare is not None and getattr(command, "needs_packages", _always)(parsed):
+        bare = hasattr(command, "needs_packages") and not command.needs_packages(parsed)
+        if prepare is not None and not bare:
             prepare()
         logging.basicConfig(format="%(message)s")
         return command.run(parsed)
@@ -86,12 +87,7 @@ def run_command(
         return 2 if isinstance(error, UsageError) else getattr(command, "FAILED", 1)
 
 
-def _always(arguments: object) -> bool:
-    return True
-
-
 def _is_message(error: Exception) -> bool:
-    """Whether an error is meant for the user: one of the library's, of a file, or of an extra
-    that is not installed."""
+    """Whether an error is for the user: the library's, of a file, or of a missing package."""
     own = type(error).__module__.partition(".")[0] == "kimia_infer"
     return own or isinstance(error, OSError | ImportError)

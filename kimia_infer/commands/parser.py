@@ -14,11 +14,11 @@ DTYPES = ("float32", "bfloat16")
 
 
 class UsageError(Exception):
-    """What a command was given cannot be used; the message names it, and the status is 2."""
+    """An argument cannot be used; the message names it, and the exit status is 2."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Help as it is written in the docstring of a command; errors in one line, status 2."""
+    """Help as in the docstring of a command; errors in one line with status 2."""
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", _Formatter)
@@ -39,40 +39,49 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """As wide as the terminal allows, up to 100 columns, with help beside most options."""
-
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=100)
 
 
 def message_prefix(program: str) -> str:
-    """What begins the messages of ``program``: ``infer`` for ``scripts/infer``."""
+    """The first word of messages: ``infer`` for ``scripts/infer``."""
     return program.removeprefix("scripts/")
 
 
-def add_model(group: Any) -> None:
-    """Arguments that choose how a model is loaded; environment variables are their defaults."""
-    group.add_argument("--device", help="cpu, cuda, cuda:1, ... [the accelerator found, else cpu]")
-    group.add_argument("--dtype", choices=DTYPES, help="[bfloat16 on accelerators, float32 on CPU]")
+WEIGHTS_HELP = "checkpoint directory or owner/name[@revision]"
+DEVICE_HELP = "cpu, cuda, cuda:1, ... [the accelerator, else cpu]"
+
+
+def add_change(group: Any) -> None:
+    """How weights are changed while they are loaded."""
     group.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
-        help="of the layers' matrices [KIMI_AUDIO_QUANTIZATION, else as stored]",
+        help="quantize the layers [KIMI_AUDIO_QUANTIZATION, else as stored]",
     )
     group.add_argument(
-        "--adapter", metavar="DIR", help="an adapter from finetune [KIMI_AUDIO_ADAPTER]"
+        "--adapter", metavar="DIR", help="add an adapter from finetune [KIMI_AUDIO_ADAPTER]"
     )
+
+
+def add_model(group: Any) -> None:
+    """How a model is loaded; environment variables are the defaults."""
+    group.add_argument("--device", help=DEVICE_HELP)
+    group.add_argument("--dtype", choices=DTYPES, help="[bfloat16 on accelerators, float32 on CPU]")
+    add_change(group)
 
 
 def model_variables(arguments: argparse.Namespace) -> dict[str, str]:
-    """The environment, with the arguments of :func:`add_model` that are given put into it."""
-    names = {"device", "dtype", "quantization", "adapter"} & vars(arguments).keys()
-    given = {f"KIMI_AUDIO_{name.upper()}": getattr(arguments, name) for name in names}
+    """The environment, overridden by the arguments of :func:`add_model`."""
+    given = {
+        f"KIMI_AUDIO_{name.upper()}": getattr(arguments, name, None)
+        for name in ("device", "dtype", "quantization", "adapter")
+    }
     return os.environ | {name: value for name, value in given.items() if value}
 
 
 def check_adapter(parser: Parser, arguments: argparse.Namespace) -> None:
-    """Make the adapter, given or from the environment, an absolute path of a directory."""
+    """Make the adapter, also one from the environment, an absolute path."""
     name = arguments.adapter or os.environ.get("KIMI_AUDIO_ADAPTER")
     if name:
         adapter = Path(name).expanduser()

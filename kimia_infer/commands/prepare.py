@@ -4,10 +4,10 @@
     kimi-audio prepare /data/Kimi-Audio-7B-Instruct /data/int8 --quantization int8
 
 SOURCE is a checkpoint directory, or a hub repository, which is downloaded first. It is only read.
-TARGET must be new, or written by the same command: an interrupted one is continued, a finished one
-is verified and repaired. A slim checkpoint in bfloat16 (the speech tokenizer stays in float32)
-gives the same answers as SOURCE served in bfloat16; --dtype source keeps every tensor as it is, for
-serving in float32. A quantized checkpoint is served quantized; see docs/quantization.md.
+TARGET must be new, or written by the same command, which continues after an interruption and
+verifies and repairs a complete TARGET. A slim checkpoint in bfloat16 (the speech tokenizer stays in
+float32) gives the same answers as SOURCE served in bfloat16; --dtype source keeps every tensor as
+it is, for serving in float32. A quantized checkpoint is served quantized; see docs/quantization.md.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="directory or owner/name[@revision]")
     parser.add_argument("target", metavar="TARGET", type=Path, help="directory to write")
     parser.add_argument(
-        "--dtype", choices=("served", "source"), default="served", help="[%(default)s]"
+        "--dtype", choices=("served", "source"), default="served", help="dtypes [%(default)s]"
     )
     parser.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
         default="none",
-        help="of the language model's layers [%(default)s]",
+        help="quantize the layers of the language model [%(default)s]",
     )
 
 
@@ -45,8 +45,6 @@ def run(arguments: Namespace) -> int:
     )
     read = sum(file["size"] for file in manifest.source_files.values())
     written = sum(file.size for file in manifest.files.values())
-    print(
-        f"{arguments.target} is complete: {len(manifest.files)} files, {written:,} bytes instead "
-        f"of {read:,}"
-    )
+    files = f"{len(manifest.files)} files, {written:,} bytes instead of {read:,}"
+    print(f"{arguments.target} is complete: {files}")
     return 0

@@ -6,7 +6,7 @@
          -d '{"input": {"text": "Hello", "output_type": "text"}}'
     kimi-audio serve --stream --weights weights/mini
 
-/openapi.json describes the API once the server is ready. Variables choose how the model runs:
+/openapi.json describes the API once the server is ready. How the model runs is set with
 KIMI_AUDIO_DEVICE, _DTYPE, _QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS, _TIMEOUT,
 _ADAPTER and _OUTPUT (docs/deploy.md).
 Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 usage.
@@ -14,6 +14,7 @@ Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 u
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -28,41 +29,37 @@ import urllib.request
 from argparse import Namespace
 from pathlib import Path
 
-from kimia_infer.commands.parser import QUANTIZATIONS, Parser, check_adapter, model_variables
+from kimia_infer.commands.parser import (
+    WEIGHTS_HELP,
+    Parser,
+    add_change,
+    check_adapter,
+    model_variables,
+)
 
 STOP_SECONDS = 10
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument(
-        "--weights",
-        help="checkpoint directory or owner/name[@revision] [KIMI_AUDIO_WEIGHTS, else COG_WEIGHTS]",
-    )
+    parser.add_argument("--weights", help=f"{WEIGHTS_HELP} [KIMI_AUDIO_WEIGHTS, else COG_WEIGHTS]")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
-    parser.add_argument("--port", type=int, default=5000, help="0 takes a free one [%(default)s]")
+    parser.add_argument("--port", type=int, default=5000, help="0 for any free port [%(default)s]")
     parser.add_argument(
         "--stream",
         action="store_true",
         help="serve the streaming predictor: text and speech as server-sent events",
     )
-    parser.add_argument(
-        "--adapter", metavar="DIR", help="an adapter from finetune [KIMI_AUDIO_ADAPTER]"
-    )
-    parser.add_argument(
-        "--quantization",
-        choices=QUANTIZATIONS,
-        help="of the layers' matrices [KIMI_AUDIO_QUANTIZATION, else as stored]",
-    )
+    add_change(parser)
 
 
 def check(parser: Parser, arguments: Namespace) -> None:
-    # The server runs in another directory; paths are relative to this one.
     check_adapter(parser, arguments)
-    arguments.weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS")
-    if not arguments.weights and not os.environ.get("COG_WEIGHTS"):
+    weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS", "")
+    if not weights and not os.environ.get("COG_WEIGHTS"):
         parser.error("no weights: give --weights, or set KIMI_AUDIO_WEIGHTS")
-    if arguments.weights and Path(arguments.weights).expanduser().is_dir():
-        arguments.weights = str(Path(arguments.weights).expanduser().resolve())
+    # The server runs in another directory.
+    path = Path(weights).expanduser()
+    arguments.weights = str(path.resolve()) if weights and path.is_dir() else weights
     try:
         arguments.port = free_port(arguments.host, arguments.port)
     except OSError as error:
@@ -87,9 +84,10 @@ def run(arguments: Namespace) -> int:
             print("Stopping", flush=True)
         finally:
             stop(server)
-    if problem is not None:
-        print(f"serve: {problem}", file=sys.stderr)
-    return 0 if problem is None else 1
+    if problem is None:
+        return 0
+    print(f"serve: {problem}", file=sys.stderr)
+    return 1
 
 
 def predictor_file() -> Path:
@@ -132,7 +130,7 @@ def start(arguments: Namespace, predictor: str, directory: str) -> subprocess.Po
 
 
 def watch(server: subprocess.Popen[bytes], host: str, port: int) -> str:
-    """Announce that the server is ready, then wait; the reason once it or its model is dead."""
+    """Print when the server is ready, then wait; the reason why it or its model ended."""
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     url = f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
     ready = False
@@ -152,7 +150,7 @@ def watch(server: subprocess.Popen[bytes], host: str, port: int) -> str:
 
 
 def health(url: str) -> dict:
-    """The server's health; empty while it does not answer, for the process is watched as well."""
+    """The server's health; empty while it does not answer."""
     try:
         with urllib.request.urlopen(f"{url}/health-check", timeout=5) as response:
             return json.load(response)
@@ -161,7 +159,7 @@ def health(url: str) -> dict:
 
 
 def stop(server: subprocess.Popen[bytes]) -> None:
-    """End the server and what is left of its process group, the worker included."""
+    """End the server and its process group, which has the worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     server.terminate()
@@ -170,7 +168,5 @@ def stop(server: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         server.kill()
         server.wait()
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(server.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return

@@ -1,4 +1,4 @@
-"""What the training commands share: settings as arguments, and the report of a run."""
+"""Settings of the training commands as arguments, and the last lines of a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,11 @@ STOPPED = 130
 
 
 def describe(module: str, name: str) -> str:
-    """The settings class ``name`` for a help text, a line per setting.
-
-    Where the package that checks settings is not installed yet, where to find it instead.
-    """
+    """The settings class ``name`` for a help text, a line per setting."""
     try:
         settings = getattr(importlib.import_module(module), name)
         lines = importlib.import_module("kimia_infer.training.config").describe(settings)
-    except ImportError:
+    except ImportError:  # pydantic is not installed yet
         lines = ["docs/training.md lists them; they are shown here once the environment is set up"]
     return "settings [default]:\n  " + "\n  ".join(lines)
 
@@ -43,9 +40,12 @@ def add_settings(parser: Parser, epilog: str) -> None:
     )
 
 
+def settings_files(arguments: Namespace) -> list[str]:
+    return [text for text in arguments.settings if "=" not in text]
+
+
 def check_settings(parser: Parser, arguments: Namespace) -> None:
-    files = [text for text in arguments.settings if "=" not in text]
-    if len(files) > 1:
+    if len(files := settings_files(arguments)) > 1:
         parser.error(f"more than one settings file: {', '.join(files)}")
 
 
@@ -54,17 +54,16 @@ def read(kind: type[Kind], arguments: Namespace) -> Kind:
     from kimia_infer.training.config import read_config
     from kimia_infer.training.run_directory import path_faults
 
-    files = [Path(text) for text in arguments.settings if "=" not in text]
+    file = next(map(Path, settings_files(arguments)), None)
     assignments = [text for text in arguments.settings if "=" in text]
-    check = partial(path_faults, resume=arguments.resume)
     try:
-        return read_config(kind, files[0] if files else None, assignments, check)
+        return read_config(kind, file, assignments, partial(path_faults, resume=arguments.resume))
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
 def report(result: TrainingResult, output: str) -> int:
-    """Print where the result is and its last losses; the exit status."""
+    """Print the result's directory and last losses; the exit status."""
     from kimia_infer.training.report import last_losses
     from kimia_infer.training.run_directory import FINAL
 

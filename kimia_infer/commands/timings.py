@@ -1,4 +1,4 @@
-"""The metrics of an answer for people: where its time went, in the order of the stages."""
+"""The metrics of an answer in two lines, in the order of the stages."""
 
 from __future__ import annotations
 
@@ -6,29 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 STAGES = {
-    "input": ("load_audio_seconds", "voice_seconds", "prompt_seconds"),
-    "encoders": ("encoders_seconds",),
-    "prefill": ("prefill_seconds",),
-    "decode": ("decode_seconds",),
-    "speech": ("detokenizer_seconds",),
-    "total": ("total_seconds",),
+    "input": ("load_audio", "voice", "prompt"),
+    "encoders": ("encoders",),
+    "prefill": ("prefill",),
+    "decode": ("decode",),
+    "speech": ("detokenizer",),
+    "total": ("total",),
 }
-"""Stages of a request, and the metrics that they consist of."""
+"""Stages of a request, and the metrics whose sum they are."""
 
 
 def summarize(metrics: Mapping[str, Any]) -> list[str]:
-    """Two lines: the seconds of each stage, and how soon and how fast the answer came.
+    """The seconds of each stage; latency and speed. Nothing without metrics.
 
-    The real-time factor is the time that an answer took per second of its speech, or per second
-    of the recording that was transcribed. Without metrics there are no lines.
+    The real-time factor is the total time per second of speech, or of the transcribed recording.
     """
-    stages = [
-        f"{stage} {sum(metrics[name] for name in names if name in metrics):.2f}"
-        for stage, names in STAGES.items()
-        if any(name in metrics for name in names)
-    ]
     if "total_seconds" not in metrics:
         return []
+    stages = []
+    for stage, names in STAGES.items():
+        if seconds := [metrics[f"{n}_seconds"] for n in names if f"{n}_seconds" in metrics]:
+            stages.append(f"{stage} {sum(seconds):.2f}")
     facts = [
         f"first {kind} after {metrics[name]:.2f} s"
         for kind, name in (("text", "first_text_seconds"), ("speech", "first_audio_seconds"))

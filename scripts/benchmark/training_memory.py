@@ -30,7 +30,6 @@ from kimia_infer.training.model_files import plan_training, trained_parameters
 from kimia_infer.training.network import TrainingNetwork
 from scripts.benchmark.sizes import Sizes
 
-GIB = 2**30
 QUANTIZED_BITS = 4.5  # per value, scales included
 CODES = POSITIONS // 4
 """Codes of the audio in every sample: 30 s, the longest that is encoded in one piece."""
