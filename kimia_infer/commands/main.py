@@ -79,7 +79,7 @@ def run_command(
         print(f"{prefix}: interrupted{hint and f'; {hint}'}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if not _is_message(error):
+        if not is_message(error):
             raise
         extra = EXTRAS.get(getattr(error, "name", None) or "")
         remedy = f"; install it with: pip install 'kimia-infer[{extra}]'" if extra else ""
@@ -87,7 +87,7 @@ def run_command(
         return 2 if isinstance(error, UsageError) else getattr(command, "FAILED", 1)
 
 
-def _is_message(error: Exception) -> bool:
+def is_message(error: Exception) -> bool:
     """Whether an error is for the user: the library's, of a file, or of a missing package."""
     own = type(error).__module__.partition(".")[0] == "kimia_infer"
     return own or isinstance(error, OSError | ImportError)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from kimia_infer.api.transcription import SEGMENT_FIELD
@@ -24,7 +23,7 @@ from kimia_infer.training.tasks.config import EncoderSize
 from kimia_infer.utils.files import replacing_directory
 from kimia_infer.weights.component import expected_tensors, read_json
 from scripts.miniature.spoken_world import READ, REPEAT, TRANSCRIBE
-from scripts.miniature.untrained import Sizes, write_miniature
+from scripts.miniature.untrained import Sizes, save_tensors, write_json, write_miniature
 from scripts.miniature.whisper_encoder import WhisperSize
 from scripts.miniature.world import vocabulary
 
@@ -33,15 +32,6 @@ SEED = 1
 MERGES = 320
 """Merges of the text tokenizer, with which every word of the world is one token."""
 
-SIZE = {
-    "hidden": 192,
-    "feed_forward": 384,
-    "trunk_layers": 6,
-    "fork_layer": 3,
-    "mimo_layers": 2,
-    "heads": 6,
-    "kv_heads": 2,
-}
 SEGMENT_SECONDS = 3
 """Longest segment of a transcription: one sentence, since training has few sequences of them."""
 
@@ -56,17 +46,17 @@ def write_base(target: Path, speech_tokenizer: Path, whisper: Path) -> None:
     """
     speech = EncoderSize(codes=read_json(speech_tokenizer / "config.json")["quantize_vocab_size"])
     features = WhisperSize(width=read_json(whisper / "config.json")["d_model"])
-    sizes = Sizes(merges=MERGES, speech=speech, whisper=features, **SIZE)
+    sizes = Sizes(
+        merges=MERGES, hidden=192, feed_forward=384, heads=6, speech=speech, whisper=features
+    )
     write_miniature(target, SEED, sizes, corpus())
     _put(speech_tokenizer, target / SPEECH_TOKENIZER_FOLDER)
     _put(whisper, target / WHISPER_FOLDER)
-    _cast(target / WHISPER_FOLDER / "model.safetensors", torch.float16)
+    _halve(target / WHISPER_FOLDER / "model.safetensors")
     generation = target / "generation_config.json"
-    values = read_json(generation) | {SEGMENT_FIELD: SEGMENT_SECONDS}
-    generation.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    config = LanguageModelConfig.from_directory(target)
-    untrained = untrained_language_model(config, SEED)
-    _write_tensors(target / "model.safetensors", untrained, torch.bfloat16)
+    write_json(generation, read_json(generation) | {SEGMENT_FIELD: SEGMENT_SECONDS})
+    untrained = untrained_language_model(LanguageModelConfig.from_directory(target))
+    save_tensors(target / "model.safetensors", untrained, torch.bfloat16)
 
 
 def corpus() -> str:
@@ -76,13 +66,13 @@ def corpus() -> str:
     return "\n".join([*words, *repeated, *TRANSCRIBE, REPEAT, READ])
 
 
-def untrained_language_model(config: LanguageModelConfig, seed: int) -> dict[str, Tensor]:
+def untrained_language_model(config: LanguageModelConfig) -> dict[str, Tensor]:
     """Initial values for training, by published names.
 
     Normal with standard deviation 1 / sqrt(fan-in), smaller for projections into the residual
     stream; norms are one and biases zero.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(SEED)
     depth = 1 / math.sqrt(2 * (config.trunk_layers + config.mimo_layers))
     tensors = {}
     for name, shape in sorted(expected_tensors(language_model_slots(config)).items()):
@@ -110,7 +100,7 @@ def assemble(language_model: Path, detokenizer: Path, vocoder: Path, target: Pat
         (folder / "README.md").unlink(missing_ok=True)  # describes the language model alone
         for source, name in ((detokenizer, DETOKENIZER_FOLDER), (vocoder, VOCODER_FOLDER)):
             _put(source, folder / name)
-            _cast(folder / name / "model.safetensors", torch.float16)
+            _halve(folder / name / "model.safetensors")
 
 
 def _put(source: Path, target: Path) -> None:
@@ -118,12 +108,6 @@ def _put(source: Path, target: Path) -> None:
     shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-def _cast(path: Path, dtype: torch.dtype) -> None:
-    _write_tensors(path, load_file(path), dtype)
-
-
-def _write_tensors(path: Path, tensors: dict[str, Tensor], dtype: torch.dtype) -> None:
-    tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    path.unlink()  # it may be a link to the file of another folder
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # the library makes it readable by its owner only
+def _halve(path: Path) -> None:
+    """Store weights in half precision."""
+    save_tensors(path, load_file(path), torch.float16)

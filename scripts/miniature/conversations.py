@@ -18,13 +18,21 @@ import torch
 from tqdm import tqdm
 
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
-from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile
+from kimia_infer.data.conversations import UNDERSTANDING
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.whisper import SEGMENT_SAMPLES
+from kimia_infer.training.tasks.recordings import find_recordings
 from kimia_infer.utils.files import write_json_lines
-from scripts.miniature.spoken_world import READ, SPOKEN, TRANSCRIBE
+from scripts.miniature.spoken_world import (
+    READ,
+    SPOKEN,
+    TRANSCRIBE,
+    read_lines,
+    spoken_answer,
+    text_message,
+)
 
 JOINED_SENTENCES = (2, 2, 3, 3, 4)
 """Numbers of sentences in a joined recording, equally likely."""
@@ -35,19 +43,15 @@ PAUSES = (0.0, 0.5)
 WRITTEN_ANSWERS = 0.25
 """Share of the questions that are also answered in text only."""
 
-REPEATED = {"question": 1, "dialogue": 1}
-"""Further copies of lines of these kinds, which are learned slowly: answers have to be found."""
+REPEATED = ("question", "dialogue")
+"""Kinds of lines that appear twice, since they are learned slowly: answers have to be found."""
 
 SEED = 3
 Heard = tuple[str, str]  # path and text of a recording
 
 
 def write_conversations(
-    world: Path,
-    base: Path,
-    target: Path,
-    joined: int = 4000,
-    transcribed: float = 0.25,
+    world: Path, base: Path, target: Path, joined: int = 4000, transcribed: float = 0.25
 ) -> None:
     """Write validation.jsonl and train.jsonl with the ids of all speech codes to ``target``.
 
@@ -60,86 +64,47 @@ def write_conversations(
         joined: recordings of several sentences, added to the training set.
         transcribed: share of the users' other recordings that are also transcribed.
     """
-    lines = {name: _read(world / f"{name}.jsonl", world) for name in ("validation", "train")}
-    chance = random.Random(SEED)
-    heard = sorted({item for line in lines["train"] for item in _user_sounds(line)})
-    lines["train"] += [
-        *_transcriptions(chance, lines["train"], transcribed),
-        *_written_answers(chance, lines["train"]),
-        *(line for line in lines["train"] for _ in range(REPEATED.get(line["kind"], 0))),
+    drawn, chance = read_lines(world / "train.jsonl"), random.Random(SEED)
+    users = sorted({item for line in drawn for item in _user_recordings(line)})
+    answers = sorted({item for line in drawn for item in _answer_recordings(line)})
+    spoken = [line for line in drawn if line["kind"] != "transcription"]
+    others = sorted({item for line in spoken for item in _user_recordings(line)})
+    heard = chance.sample(others, round(transcribed * len(others))) + answers
+    train = [
+        *drawn,
+        *[_transcription(chance, item) for item in heard],
+        *_written_answers(chance, drawn),
+        *(line for line in drawn if line["kind"] in REPEATED),
         *_read_aloud(world),
     ]
-    recordings = _join_sounds(chance, heard, joined, target / "joined")
-    lines["train"] += [_transcription(chance, item) for item in recordings]
-    codes = _codes(
-        base, [path for some in lines.values() for line in some for path in _paths(line)]
-    )
-    for name, some in lines.items():  # the training set last: when it exists, all do
-        write_json_lines(target / f"{name}.jsonl", [_with_codes(line, codes) for line in some])
+    recordings = _join_sentences(chance, users, joined, target / "joined")
+    train += [_transcription(chance, item) for item in recordings]
+    validation = read_lines(world / "validation.jsonl")
+    _add_codes(base, validation + train)
+    write_json_lines(target / "validation.jsonl", validation)
+    write_json_lines(target / "train.jsonl", train)  # last: when it exists, both do
 
 
-def _read(path: Path, world: Path) -> list[dict]:
-    """Lines of a set, with absolute paths."""
-    file = ConversationFile(path)
-    lines = [file.raw(index) for index in range(len(file))]
-    for line in lines:
-        for message in line["conversation"]:
-            content = message["content"]
-            if message["message_type"] == "audio":
-                message["content"] = str((world / content).resolve())
-            elif message["message_type"] == "audio-text":
-                message["content"] = [str((world / content[0]).resolve()), content[1]]
-    return lines
+def _user_recordings(line: dict) -> Iterator[Heard]:
+    paths = [m["content"] for m in line["conversation"] if m["message_type"] == "audio"]
+    yield from zip(paths, (text for text in line["said"] if text), strict=True)
 
 
-def _user_sounds(line: dict) -> Iterator[Heard]:
-    sounds = [m["content"] for m in line["conversation"] if m["message_type"] == "audio"]
-    yield from zip(sounds, (text for text in line["said"] if text), strict=True)
-
-
-def _answer_sounds(line: dict) -> Iterator[Heard]:
+def _answer_recordings(line: dict) -> Iterator[Heard]:
     for message in line["conversation"]:
         if message["message_type"] == "audio-text":
-            sound, text = message["content"]
-            yield sound, text
-
-
-def _transcriptions(chance: random.Random, lines: Sequence[dict], part: float) -> Iterator[dict]:
-    """Of a share of the users' other recordings, and of all spoken answers."""
-    elsewhere = [line for line in lines if line["kind"] != "transcription"]
-    others = sorted({item for line in elsewhere for item in _user_sounds(line)})
-    answers = sorted({item for line in lines for item in _answer_sounds(line)})
-    for item in chance.sample(others, round(part * len(others))) + answers:
-        yield _transcription(chance, item)
+            path, text = message["content"]
+            yield path, text
 
 
 def _transcription(chance: random.Random, heard: Heard) -> dict:
-    sound, text = heard
-    instruction = chance.choice(TRANSCRIBE)
-    return {
-        "task_type": UNDERSTANDING,
-        "kind": "transcription",
-        "conversation": [
-            {"role": "user", "message_type": "text", "content": instruction},
-            {"role": "user", "message_type": "audio", "content": sound},
-            {"role": "assistant", "message_type": "text", "content": text},
-        ],
-    }
-
-
-def _read_aloud(world: Path) -> Iterator[dict]:
-    """Requests to read the sentences that were spoken in the assistant's voice."""
-    file = ConversationFile(world / "voice_train.jsonl")
-    for index in range(len(file)):
-        sentence = file.raw(index)
-        sound = str((world / sentence["audio"]).resolve())
-        asked = {"role": "user", "message_type": "text", "content": READ + sentence["text"]}
-        said = {
-            "role": "assistant",
-            "message_type": "audio-text",
-            "content": [sound, sentence["text"]],
-        }
-        yield {"task_type": SPOKEN, "kind": "read", "conversation": [asked, said]}
+    path, text = heard
+    messages = [
+        text_message("user", chance.choice(TRANSCRIBE)),
+        {"role": "user", "message_type": "audio", "content": path},
+        text_message("assistant", text),
+    ]
+    return {"task_type": UNDERSTANDING, "kind": "transcription", "conversation": messages}
 
 
 def _written_answers(chance: random.Random, lines: Sequence[dict]) -> Iterator[dict]:
@@ -147,11 +112,19 @@ def _written_answers(chance: random.Random, lines: Sequence[dict]) -> Iterator[d
     questions = [line for line in lines if line["kind"] == "question"]
     for line in chance.sample(questions, round(WRITTEN_ANSWERS * len(questions))):
         question, answer = line["conversation"]
-        written = {"role": "assistant", "message_type": "text", "content": answer["content"][1]}
-        yield {"task_type": UNDERSTANDING, "kind": "written", "conversation": [question, written]}
+        messages = [question, text_message("assistant", answer["content"][1])]
+        yield {"task_type": UNDERSTANDING, "kind": "written", "conversation": messages}
 
 
-def _join_sounds(
+def _read_aloud(world: Path) -> Iterator[dict]:
+    """Requests to read the sentences that were spoken in the assistant's voice."""
+    for sentence in find_recordings(world / "voice_train.jsonl", world.resolve(), needs_text=True):
+        text = sentence.text or ""
+        messages = [text_message("user", READ + text), spoken_answer(str(sentence.path), text)]
+        yield {"task_type": SPOKEN, "kind": "read", "conversation": messages}
+
+
+def _join_sentences(
     chance: random.Random, heard: Sequence[Heard], count: int, folder: Path
 ) -> Iterator[Heard]:
     """Write recordings of several sentences with pauses, of at most a segment's length.
@@ -160,52 +133,35 @@ def _join_sounds(
     """
     folder.mkdir(parents=True, exist_ok=True)
     for _ in tqdm(range(count), desc="Joining", unit=" recordings", disable=None):
-        parts, texts, length = [], [], 0
-        for sound, text in chance.choices(heard, k=chance.choice(JOINED_SENTENCES)):
-            wave, pause = load_audio(Path(sound)), round(chance.uniform(*PAUSES) * SAMPLE_RATE)
+        waves, texts, length = [], [], 0
+        for path, text in chance.choices(heard, k=chance.choice(JOINED_SENTENCES)):
+            wave, pause = load_audio(Path(path)), round(chance.uniform(*PAUSES) * SAMPLE_RATE)
             length += len(wave) + pause
             if length > SEGMENT_SAMPLES:
                 break
-            parts += [wave, np.zeros(pause, np.float32)]
+            waves += [wave, np.zeros(pause, np.float32)]
             texts.append(text)
-        wave = np.concatenate(parts)
-        path = folder / f"{hashlib.sha256(wave.tobytes()).hexdigest()[:16]}.wav"
-        if not path.exists():
-            write_wav(path, wave, SAMPLE_RATE)
-        yield str(path.resolve()), " ".join(texts)
+        wave = np.concatenate(waves)
+        target = folder / f"{hashlib.sha256(wave.tobytes()).hexdigest()[:16]}.wav"
+        if not target.exists():
+            write_wav(target, wave, SAMPLE_RATE)
+        yield str(target.resolve()), " ".join(texts)
 
 
-def _paths(line: dict) -> Iterator[str]:
-    for message in line["conversation"]:
-        if message["message_type"] == "audio":
-            yield message["content"]
-        elif message["message_type"] == "audio-text":
-            yield message["content"][0]
-
-
-def _codes(base: Path, paths: Sequence[str]) -> dict[str, list[int]]:
-    """Ids of the speech codes of every recording."""
-    folder, offset = (
-        base / SPEECH_TOKENIZER_FOLDER,
-        LanguageModelConfig.from_directory(base).token_offset,
-    )
+def _add_codes(base: Path, lines: Sequence[dict]) -> None:
+    """Add the ids of their speech codes to all messages with audio."""
+    folder = base / SPEECH_TOKENIZER_FOLDER
+    offset = LanguageModelConfig.from_directory(base).token_offset
     tokenizer = SpeechCodes(
         speech_tokenizer_component(folder).load(torch.device("cpu"), torch.float32), folder
     )
-    paths = sorted(set(paths))
-    return {
-        path: (tokenizer.encode(load_audio(Path(path))) + offset).tolist()
-        for path in tqdm(paths, desc="Speech codes", unit=" sounds", disable=None)
-    }
-
-
-def _with_codes(line: dict, codes: dict[str, list[int]]) -> dict:
-    messages = []
-    for message in line["conversation"]:
-        content = message["content"]
-        if message["message_type"] == "audio":
-            message = {**message, "audio_tokens": codes[content]}
-        elif message["message_type"] == "audio-text":
-            message = {**message, "audio_tokens": codes[content[0]]}
-        messages.append(message)
-    return {**line, "conversation": messages}
+    messages: dict[str, list[dict]] = {}
+    for message in (message for line in lines for message in line["conversation"]):
+        if message["message_type"] != "text":
+            content = message["content"]
+            path = content if isinstance(content, str) else content[0]
+            messages.setdefault(path, []).append(message)
+    for path in tqdm(messages, desc="Speech codes", unit=" sounds", disable=None):
+        ids = (tokenizer.encode(load_audio(Path(path))) + offset).tolist()
+        for message in messages[path]:
+            message["audio_tokens"] = ids

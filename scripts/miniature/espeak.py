@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kimia_infer.utils.errors import ConfigurationError
+
 RATE = 22_050
 """Sample rate of every voice without recorded diphones."""
 
@@ -25,10 +27,6 @@ UTF8 = 1
 CHUNK = 200
 """Utterances per process. Some voices use random numbers, so that a result depends on those before
 it in its process; with chunks of a fixed size it depends on the list alone."""
-
-
-class SynthesisError(RuntimeError):
-    """Speech cannot be synthesized; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +76,14 @@ class Synthesizer:
     """The library, which a process can initialize once.
 
     Raises:
-        SynthesisError: it is not installed.
+        ConfigurationError: it is not installed.
     """
 
     def __init__(self) -> None:
         try:
             self._library = ctypes.CDLL("libespeak-ng.so.1")
         except OSError as error:
-            raise SynthesisError(
+            raise ConfigurationError(
                 f"espeak-ng is not installed ({error}): apt-get install espeak-ng"
             ) from error
         self._waves: list[np.ndarray] = []
@@ -94,7 +92,7 @@ class Synthesizer:
         self._library.espeak_Info.restype = ctypes.c_char_p
         rate = self._library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
         if rate != RATE:
-            raise SynthesisError(f"espeak-ng: started with {rate} Hz, expected {RATE}")
+            raise ConfigurationError(f"espeak-ng: started with {rate} Hz, expected {RATE}")
         self._library.espeak_SetSynthCallback(self._callback)
         data = ctypes.c_char_p()
         self._library.espeak_Info(ctypes.byref(data))
@@ -111,24 +109,24 @@ class Synthesizer:
         return 0
 
     def speak(self, utterance: Utterance) -> Speech:
-        """Raises SynthesisError if the voice does not exist or the result is empty."""
+        """Raises ConfigurationError if the voice does not exist or the result is empty."""
         text, voice = utterance
         self._waves, self._phones = [], []
         # The library ignores a variant that does not exist.
         _, _, variant = voice.name.partition("+")
         known = not variant or (self._variants / variant).is_file()
         if not known or self._library.espeak_SetVoiceByName(voice.name.encode()):
-            raise SynthesisError(f"espeak-ng: no voice {voice.name!r}; see espeak-ng --voices")
+            raise ConfigurationError(f"espeak-ng: no voice {voice.name!r}; see espeak-ng --voices")
         self._library.espeak_SetParameter(PARAMETER_RATE, voice.rate, 0)
         self._library.espeak_SetParameter(PARAMETER_PITCH, voice.pitch, 0)
         data = text.encode()
         self._library.espeak_Synth(data, len(data) + 1, 0, 0, 0, UTF8, None, None)
         if not self._waves:
-            raise SynthesisError(f"espeak-ng: silent for {text!r}")
+            raise ConfigurationError(f"espeak-ng: silent for {text!r}")
         return Speech(np.concatenate(self._waves), self._phones)
 
 
-def speak_all(utterances: Iterable[Utterance], processes: int) -> Iterator[Speech]:
+def speak_all(utterances: Iterable[Utterance], processes: int | None = None) -> Iterator[Speech]:
     """The speech of every utterance, in order; the same for any number of processes."""
     rest = iter(utterances)
     chunks = iter(lambda: list(islice(rest, CHUNK)), [])

@@ -4,35 +4,33 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.response import SpeechPipeline
 from kimia_infer.audio.files import load_audio
-from kimia_infer.data.conversations import ConversationFile
+from kimia_infer.audio.mel import MelConfig, log_mel
+from kimia_infer.layers.sampler import SeededRandomness
+from kimia_infer.models.kimi_audio.checkpoint import VOCODER_FOLDER
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.training.tasks.recordings import Recording, find_recordings
 from kimia_infer.utils.files import write_text
-from scripts.miniature.codec_scores import Codec, score_codec
 from scripts.miniature.espeak import Utterance
 from scripts.miniature.recognizer import Heard, SpeechRecognizer, chance_recall, recall
-from scripts.miniature.scoring import (
-    AS_STORED,
-    Case,
-    Serving,
-    answer,
-    load_model,
-    measure,
-    read_cases,
-)
+from scripts.miniature.scoring import Case, answer, load_model, measure, read_cases, recognizable
 from scripts.miniature.spoken_world import (
     ANSWER_RATE,
     ANSWER_VOICE,
     LONGEST_REPEATED,
     READ,
+    read_lines,
     sound_name,
 )
 
@@ -44,7 +42,12 @@ SENTENCES, TIMED = 3, 20
 
 
 def write_figures(
-    checkpoint: Path, world: Path, output: Path, limit: int, serving: Serving = AS_STORED
+    checkpoint: Path,
+    world: Path,
+    output: Path,
+    limit: int,
+    quantization: str | None = None,
+    kv_cache: str | None = None,
 ) -> dict:
     """Measure ``checkpoint`` and write ``figures.json`` and ``spectrograms.png`` to ``output``.
 
@@ -52,21 +55,24 @@ def write_figures(
         world: folder of a spoken world, of which only the held-out sets are used.
         limit: most cases of each kind, and sentences read aloud; the codec is measured on
             SENTENCES times as many.
+        quantization: of the weights, and ``kv_cache`` of the cache, as in ``load_components``.
     """
-    model = load_model(checkpoint, serving=serving)
-    codec, recognizer = Codec(checkpoint), SpeechRecognizer()
-    sounds = find_recordings(world / "voice_held_out.jsonl", world, needs_text=True)
-    short = [sound for sound in sounds if len((sound.text or "").split()) <= LONGEST_REPEATED]
+    load = partial(load_model, checkpoint, quantization=quantization, kv_cache=kv_cache)
+    model, mel = load(), MelConfig.from_directory(checkpoint / VOCODER_FOLDER)
+    recordings = find_recordings(world / "voice_held_out.jsonl", world, needs_text=True)
+    short = [r for r in recordings if len((r.text or "").split()) <= LONGEST_REPEATED]
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
+    served = [path for path in files if path.name not in ("README.md", FIGURES, PICTURE)]
     figures = {
-        "codec": recalls_of(score_codec(codec, sounds[: SENTENCES * limit], recognizer)),
-        "read_aloud": _read_aloud(model, codec, recognizer, short[:limit]),
-        "chance": chance_recall(sound.text for sound in sounds),
+        "codec": recalls(recordings[: SENTENCES * limit], partial(codec_versions, model, mel)),
+        "read_aloud": recalls(short[:limit], partial(_read_aloud, model)),
+        "chance": chance_recall(recording.text for recording in recordings),
         "real_time_factor": _real_time_factor(model, world),
         "threads": torch.get_num_threads(),
-        "bytes": sum(path.stat().st_size for path in _served(checkpoint)),
+        "bytes": sum(path.stat().st_size for path in served),
         "quantization": model.quantization,
         "kv_cache": model.decoder.kv_cache,
-        **measure(checkpoint, world, limit, serving),
+        **measure(load, world, limit),
     }
     output.mkdir(parents=True, exist_ok=True)
     draw(model, world, output / PICTURE)
@@ -74,44 +80,71 @@ def write_figures(
     return figures
 
 
-def _served(checkpoint: Path) -> Iterator[Path]:
-    """Files of a checkpoint, without its description."""
-    beside = {"README.md", FIGURES, PICTURE}
-    return (path for path in checkpoint.rglob("*") if path.is_file() and path.name not in beside)
+Versions = Callable[[Recording], dict[str, np.ndarray]]
+"""The "original" of a recording and what is made of it: float [samples] by name, at 16 kHz."""
 
 
-def recalls_of(heard: dict[str, list[Heard]]) -> dict[str, dict[str, float]]:
-    """Recognized content words, and the ratio to those of the original."""
-    recalls = {name: recall(found) for name, found in heard.items()}
-    count = len(heard["original"])
+def recalls(recordings: Sequence[Recording], versions: Versions) -> dict[str, dict[str, float]]:
+    """Recognized content words of every version, and the ratio to those of the original."""
+    recognizer, heard = SpeechRecognizer(), {}
+    for recording in tqdm(recordings, desc="Recognizing", unit=" sentences", disable=None):
+        for name, wave in versions(recording).items():
+            found = Heard(recording.text or "", recognizer.hear(wave))
+            heard.setdefault(name, []).append(found)
+    shares = {name: recall(found) for name, found in heard.items()}
     return {
-        name: {"sentences": count, "recall": found, "ratio": found / recalls["original"]}
-        for name, found in recalls.items()
+        name: {"sentences": len(recordings), "recall": share, "ratio": share / shares["original"]}
+        for name, share in shares.items()
     }
 
 
-def _read_aloud(
-    model: KimiAudio, codec: Codec, recognizer: SpeechRecognizer, sounds: Sequence[Recording]
-) -> dict[str, dict[str, float]]:
-    """Recognition of the texts of ``sounds`` read by the model, and of the originals."""
-    heard: dict[str, list[Heard]] = {"original": [], "one-shot": [], "streamed": []}
-    for sound in tqdm(sounds, desc="Reading aloud", unit=" sentences", disable=None):
-        request = {"role": "user", "message_type": "text", "content": READ + (sound.text or "")}
-        codes = answer(model, Case("read", [request], sound.text, True)).codes
-        versions = {"original": load_audio(sound.path)}
-        if codes:
-            versions |= codec.spoken(torch.tensor(codes))
-        for name, found in heard.items():
-            silent = name not in versions
-            found.append(
-                Heard(sound.text, "") if silent else recognizer.heard(sound.text, versions[name])
-            )
-    return recalls_of(heard)
+@torch.inference_mode()
+def codec_versions(model: KimiAudio, mel: MelConfig, recording: Recording) -> dict[str, np.ndarray]:
+    """A recording after each component of the codec: "vocoded" is from its spectrogram."""
+    original = load_audio(recording.path)
+    wave = torch.from_numpy(load_audio(recording.path, sample_rate=mel.sample_rate))
+    vocoded = recognizable(_detokenizer(model).vocoder(log_mel(wave, mel)))
+    codes = model.speech_codes.encode(original)
+    return {"original": original, "vocoded": vocoded, **_spoken(model, codes)}
+
+
+def _read_aloud(model: KimiAudio, recording: Recording) -> dict[str, np.ndarray]:
+    """A recording, and its text read by the model."""
+    text = recording.text or ""
+    request = {"role": "user", "message_type": "text", "content": READ + text}
+    codes = answer(model, Case("read", [request], text, True)).codes
+    return {"original": load_audio(recording.path), **_spoken(model, torch.tensor(codes))}
+
+
+@torch.inference_mode()
+def _spoken(model: KimiAudio, codes: Tensor) -> dict[str, np.ndarray]:
+    """Speech from codes int64 [n] in published chunks and, as of the low-latency preset, small."""
+    if not len(codes):
+        return dict.fromkeys(("one-shot", "streamed"), np.zeros(0))
+    detokenizer, randomness = _detokenizer(model), SeededRandomness(0)
+    bins = detokenizer.dit.config.mel_bins
+    pipeline = SpeechPipeline(
+        detokenizer,
+        lambda chunk, frames: randomness.noise(chunk, frames, bins),
+        "low_latency",
+        background=False,
+    )
+    pipeline.feed(codes.tolist())
+    pipeline.finish()
+    pieces = torch.cat(list(pipeline.rest()))
+    pipeline.close()
+    whole = model.detokenize_audio(codes, seed=0)
+    return {"one-shot": recognizable(whole), "streamed": recognizable(pieces)}
+
+
+def _detokenizer(model: KimiAudio) -> Detokenizer:
+    assert model.detokenizer is not None
+    return model.detokenizer
 
 
 def _real_time_factor(model: KimiAudio, world: Path) -> float | None:
     """Seconds per second of spoken answers; None if there is no speech."""
-    cases = read_cases(world / "held_out.jsonl", world, ("question", "repeat"), TIMED)
+    cases = read_cases(world / "held_out.jsonl", ("question", "repeat"), TIMED)
     model.generate(cases[0].chats, output_type="both", seed=0)  # warm-up
     taken = spoken = 0.0
     for case in cases:
@@ -129,9 +162,9 @@ def draw(model: KimiAudio, world: Path, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    file = ConversationFile(world / "held_out.jsonl")
-    lines = [file.raw(index) for index in range(len(file))]
-    cases = [read_cases(file.path, world, (kind,), 1)[0] for kind in SHOWN]
+    held_out = world / "held_out.jsonl"
+    lines = read_lines(held_out)
+    cases = [read_cases(held_out, (kind,), 1)[0] for kind in SHOWN]
     figure, axes = pyplot.subplots(len(cases), 3, figsize=(13, 8), layout="constrained")
     for row, case in zip(axes, cases, strict=True):
         said = next(line["said"][-1] for line in lines if line["kind"] == case.kind)

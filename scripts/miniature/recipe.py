@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -115,18 +114,22 @@ LANGUAGE_MODEL = {
 
 
 def make_world(run: Path) -> None:
-    """Raises SynthesisError if espeak-ng is missing."""
+    """Raises ConfigurationError if espeak-ng is missing."""
     with replacing_directory(run / "world") as folder:
-        write_world(folder, WORLD, os.cpu_count() or 1)
+        write_world(folder, WORLD)
 
 
 def make_vocoder(run: Path) -> None:
-    _train(train_vocoder, VocoderTrainingConfig(**_place(run, "vocoder", "answers"), **VOCODER))
+    place = _place(run, "vocoder", run / "world" / "answers_train.jsonl")
+    _train(train_vocoder, VocoderTrainingConfig(**place, **VOCODER))
 
 
 def make_tokenizer(run: Path) -> None:
-    place = _place(run, "tokenizer", "speech")
-    _train(train_tokenizer, TokenizerTrainingConfig(**place, **TOKENIZER))
+    _train(train_tokenizer, TokenizerTrainingConfig(**_speech(run, "tokenizer"), **TOKENIZER))
+
+
+def make_whisper(run: Path) -> None:
+    _train(train_whisper, WhisperTrainingConfig(**_speech(run, "whisper"), **WHISPER))
 
 
 def make_encoder(run: Path) -> None:
@@ -149,26 +152,9 @@ def make_encoder(run: Path) -> None:
 
 
 def make_detokenizer(run: Path) -> None:
-    place = _place(run, "detokenizer", "voice") | {"model": str(run / "encoder")}
-    _train(train_detokenizer, DetokenizerTrainingConfig(**place, **DETOKENIZER))
-
-
-def _place(run: Path, name: str, sounds: str) -> dict[str, str]:
-    world = run / "world"
-    place = {
-        "output": str(run / name),
-        "data": str(world / f"{sounds}_train.jsonl"),
-        "audio_root": str(world),
-    }
-    if sounds == "speech":
-        place["eval_data"] = str(world / "speech_validation.jsonl")
-    return place
-
-
-def make_whisper(run: Path) -> None:
-    """On all recordings, of users and the assistant."""
-    place = _place(run, "whisper", "speech")
-    _train(train_whisper, WhisperTrainingConfig(**place, **WHISPER))
+    place = _place(run, "detokenizer", run / "world" / "voice_train.jsonl")
+    settings = DetokenizerTrainingConfig(**place, model=str(run / "encoder"), **DETOKENIZER)
+    _train(train_detokenizer, settings)
 
 
 def make_base(run: Path) -> None:
@@ -183,14 +169,9 @@ def make_conversations(run: Path) -> None:
 
 
 def make_language_model(run: Path) -> None:
-    conversations = run / "conversations"
-    place = {
-        "model": str(run / "base"),
-        "data": str(conversations / "train.jsonl"),
-        "eval_data": str(conversations / "validation.jsonl"),
-        "output": str(run / "language_model"),
-        "feature_cache": str(conversations / "features"),
-    }
+    lists = run / "conversations"
+    place = _place(run, "language_model", lists / "train.jsonl", lists / "validation.jsonl")
+    place |= {"model": str(run / "base"), "feature_cache": str(lists / "features")}
     _train(finetune, FinetuneConfig(**place, **LANGUAGE_MODEL))
 
 
@@ -206,6 +187,20 @@ def make_mini(run: Path) -> None:
 def make_figures(run: Path) -> None:
     with replacing_directory(run / "figures") as folder:
         write_figures(run / "mini", run / "world", folder, MEASURED)
+
+
+def _place(run: Path, name: str, data: Path, eval_data: Path | None = None) -> dict[str, str]:
+    """Where a training reads and writes."""
+    place = {"output": run / name, "data": data, "audio_root": run / "world"}
+    if eval_data:
+        place["eval_data"] = eval_data
+    return {name: str(path) for name, path in place.items()}
+
+
+def _speech(run: Path, name: str) -> dict[str, str]:
+    """For a training on all recordings, of users and the assistant."""
+    world = run / "world"
+    return _place(run, name, world / "speech_train.jsonl", world / "speech_validation.jsonl")
 
 
 def _train(

@@ -11,20 +11,13 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from kimia_infer.audio.files import SAMPLE_RATE
-from scripts.miniature.world import (
-    NUMBERS,
-    SENTENCES,
-    SLOTS,
-    SPLITS,
-    fill,
-    questions,
-)
+from kimia_infer.utils.errors import ConfigurationError
+from scripts.miniature.world import NUMBERS, SENTENCES, SLOTS, SPLITS, fill, questions
 
 LEVEL = 0.1
 """Root mean square that all audio is scaled to, full scale 1."""
@@ -55,10 +48,6 @@ ANSWERS = (
 
 OPEN_WORDS = SLOTS | {"number": NUMBERS}
 CONTENT_WORDS = frozenset(word for words in OPEN_WORDS.values() for word in words)
-
-
-class RecognizerError(RuntimeError):
-    """Recognition is not possible; the message says what to install."""
 
 
 Said = Literal["anything", "answer"]
@@ -100,27 +89,21 @@ def content_words(text: str) -> Counter[str]:
     return Counter(w for s, w in zip(slots, text.split(), strict=True) if s.startswith("{"))
 
 
-@dataclass(frozen=True)
-class Heard:
+class Heard(NamedTuple):
     """The spoken text and what was recognized."""
 
     said: str
     understood: str
 
-    @property
-    def wanted(self) -> int:
-        return sum(content_words(self.said).values())
-
-    @property
-    def found(self) -> int:
-        """Content words that were recognized, in any order."""
-        return sum((content_words(self.said) & Counter(self.understood.split())).values())
-
 
 def recall(heard: Iterable[Heard]) -> float:
-    """Share of the spoken content words that were recognized."""
-    heard = list(heard)
-    return sum(h.found for h in heard) / sum(h.wanted for h in heard)
+    """Share of the spoken content words that were recognized, in any order."""
+    found = wanted = 0
+    for said, understood in heard:
+        words = content_words(said)
+        wanted += words.total()
+        found += (words & Counter(understood.split())).total()
+    return found / wanted
 
 
 def chance_recall(texts: Iterable[str], seed: int = 0) -> float:
@@ -136,21 +119,19 @@ class SpeechRecognizer:
     """Recognizes speech; the result depends on the audio alone.
 
     Raises:
-        RecognizerError: pocketsphinx is missing, or does not know a word of the small world.
+        ConfigurationError: pocketsphinx does not know a word of the small world.
     """
 
     def __init__(self) -> None:
-        try:
-            from pocketsphinx import Decoder
-        except ImportError as error:
-            raise RecognizerError(f"{error}; install pocketsphinx from requirements.txt") from error
+        from pocketsphinx import Decoder
+
         # Neither normalization nor the search may depend on earlier audio.
         self._decoder = Decoder(loglevel="FATAL", cmn="batch", bestpath=False, **SEARCH)
         known = {word for template in SENTENCES + ANSWERS for word in template.split()}
         known = {word for word in known if "{" not in word} | CONTENT_WORDS
         unknown = sorted(word for word in known if self._decoder.lookup_word(word) is None)
         if unknown:
-            raise RecognizerError(f"pocketsphinx does not know: {', '.join(unknown)}")
+            raise ConfigurationError(f"pocketsphinx does not know: {', '.join(unknown)}")
         for said in get_args(Said):
             self._decoder.add_jsgf_string(said, grammar(said))
 
@@ -159,8 +140,10 @@ class SpeechRecognizer:
 
         Single words are recognized better if ``said`` tells what to expect.
         """
+        if not wave.size:
+            return ""
         samples = np.asarray(wave, np.float64)
-        level = np.sqrt(np.mean(samples**2)) if samples.size else 0.0
+        level = np.sqrt(np.mean(samples**2))
         padded = np.pad(samples * (LEVEL / level if level else 1.0), round(MARGIN * SAMPLE_RATE))
         self._decoder.activate_search(said)
         found = Counter(self._listen(padded, seed) for seed in range(LISTENS))
@@ -174,6 +157,3 @@ class SpeechRecognizer:
         self._decoder.end_utt()
         found = self._decoder.hyp()
         return found.hypstr if found else ""
-
-    def heard(self, said: str, wave: np.ndarray) -> Heard:
-        return Heard(said, self.hear(wave))

@@ -17,21 +17,19 @@ at which it begins. The ``kind`` of a conversation is one of KINDS.
 from __future__ import annotations
 
 import hashlib
-import math
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soxr
 from tqdm import tqdm
 
 from kimia_infer.api.transcription import INSTRUCTION
-from kimia_infer.audio.files import FULL_SCALE, SAMPLE_RATE, write_wav
-from kimia_infer.data.conversations import UNDERSTANDING
+from kimia_infer.audio.files import FULL_SCALE, SAMPLE_RATE, load_audio, wav_bytes, write_wav
+from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile
 from kimia_infer.utils.files import write_json_lines
-from scripts.miniature.espeak import RATE, Speech, Utterance, Voice, speak_all
+from scripts.miniature.espeak import RATE, Utterance, Voice, speak_all
 from scripts.miniature.world import Turn, dialogue, question, sentence
 
 ANSWER_VOICE = Voice("en-us+f3", 140, 50)
@@ -78,25 +76,13 @@ KINDS = {"transcription": 0.3, "question": 0.27, "dialogue": 0.2, "repeat": 0.13
 """Shares of the kinds of conversations."""
 
 
-@dataclass(frozen=True)
-class Set:
-    """The split of its texts, and whether its voices are held out."""
-
-    split: str
-    held_out_voices: bool = False
-
-    @property
-    def distinct(self) -> bool:
-        """Whether all texts are different, as they should be for evaluation."""
-        return self.split != "train"
-
-
 SETS = {
-    "train": Set("train"),
-    "validation": Set("validation"),
-    "held_out": Set("held_out"),
-    "held_out_voices": Set("held_out", held_out_voices=True),
+    "train": "train",
+    "validation": "validation",
+    "held_out": "held_out",
+    "held_out_voices": "held_out",
 }
+"""The split that the texts of a set are from. All texts but those for training are different."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +100,13 @@ class WorldSize:
 
 def draw_voice(chance: random.Random, held_out: bool) -> Voice:
     """A random voice of a user."""
-    variants, rates, pitches = (
-        (HELD_OUT_VARIANTS, HELD_OUT_RATES, HELD_OUT_PITCHES)
-        if held_out
-        else (VARIANTS, RATES, PITCHES)
-    )
-    name = f"{chance.choice(LANGUAGES)}+{chance.choice(variants)}"
-    return Voice(name, chance.choice(rates), chance.choice(pitches))
+    if held_out:
+        choices = HELD_OUT_VARIANTS, HELD_OUT_RATES, HELD_OUT_PITCHES
+    else:
+        choices = VARIANTS, RATES, PITCHES
+    language = chance.choice(LANGUAGES)
+    variant, rate, pitch = map(chance.choice, choices)
+    return Voice(f"{language}+{variant}", rate, pitch)
 
 
 @dataclass(frozen=True)
@@ -148,16 +134,16 @@ class Task:
         """The line of the JSONL."""
         messages = []
         if self.instruction:
-            messages.append({"role": "user", "message_type": "text", "content": self.instruction})
+            messages.append(text_message("user", self.instruction))
         for turn in self.turns:
             if turn.user:
                 sound = sound_name(Utterance(turn.user, self.voice))
                 messages.append({"role": "user", "message_type": "audio", "content": sound})
-            answer = {"role": "assistant", "message_type": "text", "content": turn.answer}
             if self.spoken:
                 sound = sound_name(Utterance(turn.answer, ANSWER_VOICE))
-                answer |= {"message_type": "audio-text", "content": [sound, turn.answer]}
-            messages.append(answer)
+                messages.append(spoken_answer(sound, turn.answer))
+            else:
+                messages.append(text_message("assistant", turn.answer))
         task_type = SPOKEN if self.spoken else UNDERSTANDING
         said = [turn.user for turn in self.turns]
         return {
@@ -166,9 +152,17 @@ class Task:
         }  # fmt: skip
 
 
-def draw_task(chance: random.Random, kind: str, members: Set) -> Task:
-    """A random conversation of ``kind``."""
-    voice, split = draw_voice(chance, members.held_out_voices), members.split
+def text_message(role: str, text: str) -> dict:
+    return {"role": role, "message_type": "text", "content": text}
+
+
+def spoken_answer(recording: str, text: str) -> dict:
+    return {"role": "assistant", "message_type": "audio-text", "content": [recording, text]}
+
+
+def draw_task(chance: random.Random, kind: str, name: str) -> Task:
+    """A random conversation of ``kind`` for the set ``name``."""
+    voice, split = draw_voice(chance, name == "held_out_voices"), SETS[name]
     if kind == "question":
         return Task(kind, (question(chance, split),), voice)
     if kind == "dialogue":
@@ -185,19 +179,18 @@ def draw_task(chance: random.Random, kind: str, members: Set) -> Task:
 
 def draw_tasks(name: str, count: int, seed: int) -> list[Task]:
     """``count`` conversations of the set ``name``; fewer if different texts run out."""
-    chance, members = random.Random(f"{seed} {name}"), SETS[name]
+    chance = random.Random(f"{seed} {name}")
     tasks: list[Task] = []
-    seen: set[tuple] = set()
     for kind, share in KINDS.items():
-        wanted, tries = round(share * count), 0
-        while wanted and tries < 20 * count:
-            tries += 1
-            task = draw_task(chance, kind, members)
-            if members.distinct and (kind, task.turns) in seen:
-                continue
-            seen.add((kind, task.turns))
-            tasks.append(task)
-            wanted -= 1
+        wanted, seen = round(share * count), set()
+        for _ in range(20 * count if wanted else 0):
+            task = draw_task(chance, kind, name)
+            if name == "train" or task.turns not in seen:
+                seen.add(task.turns)
+                tasks.append(task)
+                wanted -= 1
+            if not wanted:
+                break
     chance.shuffle(tasks)
     return tasks
 
@@ -215,30 +208,26 @@ def sound_name(utterance: Utterance) -> str:
     return f"{kind}/{mark}.wav"
 
 
-def write_world(folder: Path, size: WorldSize, processes: int) -> None:
+def write_world(folder: Path, size: WorldSize) -> None:
     """Write recordings and lists of a world to ``folder``.
 
     Raises:
-        SynthesisError: espeak-ng is missing or lacks a voice.
+        ConfigurationError: espeak-ng is missing or lacks a voice.
     """
     tasks = {name: draw_tasks(name, getattr(size, name), size.seed) for name in SETS}
-    heard = {
+    lists = {
         f"speech_{name}": list(dict.fromkeys(u for task in members for u in task.utterances()))
         for name, members in tasks.items()
     }
     for split in ("train", "held_out"):
         texts = draw_sentences(split, getattr(size, f"voice_{split}"), size.seed)
-        heard[f"voice_{split}"] = [Utterance(text, ANSWER_VOICE) for text in texts]
-    said = [u for u in heard["speech_train"] if u.voice == ANSWER_VOICE]
-    known = set(heard["voice_train"])
-    short = [u for u in said if u not in known]
-    heard["answers_train"] = heard["voice_train"] + short * ANSWERS_AGAIN
-    heard["voice_train"] += short
-    for kind in ("user", "answer"):
-        (folder / kind).mkdir(parents=True, exist_ok=True)
-    everything = dict.fromkeys(u for utterances in heard.values() for u in utterances)
-    phones = _write_sounds(folder, list(everything), processes)
-    for name, utterances in heard.items():
+        lists[f"voice_{split}"] = [Utterance(text, ANSWER_VOICE) for text in texts]
+    known = set(lists["voice_train"])
+    short = [u for u in lists["speech_train"] if u.voice == ANSWER_VOICE and u not in known]
+    lists["answers_train"] = lists["voice_train"] + short * ANSWERS_AGAIN
+    lists["voice_train"] += short
+    phones = _write_recordings(folder, dict.fromkeys(u for us in lists.values() for u in us))
+    for name, utterances in lists.items():
         lines = (
             {
                 "audio": sound_name(u), "text": u.text, "voice": u.voice.name, "phones": phones[u]
@@ -250,23 +239,22 @@ def write_world(folder: Path, size: WorldSize, processes: int) -> None:
         write_json_lines(folder / f"{name}.jsonl", (task.line() for task in members))
 
 
-def _write_sounds(
-    folder: Path, utterances: list[Utterance], processes: int
+def _write_recordings(
+    folder: Path, utterances: Collection[Utterance]
 ) -> dict[Utterance, list[tuple[str, float]]]:
     """Write the recordings; returns the phones of every utterance."""
     phones = {}
-    spoken: Iterable[Speech] = speak_all(utterances, processes)
+    spoken = speak_all(utterances)
     spoken = tqdm(spoken, total=len(utterances), desc="Speaking", unit=" sounds", disable=None)
     for utterance, speech in zip(utterances, spoken, strict=True):
         before, after = silences(utterance)
         rate = ANSWER_RATE if utterance.voice == ANSWER_VOICE else SAMPLE_RATE
         around = round(before * rate), round(after * rate)
-        write_wav(
-            folder / sound_name(utterance), np.pad(resampled(speech.wave, rate), around), rate
-        )
-        phones[utterance] = [
-            (phone, round(before + start / RATE, 4)) for phone, start in speech.phones
-        ]
+        path = folder / sound_name(utterance)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_wav(path, np.pad(resampled(speech.wave, rate), around), rate)
+        starts = ((phone, round(before + start / RATE, 4)) for phone, start in speech.phones)
+        phones[utterance] = list(starts)
     return phones
 
 
@@ -279,7 +267,18 @@ def silences(utterance: Utterance) -> tuple[float, float]:
 
 
 def resampled(wave: np.ndarray, rate: int) -> np.ndarray:
-    """int16 [samples] of the synthesizer as float32 at ``rate``, resampled as load_audio does."""
-    found = soxr.resample(wave.astype(np.float32) / FULL_SCALE, RATE, rate, quality="HQ")
-    length = math.ceil(len(wave) * (rate / RATE))
-    return np.pad(found[:length], (0, max(length - len(found), 0)))
+    """int16 [samples] of the synthesizer as float32 at ``rate``."""
+    return load_audio(wav_bytes(wave / FULL_SCALE, RATE), sample_rate=rate)
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The conversations of a set, with absolute paths of recordings."""
+    file, folder = ConversationFile(path), path.parent.resolve()
+    lines = [file.raw(index) for index in range(len(file))]
+    for message in (message for line in lines for message in line["conversation"]):
+        content = message["content"]
+        if message["message_type"] == "audio":
+            message["content"] = str(folder / content)
+        elif message["message_type"] == "audio-text":
+            message["content"] = [str(folder / content[0]), content[1]]
+    return lines

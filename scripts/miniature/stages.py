@@ -16,68 +16,59 @@ its last checkpoint. This module needs the standard library only. The folder of 
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from pathlib import Path
 
-from kimia_infer.utils.files import locked
-
-
-class StageError(RuntimeError):
-    """A stage cannot be made now; the message says why."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The result of a stage in the folder of a run, and the stages that it needs."""
-
-    result: str
-    needs: tuple[str, ...] = ()
-
-
 STAGES = {
-    "world": Stage("world"),
-    "tokenizer": Stage("tokenizer/final", ("world",)),
-    "whisper": Stage("whisper/final", ("world",)),
-    "encoder": Stage("encoder", ("tokenizer",)),
-    "base": Stage("base", ("encoder", "whisper")),
-    "conversations": Stage("conversations/train.jsonl", ("base",)),
-    "language_model": Stage("language_model/final", ("conversations",)),
-    "vocoder": Stage("vocoder/final", ("world",)),
-    "detokenizer": Stage("detokenizer/final", ("encoder",)),
-    "mini": Stage("mini", ("language_model", "detokenizer", "vocoder")),
-    "figures": Stage("figures", ("mini",)),
+    "world": (),
+    "tokenizer": ("world",),
+    "whisper": ("world",),
+    "encoder": ("tokenizer",),
+    "base": ("encoder", "whisper"),
+    "conversations": ("base",),
+    "language_model": ("conversations",),
+    "vocoder": ("world",),
+    "detokenizer": ("encoder",),
+    "mini": ("language_model", "detokenizer", "vocoder"),
+    "figures": ("mini",),
 }
-"""In an order in which each finds what it needs; those that others wait for come first."""
+"""Every stage with those that it needs, in an order in which each finds what it needs; those that
+others wait for come first."""
+
+TRAININGS = ("tokenizer", "whisper", "language_model", "vocoder", "detokenizer")
 
 
-def done(run: Path, name: str) -> bool:
-    return (run / STAGES[name].result).exists()
+def result(run: Path, name: str) -> Path:
+    """What exists when a stage is done."""
+    if name in TRAININGS:
+        return run / name / "final"
+    return run / name / "train.jsonl" if name == "conversations" else run / name
 
 
 def ready(run: Path, running: Collection[str] = ()) -> list[str]:
     """The stages that can begin."""
-    return [
-        name
-        for name, stage in STAGES.items()
-        if not done(run, name) and name not in running and all(done(run, n) for n in stage.needs)
-    ]
+    done = {name for name in STAGES if result(run, name).exists()}
+    left = [name for name in STAGES if name not in done and name not in running]
+    return [name for name in left if done.issuperset(STAGES[name])]
 
 
 def make(run: Path, name: str) -> None:
     """Make the result of a stage, unless it is there, with a function of :mod:`recipe`.
 
     Raises:
-        StageError: a stage that it needs is not done, or another process makes it.
+        TrainingError: a stage that it needs is not done, or another process makes it.
     """
-    if done(run, name):
+    if result(run, name).exists():
         return
-    missing = [needed for needed in STAGES[name].needs if not done(run, needed)]
+    from kimia_infer.training.run_directory import TrainingError
+    from kimia_infer.utils.files import locked
+
+    missing = [needed for needed in STAGES[name] if not result(run, needed).exists()]
     if missing:
-        raise StageError(f"{name}: needs {', '.join(missing)} to be done first")
+        raise TrainingError(f"{name}: needs {', '.join(missing)} to be done first")
     try:
         with locked(run / f".{name}.lock"):
             from scripts.miniature import recipe
 
             getattr(recipe, f"make_{name}")(run)
     except BlockingIOError:
-        raise StageError(f"{name}: another process is making it in {run}") from None
+        raise TrainingError(f"{name}: another process is making it in {run}") from None

@@ -13,16 +13,17 @@ import math
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import yaml
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
@@ -42,10 +43,10 @@ from kimia_infer.models.kimi_audio.vocoder import vocoder_slots
 from kimia_infer.models.kimi_audio.whisper import (
     FRAMES_PER_CODE,
     LOG_MEL,
+    SEGMENT_SAMPLES,
     encoder_config,
     whisper_slots,
 )
-from kimia_infer.training.tasks import detokenizer, speech_tokenizer, vocoder
 from kimia_infer.training.tasks.config import (
     DiTSize,
     EncoderSize,
@@ -53,9 +54,13 @@ from kimia_infer.training.tasks.config import (
     TokenizerTrainingConfig,
     VocoderTrainingConfig,
 )
+from kimia_infer.training.tasks.detokenizer import dit_values
+from kimia_infer.training.tasks.speech_tokenizer import new_config as new_tokenizer_config
+from kimia_infer.training.tasks.vocoder import new_config as new_vocoder_config
+from kimia_infer.utils.files import write_text
 from kimia_infer.weights.component import Slot, expected_tensors
-from scripts.miniature import whisper_encoder
-from scripts.miniature.whisper_encoder import WhisperSize, WhisperTrainingConfig
+from scripts.miniature.whisper_encoder import MELS, WhisperSize
+from scripts.miniature.whisper_encoder import new_config as new_whisper_config
 
 CORPUS = """
 Please write down what you hear. Please transcribe the spoken content into written text.
@@ -86,15 +91,20 @@ END_GAIN = 1.5
 QUIET_GAIN = 0.1
 """Weight-norm gain of the vocoder's residual branches and output, so that nothing is clipped."""
 
+MEL_STATISTICS = {"mel_mean": -4.479605, "mel_std": 3.4584913, "normalize_mel": True}
 
-WHISPER = WhisperSize(width=64, feed_forward=128)
-SPEECH = EncoderSize(width=64, codes=256)
-DIT = DiTSize(width=96, depth=3)
-VOCODER = GeneratorSize(channels=64)
+PREPROCESSOR = {
+    "feature_extractor_type": "WhisperFeatureExtractor",
+    "feature_size": MELS,
+    **{name: value for name, value in LOG_MEL.items() if name != "dither"},
+    "n_samples": SEGMENT_SAMPLES,
+    "nb_max_frames": 3000,
+    "return_attention_mask": False,
+}
+"""Spectrograms of both audio encoders."""
 
 
-@dataclass(frozen=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Every size of the miniature that can be chosen."""
 
     merges: int = 256
@@ -105,10 +115,10 @@ class Sizes:
     mimo_layers: int = 2
     heads: int = 4
     kv_heads: int = 2
-    whisper: WhisperSize = WHISPER
-    speech: EncoderSize = SPEECH
-    dit: DiTSize = DIT
-    vocoder: GeneratorSize = VOCODER
+    whisper: WhisperSize = WhisperSize(width=64, feed_forward=128)
+    speech: EncoderSize = EncoderSize(width=64, codes=256)
+    dit: DiTSize = DiTSize(width=96, depth=3)
+    vocoder: GeneratorSize = GeneratorSize(channels=64)
 
     @property
     def base_tokens(self) -> int:
@@ -128,52 +138,69 @@ def write_miniature(
     The text tokenizer is trained on ``corpus``.
     """
     sizes = sizes or Sizes()
-    writer = _Writer(directory, seed)
-    _write_text_tokenizer(writer, sizes, corpus)
-    _write_language_model(writer, sizes)
-    _write_whisper(writer, sizes)
-    _write_speech_tokenizer(writer, sizes)
-    _write_detokenizer(writer, sizes)
-    _write_vocoder(writer, sizes)
+    _write_text_tokenizer(directory, sizes, corpus)
+    _write_language_model(directory, seed, sizes)
+
+    folder = directory / WHISPER_FOLDER
+    values = new_whisper_config(sizes.whisper)
+    write_json(folder / "config.json", values)
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    slots = whisper_slots(encoder_config(values, folder))
+    _write_tensors(folder, seed, slots, torch.float16, "model.encoder.")
+
+    folder = directory / SPEECH_TOKENIZER_FOLDER
+    values = new_tokenizer_config(TokenizerTrainingConfig(**NO_RUN, size=sizes.speech))
+    # As published, the configuration describes the encoder that the layers were taken from.
+    values["encoder_layers"] = 2 * sizes.speech.layers
+    write_json(folder / "config.json", values)
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    slots = speech_tokenizer_slots(SpeechTokenizerConfig.from_json(values, folder))
+    _write_tensors(folder, seed, slots, torch.float32)
+
+    folder = directory / DETOKENIZER_FOLDER
+    dit = dit_values(sizes.dit, sizes.speech.codes, sizes.vocoder.mel_bins)
+    values = {**MEL_STATISTICS, "model": {"dit": dit}}
+    write_text(folder / "config.yaml", yaml.safe_dump(values))
+    slots = dit_slots(DiTConfig.from_dict(values))
+    _write_tensors(folder, seed, slots, torch.float16, "speech_model.")
+
+    folder = directory / VOCODER_FOLDER
+    values = new_vocoder_config(VocoderTrainingConfig(**NO_RUN, size=sizes.vocoder))
+    write_json(folder / "config.json", values)
+    _write_tensors(folder, seed, vocoder_slots(VocoderConfig.from_dict(values)), torch.float16)
 
 
-class _Writer:
-    """Writes configuration files and seeded tensors to one directory."""
+def write_json(path: Path, values: dict) -> None:
+    write_text(path, json.dumps(values, indent=1) + "\n")
 
-    def __init__(self, directory: Path, seed: int):
-        self.directory = directory
-        self.seed = seed
 
-    def text(self, name: str, content: str) -> None:
-        path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content, encoding="utf-8")
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+    """Replace a safetensors file."""
+    path.unlink(missing_ok=True)  # it may be a link to the file of another folder
+    stored = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    save_file(stored, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # the library makes it readable by its owner only
 
-    def json(self, name: str, values: dict) -> None:
-        self.text(name, json.dumps(values, indent=1) + "\n")
 
-    def tensors(
-        self,
-        name: str,
-        slots: Iterable[Slot],
-        dtype: torch.dtype,
-        prefix: str = "",
-        scaled_rows: dict[str, Tensor] | None = None,
-    ) -> None:
-        """Save the tensors of ``slots``, under ``prefix`` + their names.
+def _write_tensors(
+    folder: Path,
+    seed: int,
+    slots: Iterable[Slot],
+    dtype: torch.dtype,
+    prefix: str = "",
+    row_gains: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write untrained values for ``slots``, under ``prefix`` + their names.
 
-        ``scaled_rows`` multiplies the rows of a tensor by the given factors [rows].
-        """
-        tensors = {}
-        for source, shape in expected_tensors(slots).items():
-            value = initial_value(prefix + source, shape, self.seed)
-            if scaled_rows and source in scaled_rows:
-                value = value * scaled_rows[source][:, None]
-            tensors[prefix + source] = value.to(dtype)
-        path = self.directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={"format": "pt"})
-        path.chmod(0o644)  # the library makes it readable by its owner only
+    ``row_gains`` [rows] by name multiply the rows of a tensor.
+    """
+    tensors = {
+        prefix + name: initial_value(prefix + name, shape, seed)
+        for name, shape in expected_tensors(slots).items()
+    }
+    for name, gains in (row_gains or {}).items():
+        tensors[name] *= gains[:, None]
+    save_tensors(folder / "model.safetensors", tensors, dtype)
 
 
 def initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
@@ -191,24 +218,15 @@ def initial_value(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
     if len(shape) == 1:
         return torch.ones(shape)
     if any(part.startswith(("embed_", "codebook", "semantic_")) for part in parts):
-        return _uniform(name, shape, seed, 1.0)
-    gain = QUERY_GAIN if "q_proj" in parts and "encoder" not in parts else 1.0
-    return _uniform(name, shape, seed, gain / math.sqrt(math.prod(shape[1:])))
-
-
-def _uniform(name: str, shape: tuple[int, ...], seed: int, deviation: float) -> Tensor:
-    """Uniform values of the given standard deviation, from the raw bits of PCG64."""
+        deviation = 1.0
+    else:
+        gain = QUERY_GAIN if "q_proj" in parts and "encoder" not in parts else 1.0
+        deviation = gain / math.sqrt(math.prod(shape[1:]))
+    # Uniform values, from the raw bits of PCG64.
     bits = np.random.PCG64([seed, zlib.crc32(name.encode())]).random_raw(math.prod(shape))
     steps = (bits >> np.uint64(40)).astype(np.float64) / 2**23 - 1.0  # exact: 24 bits
     values = (steps * (deviation * math.sqrt(3.0))).astype(np.float32)
     return torch.from_numpy(values.reshape(shape))
-
-
-def ranks_of(corpus: str, merges: int) -> str:
-    """The lines of ``tiktoken.model``: all bytes, then the tokens of ``merges`` merges."""
-    tokens = byte_order() + train_merges(corpus, merges)
-    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
-    return "".join(lines)
 
 
 def train_merges(text: str, count: int) -> list[bytes]:
@@ -238,33 +256,28 @@ def _merge(word: tuple[bytes, ...], pair: tuple[bytes, bytes]) -> tuple[bytes, .
     return tuple(result)
 
 
-def byte_order() -> list[bytes]:
-    """The 256 bytes in the order of their published ranks: printable ones first, from "!"."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [bytes([byte]) for byte in printable + others]
-
-
-def _write_text_tokenizer(writer: _Writer, sizes: Sizes, corpus: str) -> None:
-    writer.text("tiktoken.model", ranks_of(corpus, sizes.merges))
+def _write_text_tokenizer(directory: Path, sizes: Sizes, corpus: str) -> None:
+    # The published ranks of bytes are those of GPT-2.
+    tokens = [bytes([b]) for b in bytes_to_unicode()] + train_merges(corpus, sizes.merges)
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
+    write_text(directory / "tiktoken.model", "".join(lines))
     names = special_names()
-    roles = {"bos_token": "[BOS]", "eos_token": "[EOS]"}
-    roles |= {"pad_token": names[-1], "unk_token": names[-2]}
+    special = {
+        "additional_special_tokens": names,
+        "bos_token": "[BOS]",
+        "eos_token": "[EOS]",
+        "pad_token": names[-1],
+        "unk_token": names[-2],
+    }
+    write_json(directory / "special_tokens_map.json", special)
     flags = dict.fromkeys(("lstrip", "normalized", "rstrip", "single_word"), False)
     added = {
         str(sizes.base_tokens + position): {"content": name, **flags, "special": True}
         for position, name in enumerate(names)
     }
-    writer.json("special_tokens_map.json", {"additional_special_tokens": names, **roles})
-    writer.json(
-        "tokenizer_config.json",
-        {
-            "added_tokens_decoder": added,
-            "additional_special_tokens": names,
-            **roles,
-            "clean_up_tokenization_spaces": False,
-            "tokenizer_class": "TikTokenTokenizer",
-        },
+    values = {"clean_up_tokenization_spaces": False, "tokenizer_class": "TikTokenTokenizer"}
+    write_json(
+        directory / "tokenizer_config.json", {"added_tokens_decoder": added, **special, **values}
     )
 
 
@@ -305,76 +318,22 @@ def _language_model_values(sizes: Sizes, special: SpecialTokens) -> dict:
     }
 
 
-def _write_language_model(writer: _Writer, sizes: Sizes) -> None:
+def _write_language_model(directory: Path, seed: int, sizes: Sizes) -> None:
     special = SpecialTokens.after(sizes.base_tokens)
     values = _language_model_values(sizes, special)
-    writer.json("config.json", values)
-    writer.json(
-        "generation_config.json",
-        {
-            "bos_token_id": sizes.base_tokens,
-            "eos_token_id": special.msg_end,
-            "pad_token_id": special.pad,
-        },
-    )
-    # Otherwise untrained heads mostly choose ids that their track cannot use.
-    rows = {name: torch.full((values["vocab_size"],), 0.25) for name in ("lm_head", "mimo_output")}
-    rows["lm_head"][256 : sizes.base_tokens] = 1.0
-    rows["lm_head"][special.text_eos] = END_GAIN
-    rows["mimo_output"][sizes.token_offset :] = 1.0
-    rows["mimo_output"][[special.msg_end, special.media_end]] = END_GAIN
-    writer.tensors(
-        "model.safetensors",
-        language_model_slots(LanguageModelConfig.from_dict(values)),
-        torch.bfloat16,
-        scaled_rows={f"{name}.weight": factors for name, factors in rows.items()},
-    )
-
-
-def _preprocessor_values() -> dict:
-    fields = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 128}
-    lengths = {"n_samples": 480000, "nb_max_frames": 3000, "return_attention_mask": False}
-    settings = {name: value for name, value in LOG_MEL.items() if name != "dither"}
-    return {**fields, **settings, **lengths}
-
-
-def _write_whisper(writer: _Writer, sizes: Sizes) -> None:
-    folder = WHISPER_FOLDER
-    values = whisper_encoder.new_config(WhisperTrainingConfig(**NO_RUN, size=sizes.whisper))
-    writer.json(f"{folder}/config.json", values)
-    writer.json(f"{folder}/preprocessor_config.json", _preprocessor_values())
-    slots = whisper_slots(encoder_config(values, writer.directory / folder))
-    writer.tensors(f"{folder}/model.safetensors", slots, torch.float16, "model.encoder.")
-
-
-def _write_speech_tokenizer(writer: _Writer, sizes: Sizes) -> None:
-    folder = SPEECH_TOKENIZER_FOLDER
-    values = speech_tokenizer.new_config(TokenizerTrainingConfig(**NO_RUN, size=sizes.speech))
-    # As published, the configuration describes the encoder that the layers were taken from.
-    values["encoder_layers"] = 2 * sizes.speech.layers
-    writer.json(f"{folder}/config.json", values)
-    writer.json(f"{folder}/preprocessor_config.json", _preprocessor_values())
-    config = SpeechTokenizerConfig.from_json(values, writer.directory / folder)
-    slots = speech_tokenizer_slots(config)
-    writer.tensors(f"{folder}/model.safetensors", slots, torch.float32)
-
-
-def _write_detokenizer(writer: _Writer, sizes: Sizes) -> None:
-    dit = detokenizer.dit_values(sizes.dit, sizes.speech.codes, sizes.vocoder.mel_bins)
-    values = {
-        "mel_mean": -4.479605,
-        "mel_std": 3.4584913,
-        "normalize_mel": True,
-        "model": {"dit": dit},
+    write_json(directory / "config.json", values)
+    ids = {
+        "bos_token_id": sizes.base_tokens,
+        "eos_token_id": special.msg_end,
+        "pad_token_id": special.pad,
     }
-    writer.text(f"{DETOKENIZER_FOLDER}/config.yaml", yaml.safe_dump(values))
-    slots = dit_slots(DiTConfig.from_dict(values))
-    name = f"{DETOKENIZER_FOLDER}/model.safetensors"
-    writer.tensors(name, slots, torch.float16, "speech_model.")
-
-
-def _write_vocoder(writer: _Writer, sizes: Sizes) -> None:
-    values = vocoder.new_config(VocoderTrainingConfig(**NO_RUN, size=sizes.vocoder))
-    writer.json(f"{VOCODER_FOLDER}/config.json", values)
-    slots = vocoder_slots(VocoderConfig.from_dict(values))
-    writer.tensors(f"{VOCODER_FOLDER}/model.safetensors", slots, torch.float16)
+    write_json(directory / "generation_config.json", ids)
+    # Otherwise untrained heads mostly choose ids that their track cannot use.
+    text, audio = torch.full((2, values["vocab_size"]), 0.25)
+    text[256 : sizes.base_tokens] = 1.0
+    text[special.text_eos] = END_GAIN
+    audio[sizes.token_offset :] = 1.0
+    audio[[special.msg_end, special.media_end]] = END_GAIN
+    gains = {"lm_head.weight": text, "mimo_output.weight": audio}
+    slots = language_model_slots(LanguageModelConfig.from_dict(values))
+    _write_tensors(directory, seed, slots, torch.bfloat16, row_gains=gains)

@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -54,11 +54,16 @@ from kimia_infer.training.tasks.recognizer import (
 )
 from kimia_infer.training.tasks.recordings import Example, Examples, Recording
 from kimia_infer.training.trainer import TrainingResult
-from kimia_infer.weights.component import read_json
 
 MELS = 128  # published configuration
 MEL_PER_CODE = 8  # spectrogram frames: two per frame of the encoder, four of which a code spans
 SEGMENT_CODES = segment_codes(SEGMENT_SAMPLES)
+SHORT_CODES = 75
+"""Length of a segment at first, in codes."""
+
+UPPER_LAYERS = 2
+"""Convolution blocks of the recognizer, above the encoder."""
+
 DYNAMIC_RANGE = 2.0
 """From the loudest to silence in a normalized spectrogram (published: 8 decades, scaled by 4)."""
 
@@ -78,36 +83,15 @@ class WhisperTrainingConfig(CodecTrainingConfig):
     title: ClassVar[str] = "a small Whisper-style encoder"
 
     size: WhisperSize = Field(WhisperSize(), description="of new weights")
-    recognizer_layers: int = Field(2, ge=0, description="convolution blocks above the encoder")
-    word_weight: float = Field(
-        1.0, ge=0, description="of the loss of words; that of characters has 1"
-    )
-    short_codes: int = Field(
-        75, ge=2, le=SEGMENT_CODES, description="length of a segment at first, in codes"
-    )
     full_from: Share = Field(
         0.8, description="share of the steps after which segments are 30 s long, as when served"
     )
 
-    @model_validator(mode="after")
-    def _agrees(self) -> WhisperTrainingConfig:
-        if self.size.width % self.size.heads:
-            raise ValueError("size.width: must be a multiple of size.heads")
-        return self
-
 
 def train_whisper(settings: WhisperTrainingConfig, resume: bool = False) -> TrainingResult:
-    """Run or resume a training; the result is ``output/final/whisper-large-v3``.
-
-    Raises:
-        ConfigurationError, DataError, CheckpointError, TrainingError: what is wrong with the
-            settings, the data or the run.
-    """
-    initial = settings.initial and Path(settings.initial)
-    source = initial / "config.json" if initial else Path("size")
-    values = read_json(source) if initial else new_config(settings)
-    config = encoder_config(values, source)
-    extractor = feature_extractor(initial or Path(), config.num_mel_bins)
+    """:func:`train_component`; the result is in ``output/final/whisper-large-v3``."""
+    values = new_config(settings.size)
+    config = encoder_config(values, Path("size"))
 
     def build(data: Data, folder: Path | None, device: torch.device) -> WhisperNetwork:
         if folder is not None:
@@ -116,7 +100,7 @@ def train_whisper(settings: WhisperTrainingConfig, resume: bool = False) -> Trai
             encoder = new_encoder(WhisperEncoder(config)).to(device)
         return WhisperNetwork(encoder, values, settings, units_of(data))
 
-    read = partial(read_sound, extractor=extractor)
+    read = partial(read_sound, extractor=feature_extractor(Path(), MELS))
     return train_component(settings, resume, WHISPER_FOLDER, read, build, needs_text=True)
 
 
@@ -153,8 +137,7 @@ class WhisperNetwork(CodecNetwork):
         # Late positions occur too rarely to be learned.
         encoder.embed_positions.requires_grad_(False)
         width = encoder.config.d_model
-        layers = range(settings.recognizer_layers)
-        self.upper = nn.ModuleList(ConvolutionBlock(width) for _ in layers)
+        self.upper = nn.ModuleList(ConvolutionBlock(width) for _ in range(UPPER_LAYERS))
         self.upper_norm = nn.LayerNorm(width)
         self.characters = nn.Linear(width, len(units.characters) + 1)
         self.words = nn.Linear(width, len(units.words) + 1)
@@ -164,7 +147,7 @@ class WhisperNetwork(CodecNetwork):
         counts = [mel.shape[1] // MEL_PER_CODE for mel in mels]
         generator = self.generator(batch)
         full = not self.training or self.progress >= self.settings.full_from
-        length = SEGMENT_CODES if full else max(self.settings.short_codes, *counts)
+        length = SEGMENT_CODES if full else max(SHORT_CODES, *counts)
         places = arrange(counts, length, full, generator)
         first = int(torch.randint(SEGMENT_CODES - length + 1, (), generator=generator))
         with mixed_precision(self.settings, mels[0].device):
@@ -188,7 +171,7 @@ class WhisperNetwork(CodecNetwork):
         scores = self.words(x.unflatten(1, (-1, FRAMES_PER_CODE)).mean(2))
         return {
             "characters": ctc(self.characters(x), FRAMES_PER_CODE * counts, characters),
-            "words": self.settings.word_weight * ctc(scores, counts, words),
+            "words": ctc(scores, counts, words),
         }
 
     def blocks(self) -> Iterator[nn.Module]:
@@ -247,9 +230,8 @@ def encode(encoder: WhisperEncoder, mel: Tensor, first_code: int) -> Tensor:
     return encoder.layer_norm(x)
 
 
-def new_config(settings: WhisperTrainingConfig) -> dict:
+def new_config(size: WhisperSize) -> dict:
     """The published fields of ``config.json``."""
-    size = settings.size
     return {
         "activation_function": "gelu",
         "architectures": ["WhisperForConditionalGeneration"],

@@ -23,7 +23,7 @@ def spoken_world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
     count = 600 if long else 120
     sizes = dict.fromkeys(("train", "validation", "voice_train", "voice_held_out"), 1)
     size = WorldSize(**sizes, held_out=count, held_out_voices=count, seed=SEED)
-    write_world(folder, size, processes=1)
+    write_world(folder, size)
     return folder
 
 
@@ -42,7 +42,6 @@ def cases(spoken_world: Path):
     """Held-out conversations of a kind, in the voices of training or, held out, in others."""
 
     def read(kind: str, set_name: str = "held_out") -> list[Case]:
-        path = spoken_world / f"{set_name}.jsonl"
-        return read_cases(path, spoken_world, (kind,), limit=1000)
+        return read_cases(spoken_world / f"{set_name}.jsonl", (kind,), limit=1000)
 
     return read

@@ -35,7 +35,7 @@ def _long_only(long: bool) -> None:
 def sounds(tmp_path_factory) -> dict[str, Path]:
     """The sentences as espeak-ng speaks them."""
     folder, texts = tmp_path_factory.mktemp("speech"), (*TEXTS, NEW)
-    speeches = speak_all([Utterance(text, Voice("en-us", 150, 50)) for text in texts], 1)
+    speeches = speak_all([Utterance(text, Voice("en-us", 150, 50)) for text in texts])
     paths = {text: folder / f"{number}.wav" for number, text in enumerate(texts)}
     for path, speech in zip(paths.values(), speeches, strict=True):
         write_wav(path, speech.wave / 2**15, RATE)

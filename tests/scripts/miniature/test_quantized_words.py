@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 
 from scripts.miniature.scoring import (
-    Serving,
     answer,
     load_model,
     read_cases,
     right,
-    transcribed,
+    word_errors,
 )
 from scripts.miniature.spoken_world import WorldSize, write_world
 from tests.paths import MINI
@@ -25,40 +24,41 @@ KINDS = ("transcription", "question")
 def world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
     folder = tmp_path_factory.mktemp("world")
     held_out = 200 if long else 60
-    size = WorldSize(train=5, validation=5, held_out=held_out, held_out_voices=5, voice_held_out=6)
-    write_world(folder, size, processes=1)
+    size = WorldSize(1, 1, held_out, held_out_voices=1, voice_train=1, voice_held_out=1)
+    write_world(folder, size)
     return folder
 
 
 @pytest.fixture(scope="module")
 def words(world: Path, long: bool):
     """Word error rate of transcripts and part of the answers that are right, by way of serving."""
-    cases = read_cases(world / "held_out.jsonl", world, KINDS, 40 if long else 8)
+    cases = read_cases(world / "held_out.jsonl", KINDS, 40 if long else 8)
 
     @cache
-    def measured(serving: Serving) -> tuple[float, float]:
-        model = load_model(MINI, serving=serving)
-        chosen = {kind: [case for case in cases if case.kind == kind] for kind in KINDS}
-        given = {kind: [answer(model, case) for case in chosen[kind]] for kind in KINDS}
-        errors = transcribed(chosen["transcription"], given["transcription"])
-        return errors, right(chosen["question"], given["question"])
+    def measured(quantization: str | None, kv_cache: str | None) -> tuple[float, float]:
+        model = load_model(MINI, quantization=quantization, kv_cache=kv_cache)
+        given = [answer(model, case) for case in cases]
+        heard, asked = ([a for a in given if a.case.kind == kind] for kind in KINDS)
+        return word_errors(heard), right(asked)
 
     return measured
 
 
 @pytest.mark.parametrize(
-    ("serving", "more_errors", "fewer_right"),
+    ("quantization", "kv_cache", "more_errors", "fewer_right"),
     [
-        (Serving("int8"), 0.01, 0.02),
-        (Serving("fp8"), 0.01, 0.02),
-        (Serving("int4"), 0.03, 0.05),
-        (Serving(kv_cache="fp8"), 0.03, 0.05),
+        ("int8", None, 0.01, 0.02),
+        ("fp8", None, 0.01, 0.02),
+        ("int4", None, 0.03, 0.05),
+        (None, "fp8", 0.03, 0.05),
     ],
     ids=["int8", "fp8", "int4", "fp8 cache"],
 )
-def test_words_stay(serving: Serving, more_errors: float, fewer_right: float, words) -> None:
-    errors, answered = words(Serving())
+def test_words_stay(
+    quantization: str | None, kv_cache: str | None, more_errors: float, fewer_right: float, words
+) -> None:
+    errors, answered = words(None, None)
     assert errors <= 0.05 and answered >= 0.75
-    found, found_right = words(serving)
+    found, found_right = words(quantization, kv_cache)
     assert found <= errors + more_errors
     assert found_right >= answered - fewer_right

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from scripts.miniature.stages import STAGES
+from scripts.miniature.stages import STAGES, result
 from tests.paths import ROOT
 
 COMMAND = ROOT / "scripts" / "train_mini"
@@ -25,8 +25,8 @@ def run(*arguments: object) -> subprocess.CompletedProcess:
 
 
 def test_a_finished_run_is_reported(tmp_path: Path):
-    for stage in STAGES.values():
-        (tmp_path / stage.result).mkdir(parents=True, exist_ok=True)
+    for name in STAGES:
+        result(tmp_path, name).mkdir(parents=True, exist_ok=True)
     finished = run(tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert f"{tmp_path / 'mini'}: done; 0.00 hours this time" in finished.stdout
@@ -36,7 +36,7 @@ def test_a_stage_that_fails_ends_the_run_and_says_where(tmp_path: Path):
     """The others that run already are waited for, no further one begins."""
     (tmp_path / "world").mkdir()
     for name in ("vocoder", "whisper"):
-        (tmp_path / STAGES[name].result).mkdir(parents=True)
+        result(tmp_path, name).mkdir(parents=True)
     failed = run(tmp_path, "--jobs", 2)
     assert failed.returncode == 1
     log = tmp_path / "logs" / "tokenizer.log"

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,8 +186,7 @@ def test_rates_give_the_published_hop(untrained: Path):
 
 
 def test_other_sizes_load_too(tmp_path: Path):
-    sizes = replace(
-        Sizes(),
+    sizes = Sizes(
         merges=40,
         hidden=64,
         trunk_layers=3,

@@ -26,11 +26,11 @@ from kimia_infer.training.config import read_config
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.recognizer import Units
 from kimia_infer.training.tasks.recordings import Examples, Recording
-from kimia_infer.utils.errors import ConfigurationError
 from scripts.miniature.whisper_encoder import (
     SEGMENT_CODES,
     Place,
     WhisperNetwork,
+    WhisperSize,
     WhisperTrainingConfig,
     arrange,
     encode,
@@ -44,6 +44,7 @@ from tests.paths import GOLDEN
 from tests.training.runs import SPOKEN_TEXTS, interrupt, losses, write_spoken
 
 EXTRACTOR = feature_extractor(Path(), 128)
+SIZE = WhisperSize(width=32, layers=1, heads=2, feed_forward=32)
 SHORT = [GOLDEN / "audio" / name for name in ("a1p3.wav", "a5.wav", "a_1281.wav")]
 
 
@@ -55,8 +56,7 @@ def data(tmp_path_factory) -> Path:
 def settings(data: Path, output: Path, *assignments: str) -> WhisperTrainingConfig:
     known = [
         f"data={data}", f"output={output}", "device=cpu", "size.width=32", "size.heads=2",
-        "size.layers=1", "size.feed_forward=32", "recognizer_layers=1", "batch_size=3",
-        "short_codes=30", "full_from=1", *assignments,
+        "size.layers=1", "size.feed_forward=32", "batch_size=3", "full_from=1", *assignments,
     ]  # fmt: skip
     return read_config(WhisperTrainingConfig, None, known)
 
@@ -68,8 +68,7 @@ def mel_of(path: Path) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def encoder() -> WhisperEncoder:
     torch.manual_seed(0)
-    run = settings(Path("d"), Path("o"))
-    return new_encoder(WhisperEncoder(encoder_config(new_config(run), Path("size")))).eval()
+    return new_encoder(WhisperEncoder(encoder_config(new_config(SIZE), Path("size")))).eval()
 
 
 @torch.no_grad()
@@ -121,11 +120,11 @@ def test_losses_do_not_depend_on_the_other_sounds(data: Path, tmp_path: Path):
     """But for what the segment's attention mixes, which is switched off."""
     run = settings(data, tmp_path)
     torch.manual_seed(0)
-    base = new_encoder(WhisperEncoder(encoder_config(new_config(run), Path("size"))))
+    base = new_encoder(WhisperEncoder(encoder_config(new_config(SIZE), Path("size"))))
     for layer in base.layers:
         torch.nn.init.zeros_(layer.self_attn.out_proj.weight)
     torch.nn.init.zeros_(base.embed_positions.weight)
-    network = WhisperNetwork(base, new_config(run), run, Units.of(SPOKEN_TEXTS)).eval()
+    network = WhisperNetwork(base, new_config(SIZE), run, Units.of(SPOKEN_TEXTS)).eval()
     for block in network.upper:
         torch.nn.init.normal_(block.norm.bias)
     sounds = [Recording("a", data.parent / f"{i}.wav", text) for i, text in enumerate(SPOKEN_TEXTS)]
@@ -153,10 +152,6 @@ def test_a_run_learns_and_is_served(data: Path, tmp_path: Path):
     assert WhisperFeatures(encoder, folder).encode(wave).shape == (segment_codes(len(wave)), 128)
     stored = load_file(folder / "model.safetensors")
     assert all(name.startswith("model.encoder.") for name in stored)
-    more = settings(data, tmp_path / "more", f"initial={folder}", "max_steps=1", "learning_rate=0")
-    train_whisper(more)
-    again = load_file(tmp_path / "more" / FINAL / WHISPER_FOLDER / "model.safetensors")
-    assert all(torch.equal(again[name], stored[name]) for name in stored)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path):
@@ -170,8 +165,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path):
 
 
 def test_what_cannot_be(data: Path, tmp_path: Path):
-    with pytest.raises(ConfigurationError, match=r"size\.width: must be a multiple of size\.heads"):
-        settings(data, tmp_path, "size.heads=5")
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"audio": str(data.parent / "0.wav"), "text": "a b " * 30}) + "\n")
     with pytest.raises(
