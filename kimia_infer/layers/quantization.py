@@ -231,25 +231,22 @@ def quantized_layers(model: nn.Module, scheme: str) -> Iterator[tuple[str, nn.Li
         yield name, layer, storage
 
 
-def _without_values(model: Any, scheme: str) -> Any:
-    """``model``, which is on the meta device, with quantized layers."""
-    for name, layer, storage in quantized_layers(model, scheme):
-        sizes = layer.in_features, layer.out_features, layer.bias is not None
-        model.set_submodule(name, QuantizedLinear(*sizes, storage))
-    model.quantization = scheme
-    return model
-
-
 @torch.no_grad()
-def quantize_model(model: Any, scheme: str) -> Any:
-    """``model`` (a LanguageModel in memory), its matrices quantized in place, one at a time."""
+def quantize_model(model: Any, scheme: str, values: bool = True) -> Any:
+    """``model`` (a LanguageModel), its matrices quantized in place, one at a time.
+
+    Without ``values``, for a model on the meta device, the new parameters are not filled.
+    """
     for name, layer, storage in quantized_layers(model, scheme):
         with torch.device("meta"):
-            new = QuantizedLinear(layer.in_features, layer.out_features, False, storage)
-        for leaf, value in quantize(layer.weight, storage).items():
-            setattr(new, leaf, nn.Parameter(value, requires_grad=False))
-        new.bias = layer.bias
-        model.set_submodule(name, new.eval())
+            sizes = layer.in_features, layer.out_features, layer.bias is not None
+            new = QuantizedLinear(*sizes, storage)
+        if values:
+            for leaf, value in quantize(layer.weight, storage).items():
+                setattr(new, leaf, nn.Parameter(value, requires_grad=False))
+            new.bias = layer.bias
+            new.eval()
+        model.set_submodule(name, new)
     model.quantization = scheme
     return model
 
@@ -325,7 +322,7 @@ def stored_slots(slots: Iterable[Slot], scheme: str) -> list[Slot]:
 
 def stored_build(build: Callable[[], Model], scheme: str) -> Callable[[], Model]:
     """Like ``build``, but for the parameters that :func:`stored_slots` fill."""
-    return lambda: _without_values(build(), scheme)
+    return lambda: quantize_model(build(), scheme, values=False)
 
 
 def _storage_of_slot(slot: Slot, scheme: str) -> Storage | None:

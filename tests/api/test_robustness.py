@@ -185,7 +185,7 @@ def test_bad_stop_repetition(model: KimiAudio) -> None:
 
 STAGES = {
     "speech codes": (lambda model: model.speech_codes.module, 0),
-    "Whisper": (lambda model: model.whisper_features.encoder, 0),
+    "Whisper": (lambda model: model.whisper_features.module, 0),
     "prefill": (lambda model: model.language_model, 0),
     "decode": (lambda model: model.language_model, 9),
     "DiT": (lambda model: model.detokenizer.dit, 0),

@@ -97,7 +97,7 @@ def test_quantized_weights(scheme: str, tmp_path: Path) -> None:
 # Where a kernel goes wrong, and the stage that must be named.
 PLACES: dict[str, tuple[Callable[[KimiAudio], nn.Module], str]] = {
     "speech": (lambda m: m.speech_codes.module.layers[0], "speech tokenizer"),
-    "whisper": (lambda m: m.whisper_features.encoder.conv2, "Whisper encoder"),
+    "whisper": (lambda m: m.whisper_features.module.conv2, "Whisper encoder"),
     "adaptor": (lambda m: m.language_model.adaptor, "language model, text track"),
     "trunk": (lambda m: m.language_model.layers[-1].feed_forward, "language model, text track"),
     "text head": (lambda m: m.decoder.model.text_head, "language model, text track"),
