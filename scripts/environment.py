@@ -1,17 +1,15 @@
-"""The Python environment of every script: found, or made on first use.
+"""The Python environment of the scripts: found, or made on first use.
 
-A script begins with ``import environment``. Those that are also commands of ``kimi-audio`` leave
-the rest to ``environment.run_command()``. Others call ``environment.ensure()`` before they import
-anything that has to be installed, or ``environment.require_python()`` if they need the standard
-library alone.
+Scripts that are also commands of ``kimi-audio`` call ``run_command()``. Others call ``ensure()``
+before they import anything that has to be installed, or ``require_python()`` if they need the
+standard library alone.
 
-Where the running interpreter has the pinned requirements (a container, an environment that the user
-made) nothing happens; otherwise ``.venv`` in the repository is created and the script starts again
-inside it. Serving needs requirements.txt alone (``tools=False``), everything else
-requirements-dev.txt, which is what ``.venv`` gets.
+Nothing happens where the running interpreter has the pinned requirements; otherwise ``.venv`` is
+created in the repository and the script starts again inside it. Serving needs requirements.txt
+alone (``tools=False``), everything else requirements-dev.txt, which ``.venv`` gets.
 
-Only the standard library is used, in syntax that old Pythons can read, so that those get a
-message instead of a traceback. Everything is printed to stderr: stdout is the script's.
+Uses the standard library alone, in syntax that old Pythons can read, so that those get a message
+instead of a traceback. Everything is printed to stderr.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ VENV = ROOT / ".venv"
 STAMP = VENV / "requirements.sha256"
 OLDEST = (3, 11)
 
-# What torchcodec loads at run time; Debian's package ffmpeg brings all of them.
+# What torchcodec loads at run time, all in Debian's package ffmpeg.
 FFMPEG_LIBRARIES = (
     "avcodec", "avdevice", "avfilter", "avformat", "avutil", "swresample", "swscale"
 )  # fmt: skip
@@ -67,9 +65,8 @@ def require_python() -> None:
 def ensure(*programs: str, tools: bool = True) -> None:
     """Return in a Python that has the requirements, FFmpeg and ``programs``.
 
-    Programs have the names of the Debian packages that bring them. May install packages and
-    replace the running process. Ends the process with a message that names the remedy where
-    something is missing that cannot be installed from here.
+    Programs have the names of their Debian packages. May install packages and replace the running
+    process. Ends with a message that names the remedy if something cannot be installed.
     """
     require_python()
     requirements = EVERYTHING if tools else SERVING
@@ -83,7 +80,8 @@ def ensure(*programs: str, tools: bool = True) -> None:
             _install()
         os.environ[_RESTARTED] = "1"
         _restart(VENV / "bin" / "python")
-    _ensure_ffmpeg()
+    if any(ctypes.util.find_library(name) is None for name in FFMPEG_LIBRARIES):
+        _apt_install("ffmpeg")
     for program in programs:
         if shutil.which(program) is None:
             _apt_install(program)
@@ -138,11 +136,6 @@ def _install() -> None:
             _run([sys.executable, "-m", "venv", "--clear", str(VENV)])
         _run([str(python), "-m", "pip", "install", "-r", str(EVERYTHING)])
         STAMP.write_text(_fingerprint())
-
-
-def _ensure_ffmpeg() -> None:
-    if any(ctypes.util.find_library(name) is None for name in FFMPEG_LIBRARIES):
-        _apt_install("ffmpeg")
 
 
 def _apt_install(package: str) -> None:

@@ -134,25 +134,30 @@ def recorded_sampling(params: dict) -> Sampling:
     return Parameters(**names).sampling
 
 
-def _control() -> ControlTokens:
+def recorded_control() -> ControlTokens:
     ids = _json("llm", "special_tokens.json")
     ends = (ids["msg_end"], ids["media_end"])
     return ControlTokens(ids["kimia_text_blank"], ids["kimia_text_eos"], ends)
 
 
+def use_recorded_heads(model: LanguageModel, name: str) -> None:
+    """Give ``model`` those of the heads ``name`` that were recorded."""
+    heads = _read("llm", "heads.safetensors")
+    for head, stored in ((model.text_head, "lm_head"), (model.audio_head, "mimo_output")):
+        if (weight := heads.get(f"{name}.{stored}.weight")) is not None:
+            head.weight.data = weight.to(model.device)
+
+
 def token_loop(place: Place) -> Findings:
     """How many recorded runs have other tokens."""
-    device, control = place.device, _control()
+    device, control = place.device, recorded_control()
     runs, model = _json("llm", "generate.json"), _golden_model(device)
-    heads = {k: v.to(device) for k, v in _read("llm", "heads.safetensors").items()}
     own_heads = model.text_head.weight.data, model.audio_head.weight.data
     for launch, make_graphs in place.launches().items():
         different = []
         for run in runs:
             model.text_head.weight.data, model.audio_head.weight.data = own_heads
-            for head, stored in ((model.text_head, "lm_head"), (model.audio_head, "mimo_output")):
-                if (weight := heads.get(f"{run['heads']}.{stored}.weight")) is not None:
-                    head.weight.data = weight
+            use_recorded_heads(model, run["heads"])
             params, sampling = run["params"], recorded_sampling(run["params"])
             prompt, steps = recorded_prompt(run["prompt"], device), params["max_new_tokens"]
             decoder = Decoder(model, control, prompt.length + steps, make_graphs=make_graphs)
@@ -174,7 +179,7 @@ def generated(generation: Generation) -> tuple[list[int], list[int]]:
 
 def batched(place: Place) -> Findings:
     """How many texts that are generated side by side differ from those generated alone."""
-    model, control, steps = _golden_model(place.device), _control(), 40
+    model, control, steps = _golden_model(place.device), recorded_control(), 40
     prompts = [recorded_prompt(name, place.device) for name in ("two_audio", "text_only")]
     sampling = recorded_sampling({"text_temperature": 0.8})
     capacity = steps + max(prompt.length for prompt in prompts)
