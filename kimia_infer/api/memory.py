@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 import torch
 
@@ -83,8 +85,13 @@ class MemoryPlan:
 
         The stored quantization comes first, then a narrow cache, then offloading, then both.
         """
-        schemes = [scheme for scheme in SCHEMES if self._runs(scheme, device)]
-        caches = [self.kv_cache, *(["fp8"] if _has_narrow_cache(device) else [])]
+        schemes = [
+            scheme
+            for scheme in SCHEMES
+            if _possible(check_quantization, scheme, device)
+            and _possible(language_model, self.config, scheme)
+        ]
+        caches = [self.kv_cache, *(["fp8"] if _possible(check_kv_cache, "fp8", device) else [])]
         given = product(
             (True, False) if speech else (False,),
             [schemes] if self.stored == "none" else [[self.stored], schemes],
@@ -99,15 +106,6 @@ class MemoryPlan:
             if fitting:
                 return fitting
         return []
-
-    def _runs(self, scheme: str, device: torch.device) -> bool:
-        """Whether this model can be quantized so, and run on ``device``."""
-        try:
-            check_quantization(scheme, device)
-            language_model(self.config, scheme)
-        except ConfigurationError:
-            return False
-        return True
 
     def _described(self, scheme: str, speech: bool) -> str:
         words = [f"quantization {scheme!r}"]
@@ -143,9 +141,9 @@ def free_memory(device: torch.device) -> int | None:
     return torch.accelerator.get_memory_info(device)[0]
 
 
-def _has_narrow_cache(device: torch.device) -> bool:
+def _possible(check: Callable[..., object], *given: Any) -> bool:
     try:
-        check_kv_cache("fp8", device)
+        check(*given)
     except ConfigurationError:
         return False
     return True
