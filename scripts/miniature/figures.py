@@ -24,7 +24,15 @@ from kimia_infer.training.tasks.recordings import Recording, find_recordings
 from kimia_infer.utils.files import write_text
 from scripts.miniature.espeak import Utterance
 from scripts.miniature.recognizer import Heard, SpeechRecognizer, chance_recall, recall
-from scripts.miniature.scoring import Case, answer, load_model, measure, read_cases, recognizable
+from scripts.miniature.scoring import (
+    Case,
+    answer,
+    load_model,
+    measure,
+    read_cases,
+    recognizable,
+    speak,
+)
 from scripts.miniature.spoken_world import (
     ANSWER_RATE,
     ANSWER_VOICE,
@@ -145,11 +153,11 @@ def _detokenizer(model: KimiAudio) -> Detokenizer:
 def _real_time_factor(model: KimiAudio, world: Path) -> float | None:
     """Seconds per second of spoken answers; None if there is no speech."""
     cases = read_cases(world / "held_out.jsonl", ("question", "repeat"), TIMED)
-    model.generate(cases[0].chats, output_type="both", seed=0)  # warm-up
+    speak(model, cases[0])  # warm-up
     taken = spoken = 0.0
     for case in cases:
         begun = time.perf_counter()
-        wave, _ = model.generate(case.chats, output_type="both", seed=0)
+        wave, _ = speak(model, case)
         taken += time.perf_counter() - begun
         spoken += 0.0 if wave is None else wave.shape[-1] / ANSWER_RATE
     return taken / spoken if spoken else None
@@ -170,7 +178,7 @@ def draw(model: KimiAudio, world: Path, path: Path) -> None:
         said = next(line["said"][-1] for line in lines if line["kind"] == case.kind)
         asked = case.chats[-1]["content"]
         original = world / sound_name(Utterance(case.text, ANSWER_VOICE))
-        wave, text = model.generate(case.chats, output_type="both", seed=0)
+        wave, text = speak(model, case)
         silence = torch.zeros(1, ANSWER_RATE)
         waves = {
             f"{case.kind}: {said}": load_audio(asked, sample_rate=ANSWER_RATE),

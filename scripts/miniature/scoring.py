@@ -130,6 +130,12 @@ def answer(model: KimiAudio, case: Case, ablation: str = "none") -> Answer:
     return Answer(case, text, codes, ended=generation.ended)
 
 
+def speak(model: KimiAudio, case: Case) -> tuple[Tensor | None, str]:
+    """Waveform [1, samples] and text of a spoken answer, sampled as by default."""
+    arguments = {"max_new_tokens": MOST_STEPS, "seed": 0}
+    return model.generate(case.chats, output_type="both", **arguments)
+
+
 def word_errors(answers: Sequence[Answer]) -> float:
     """Word error rate of the texts."""
     return jiwer.wer([a.case.text for a in answers], [a.text for a in answers])

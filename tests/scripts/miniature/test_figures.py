@@ -25,7 +25,7 @@ CODES = 20
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    write_world(folder, WorldSize(1, 1, 20, 1, voice_train=1, voice_held_out=6))
+    write_world(folder, WorldSize(1, 1, 20, 1, voice_train=1, voice_held_out=4))
     return folder
 
 
@@ -34,12 +34,12 @@ def test_figures_are_written(untrained: Path, world: Path, tmp_path: Path, monke
     monkeypatch.setattr(figures, "measure", lambda *_: {"sets": {}})
     monkeypatch.setattr("scripts.miniature.scoring.MOST_STEPS", 30)
     monkeypatch.setattr("scripts.miniature.recognizer.LISTENS", 1)
-    measured = write_figures(untrained, world, tmp_path / "out", limit=4)
+    measured = write_figures(untrained, world, tmp_path / "out", limit=2)
     assert json.loads((tmp_path / "out" / FIGURES).read_text()) == measured
     assert (tmp_path / "out" / PICTURE).read_bytes().startswith(b"\x89PNG")
     codec, read = measured["codec"], measured["read_aloud"]
     assert codec["original"]["recall"] > 0.8 and codec["original"]["ratio"] == 1
-    assert codec["original"]["sentences"] == 6
+    assert codec["original"]["sentences"] == 4
     # Nothing is learned, so what is understood is chance.
     for name in ("one-shot", "streamed"):
         assert codec[name]["ratio"] < 0.6
