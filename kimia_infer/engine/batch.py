@@ -20,7 +20,7 @@ from kimia_infer.layers.sampler import TrackSampling, draw_dtype, sample
 from kimia_infer.utils.graphs import Graphs, graphs_for
 
 
-class Batch:
+class TextBatch:
     """Up to ``slots`` generations of text that advance together with the same sampling.
 
     ``poll_interval`` steps are launched between polls. All memory is allocated here:

@@ -24,7 +24,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters
 from kimia_infer.api.response import Deadline, Request, Response, Stopwatch
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
-from kimia_infer.engine.batch import Batch
+from kimia_infer.engine.batch import TextBatch
 from kimia_infer.engine.decode import Progress
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.evaluation.items import Item
@@ -214,9 +214,11 @@ def _make_batch(
     options: Parameters,
     size: int,
     make_graphs: Callable[[torch.device], Graphs],
-) -> Batch:
+) -> TextBatch:
     try:
-        return Batch(model.decoder, size, options.sampling.text, model.poll_interval, make_graphs)
+        return TextBatch(
+            model.decoder, size, options.sampling.text, model.poll_interval, make_graphs
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -228,7 +230,7 @@ def _make_batch(
 
 @torch.inference_mode()
 def _prefill(
-    turn: Turn, model: KimiAudio, batch: Batch, options: Parameters
+    turn: Turn, model: KimiAudio, batch: TextBatch, options: Parameters
 ) -> tuple[int, Response]:
     """Read the prompt of an item into a free slot."""
     response = model.begin(turn.request(options))

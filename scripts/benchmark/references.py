@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kimia_infer.api.parameters import Parameters
 from kimia_infer.audio.files import load_audio
-from kimia_infer.engine.batch import Batch
+from kimia_infer.engine.batch import TextBatch
 from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
 from kimia_infer.layers.attention import BACKENDS, CachedAttention, choose_backend
 from kimia_infer.layers.sampler import Sampling, SeededRandomness
@@ -191,7 +191,7 @@ def batched(place: Place) -> Findings:
             return Generation(decoder, prompt, "text", steps, sampling, draws)
 
         alone = [generated(start(seed))[0] for seed in range(3)]
-        batch = Batch(decoder, 3, sampling.text, make_graphs=make_graphs)
+        batch = TextBatch(decoder, 3, sampling.text, make_graphs=make_graphs)
         together = [start(seed) for seed in range(3)]
         for generation in together:
             batch.begin(generation)

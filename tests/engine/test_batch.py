@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kimia_infer.engine.batch import Batch
+from kimia_infer.engine.batch import TextBatch
 from kimia_infer.engine.decode import ControlTokens, Decoder, Generation
 from kimia_infer.layers.quantization import quantize_model
 from kimia_infer.layers.sampler import SeededRandomness
@@ -48,7 +48,7 @@ def alone(generation: Generation) -> Found:
     return found(generation)
 
 
-def together(batch: Batch, generations: Sequence[Generation]) -> list[Found]:
+def together(batch: TextBatch, generations: Sequence[Generation]) -> list[Found]:
     """What the batch brings, slots being filled as they get free; the looks agree with it."""
     waiting, looks = deque(generations), {id(generation): [] for generation in generations}
     while waiting or batch.running:
@@ -87,7 +87,7 @@ def test_recorded_run(
     def other(name: str, steps: int) -> Generation:
         return Generation(decoder, prompts[name], "text", steps, sampling, SeededRandomness(steps))
 
-    batch = Batch(decoder, 2, sampling.text, poll_interval, make_graphs)
+    batch = TextBatch(decoder, 2, sampling.text, poll_interval, make_graphs)
     first, _, _, last = together(
         batch, [recorded(), other("text_only", 4), other("two_audio", steps + 9), recorded()]
     )
@@ -139,7 +139,7 @@ def test_ids_are_those_of_the_single_loop(
             yield Generation(decoder, prompts[name], "text", steps, sampling, randomness)
 
     expected = [alone(generation) for generation in generations()]
-    batch = Batch(decoder, slots, sampling.text, interval)
+    batch = TextBatch(decoder, slots, sampling.text, interval)
     assert together(batch, list(generations())) == expected
 
 
@@ -184,7 +184,7 @@ def test_a_row_of_id_zero_gets_no_text_embedding(
     expected = [alone(generation) for generation in generations()]
     zeros = [[i == 0 for i in ids[:-1]] for ids, _, _ in expected]
     assert any(one != other for one, other in zip(*zeros, strict=True))
-    batch = Batch(decoder, 3, sampling.text, 2, make_graphs)
+    batch = TextBatch(decoder, 3, sampling.text, 2, make_graphs)
     assert together(batch, generations()) == expected
 
     def embed_all(audio_ids: Tensor, text_ids: Tensor, *rest) -> Tensor:
@@ -207,7 +207,7 @@ def test_steps_are_recorded_once_for_each_bucket(model: LanguageModel, control, 
             for name, steps in (("text_only", 20), ("two_audio", 40), ("text_only", 60))
         ]
 
-    batch = Batch(decoder, 2, sampling.text, 5, TracedGraphs)
+    batch = TextBatch(decoder, 2, sampling.text, 5, TracedGraphs)
     expected = [alone(generation) for generation in generations()]
     assert together(batch, generations()) == expected
     recorded, replayed = batch.graphs.recorded, batch.graphs.replayed
@@ -224,7 +224,7 @@ def test_a_slot_that_is_released_early_disturbs_no_other(
     def generation(name: str) -> Generation:
         return Generation(decoder, prompts[name], "text", 30, sampling, SeededRandomness(0))
 
-    batch = Batch(decoder, 2, sampling.text, 4)
+    batch = TextBatch(decoder, 2, sampling.text, 4)
     stopped, kept, later = (generation(n) for n in ("two_audio", "text_only", "two_audio"))
     assert [batch.begin(stopped), batch.begin(kept)] == [0, 1]
     batch.advance()
@@ -247,7 +247,7 @@ def test_what_is_finished_and_not_released_stays_as_it_is(
     def generation() -> Generation:
         return Generation(decoder, prompts["two_audio"], "text", 40, sampling, SeededRandomness(0))
 
-    batch, kept = Batch(decoder, 1, sampling.text, 4), generation()
+    batch, kept = TextBatch(decoder, 1, sampling.text, 4), generation()
     batch.begin(kept)
     looks = [progress for _ in range(40) for _, progress in batch.advance()]
     assert found(kept) == alone(generation()) and kept.ended
@@ -264,7 +264,7 @@ def test_what_does_not_fit_into_the_batch_is_refused(
         prompt, randomness = prompts["text_only"], SeededRandomness(0)
         return Generation(decoder, prompt, output, 5, sampling_of(params), randomness)
 
-    batch = Batch(decoder, 1, sampling.text)
+    batch = TextBatch(decoder, 1, sampling.text)
     for refused in (make("both", {}), make("text", {"text_temperature": 1.0})):
         with pytest.raises(ValueError, match="same sampling"):
             batch.begin(refused)
@@ -278,5 +278,5 @@ def test_bytes_of_a_slot(kv_cache: str, size: int, model: LanguageModel, control
     """Keys and values of the trunk's 5 layers, 2 heads of 16."""
     decoder = Decoder(model, control, CAPACITY, kv_cache=kv_cache)
     for slots in (1, 3):
-        batch = Batch(decoder, slots, sampling_of({}).text)
+        batch = TextBatch(decoder, slots, sampling_of({}).text)
         assert batch.slot_bytes == 2 * 5 * 2 * 16 * CAPACITY * size

@@ -19,7 +19,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters, parse_parameters
 from kimia_infer.engine import batch as batch_module
 from kimia_infer.engine import decode
-from kimia_infer.engine.batch import Batch
+from kimia_infer.engine.batch import TextBatch
 from kimia_infer.engine.decode import Generation
 from kimia_infer.evaluation import answering
 from kimia_infer.evaluation.answering import (
@@ -98,7 +98,7 @@ def test_recorded_answers_with_other_sampling(
     assert sum("draws" in case for case in cases) == 2
     for case in cases:
         options = options_of(case)
-        batch = Batch(recorded_model.decoder, 3, options.sampling.text, 4, make_graphs)
+        batch = TextBatch(recorded_model.decoder, 3, options.sampling.text, 4, make_graphs)
 
         def begin(chat: dict, options: Parameters = options, case: dict = case) -> Generation:
             messages = parse_messages(chat_of(chat))
@@ -139,14 +139,14 @@ def test_interrupted_run_goes_on_with_any_size(
 ):
     with monkeypatch.context() as patch:
         begun = itertools.count()
-        original = Batch.advance
+        original = TextBatch.advance
 
-        def advance(batch: Batch):
+        def advance(batch: TextBatch):
             if results(tmp_path / "cut") >= stop and next(begun) > 1:
                 raise KeyboardInterrupt
             return original(batch)
 
-        patch.setattr(Batch, "advance", advance)
+        patch.setattr(TextBatch, "advance", advance)
         with pytest.raises(KeyboardInterrupt):
             run("cut", batch_size=3)
     done = results(tmp_path / "cut")
@@ -171,13 +171,13 @@ def test_an_item_out_of_time_concerns_only_itself(
     clock = [100.0]
     fake = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
     monkeypatch.setattr(response, "time", fake)
-    original = Batch.advance
+    original = TextBatch.advance
 
-    def advance(batch: Batch):
+    def advance(batch: TextBatch):
         clock[0] += 1
         return original(batch)
 
-    monkeypatch.setattr(Batch, "advance", advance)
+    monkeypatch.setattr(TextBatch, "advance", advance)
     limited = options.model_copy(update={"timeout_seconds": float(allowed)})
     for completion, answer in zip(expected, answered(model, items, limited, 3), strict=True):
         if completion.metrics["decode_steps"] <= allowed + 1:
@@ -232,14 +232,14 @@ def test_memory_that_an_item_lacks_concerns_only_itself(
 def test_memory_that_a_step_lacks_concerns_what_is_being_answered(
     finished: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    advance, calls = Batch.advance, itertools.count()
+    advance, calls = TextBatch.advance, itertools.count()
 
-    def fail_once(batch: Batch):
+    def fail_once(batch: TextBatch):
         if next(calls) == 1:  # no answer is that short
             raise OUT_OF_MEMORY
         return advance(batch)
 
-    monkeypatch.setattr(Batch, "advance", fail_once)
+    monkeypatch.setattr(TextBatch, "advance", fail_once)
     assert run("out", batch_size=3).errors == 1 + 3
     for row in answers(tmp_path / "out")[:3]:
         assert "while 3 items were answered together: out of memory" in row["error"]
@@ -254,7 +254,7 @@ def test_a_batch_without_memory_is_refused_before_anything_is_answered(
     def fail(*arguments: object) -> None:
         raise OUT_OF_MEMORY
 
-    monkeypatch.setattr(answering, "Batch", fail)
+    monkeypatch.setattr(answering, "TextBatch", fail)
     with pytest.raises(ConfigurationError, match=r"no memory for 5 answers .*--batch-size"):
         run("out", batch_size=5)
     assert results(tmp_path / "out") == 0
@@ -268,11 +268,11 @@ def test_a_batch_beyond_all_memory_is_refused(model: KimiAudio):
 
 
 def test_other_failures_end_the_run(run: Run, monkeypatch: pytest.MonkeyPatch):
-    def fail(batch: Batch) -> None:
+    def fail(batch: TextBatch) -> None:
         raise RuntimeError("the device is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batch, "advance", fail)
+        patch.setattr(TextBatch, "advance", fail)
         with pytest.raises(RuntimeError, match="the device is gone"):
             run("out", batch_size=3)
     assert run("out", batch_size=3).answered == 8
@@ -284,13 +284,13 @@ def test_seconds_are_from_an_items_turn_to_its_end(
     """Every step takes a second, nothing else any: waiting for a turn does not count."""
     seconds = [0.0]
     monkeypatch.setattr(answering, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
-    original = Batch.advance
+    original = TextBatch.advance
 
-    def advance(batch: Batch):
+    def advance(batch: TextBatch):
         seconds[0] += 1
         return original(batch)
 
-    monkeypatch.setattr(Batch, "advance", advance)
+    monkeypatch.setattr(TextBatch, "advance", advance)
     monkeypatch.setattr(batch_module, "sample", lambda logits, *rest: logits[:1].long() * 0 + 66)
     options = parse_parameters(max_new_tokens=6)
     turns = (

@@ -23,7 +23,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import Components, load_components, memory_plan
 from kimia_infer.api.memory import RESERVE, language_model, weight_bytes
 from kimia_infer.api.parameters import BUDGETS, parse_parameters
-from kimia_infer.engine.batch import Batch
+from kimia_infer.engine.batch import TextBatch
 from kimia_infer.engine.decode import AUDIO, BOTH, TEXT, DecodeState
 from kimia_infer.layers import quantization
 from kimia_infer.layers.quantization import SCHEMES
@@ -217,7 +217,7 @@ def test_batch(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
     with card.active() as ledger, ledger.calls() as calls:
         model = KimiAudio.from_components(components, kv_cache="fp8")
         parameters = parse_parameters(text_temperature=0.5, text_repetition_penalty=1.1)
-        batch = Batch(model.decoder, 4, parameters.sampling.text)
+        batch = TextBatch(model.decoder, 4, parameters.sampling.text)
         for copies in (1, 4):
             message = EncodedMessage("user", "audio", codes=[0] * CODES)
             prompt = model.prompt_builder.build([message] * copies, "text")
