@@ -8,7 +8,6 @@ import hypothesis
 import pytest
 import torch
 
-from scripts.miniature.untrained import write_miniature
 from tests.paths import GOLDEN
 
 hypothesis.settings.register_profile(
@@ -47,6 +46,8 @@ def _one_thread() -> None:
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of an untrained miniature: everything works, and nothing is known."""
+    from scripts.miniature.untrained import write_miniature  # slow: imports the training code
+
     directory = tmp_path_factory.mktemp("untrained")
     write_miniature(directory)
     return directory
