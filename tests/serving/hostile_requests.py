@@ -214,3 +214,18 @@ HEADERS = (
     *({"traceparent": "zz"}, {"X": "a" * 10_000}, {"Host": ""}, {"Range": "bytes=0-1"}),
     *({"Content-Length": "3"}, {"Cookie": "\xff" * 100}, {"Connection": "upgrade"}),
 )
+
+
+POST = b"POST /predictions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+RAW = (
+    *(b"", b"\x00" * 100, b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"),
+    *(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET " + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n"),
+    *(POST, POST + b"Content-Length: 99\r\n\r\n" + VALID, POST + b"Content-Length: -1\r\n\r\n"),
+    POST + b"Content-Length: 1099511627776\r\n\r\n" + VALID,
+    POST + b"Content-Length: 99\r\nContent-Length: 1\r\n\r\n" + VALID,
+    POST + b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFF\r\n" + VALID,
+    POST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+    POST + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    POST + b"X: y\r\n" * 5000 + b"\r\n",
+    POST + b"Content-Length: %d\r\n\r\n%b" % (len(VALID), VALID) * 3,
+)

@@ -16,6 +16,7 @@ import http.client
 import itertools
 import json
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,6 +39,7 @@ from tests.serving.hostile_requests import (
     METHODS,
     ODD_HISTORIES,
     ODD_TEXTS,
+    RAW,
     ROUTES,
     SHORT,
     SOUND,
@@ -280,6 +282,27 @@ def test_routes_and_headers(
         target.send("headers", "POST", "/predictions", VALID, **headers)
 
 
+@hostile(0.05)
+@given(raw=st.one_of(st.sampled_from(RAW), st.binary(max_size=60)), close=st.booleans())
+def test_broken_connections(target: Target, raw: bytes, close: bool) -> None:
+    """What is no HTTP at all may be left without an answer, but never with 5xx."""
+    host, _, port = target.address.partition(":")
+    with socket.create_connection((host, int(port)), PATIENCE) as connection:
+        answer = b""
+        try:
+            connection.sendall(raw)
+            if not close:
+                connection.shutdown(socket.SHUT_WR)
+                answer = connection.recv(100)
+        except TimeoutError:
+            raise
+        except OSError:
+            pass  # hung up on while sending, as is right
+    assert not re.match(rb"HTTP/\S+ 5", answer), answer
+    status = re.match(rb"HTTP/1.. (\d+)", answer)
+    target.check_well("connections", status[1].decode() if status else "no HTTP answer")
+
+
 def test_playlists_open_nothing(target: Target, files: dict[str, bytes], tmp_path: Path) -> None:
     """A playlist that names a sound that is there is not answered with that sound."""
     sounds = {"tone.wav": "pcm.wav", "tone.ts": "mp2.ts", "tone.m4a": "aac.m4a"}
@@ -310,3 +333,12 @@ def test_special_tokens_that_users_type_are_plain_text(server: Server, golden: P
         assert prompt - base == len(tokens) - len(tokenizer.encode("a")) > 1
         differing += answer != plain
     assert differing > len(names) / 2
+
+
+def test_all_kinds_were_sent(target: Target, long: bool) -> None:
+    """Last; after only some of the tests it has nothing to check."""
+    kinds = {kind.partition(",")[0] for kind, _ in target.sent}
+    if not kinds >= {"values", "bodies", "texts", "histories", "connections"}:
+        pytest.skip("only some of the tests ran")
+    assert target.sent.total() >= (1000 if long else 100)
+    assert kinds >= {"methods", "cancels", "ids", "headers"}
