@@ -6,7 +6,8 @@
 
 Downloads only the files that are needed, from the pinned revisions of the model and of its speech
 tokenizer, and verifies sizes and checksums. After an interruption the same command keeps the files
-that are complete. HF_TOKEN opens restricted repositories, HF_ENDPOINT names a mirror.
+that are complete. What the hub client has in its own cache (HF_HOME) is not downloaded again: it is
+linked, or copied with --to. HF_TOKEN opens restricted repositories, HF_ENDPOINT names a mirror.
 """
 
 from __future__ import annotations
@@ -37,6 +38,6 @@ def run(arguments: Namespace) -> int:
         value = f"{value}@{arguments.revision}"
     name, revision = parse_hub_id(value, layout)
     directory = arguments.to or local_copy(name, revision, layout)
-    download(directory, layout, name, revision)
+    download(directory, layout, name, revision, copies=arguments.to is not None)
     print(f"{directory} is complete")
     return 0

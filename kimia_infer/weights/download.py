@@ -1,5 +1,6 @@
 """Download a checkpoint directory from the hub: only the files that are needed, verified.
 
+What the hub library's own cache holds (``HF_HOME``, ``HF_HUB_CACHE``) is linked, not downloaded.
 Files are fetched one by one with the hub library's ``http_get``. Its ``snapshot_download`` deletes
 a file that is not complete when the process ends (seen with 2.4), and the largest file here has
 19 GB. A file gets its name once it is complete and its checksum is right.
@@ -8,18 +9,17 @@ a file that is not complete when the process ends (seen with 2.4), and the large
 from __future__ import annotations
 
 import errno
-import fnmatch
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub import constants, hf_hub_url, is_offline_mode
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -32,7 +32,7 @@ from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
 from kimia_infer.utils.errors import WeightsError
-from kimia_infer.utils.files import PARTIAL, locked, write_text
+from kimia_infer.utils.files import PARTIAL, link_or_copy, locked, write_text
 from kimia_infer.weights.layout import (
     RECORD_NAME,
     CheckpointLayout,
@@ -40,53 +40,45 @@ from kimia_infer.weights.layout import (
     read_record,
     require_source,
 )
+from kimia_infer.weights.snapshots import (
+    RemoteFile,
+    Snapshot,
+    cached_folder,
+    list_cached,
+    list_remote,
+)
 
 CONNECTIONS = 8
-TIMEOUT = 30.0  # seconds
+SMALL_BYTES = 16 << 20
+"""Up to this size, files of the hub's cache are hashed before they are used."""
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file of a repository.
-
-    ``checksum`` is the SHA-256 of a large file; a small one is kept in git itself and has the
-    git blob id.
-    """
-
-    name: str
-    size: int
-    checksum: str
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The files to have of a repository at one commit, in ``folder`` of the directory."""
-
-    name: str
-    asked: str
-    commit: str
-    folder: str
-    files: list[RemoteFile]
-
-    def paths(self) -> dict[str, RemoteFile]:
-        """The files by their paths in the checkpoint directory."""
-        prefix = f"{self.folder}/" if self.folder else ""
-        return {prefix + file.name: file for file in self.files}
+Place = Callable[[Path, Path], None]
+"""Puts a file of the hub's cache where it belongs in the directory."""
 
 
 def download(
-    directory: Path, layout: CheckpointLayout, name: str | None = None, revision: str | None = None
+    directory: Path,
+    layout: CheckpointLayout,
+    name: str | None = None,
+    revision: str | None = None,
+    copies: bool = False,
 ) -> None:
     """Make ``directory`` a complete checkpoint.
 
     A complete directory is left alone, without asking the hub. Files that are there are kept,
-    so that the next call completes what one has left out or was interrupted in.
+    so that the next call completes what one has left out or was interrupted in. The hub is not
+    asked either if its own cache has all files of a commit, or of a branch while
+    ``HF_HUB_OFFLINE`` is set.
 
     Args:
         directory: created if it does not exist.
         layout: which files are needed.
         name: of the repository; by default the published one.
         revision: by default the pinned commit of the published repository, else ``main``.
+        copies: files of the hub's cache become files of ``directory``, which may be moved,
+            instead of symbolic links.
 
     Raises:
         WeightsError: no network, unknown or closed repository, too little disk space, damaged
@@ -97,78 +89,106 @@ def download(
     require_source(directory, name, revision)
     if not layout.incomplete_files(directory):
         return
+    place = _place_copy if copies else _place_link
     with _explained(name, revision):
-        snapshots = _needed(name, revision, layout)
+        if is_offline_mode() or _COMMIT.fullmatch(revision):
+            lacking = _take_cached(directory, layout, name, revision, place)
+            if not lacking:
+                return
+            if is_offline_mode():
+                raise WeightsError(
+                    f"{name}@{revision}: HF_HUB_OFFLINE is set, and the hub's cache in "
+                    f"{constants.HF_HUB_CACHE} {lacking}; unset it, or set HF_HOME to a complete "
+                    "cache"
+                )
+        snapshots = _needed(name, revision, layout, list_remote)
+        gaps = _gaps(snapshots, layout)
+        if gaps:
+            raise WeightsError(
+                f"{name}@{revision} has no {gaps[0]}, so it is no {layout.model} checkpoint"
+            )
         with locked(directory / ".download.lock", wait=True):
             if layout.incomplete_files(directory):  # another process may have completed it
-                _fetch(directory, snapshots)
+                _fetch(directory, snapshots, place)
     missing = layout.incomplete_files(directory)
     if missing:
         raise WeightsError(f"{directory}: {missing[0]} is missing or cut short in {name}, too")
 
 
-def _needed(name: str, revision: str, layout: CheckpointLayout) -> list[Snapshot]:
-    """The repository and the companions that complete it."""
-    found = [_list(Repository(name, revision, layout.repository.files), layout)]
+def _take_cached(
+    directory: Path, layout: CheckpointLayout, name: str, revision: str, place: Place
+) -> str | None:
+    """Complete ``directory`` from the hub's cache alone; else say what is wrong with the cache."""
+    snapshots = _needed(name, revision, layout, list_cached)
+    for snapshot in snapshots:
+        if not snapshot.files:
+            others = sorted(path.name for path in cached_folder(snapshot).parent.glob("*"))
+            found = f" but at {', '.join(others)}" if others else ""
+            return f"does not have {snapshot.name} at revision {snapshot.asked}{found}"
+    gaps = _gaps(snapshots, layout)
+    if gaps:
+        return f"has no {gaps[0]} of {name}"
+    with locked(directory / ".download.lock", wait=True):
+        for snapshot in snapshots:
+            for path, file in snapshot.paths().items():
+                if _size(directory / path) == file.size:
+                    continue
+                if not _is_usable(cached := cached_folder(snapshot) / file.name, file):
+                    return f"has a damaged {cached}"
+                place(cached, directory / path)
+        missing = layout.incomplete_files(directory)
+        if missing:
+            return f"lacks {missing[0]} of {name}"
+        _record(directory, snapshots)
+    return None
+
+
+def _needed(
+    name: str,
+    revision: str,
+    layout: CheckpointLayout,
+    look: Callable[[Repository, CheckpointLayout], Snapshot],
+) -> list[Snapshot]:
+    """The repository and the companions that complete it, as ``look`` finds them."""
+    found = [look(Repository(name, revision, layout.repository.files), layout)]
     for companion in layout.companions:
         if not any(path.startswith(f"{companion.folder}/") for path in found[0].paths()):
             with _explained(companion.name, companion.revision):
-                found.append(_list(companion, layout))
-    paths = {path for snapshot in found for path in snapshot.paths()}
-    gaps = layout.gaps(paths.__contains__)
-    if gaps:
-        raise WeightsError(
-            f"{name}@{revision} has no {gaps[0]}, so it is no {layout.model} checkpoint"
-        )
+                found.append(look(companion, layout))
     return found
 
 
-def _list(repository: Repository, layout: CheckpointLayout) -> Snapshot:
-    """The needed files of a repository; a pickle only where it has no safetensors instead."""
-    info = HfApi().model_info(
-        repository.name, revision=repository.revision, files_metadata=True, timeout=TIMEOUT
-    )
-    files = {}
-    for entry in info.siblings or ():
-        lfs = entry.lfs
-        size, checksum = (entry.size, entry.blob_id) if lfs is None else (lfs.size, lfs.sha256)
-        if size is None or checksum is None:
-            raise WeightsError(
-                f"the hub gives no size or checksum for {entry.rfilename} of {repository.name}"
-            )
-        files[entry.rfilename] = RemoteFile(entry.rfilename, size, checksum)
-
-    def wanted(name: str) -> bool:
-        folder, _, leaf = name.rpartition("/")
-        replaced = leaf == "model.pt" and f"{folder}/model.safetensors" in files
-        listed = any(
-            fnmatch.fnmatchcase(name, pattern) and pattern.count("/") == name.count("/")
-            for pattern in repository.files
-        )
-        return listed and not replaced and folder not in layout.skipped
-
-    if info.sha is None:
-        raise WeightsError(f"the hub names no commit for {repository.name}@{repository.revision}")
-    return Snapshot(
-        repository.name,
-        repository.revision,
-        info.sha,
-        repository.folder,
-        [file for name, file in files.items() if wanted(name)],
-    )
+def _gaps(snapshots: list[Snapshot], layout: CheckpointLayout) -> list[str]:
+    paths = {path for snapshot in snapshots for path in snapshot.paths()}
+    return layout.gaps(paths.__contains__)
 
 
-def _fetch(directory: Path, snapshots: list[Snapshot]) -> None:
-    """Download what is missing, verify it, and record sources and sizes."""
+def _place_link(cached: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    path.symlink_to(cached)
+
+
+def _place_copy(cached: Path, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    link_or_copy(cached, path)
+
+
+def _fetch(directory: Path, snapshots: list[Snapshot], place: Place) -> None:
+    """Download what neither ``directory`` nor the hub's cache has, verified; record it all."""
     recorded = read_record(directory).get("files", {})
     files = {path: file for snapshot in snapshots for path, file in snapshot.paths().items()}
-    todo = {
-        path: snapshot
-        for snapshot in snapshots
-        for path, file in snapshot.paths().items()
-        if not recorded.get(path) == file.size == _size(directory / path)
-        and not _is_intact(directory / path, file)
-    }
+    todo = {}
+    for snapshot in snapshots:
+        for path, file in snapshot.paths().items():
+            known = recorded.get(path) == file.size == _size(directory / path)
+            if known or _is_intact(directory / path, file):
+                continue
+            if _is_usable(cached := cached_folder(snapshot) / file.name, file):
+                place(cached, directory / path)
+            else:
+                todo[path] = snapshot
     present = sum(_size(_partial(directory / path, files[path])) or 0 for path in todo)
     needed = sum(files[path].size for path in todo) - present
     free = shutil.disk_usage(directory).free
@@ -188,6 +208,12 @@ def _fetch(directory: Path, snapshots: list[Snapshot]) -> None:
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    _record(directory, snapshots)
+
+
+def _record(directory: Path, snapshots: list[Snapshot]) -> None:
+    """Write down where the files of ``directory`` are from, and their sizes."""
+    files = {path: file for snapshot in snapshots for path, file in snapshot.paths().items()}
     sources = {s.name: {"asked": s.asked, "commit": s.commit} for s in snapshots}
     record = {"sources": sources, "files": {path: file.size for path, file in files.items()}}
     write_text(directory / RECORD_NAME, json.dumps(record, indent=1, sort_keys=True) + "\n")
@@ -223,6 +249,13 @@ def _fetch_file(snapshot: Snapshot, file: RemoteFile, path: Path) -> None:
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
+
+
+def _is_usable(path: Path, file: RemoteFile) -> bool:
+    """Whether a file of the hub's cache is ``file``; large ones, by their size alone."""
+    if file.size > SMALL_BYTES or not file.checksum:
+        return _size(path) == file.size
+    return _is_intact(path, file)
 
 
 def _is_intact(path: Path, file: RemoteFile) -> bool:

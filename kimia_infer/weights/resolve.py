@@ -34,7 +34,8 @@ def resolve(
             pinned one for the published repository and ``main`` for any other.
         layout: the files that have to be there.
         root: where copies of hub repositories are looked for and downloaded to; by default
-            :func:`cache_directory`. A complete copy is used without asking the hub.
+            :func:`cache_directory`. A complete copy, there or in the hub's own cache, is used
+            without asking the hub.
 
     Raises:
         WeightsError: the value is neither, a file is missing, or the download failed.

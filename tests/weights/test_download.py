@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import namedtuple
 from pathlib import Path
@@ -31,18 +30,6 @@ from kimia_infer.utils.errors import CheckpointError, WeightsError
 from kimia_infer.weights.download import download
 from tests.paths import ROOT
 from tests.weights.fake_hub import Hub, published_files, tensors
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch):
-    with Hub() as server:
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
-        yield server
-        server.shutdown()
 
 
 @pytest.fixture
