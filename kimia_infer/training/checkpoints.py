@@ -21,7 +21,9 @@ from kimia_infer.training.run_directory import (
     CARD,
     CHECKPOINTS,
     MODEL,
+    RECORD_FILE,
     STATE,
+    STATE_FILE,
     TrainingError,
     all_checkpoints,
     copy_file,
@@ -33,7 +35,6 @@ from kimia_infer.weights.layout import RECORD_NAME
 from kimia_infer.weights.manifest import MANIFEST_NAME
 from kimia_infer.weights.writing import TensorFile
 
-STATE_FILE = "state.safetensors"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _NOT_COPIED = (RECORD_NAME, MANIFEST_NAME, CARD)
 """Sizes, checksums and the description of the model that a new one was made from."""
@@ -88,6 +89,7 @@ def save(
 ) -> Path:
     """Write the checkpoint of ``step``, with ``record``, and delete all but the last ``keep``.
 
+    Those of later steps go, too: a run leaves them behind if they are damaged when it is resumed.
     ``write_model`` writes what is served into a directory. All processes have to call this.
     """
     final, writes = output / CHECKPOINTS / f"step-{step:08d}", state.is_main_process
@@ -99,10 +101,14 @@ def save(
         tensors = _state(parameters, optimizer, step)
         write_tensors(folder / STATE / STATE_FILE, tensors, writes)
         if writes:
-            text = json.dumps({"step": step, **record}, indent=1)
-            (folder / STATE / "state.json").write_text(text + "\n", encoding="utf-8")
+            files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+            sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+            text = json.dumps({"step": step, **record, "files": sizes}, indent=1)
+            (folder / STATE / RECORD_FILE).write_text(text + "\n", encoding="utf-8")
     if writes:
-        for old in all_checkpoints(output)[:-keep]:
+        found = all_checkpoints(output)
+        place = found.index(final) + 1
+        for old in [*found[: max(0, place - keep)], *found[place:]]:
             # Renamed first, so that an interruption leaves no half of one under its name.
             shutil.rmtree(old.rename(old.with_name(f".{old.name}{PARTIAL}")))
     state.wait_for_everyone()

@@ -11,6 +11,7 @@ The module imports nothing slow, so that a command reports what is wrong at once
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,10 +21,13 @@ from typing import Any
 import yaml
 
 from kimia_infer.training.config import TrainingConfig, raise_faults
+from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.files import link_or_copy, replacing_directory, write_text
+from kimia_infer.weights.header import read_header
 
 FINAL, CHECKPOINTS, MODEL, STATE = "final", "checkpoints", "model", "state"
 SETTINGS, METRICS, PLOT, BOARD = "settings.yaml", "metrics.jsonl", "loss.png", "tensorboard"
+RECORD_FILE, STATE_FILE = "state.json", "state.safetensors"
 CARD = "README.md"
 USE = "\n## Use\n"
 """Begins the last section of a card."""
@@ -40,12 +44,15 @@ FREE_TO_CHANGE = (
 moved, and of batch_size, accumulation and processes only the product has to stay."""
 
 
+log = logging.getLogger(__name__)
+
+
 class TrainingError(RuntimeError):
     """A run cannot begin or continue; the message says why and what to do."""
 
 
 def all_checkpoints(output: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """The checkpoints of a run that were written completely, oldest first."""
     folder = output / CHECKPOINTS
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in found if _STEP.fullmatch(path.name))
@@ -53,11 +60,43 @@ def all_checkpoints(output: Path) -> list[Path]:
 
 def read_record(checkpoint: Path) -> dict[str, Any]:
     """What is recorded of a checkpoint: step, settings, data. Raises TrainingError."""
-    path = checkpoint / STATE / "state.json"
+    path = checkpoint / STATE / RECORD_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError("no record of a step")
     except (OSError, ValueError) as error:
-        raise TrainingError(f"{path}: damaged ({error}); delete {checkpoint}") from error
+        raise TrainingError(f"{path}: damaged ({error})") from error
+    return record
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What of a checkpoint is missing, cut short or no longer readable: a message that names it.
+
+    A disk that filled up or a copy that broke off does that to a checkpoint which was complete.
+    """
+    try:
+        for name, size in read_record(checkpoint).get("files", {}).items():
+            path = checkpoint / name
+            found = path.stat().st_size if path.is_file() else None
+            if found != size:
+                return f"{path}: " + ("missing" if found is None else f"{found} of {size} bytes")
+        for path in {checkpoint / STATE / STATE_FILE, *checkpoint.rglob("*.safetensors")}:
+            read_header(path)
+    except (TrainingError, CheckpointError) as error:
+        return str(error)
+    return None
+
+
+def newest_intact(output: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run without damage, and what is wrong with those after it."""
+    faults = []
+    for checkpoint in reversed(all_checkpoints(output)):
+        fault = damage(checkpoint)
+        if fault is None:
+            return checkpoint, faults
+        faults.append(fault)
+    return None, faults
 
 
 def path_faults(values: Mapping[str, Any], resume: bool) -> list[str]:
@@ -84,20 +123,22 @@ def path_faults(values: Mapping[str, Any], resume: bool) -> list[str]:
             f"output: {output} holds {found[-1].name} of another run; continue it with --resume, "
             "or name another directory"
         )
-    if resume and not found:
-        faults.append(f"output: {output} holds no checkpoint to resume from")
-    if resume and found:
-        try:
-            before = read_record(found[-1])["settings"]
-        except TrainingError as error:
-            return [*faults, str(error)]
-        faults += [
-            f"{name}: {value!r}, but {found[-1]} was trained with {before.get(name)!r}; resume "
-            "with the same settings"
-            for name, value in values.items()
-            if name not in FREE_TO_CHANGE and _differs(value, before.get(name))
-        ]
-    return faults
+    return [*faults, *_resume_faults(values, Path(output))] if resume else faults
+
+
+def _resume_faults(values: Mapping[str, Any], output: Path) -> list[str]:
+    """What keeps a run with the settings ``values`` from continuing the one in ``output``."""
+    checkpoint, damaged = newest_intact(output)
+    if checkpoint is None:
+        reasons = "".join(f"; {fault}" for fault in damaged)
+        return [f"output: {output} holds no checkpoint to resume from{reasons}"]
+    before = read_record(checkpoint).get("settings", {})
+    return [
+        f"{name}: {value!r}, but {checkpoint} was trained with {before.get(name)!r}; resume "
+        "with the same settings"
+        for name, value in values.items()
+        if name not in FREE_TO_CHANGE and _differs(value, before.get(name))
+    ]
 
 
 def _differs(value: Any, before: Any) -> bool:
@@ -109,11 +150,18 @@ def _differs(value: Any, before: Any) -> bool:
 def checkpoint_to_resume(config: TrainingConfig, resume: bool) -> Path | None:
     """The checkpoint to continue from, or None at the beginning of a run.
 
+    It is the newest one without damage; a warning names what is wrong with newer ones.
+
     Raises:
         ConfigurationError: with everything that :func:`path_faults` finds.
     """
     raise_faults(path_faults(config.model_dump(mode="json"), resume))
-    return all_checkpoints(Path(config.output))[-1] if resume else None
+    if not resume:
+        return None
+    checkpoint, damaged = newest_intact(Path(config.output))
+    for fault in damaged:
+        log.warning("%s; continuing from the older %s", fault, checkpoint)
+    return checkpoint
 
 
 def write_settings(config: TrainingConfig) -> None:
@@ -138,7 +186,16 @@ def copy_file(path: str | Path, new: str | Path) -> None:
 
 
 def read_metrics(output: Path) -> list[dict[str, float]]:
-    """The metrics of a run so far, without a last line that an interruption cut short."""
+    """The metrics of a run so far, without lines that an interruption or the disk damaged."""
     path = output / METRICS
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    metrics = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], 1):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            values = None
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            metrics.append(values)
+        else:
+            log.warning("%s:%d: not metrics of a step, left out", path, number)
+    return metrics

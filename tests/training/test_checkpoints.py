@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,14 @@ from torch import nn
 
 from kimia_infer.training.checkpoints import restore, save
 from kimia_infer.training.config import FinetuneConfig, read_config
-from kimia_infer.training.run_directory import TrainingError, all_checkpoints
+from kimia_infer.training.run_directory import (
+    METRICS,
+    TrainingError,
+    all_checkpoints,
+    newest_intact,
+    path_faults,
+    read_metrics,
+)
 from kimia_infer.training.trainer import make_optimizer
 
 
@@ -84,3 +94,71 @@ def test_an_unfinished_checkpoint_is_not_one(tmp_path: Path):
         save(tmp_path, number, parameters, optimizer, {}, Path.mkdir, state, keep=1)
     assert all_checkpoints(tmp_path) == list((tmp_path / "checkpoints").iterdir())
     assert [path.name for path in all_checkpoints(tmp_path)] == ["step-00000003"]
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "one byte less": lambda path: os.truncate(path, path.stat().st_size - 1),
+    "zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
+}
+FILES = ("state/state.json", "state/state.safetensors", "state/kept.safetensors", "model/m.pt")
+
+
+def write_checkpoints(output: Path, *steps: int, keep: int = 9) -> None:
+    """Checkpoints of the same layers, with all kinds of files."""
+    layers = network()
+    parameters = dict(layers.named_parameters())
+    optimizer = make_optimizer(parameters, settings())
+    step(layers, optimizer, "always")
+
+    def write(folder: Path) -> None:
+        for path in (folder / "m.pt", folder.parent / "state" / "kept.safetensors"):
+            path.parent.mkdir()
+            save_file({"a": torch.ones(9)}, path)
+
+    for number in steps:
+        values = {"settings": {"seed": 1, "output": str(output)}}
+        save(output, number, parameters, optimizer, values, write, PartialState(cpu=True), keep)
+
+
+NOT_NOTICED = {
+    ("model/m.pt", "zeros"),  # not without reading it all
+    ("state/state.json", "one byte less"),  # the end of its last line
+}
+
+
+@pytest.mark.parametrize(("name", "kind"), sorted({*product(FILES, DAMAGE)} - NOT_NOTICED))
+def test_damage_is_named_and_the_older_checkpoint_taken(tmp_path: Path, name: str, kind: str):
+    write_checkpoints(tmp_path, 1, 2)
+    older, newer = all_checkpoints(tmp_path)
+    assert newest_intact(tmp_path) == (newer, [])
+    DAMAGE[kind](newer / name)
+    found, (fault,) = newest_intact(tmp_path)
+    assert found == older
+    assert fault.startswith(f"{newer / name}: ")
+    wanted = {"output": str(tmp_path), "seed": 1}
+    assert path_faults(wanted, resume=True) == []
+    assert path_faults(wanted | {"seed": 2}, resume=True)[0].startswith(f"seed: 2, but {older}")
+    DAMAGE[kind](older / name)
+    (refusal,) = path_faults(wanted, resume=True)
+    assert refusal.startswith(f"output: {tmp_path} holds no checkpoint to resume from; ")
+    assert all(str(path / name) in refusal for path in (older, newer))
+
+
+def test_a_damaged_checkpoint_displaces_no_other(tmp_path: Path):
+    """A run that was resumed before it removes it, and not its own, when it saves."""
+    write_checkpoints(tmp_path, 1, 2, 9)
+    (tmp_path / "checkpoints/step-00000009/state/state.safetensors").unlink()
+    write_checkpoints(tmp_path, 3, keep=2)
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
+
+
+def test_damaged_metrics_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    good = '{"step": 1, "loss": 2.0}\n'
+    (tmp_path / METRICS).write_bytes(f'{good}\0\0\n[1]\n{{"loss": 1}}\n{{"step": 2, "lo'.encode())
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert [r.getMessage().split(": ")[0] for r in caplog.records] == [
+        f"{tmp_path / METRICS}:{number}" for number in (2, 3, 4, 5)
+    ]

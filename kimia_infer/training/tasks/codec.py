@@ -173,7 +173,7 @@ def _restore(network: CodecNetwork, checkpoint: Path) -> None:
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{path}: damaged ({error}); delete {checkpoint}") from error
+        raise TrainingError(f"{path}: damaged ({error})") from error
     for name, tensor in network.same_run().items():
         if name not in stored or not torch.equal(stored[name], tensor):
             raise TrainingError(f"{checkpoint}: trained with other {name}; use the same data")

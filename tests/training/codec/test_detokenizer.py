@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from kimia_infer.models.kimi_audio.dit import DiT, FlowNetwork, dit_component
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.config import read_config
 from kimia_infer.training.plan import MicroBatch
-from kimia_infer.training.run_directory import FINAL, PLOT, all_checkpoints
+from kimia_infer.training.run_directory import FINAL, PLOT, all_checkpoints, newest_intact
 from kimia_infer.training.tasks.config import DetokenizerTrainingConfig
 from kimia_infer.training.tasks.detokenizer import (
     DetokenizerNetwork,
@@ -262,6 +263,22 @@ def test_a_resumed_run_equals_an_uninterrupted_one(sounds: Path, tmp_path: Path)
         train_detokenizer(other, resume=True)
     with pytest.raises(ConfigurationError, match="--resume"):
         train_detokenizer(parts)
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "kept.safetensors"])
+def test_a_run_resumes_before_a_damaged_checkpoint(
+    sounds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+):
+    run = settings(sounds, tmp_path, "max_steps=3", "save_every=1", "keep_checkpoints=2")
+    whole = train_detokenizer(run)
+    older, newer = all_checkpoints(tmp_path)
+    path = newer / "state" / name
+    os.truncate(path, path.stat().st_size - 100)
+    resumed = train_detokenizer(run, resume=True)
+    (warning,) = [r.getMessage() for r in caplog.records if str(path) in r.getMessage()]
+    assert warning.endswith(f"continuing from the older {older}")
+    assert losses(resumed) == losses(whole)
+    assert newest_intact(tmp_path) == (newer, [])
 
 
 def test_statistics_do_not_depend_on_how_sounds_are_cut():
