@@ -3,8 +3,10 @@
     kimi-audio convert-manifest metadata.csv train.jsonl
     kimi-audio convert-manifest manifest.jsonl train.jsonl --audio audio_filepath --text text
 
-Each row becomes a conversation: a question and the audio, answered by the text. Rows without text,
-or whose audio file does not exist, are left out and listed.
+Each row becomes a conversation: a question and the audio, answered by the text. Where a row means
+a part of its recording, by start and end or offset and duration (in seconds), that is written to
+OUTPUT.parts. Rows without text, of another width than the header, or whose audio file does not
+exist, are left out and listed.
 Exit status: 0 done, 1 rows were left out, 2 cannot be run.
 """
 

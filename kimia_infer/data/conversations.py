@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kimia_infer.data.parts import selects_sound
 from kimia_infer.models.kimi_audio.prompt import Message, parse_messages
 from kimia_infer.utils.errors import RequestError
 
@@ -70,9 +71,20 @@ def parse_conversation(values: Any) -> Conversation:
         if message.text is not None and not message.text.strip():
             element = "[1]" if message.message_type == "audio-text" else ""
             raise DataError(f"conversation[{index}].content{element}: the text is empty")
+        _refuse_parts(f"conversation[{index}].", raw)
         if "audio_tokens" in raw:
             audio_ids[index] = _audio_tokens(f"conversation[{index}].audio_tokens", message, raw)
     return Conversation(task_type, messages, audio_ids)
+
+
+def _refuse_parts(where: str, values: dict) -> None:
+    """Raise DataError for a field that selects a part of a recording."""
+    for name, value in values.items():
+        if selects_sound(name, value):
+            raise DataError(
+                f"{where}{name}: conversations use whole recordings; cut the recording, or remove "
+                "the field"
+            )
 
 
 def _audio_tokens(where: str, message: Message, raw: dict) -> list[int]:
@@ -131,7 +143,9 @@ class ConversationFile:
     def parse(self, index: int, values: Any) -> Conversation:
         """:func:`parse_conversation`, with file and line in its errors."""
         try:
-            return parse_conversation(values)
+            conversation = parse_conversation(values)
+            _refuse_parts("", values)
+            return conversation
         except DataError as error:
             raise DataError(f"{self.where(index)}: {error}") from error
 

@@ -6,26 +6,31 @@ An evaluation reads them as they are; for training they are converted to convers
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
+import numpy as np
 from pydantic import (
     AfterValidator,
     AliasChoices,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
+    ValidationError,
     model_validator,
 )
 
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio, write_wav
 from kimia_infer.data.conversations import UNDERSTANDING, DataError
+from kimia_infer.data.parts import PartFields, cut
+from kimia_infer.utils.errors import explain
 from kimia_infer.utils.files import write_json_lines
+from kimia_infer.utils.progress import progress
 
 AUDIO_FIELDS = (
     "audio", "audio_path", "audio_filepath", "audio_file", "path", "wav", "file", "file_name",
@@ -37,6 +42,8 @@ QUESTION_FIELDS = ("question", "prompt")
 QUESTION = "Please transcribe the spoken content into written text."
 CHOICE_SEPARATOR = "|"
 """Between the choices of a row of a CSV or TSV file."""
+ROUNDING_SECONDS = 0.05
+"""A part that leaves out less is the whole recording, whose length was rounded."""
 
 WER, CER, ACCURACY, MATCH, NONE = "wer", "cer", "accuracy", "match", "none"
 Metric = Literal["wer", "cer", "accuracy", "match", "none"]
@@ -87,17 +94,14 @@ Text = Annotated[str, BeforeValidator(_as_text)]
 Choice = Annotated[str, AfterValidator(str.strip), Field(min_length=1)]
 Choices = Annotated[tuple[Choice, ...], BeforeValidator(_as_choices)]
 Language = Annotated[str, BeforeValidator(_as_text), AfterValidator(parse_language)]
-Seconds = Annotated[float, Field(strict=False, ge=0, allow_inf_nan=False)]
 
 
-class RowFacts(BaseModel):
+class RowFacts(PartFields):
     """What any row of an evaluation's manifest may say besides its question.
 
-    ``start`` and ``end``, in seconds, select a part of the recording. Fields that are empty or
-    null count as missing; unknown ones are ignored.
+    Fields that are empty or null count as missing; unknown ones are ignored, unless they may
+    select a part of the recording.
     """
-
-    model_config = ConfigDict(strict=True, frozen=True)
 
     dataset: Text | None = None
     subset: Text = ""
@@ -105,8 +109,6 @@ class RowFacts(BaseModel):
     metric: Annotated[Metric, BeforeValidator(_as_text)] | None = None
     language: Language | None = Field(None, validation_alias=AliasChoices("language", "lang"))
     choices: Choices = ()
-    start: Seconds | None = None
-    end: Seconds | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -116,17 +118,6 @@ class RowFacts(BaseModel):
             return value is None or (blank and name not in QUESTION_FIELDS)
 
         return {name: value for name, value in row.items() if not empty(name, value)}
-
-    @model_validator(mode="after")
-    def _check_span(self) -> RowFacts:
-        if (self.start is None) != (self.end is None):
-            raise ValueError("start, end: expected both or none")
-        if self.start is not None and self.end is not None and self.end <= self.start:
-            raise ValueError(
-                f"start, end: expected a start before the end, found {self.start:g} and "
-                f"{self.end:g} s"
-            )
-        return self
 
 
 class AudioRow(RowFacts):
@@ -150,20 +141,51 @@ def opened(path: Path) -> Iterator[TextIO]:
 def read_rows(path: Path) -> Iterator[tuple[int, dict | DataError]]:
     """The rows of a CSV, TSV or JSON Lines file with their line numbers.
 
-    A line that is not a JSON object is a DataError with the reason. Raises one if the file cannot
-    be read.
+    A line that is not a JSON object, or not as wide as the header, is a DataError with the
+    reason. Raises one if the file cannot be read.
     """
     kind = path.suffix.lower()
     if kind not in (".csv", ".tsv", ".jsonl"):
         raise DataError(f"{path}: expected a file .csv, .tsv or .jsonl")
+    if kind != ".jsonl":
+        yield from read_table(path, tabs=kind == ".tsv")
+        return
     with opened(path) as file:
-        if kind == ".jsonl":
-            yield from ((n, _json_row(line)) for n, line in enumerate(file, 1) if line.strip())
-            return
-        csv.field_size_limit(sys.maxsize)
-        tabs: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {}
-        reader = csv.DictReader(file, **tabs)
-        yield from ((reader.line_num, row) for row in reader)
+        yield from ((n, _json_row(line)) for n, line in enumerate(file, 1) if line.strip())
+
+
+def read_table(path: Path, tabs: bool = False) -> Iterator[tuple[int, dict[str, str] | DataError]]:
+    """The rows below the header of a CSV file, or one with ``tabs`` and no quotes.
+
+    They come with the numbers of the lines in which they begin. A row that is not as wide as the
+    header is a DataError: which of its fields is which cannot be known.
+
+    Raises:
+        DataError: the file cannot be read, or two columns have one name.
+    """
+    csv.field_size_limit(sys.maxsize)
+    dialect: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    with opened(path) as file:
+        reader = csv.reader(file, **dialect)
+        header = next(reader, [])
+        for name in header:
+            if name and header.count(name) > 1:
+                raise DataError(f"{path}: two columns are called {name!r}")
+        while True:
+            line = reader.line_num + 1
+            try:
+                fields = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield line, DataError(f"not valid CSV ({error})")
+                continue
+            if len(fields) == len(header):
+                yield line, dict(zip(header, fields, strict=True))
+            elif fields:  # an empty line has none
+                count = f"{len(fields)} field{'s' if len(fields) > 1 else ''}"
+                hint = "" if tabs else "; a text with a comma needs quotes"
+                yield line, DataError(f"{count}, the header has {len(header)}{hint}")
 
 
 def _json_row(line: str) -> dict | DataError:
@@ -185,40 +207,65 @@ def convert_manifest(
 ) -> tuple[int, list[str]]:
     """Write a manifest as conversations: a question and a recording, answered by the text.
 
-    Relative paths begin at ``audio_root`` and are written as absolute ones. Rows without text or
-    whose recording does not exist are left out. Without a name of the audio or text field, it is
-    the one usual name that occurs; without ``question_field``, every row asks ``question``.
+    Relative paths begin at ``audio_root`` and are written as absolute ones. A part of a recording
+    (:class:`~kimia_infer.data.parts.PartFields`) is written as a wav file into the folder
+    ``target`` + ``.parts``. Rows that cannot be used, such as those without text or recording,
+    are left out. Without a name of the audio or text field, it is the one usual name that
+    occurs; without ``question_field``, every row asks ``question``.
 
     Returns the number of lines written, and the error messages of the rows left out. Raises
     DataError if the manifest cannot be read, or it is unclear which fields to use.
     """
-    rows = []
-    for line, row in read_rows(source):
-        if isinstance(row, DataError):
-            raise DataError(f"{source}:{line}: {row}") from row
-        rows.append((line, row))
+    rows = list(read_rows(source))
     if not rows:
         raise DataError(f"{source}: no rows")
-    names = [str(name) for name in rows[0][1]]
+    names = next((list(row) for _, row in rows if isinstance(row, dict)), None)
+    if names is None:
+        line, error = rows[0]
+        raise DataError(f"{source}:{line}: {error}")
     audio_field = _choose(source, names, audio_field, AUDIO_FIELDS, "audio")
     text_field = _choose(source, names, text_field, TEXT_FIELDS, "text")
     if question_field is not None:
         _choose(source, names, question_field, (), "question-field")
     conversations, faults = [], []
-    for line, row in rows:
+    parts = target.with_name(f"{target.name}.parts")
+    load = functools.lru_cache(1)(load_audio)  # the next row often uses the same file
+    for line, row in progress("Converting", unit="rows", iterable=rows):
         try:
+            if isinstance(row, DataError):
+                raise row
             audio, text = _value(row, audio_field), _value(row, text_field)
             asked = _value(row, question_field) if question_field else question
             path = (audio_root / audio).resolve()
             if not path.is_file():
                 raise DataError(f"{audio_field}: {path} is not a file")
-        except DataError as error:
+            path = _recording(row, path, parts / f"{line:08d}.wav", load)
+        except (DataError, AudioError) as error:
             faults.append(f"{source}:{line}: {error}")
-            continue
-        conversations.append(_conversation(asked, str(path), text))
+        except ValidationError as error:
+            faults.append(f"{source}:{line}: {'; '.join(explain(error))}")
+        else:
+            conversations.append(_conversation(asked, str(path), text))
     if not conversations:
         raise DataError(f"{source}: no row can be used; the first: {faults[0]}")
     return write_json_lines(target, conversations), faults
+
+
+def _recording(row: dict, path: Path, new: Path, load: Callable[[Path], np.ndarray]) -> Path:
+    """The recording ``path``, or ``new``, to which the part of it that ``row`` means is written.
+
+    Raises:
+        ValidationError, AudioError: the row means no part, or not one of this recording.
+    """
+    part = PartFields.model_validate(row).part
+    if part is None:
+        return path
+    wave = load(path)
+    piece = cut(wave, SAMPLE_RATE, part, str(path))
+    if len(wave) - len(piece) <= ROUNDING_SECONDS * SAMPLE_RATE:
+        return path
+    write_wav(new, piece, SAMPLE_RATE)
+    return new.resolve()
 
 
 def _conversation(question: str, audio: str, text: str) -> dict:

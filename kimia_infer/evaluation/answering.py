@@ -24,6 +24,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters
 from kimia_infer.api.response import Deadline, Request, Response, Stopwatch
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.data.parts import cut
 from kimia_infer.engine.batch import TextBatch
 from kimia_infer.engine.decode import Progress
 from kimia_infer.engine.repetition import RepetitionGuard
@@ -109,14 +110,14 @@ def load_ahead(items: Sequence[Item], max_seconds: float) -> Generator[Turn]:
     A whole recording longer than ``max_seconds`` is refused without decoding the rest. Closing
     the iterator stops the loading.
     """
-    load_cut = functools.lru_cache(1)(load_audio)  # the next item often uses the same file
+    load_whole = functools.lru_cache(1)(load_audio)  # the next item often uses the same file
 
     def load(item: Item) -> tuple[dict[int, np.ndarray], float]:
         started = time.perf_counter()
         waves = {
             index: load_audio(path, max_seconds)
             if item.span is None
-            else _excerpt(load_cut(path), path, *item.span)
+            else cut(load_whole(path), SAMPLE_RATE, item.span, path)
             for index, path in item.recordings.items()
         }
         return waves, time.perf_counter() - started
@@ -138,14 +139,6 @@ def load_ahead(items: Sequence[Item], max_seconds: float) -> Generator[Turn]:
             yield Turn(item, time.perf_counter() - seconds, waves)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _excerpt(wave: np.ndarray, path: str, start: float, end: float) -> np.ndarray:
-    excerpt = wave[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)]
-    if not excerpt.size:
-        length = len(wave) / SAMPLE_RATE
-        raise AudioError(f"{path}: the audio ends at {length:.2f} s, before {start:g} to {end:g} s")
-    return excerpt
 
 
 @torch.inference_mode()

@@ -26,6 +26,7 @@ from kimia_infer.data.manifests import (
     parse_language,
     read_rows,
 )
+from kimia_infer.data.parts import Part
 from kimia_infer.evaluation.texts import index_of
 from kimia_infer.models.kimi_audio.prompt import parse_messages
 from kimia_infer.utils.errors import explain
@@ -40,7 +41,7 @@ class Item:
 
     ``messages`` is the chat as ``KimiAudio.generate`` takes it. ``choices`` are the possible
     answers of an item scored by accuracy, ``reference`` is one of them. ``span`` is the part of
-    the recording that is used, in seconds; None uses all of it.
+    the recording that is used; None uses all of it.
     """
 
     dataset: str
@@ -51,7 +52,7 @@ class Item:
     reference: str
     language: str | None = None
     choices: tuple[str, ...] = ()
-    span: tuple[float, float] | None = None
+    span: Part | None = None
 
     @property
     def key(self) -> Key:
@@ -108,7 +109,7 @@ def read_manifest(path: Path, defaults: Defaults) -> Manifest:
             if isinstance(row, DataError):
                 raise row
             if path.suffix.lower() != ".jsonl":  # an empty cell is a missing value
-                row = {name: value for name, value in row.items() if name and value}
+                row = {name: value for name, value in row.items() if value}
             item = _item(row, line, path.stem, defaults)
             if item.key in items:
                 raise DataError(f"id: {item.id!r} was used by an earlier line")
@@ -149,7 +150,7 @@ def _item(row: dict, line: int, name: str, defaults: Defaults) -> Item:
         reference,
         language,
         facts.choices,
-        None if facts.start is None or facts.end is None else (facts.start, facts.end),
+        facts.part,
     )
     _check(item)
     return item
@@ -210,6 +211,6 @@ def _check(item: Item) -> None:
         except ValueError as error:
             faults.append(f"reference: {error}")
     if item.span is not None and len(item.recordings) != 1:
-        faults.append("start, end: only a chat with one recording can be cut")
+        faults.append("start, end, offset, duration: only a chat with one recording can be cut")
     if faults:
         raise DataError("; ".join(faults))

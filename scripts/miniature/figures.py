@@ -109,8 +109,8 @@ def recalls(recordings: Sequence[Recording], versions: Versions) -> dict[str, di
 @torch.inference_mode()
 def codec_versions(model: KimiAudio, mel: MelConfig, recording: Recording) -> dict[str, np.ndarray]:
     """A recording after each component of the codec: "vocoded" is from its spectrogram."""
-    original = load_audio(recording.path)
-    wave = torch.from_numpy(load_audio(recording.path, sample_rate=mel.sample_rate))
+    original = recording.load()
+    wave = torch.from_numpy(recording.load(mel.sample_rate))
     vocoded = recognizable(_detokenizer(model).vocoder(log_mel(wave, mel)))
     codes = model.speech_codes.encode(original)
     return {"original": original, "vocoded": vocoded, **_spoken(model, codes)}
@@ -121,7 +121,7 @@ def _read_aloud(model: KimiAudio, recording: Recording) -> dict[str, np.ndarray]
     text = recording.text or ""
     request = {"role": "user", "message_type": "text", "content": READ + text}
     codes = answer(model, Case("read", [request], text, True)).codes
-    return {"original": load_audio(recording.path), **_spoken(model, torch.tensor(codes))}
+    return {"original": recording.load(), **_spoken(model, torch.tensor(codes))}
 
 
 @torch.inference_mode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import string
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from kimia_infer.data.conversations import DataError
-from kimia_infer.data.manifests import Metric, opened
+from kimia_infer.data.manifests import Metric, opened, read_table
 
 Row = dict[str, Any]
 """A row of a manifest, with an absolute path."""
@@ -70,15 +69,13 @@ def lines(path: Path) -> Iterator[str]:
 
 def table(path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
     """The rows of a CSV file that has ``columns``. Raises DataError."""
-    with opened(path) as file:
-        reader = csv.DictReader(file)
-        missing = [c for c in columns if c not in (reader.fieldnames or ())]
+    for line, values in read_table(path):
+        if isinstance(values, DataError):
+            raise DataError(f"{path}:{line}: {values}") from values
+        missing = [column for column in columns if column not in values]
         if missing:
             raise DataError(f"{path}: no column {', '.join(missing)}")
-        for values in reader:
-            if any(values[column] is None for column in columns):
-                raise DataError(f"{path}:{reader.line_num}: a column is missing")
-            yield values
+        yield values
 
 
 def document(path: Path) -> Any:

@@ -12,7 +12,6 @@ import yaml
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.checkpoint import (
@@ -79,9 +78,9 @@ class RecordingReader:
 
     def read(self, recording: Recording) -> Example:
         """``mel`` fp32 [4 * codes, mel_bins] and ``codes`` int64 [codes] of a recording."""
-        wave = torch.from_numpy(load_audio(recording.path, sample_rate=self.mel.sample_rate))
+        wave = torch.from_numpy(recording.load(self.mel.sample_rate))
         if recording.codes is None:
-            codes = self._encode(load_audio(recording.path, sample_rate=SAMPLE_RATE))
+            codes = self._encode(recording.load())
         elif max(recording.codes) >= self.codes:
             raise DataError(f"codes: {max(recording.codes)} is not below {self.codes}")
         else:

@@ -8,20 +8,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from accelerate.utils import send_to_device
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     StringConstraints,
     ValidationError,
 )
 from torch import Tensor
 
-from kimia_infer.audio.files import AudioError
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.data.conversations import ConversationFile, DataError
+from kimia_infer.data.parts import Part, PartFields, cut
 from kimia_infer.training.config import Items
 from kimia_infer.training.dataset import TrainingData, split_data, usable
 from kimia_infer.training.plan import MicroBatch
@@ -36,21 +36,38 @@ Example = dict[str, Any]
 
 @dataclass(frozen=True)
 class Recording:
-    """An audio file; ``where`` names its place in the data for reports."""
+    """An audio file, or a ``part`` of one, which ``text``, ``codes`` and ``phones`` belong to.
+
+    ``where`` names its place in the data for reports.
+    """
 
     where: str
     path: Path
     text: str | None = None
     codes: tuple[int, ...] | None = None
     phones: tuple[tuple[str, float], ...] | None = None
+    part: Part | None = None
+
+    def load(self, sample_rate: int = SAMPLE_RATE, max_seconds: float | None = None) -> np.ndarray:
+        """float32 [samples] of the part. Raises AudioError, as :func:`load_audio`."""
+        if self.part is None:
+            return load_audio(self.path, max_seconds, sample_rate)
+        seconds = self.part.end - self.part.start
+        if max_seconds is not None and seconds > max_seconds:
+            raise AudioTooLong(
+                f"{self.path}: a part of {seconds:g} s, longer than the permitted {max_seconds:g} s"
+            )
+        wave = load_audio(self.path, sample_rate=sample_rate)
+        return cut(wave, sample_rate, self.part, str(self.path))
 
 
 def find_recordings(data: Path, audio_root: Path, needs_text: bool = False) -> list[Recording]:
     """The audio files of a directory (sorted by path), a list of paths, or JSON Lines.
 
     A line of JSON is ``{"audio": path, "text": ..., "codes": [...], "phones": [[name, second],
-    ...]}``, with the second when each phone begins; what is not needed may be missing, further
-    fields are not read.
+    ...]}``, with the second when each phone begins; what is not needed may be missing. A line may
+    mean a part of the recording, by ``start`` and ``end`` or ``offset`` and ``duration``, which
+    then is what the other fields describe. Further fields are not read.
 
     Raises:
         DataError: there are none, or a line cannot be read; the message names it.
@@ -88,10 +105,8 @@ NotBlank = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)
 Phone = Annotated[tuple[NotBlank, float], Field(strict=False)]
 
 
-class _Line(BaseModel):
+class _Line(PartFields):
     """A line of JSON; other fields are ignored."""
-
-    model_config = ConfigDict(strict=True)
 
     audio: NotBlank
     text: NotBlank | None = None
@@ -104,7 +119,8 @@ def _recording(values: object, where: str, audio_root: Path) -> Recording:
         line = _Line.model_validate(values)
     except ValidationError as error:
         raise DataError(f"{where}: {'; '.join(explain(error))}") from error
-    return Recording(where, audio_root / line.audio, line.text, line.codes, line.phones)
+    path = audio_root / line.audio
+    return Recording(where, path, line.text, line.codes, line.phones, line.part)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor
 
-from kimia_infer.audio.files import SAMPLE_RATE, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.speech_tokenizer import (
@@ -89,7 +89,7 @@ def read_spoken(
 
     Where phones are learned, also ``phones``, the name of the one in each frame.
     """
-    wave = load_audio(recording.path, max_seconds=settings.max_seconds)
+    wave = recording.load(max_seconds=settings.max_seconds)
     features = extractor(
         [wave],
         sampling_rate=SAMPLE_RATE,

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.audio.files import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.models.kimi_audio.checkpoint import VOCODER_FOLDER
 from kimia_infer.models.kimi_audio.config import VocoderConfig
@@ -76,7 +75,7 @@ def read_wave(recording: Recording, mel: MelConfig, crop_frames: int) -> Example
 
     Silence fills a short one up to ``crop_frames``.
     """
-    wave = torch.from_numpy(load_audio(recording.path, sample_rate=mel.sample_rate))
+    wave = torch.from_numpy(recording.load(mel.sample_rate))
     wave = F.pad(wave, (0, max(0, crop_frames * mel.hop_size - len(wave))))
     frames = log_mel(wave, mel)
     seconds = len(wave) / mel.sample_rate
