@@ -23,7 +23,7 @@ from kimia_infer.api.response import (
     SpeechPipeline,
     Stopwatch,
 )
-from kimia_infer.api.voice import VoiceReader, check_source
+from kimia_infer.api.voice import VoiceReader
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
 from kimia_infer.engine.repetition import RepetitionGuard
@@ -31,12 +31,14 @@ from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
 from kimia_infer.models.kimi_audio.detokenizer import PRESETS, Detokenizer
 from kimia_infer.models.kimi_audio.prompt import (
-    AudioSource,
+    AudioInput,
     EncodedMessage,
     Message,
     Prompt,
     PromptBuilder,
+    parse_audio,
     parse_messages,
+    require_content,
 )
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream, TextTokenizer
@@ -165,7 +167,7 @@ class Engine:
         self.encoder = ChatEncoder(
             self.text_tokenizer, self.speech_codes, self.whisper_features, self.prompt_builder
         )
-        self.voice_reader = _voice_reader(components)
+        self.voice_reader = VoiceReader.of(components)
         control = ControlTokens(
             special.text_blank, special.text_eos, (special.msg_end, special.media_end)
         )
@@ -198,7 +200,7 @@ class Engine:
         randomness: Randomness | None = None,
         on_step: OnStep | None = None,
         *,
-        voice: AudioSource | None = None,
+        voice: AudioInput | None = None,
     ) -> Generator[Event]:
         """:meth:`stream` with parsed options.
 
@@ -214,9 +216,9 @@ class Engine:
         options: Parameters,
         randomness: Randomness | None,
         on_step: OnStep | None,
-        voice: AudioSource | None,
+        voice: AudioInput | None,
     ) -> Generator[Event]:
-        self.check(options, voice)
+        self.check(options, voice is not None)
         messages, clock = parse_messages(chats), Stopwatch()
         deadline = Deadline(options.timeout_seconds)
         if randomness is None:
@@ -225,7 +227,7 @@ class Engine:
         with clock.timed("voice"):
             read = None
             if voice is not None and self.voice_reader is not None:  # as checked
-                read = self.voice_reader.read(voice)
+                read = self.voice_reader.read(parse_audio("voice", voice))
         yield from self.answer(
             Request(
                 messages,
@@ -258,6 +260,7 @@ class Engine:
 
     def begin(self, request: Request) -> Response:
         """Encode the chat of a request, for the response that runs its generation."""
+        require_content(request.messages)
         prompt, features = self.encoder.encode(
             request.messages, request.waves, request.options, request.clock
         )
@@ -271,15 +274,14 @@ class Engine:
             0 if self.detokenizer is None else self.detokenizer.sample_rate,
         )
 
-    def check(self, options: Parameters, voice: AudioSource | None = None) -> None:
+    def check(self, options: Parameters, voice: bool = False) -> None:
         """Raise RequestError for what this model, as it was loaded, cannot do."""
         if options.output_type == "both" and self.detokenizer is None:
             raise RequestError(
                 "output_type: 'both' needs the detokenizer, but this KimiAudio was created with "
                 "load_detokenizer=False; ask for 'text' or load it"
             )
-        if voice is not None:
-            check_source(voice)
+        if voice:
             if options.output_type != "both":
                 raise RequestError("voice: only speech has a voice; ask for output_type='both'")
             if self.voice_reader is None:
@@ -388,13 +390,3 @@ def warm_up(detokenizer: Detokenizer) -> None:
         )
         pipeline.feed(codes)
         pipeline.close()
-
-
-def _voice_reader(components: Components) -> VoiceReader | None:
-    if components.detokenizer is None or components.vocoder_folder is None:
-        return None
-    return VoiceReader(
-        components.speech_tokenizer,
-        components.vocoder_folder,
-        components.detokenizer.config.frames_per_code,
-    )

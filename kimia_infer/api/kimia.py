@@ -18,7 +18,7 @@ from kimia_infer.api.engine import (
     surviving_out_of_memory,
 )
 from kimia_infer.api.events import Completion, Event
-from kimia_infer.api.loading import Components, default_device, load_components, parse_dtype
+from kimia_infer.api.loading import Components, load_components, parse_device, parse_dtype
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
 from kimia_infer.api.response import Deadline, OnStep, Request, Stopwatch
@@ -30,13 +30,13 @@ from kimia_infer.api.transcription import (
     TranscriptEvent,
     transcribe_wave,
 )
-from kimia_infer.audio.files import SAMPLE_RATE, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.layers.attention import check_kv_cache
 from kimia_infer.layers.quantization import check_quantization
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
 from kimia_infer.models.kimi_audio.checkpoint import resolve_weights
-from kimia_infer.models.kimi_audio.prompt import AudioSource, Message, parse_messages
+from kimia_infer.models.kimi_audio.prompt import AudioInput, Message, parse_audio, parse_text
 from kimia_infer.utils.errors import ConfigurationError, RequestError
 
 __all__ = ["POLL_INTERVAL", "Completion", "KimiAudio"]
@@ -84,7 +84,7 @@ class KimiAudio(Engine):
         kv_cache: str | None = None,
         offload: str | None = None,
     ):
-        place = torch.device(device) if device is not None else default_device()
+        place = parse_device(device)
         dtype = parse_dtype(dtype, place)
         check_head_rows(head_rows)
         if quantization is not None:
@@ -133,24 +133,27 @@ class KimiAudio(Engine):
         preset: str = "quality",
         stop_repetition: bool = False,
         timeout_seconds: float | None = None,
-        voice: AudioSource | None = None,
+        voice: AudioInput | None = None,
         **unknown: Any,
     ) -> tuple[Tensor | None, str]:
         """Answer a chat: ``(wav, text)``, wav float32 [1, samples] at 24 kHz or None.
 
-        ``chats`` is a list of messages ``{"role", "message_type", "content"}``. Prompt and
-        answer together may fill 1500 positions with ``output_type="both"`` and 7500 with
-        ``"text"``; ``max_new_tokens=-1`` means what the prompt leaves of that, a positive
+        ``chats`` is a list of messages ``{"role", "message_type", "content"}``. Audio, that of
+        ``voice`` as well, is a path, the bytes of a file, or sound in memory (``{"array",
+        "sampling_rate"}`` or ``(samples, rate)``, see :mod:`kimia_infer.audio.memory`).
+
+        Prompt and answer together may fill 1500 positions with ``output_type="both"`` and 7500
+        with ``"text"``; ``max_new_tokens=-1`` means what the prompt leaves of that, a positive
         value is honoured in both modes and capped by it. (The published code ignores the
         value for ``"both"``, and forgets tokens after step 4096; neither happens here.)
         ``wav`` is None when no speech code was generated, where the published code fails.
 
         ``preset`` chooses how speech is cut for synthesis: ``"quality"`` as published,
         ``"low_latency"`` with small chunks first, so that speech begins earlier in :meth:`stream`.
-        ``voice`` is a recording of 1 to 30 s (its path or bytes) in whose timbre the answer is
-        spoken. ``stop_repetition`` ends an answer whose text repeats itself endlessly: at least 4
-        copies that fill at least 128 tokens; one copy is kept. ``timeout_seconds`` is the most
-        time an answer may take.
+        ``voice`` is a recording of 1 to 30 s in whose timbre the answer is spoken.
+        ``stop_repetition`` ends an answer whose text repeats itself endlessly: at least 4 copies
+        that fill at least 128 tokens; one copy is kept. ``timeout_seconds`` is the most time an
+        answer may take.
 
         The same ``seed`` repeats a sampled answer on the same machine; None draws one.
         Raises RequestError naming what to change; AudioError, RequestTimeout and
@@ -181,7 +184,7 @@ class KimiAudio(Engine):
         chats: list[dict],
         output_type: str = "text",
         *,
-        voice: AudioSource | None = None,
+        voice: AudioInput | None = None,
         **arguments: Any,
     ) -> Generator[Event]:
         """:meth:`generate` as a stream: text and speech as soon as they are known.
@@ -201,14 +204,14 @@ class KimiAudio(Engine):
         randomness: Randomness | None = None,
         on_step: OnStep | None = None,
         *,
-        voice: AudioSource | None = None,
+        voice: AudioInput | None = None,
     ) -> Completion:
         """The last event of :meth:`respond`."""
         *_, completion = self.respond(chats, options, randomness, on_step, voice=voice)
         assert isinstance(completion, Completion)
         return completion
 
-    def transcribe(self, audio: AudioSource, **arguments: Any) -> Transcript:
+    def transcribe(self, audio: AudioInput, **arguments: Any) -> Transcript:
         """The text of a recording of any length, with its segments.
 
         Takes the arguments of :meth:`stream_transcription`, whose last event this is.
@@ -219,7 +222,7 @@ class KimiAudio(Engine):
 
     def stream_transcription(
         self,
-        audio: AudioSource,
+        audio: AudioInput,
         *,
         instruction: str = INSTRUCTION,
         max_seconds: float = MAX_SECONDS,
@@ -227,7 +230,7 @@ class KimiAudio(Engine):
         stop_repetition: bool = True,
         **sampling: Any,
     ) -> Generator[TranscriptEvent]:
-        """Transcribe an audio file, given by path or as its content, as a stream of events.
+        """Transcribe a recording, in one of the forms of :meth:`generate`, as a stream of events.
 
         The recording is cut at quiet points into segments of at most 30 s, and each is
         answered on its own, after ``instruction``. Yields TextDelta events within segments, a
@@ -244,12 +247,10 @@ class KimiAudio(Engine):
         if options.output_type != "text":
             raise RequestError("output_type: a transcription is text; leave this argument out")
         self.check(options)
-        messages = parse_messages(
-            [
-                {"role": "user", "message_type": "text", "content": instruction},
-                {"role": "user", "message_type": "audio", "content": audio},
-            ]
-        )
+        messages = [
+            Message("user", "text", text=parse_text("instruction", instruction)),
+            Message("user", "audio", audio=parse_audio("audio", audio)),
+        ]
         events = self._transcribe(messages, options, max_seconds, on_progress)
         return surviving_out_of_memory(events)
 
@@ -267,7 +268,10 @@ class KimiAudio(Engine):
         audio = messages[-1].audio
         assert audio is not None
         with clock.timed("load_audio"):
-            wave = load_audio(audio, max_seconds)
+            try:
+                wave = load_audio(audio, max_seconds)
+            except AudioError as error:
+                raise type(error)(f"audio: {error}") from error
 
         def answer(segment: np.ndarray, report: Callable[[], None]) -> Generator[Event]:
             guard = RepetitionGuard.for_speech(len(segment) / SAMPLE_RATE)

@@ -209,6 +209,37 @@ def default_device() -> torch.device:
     return accelerator
 
 
+def available_devices() -> list[str]:
+    """The names of the devices that PyTorch can use here: ``cpu``, ``cuda``, ``cuda:0``, ..."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["cpu"]
+    indexed = (f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count()))
+    return ["cpu", accelerator.type, *indexed]
+
+
+def parse_device(value: str | torch.device | None) -> torch.device:
+    """A device by value or name; None is :func:`default_device`.
+
+    Raises ConfigurationError for a device that is not there, and for what is no device.
+    """
+    if value is None:
+        return default_device()
+    known = available_devices()
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        device = None
+    if device is not None and device.type == "cpu" and not device.index:  # also cpu:0
+        return torch.device("cpu")
+    if device is None or str(device) not in known:
+        raise ConfigurationError(
+            f"device: expected one of the devices here ({', '.join(known)}), found "
+            f"{str(value)[:60]!r}"
+        )
+    return device
+
+
 def parse_dtype(value: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     """A dtype by value or name; None is float32 on the CPU and bfloat16 elsewhere.
 

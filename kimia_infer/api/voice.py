@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,7 +22,10 @@ from kimia_infer.models.kimi_audio.detokenizer import Voice
 from kimia_infer.models.kimi_audio.prompt import AudioSource
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.files import no_file
+
+if TYPE_CHECKING:
+    from kimia_infer.api.loading import Components
 
 MIN_SECONDS = 1.0
 MAX_SECONDS = 30.0
@@ -39,6 +43,14 @@ class VoiceReader:
         self._speech_codes, self._frames_per_code = speech_codes, frames_per_code
         self._folder = vocoder_folder
         self._last: tuple[bytes, Voice] | None = None
+
+    @classmethod
+    def of(cls, components: Components) -> VoiceReader | None:
+        """The reader that loaded components have; None without a vocoder, whose mel it needs."""
+        if components.detokenizer is None or components.vocoder_folder is None:
+            return None
+        frames = components.detokenizer.config.frames_per_code
+        return cls(components.speech_tokenizer, components.vocoder_folder, frames)
 
     @torch.inference_mode()
     def read(self, source: AudioSource) -> Voice:
@@ -82,21 +94,12 @@ class VoiceReader:
         return Voice(mel[: len(tokens)], tokens)
 
 
-def check_source(voice: Any) -> None:
-    """Raise RequestError unless ``voice`` is the path or the content of a file."""
-    if not isinstance(voice, AudioSource):
-        raise RequestError(
-            f"voice: expected an audio file path or its bytes, found {type(voice).__name__}"
-        )
-
-
 def _content(source: AudioSource) -> bytes:
     if isinstance(source, bytes):
         return source
-    path = Path(source)
-    if not path.is_file():
-        raise AudioError(f"voice: {str(source)!r} is not a regular file; send a recording")
+    if not os.path.isfile(source):
+        raise AudioError(f"voice: {no_file(source)}; send a recording")
     try:
-        return path.read_bytes()
+        return Path(source).read_bytes()
     except OSError as error:
-        raise AudioError(f"voice: {path} cannot be read ({error.strerror})") from error
+        raise AudioError(f"voice: {source} cannot be read ({error.strerror})") from error

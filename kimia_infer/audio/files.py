@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from kimia_infer.utils.errors import RequestError
-from kimia_infer.utils.files import replacing
+from kimia_infer.utils.files import no_file, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -106,9 +106,9 @@ def load_audio(
     """
     if isinstance(source, bytes):
         return _load(io.BytesIO(source), "audio data", max_seconds, sample_rate)
+    if not os.path.isfile(source):
+        raise AudioError(f"{no_file(source)}; {ADVICE}")
     path = Path(source)
-    if not path.is_file():
-        raise AudioError(f"{os.fspath(source)!r} is not a regular file; {ADVICE}")
     try:
         with path.open("rb") as file:
             return _load(file, str(path), max_seconds, sample_rate)

@@ -35,7 +35,7 @@ def check(parser: Parser, arguments: Namespace) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from kimia_infer.api.loading import default_device
+    from kimia_infer.api.loading import parse_device
     from kimia_infer.data.extraction import extract_codes
     from kimia_infer.models.kimi_audio.checkpoint import resolve_weights
 
@@ -44,7 +44,7 @@ def run(arguments: Namespace) -> int:
         arguments.output,
         resolve_weights(arguments.model, detokenizer=False),
         arguments.audio_root,
-        arguments.device or str(default_device()),
+        str(parse_device(arguments.device)),
         arguments.workers,
     )
     for fault in faults:

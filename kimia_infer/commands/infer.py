@@ -32,6 +32,7 @@ from kimia_infer.commands.parser import (
 from kimia_infer.commands.timings import summarize
 from kimia_infer.serving.cog.schema import read_inputs
 from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.files import no_file
 
 if TYPE_CHECKING:
     from kimia_infer.serving.client import Chunk, Prediction
@@ -118,7 +119,7 @@ def check(parser: Parser, arguments: Namespace) -> None:
         parser.error("nothing to answer: give --audio, --text or both")
     for name in FILES:
         if name in given and not given[name].is_file():
-            parser.error(f"--{name}: {given[name]} is not a file")
+            parser.error(f"--{name}: {no_file(given[name])}")
     if not arguments.output.absolute().parent.is_dir():
         parser.error(f"--output: there is no directory {arguments.output.parent}")
 

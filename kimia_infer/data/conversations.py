@@ -72,6 +72,9 @@ def parse_conversation(values: Any) -> Conversation:
             element = "[1]" if message.message_type == "audio-text" else ""
             raise DataError(f"conversation[{index}].content{element}: the text is empty")
         _refuse_parts(f"conversation[{index}].", raw)
+        if isinstance(message.audio, bytes):  # a JSON object with samples
+            where = audio_field(index, message.message_type)
+            raise DataError(f"{where}: expected the path of an audio file")
         if "audio_tokens" in raw:
             audio_ids[index] = _audio_tokens(f"conversation[{index}].audio_tokens", message, raw)
     return Conversation(task_type, messages, audio_ids)

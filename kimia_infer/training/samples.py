@@ -20,6 +20,7 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_t
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.models.kimi_audio.whisper import code_count, segment_codes, split_segments
 from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.files import no_file
 
 Wave = np.ndarray
 
@@ -212,7 +213,7 @@ class SampleBuilder:
         path = self.audio_root / str(message.audio)
         if not path.is_file():
             where = audio_field(index, message.message_type)
-            raise DataError(f"{where}: {path} is not a file (relative paths begin at audio_root)")
+            raise DataError(f"{where}: {no_file(path)} (relative paths begin at audio_root)")
         return path
 
     def _wave(self, index: int, message: Message) -> Wave:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,26 @@ PARTIAL = ".part"
 """Ending of files and directories that are still being written."""
 
 _NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)
+
+KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def no_file(path: str | os.PathLike[str]) -> str:
+    """What is at ``path``, which is no regular file, as an error message says it."""
+    name = os.fspath(path)
+    try:
+        kind = stat.S_IFMT(os.stat(name).st_mode)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # the last for null characters
+        return f"no such file: {name!r}"
+    except OSError as error:
+        return f"{name[:1000]!r} cannot be read ({error.strerror})"
+    return f"{name!r} is {KINDS.get(kind, 'no file that can be used')}"
 
 
 @contextlib.contextmanager

@@ -128,7 +128,7 @@ def test_paths_and_the_last_voice(
         (wav_bytes(np.zeros(32_000)), AudioError, "voice: silent"),
         (b"no sound", AudioError, "voice: "),
         (b"", AudioError, "voice: .*empty"),
-        ("missing.wav", AudioError, "voice: 'missing.wav'"),
+        ("missing.wav", AudioError, "voice: no such file: 'missing.wav'"),
         (3, RequestError, "voice: expected .* found int"),
     ],
 )

@@ -57,14 +57,14 @@ def test_video_without_sound(tmp_path: Path) -> None:
 )
 def test_only_regular_files(name: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(source.parent)
-    with pytest.raises(AudioError, match="not a regular file") as refused:
+    with pytest.raises(AudioError, match=r"no such file|is a directory") as refused:
         load_audio(name)
     assert repr(name) in str(refused.value)
 
 
 def test_pipes_are_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(AudioError, match="not a regular file"):
+    with pytest.raises(AudioError, match="is a pipe"):
         load_audio(tmp_path / "pipe")
 
 

@@ -181,7 +181,7 @@ def test_saved_answer_becomes_transcript_and_wav(document: dict, tmp_path: Path)
         (["--text", "Hi", "--preset", "quality"], 2, "--preset has no effect without --stream"),
         (["--text", "Hi", "--url", "http://127.0.0.1:1", "--stream"], 1, "cannot be reached"),
         (["--text", "Hi", "--task", "transcribe"], 2, "audio: nothing to transcribe"),
-        (["--audio", "missing.wav"], 2, "--audio: missing.wav is not a file"),
+        (["--audio", "missing.wav"], 2, "--audio: no such file: 'missing.wav'"),
         (["--text", "Hi", "--output", "no/where.wav"], 2, "no directory no"),
         (["--answer", "missing.json"], 1, "missing.json"),
         (["--answer", "broken.json"], 1, "broken.json: not JSON"),

@@ -9,16 +9,22 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kimia_infer.audio.files import AudioError
+from kimia_infer.audio.memory import FORMS, is_sound, wav_content
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.utils.errors import RequestError
 
 ROLES = ("user", "assistant")
 
 AudioSource = str | os.PathLike | bytes
+"""A path, or the content of a file."""
+
+AudioInput = AudioSource | Mapping | tuple
+"""What callers may send: an AudioSource, or sound in memory."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +43,8 @@ class Message:
 def parse_messages(chats: Any) -> list[Message]:
     """Validate the published message format: dictionaries with role, message_type, content.
 
-    Content is a string for ``text``, an audio file path or the file's bytes for ``audio``
-    and ``[audio, text]`` for ``audio-text``. Raises RequestError naming message and field.
+    Content is a string for ``text``, audio as :func:`parse_audio` takes it for ``audio``, and
+    ``[audio, text]`` for ``audio-text``. Raises RequestError naming message and field.
     """
     if isinstance(chats, str | bytes | dict) or not isinstance(chats, Sequence):
         raise RequestError("chats: expected a list of messages")
@@ -60,32 +66,50 @@ def _parse(where: str, message: Any) -> Message:
     if kind is None:
         return Message(role, None)
     if kind == "text":
-        return Message(role, kind, text=_text(f"{where}.content", content))
+        return Message(role, kind, text=parse_text(f"{where}.content", content))
     if kind == "audio":
-        return Message(role, kind, audio=_audio(f"{where}.content", content))
+        return Message(role, kind, audio=parse_audio(f"{where}.content", content))
     if kind == "audio-text":
         if not isinstance(content, list | tuple) or len(content) != 2:
             raise RequestError(f"{where}.content: expected [audio, text] for 'audio-text'")
-        audio = _audio(f"{where}.content[0]", content[0])
-        return Message(role, kind, text=_text(f"{where}.content[1]", content[1]), audio=audio)
+        audio = parse_audio(f"{where}.content[0]", content[0])
+        return Message(role, kind, text=parse_text(f"{where}.content[1]", content[1]), audio=audio)
     raise RequestError(
         f"{where}.message_type: expected 'text', 'audio' or 'audio-text', "
         f"found {reprlib.repr(kind)}"
     )
 
 
-def _text(where: str, value: Any) -> str:
+def require_content(messages: Sequence[Message]) -> None:
+    """Raise RequestError unless a message has audio or text to answer."""
+    if not any(m.audio is not None or (m.text or "").strip() for m in messages):
+        found = "no message" if not messages else "only messages without content"
+        raise RequestError(f"chats: nothing to answer ({found}); send audio or text")
+
+
+def parse_text(where: str, value: Any) -> str:
+    """``value`` if it is text; else RequestError naming ``where``."""
     if not isinstance(value, str):
         raise RequestError(f"{where}: expected text, found {type(value).__name__}")
     return value
 
 
-def _audio(where: str, value: Any) -> AudioSource:
-    if not isinstance(value, AudioSource):
+def parse_audio(where: str, value: Any) -> AudioSource:
+    """An audio file, given by path or as its content, or sound in memory, as a file.
+
+    Raises RequestError naming ``where``; AudioError for sound in memory that cannot be used.
+    """
+    if isinstance(value, AudioSource):
+        return value
+    if not is_sound(value):
         raise RequestError(
-            f"{where}: expected an audio file path or its bytes, found {type(value).__name__}"
+            f"{where}: expected an audio file path, the bytes of a file, or sound in memory "
+            f"({FORMS}), found {type(value).__name__}"
         )
-    return value
+    try:
+        return wav_content(value)
+    except AudioError as error:
+        raise AudioError(f"{where}: {error}") from error
 
 
 @dataclass(frozen=True)

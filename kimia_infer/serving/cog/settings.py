@@ -69,13 +69,10 @@ class Settings(BaseModel):
     def _available(cls, value: str | None) -> str | None:
         if value is None or value == "cpu":
             return value
-        import torch  # slow, and needed for other devices than the CPU alone
+        # Imports PyTorch, which is slow; the CPU alone is known without.
+        from kimia_infer.api.loading import available_devices
 
-        available = ["cpu"]
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        if accelerator is not None:
-            count = torch.accelerator.device_count()
-            available += [accelerator.type, *(f"{accelerator.type}:{i}" for i in range(count))]
+        available = available_devices()
         if value not in available:
             raise ValueError(f"expected one of the devices here ({', '.join(available)})")
         return value
