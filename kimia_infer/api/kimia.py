@@ -28,7 +28,7 @@ from kimia_infer.api.transcription import (
     OnProgress,
     Transcript,
     TranscriptEvent,
-    transcribe_wave,
+    transcribe_blocks,
 )
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.engine.repetition import RepetitionGuard
@@ -288,7 +288,14 @@ class KimiAudio(Engine):
                 )
             )
 
-        yield from transcribe_wave(wave, answer, clock, on_progress, self.segment_seconds)
+        yield from transcribe_blocks(
+            [wave],
+            len(wave) / SAMPLE_RATE,
+            answer,
+            clock,
+            on_progress,
+            self.segment_seconds,
+        )
 
     def detokenize_text(self, text_tokens: Sequence[int]) -> str:
         """Decode text ids up to a text end token; ids of the audio track are left out."""

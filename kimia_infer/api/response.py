@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ FIRST_SPEECH_INTERVAL = 2
 """Steps between polls while the first chunk is synthesized, so that it is not kept waiting."""
 
 OnStep = Callable[[int, int], None]
+Item = TypeVar("Item")
 
 
 class Stopwatch:
@@ -52,6 +53,16 @@ class Stopwatch:
         yield
         name = f"{stage}_seconds"
         self.metrics[name] = self.metrics.get(name, 0.0) + time.perf_counter() - start
+
+    def timing(self, stage: str, items: Iterable[Item]) -> Iterator[Item]:
+        """``items``, with the time that each took to come added to ``<stage>_seconds``."""
+        rest = iter(items)
+        while True:
+            with self.timed(stage):
+                item = next(rest, None)
+            if item is None:
+                return
+            yield item
 
     def first(self, name: str) -> None:
         """Record the time since the beginning, once."""

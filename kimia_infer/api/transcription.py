@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,12 @@ import numpy as np
 from kimia_infer.api.events import Completion, Event, Metrics, TextDelta
 from kimia_infer.api.response import Stopwatch
 from kimia_infer.audio.files import SAMPLE_RATE, SILENCE_DBFS, is_silent, loudest_dbfs
-from kimia_infer.audio.split import LAST_SECONDS, LONGEST_SECONDS, SEARCH_SECONDS, split_at_quiet
+from kimia_infer.audio.split import (
+    LONGEST_SECONDS,
+    SEARCH_SECONDS,
+    SHORTEST_SECONDS,
+    split_at_quiet,
+)
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import read_json
 
@@ -48,8 +53,9 @@ KEPT = ("attention", "head_rows", "quantization", "kv_cache", "offload")
 class TranscriptSegment:
     """One segment of a recording, from ``start`` to ``end`` seconds, and its text.
 
-    A ``silent`` one was not given to the model, which tends to invent words for silence. The
-    text of a ``repetition`` was stopped because it repeated itself endlessly; one copy is kept.
+    A ``silent`` one, of any length, was not given to the model, which tends to invent words for
+    silence. The text of a ``repetition`` was stopped because it repeated itself endlessly; one
+    copy is kept.
     """
 
     start: float
@@ -85,62 +91,73 @@ def longest_segment(directory: Path) -> float:
     values = read_json(path) if path.exists() else {}
     seconds = values.get(SEGMENT_FIELD, LONGEST_SECONDS)
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not 2 * LAST_SECONDS <= seconds <= LONGEST_SECONDS:
+    if not number or not 2 * SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
         raise CheckpointError(f"{path}: {SEGMENT_FIELD} must be from 2 to 30, found {seconds!r}")
     return float(seconds)
 
 
-def transcribe_wave(
-    wave: np.ndarray,
+def transcribe_blocks(
+    blocks: Iterable[np.ndarray],
+    total: float,
     answer: Answer,
     clock: Stopwatch,
     on_progress: OnProgress | None = None,
     longest: float = LONGEST_SECONDS,
 ) -> Iterator[TranscriptEvent]:
-    """Transcribe a 16 kHz wave [samples], one segment of at most ``longest`` seconds at a time.
+    """Transcribe the 16 kHz blocks [samples] of a recording of ``total`` seconds as they come.
 
-    ``answer(segment, on_step)`` answers for one segment and calls ``on_step()`` as it goes.
-    ``on_progress`` is then called with seconds transcribed and seconds in all, and may raise.
-    The text deltas joined are the text of the Transcript.
+    They are cut into segments of at most ``longest`` seconds, of which silent ones in a row become
+    one. For every other one ``answer(segment, on_step)`` answers, and calls ``on_step()`` as it
+    goes. ``on_progress`` is then called with seconds transcribed and ``total``, and may raise. The
+    text deltas joined are the text of the Transcript.
     """
-    total = len(wave) / SAMPLE_RATE
     segments: list[TranscriptSegment] = []
     notes: list[str] = []
-    joined = _JoinedText()
-    metrics = clock.metrics | {"input_audio_seconds": total}
+    joined, metrics = _JoinedText(), dict(clock.metrics)
+    gap: TranscriptSegment | None = None
     search = min(SEARCH_SECONDS, longest)
-    for begin, end in split_at_quiet(wave, longest=longest, search=search):
-        start, stop = begin / SAMPLE_RATE, end / SAMPLE_RATE
+    cut = split_at_quiet(clock.timing("load_audio", blocks), longest=longest, search=search)
+    for begin, samples in cut:
+        start, stop = begin / SAMPLE_RATE, (begin + len(samples)) / SAMPLE_RATE
 
-        def report(seconds: float = start) -> None:
+        def report(done: float = start) -> None:
             if on_progress is not None:
-                on_progress(seconds, total)
+                on_progress(done, total)
 
         report()
-        if is_silent(loudest_dbfs(wave[begin:end], SAMPLE_RATE)):
-            segments.append(TranscriptSegment(start, stop, "", silent=True))
-        else:
-            joined.begin_segment()
-            for event in answer(wave[begin:end], report):
-                if isinstance(event, Completion):
-                    segments.append(_segment(start, stop, event))
-                    notes += [f"{start:.2f} to {stop:.2f} s: {note}" for note in event.notes]
-                    _add(metrics, event.metrics)
-                elif isinstance(event, TextDelta) and (delta := joined.push(event.text)):
-                    clock.first("first_text")
-                    yield TextDelta(delta)
+        if is_silent(loudest_dbfs(samples, SAMPLE_RATE)):
+            gap = TranscriptSegment(start if gap is None else gap.start, stop, "", silent=True)
+            continue
+        if gap is not None:
+            segments.append(gap)
+            yield gap
+            gap = None
+        joined.begin_segment()
+        for event in answer(samples, report):
+            if isinstance(event, Completion):
+                segments.append(_segment(start, stop, event))
+                notes += [f"{start:.2f} to {stop:.2f} s: {note}" for note in event.notes]
+                _add(metrics, event.metrics)
+            elif isinstance(event, TextDelta) and (delta := joined.push(event.text)):
+                clock.first("first_text")
+                yield TextDelta(delta)
         yield segments[-1]
+    if gap is not None:
+        segments.append(gap)
+        yield gap
     if on_progress is not None:
         on_progress(total, total)
-    silent = sum(segment.silent for segment in segments)
+    silent = [segment for segment in segments if segment.silent]
     if silent:
+        seconds = sum(segment.end - segment.start for segment in silent)
         notes.append(
-            f"{silent} of {len(segments)} segments are silent (below {SILENCE_DBFS:.0f} dBFS) and "
-            "have no text"
+            f"{seconds:.2f} of {total:.2f} s are silent (below {SILENCE_DBFS:.0f} dBFS) and have "
+            "no text"
         )
     metrics |= clock.metrics | {
+        "input_audio_seconds": total,
         "segments": len(segments),
-        "silent_segments": silent,
+        "silent_segments": len(silent),
         "repetition_segments": sum(segment.repetition for segment in segments),
         "total_seconds": time.perf_counter() - clock.started,
     }

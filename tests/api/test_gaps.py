@@ -1,0 +1,79 @@
+"""Silence in a recording is one gap, however long; the segments around it are the usual ones."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kimia_infer.api.events import Completion, Event, TextDelta
+from kimia_infer.api.response import Stopwatch
+from kimia_infer.api.transcription import KEPT, Transcript, TranscriptSegment, transcribe_blocks
+from kimia_infer.audio.files import SAMPLE_RATE, is_silent, loudest_dbfs
+from kimia_infer.audio.split import split_at_quiet
+from tests.api.sounds import noise
+
+SPEECH = noise(60)
+DITHER = (np.random.default_rng(0).uniform(-1, 1, 60 * SAMPLE_RATE) / 32_768).astype(np.float32)
+METRICS = dict.fromkeys(KEPT, "none") | {"stop_reason": "end"}
+
+
+def answer(segment: np.ndarray, on_step: Callable[[], None]) -> Iterator[Event]:
+    """One word for any sound: its loudest sample."""
+    assert not is_silent(loudest_dbfs(segment, SAMPLE_RATE))
+    on_step()
+    word = f"{np.abs(segment).max():.6f}"
+    yield TextDelta(word)
+    yield Completion(None, 0, word, [], [], [], METRICS)
+
+
+def transcribe(blocks: Iterable[np.ndarray], seconds: float, longest: float) -> Transcript:
+    events = list(transcribe_blocks(blocks, seconds, answer, Stopwatch(), longest=longest))
+    *_, transcript = events
+    assert isinstance(transcript, Transcript)
+    rows = [event for event in events if isinstance(event, TranscriptSegment)]
+    assert rows == transcript.segments
+    assert transcript.metrics["segments"] == len(rows)
+    assert all(first.end == second.start for first, second in itertools.pairwise(rows))
+    assert not any(first.silent and second.silent for first, second in itertools.pairwise(rows))
+    assert all(row.end - row.start >= 1 for row in rows[:-1])
+    return transcript
+
+
+PARTS = st.lists(st.tuples(st.booleans(), st.floats(0.1, 50)), min_size=1, max_size=5)
+
+
+@given(PARTS, st.sampled_from([2.0, 3.0, 30.0]))
+def test_gaps_do_not_change_what_is_spoken(parts: list[tuple[bool, float]], longest: float) -> None:
+    wave = np.concatenate(
+        [(SPEECH if loud else DITHER)[: round(t * SAMPLE_RATE)] for loud, t in parts]
+    )
+    transcript = transcribe(np.array_split(wave, 7), len(wave) / SAMPLE_RATE, longest)
+    spoken = [row for row in transcript.segments if not row.silent]
+    pieces = split_at_quiet([wave], longest=longest, search=min(5, longest))
+    expected = [
+        TranscriptSegment(start / SAMPLE_RATE, (start + len(samples)) / SAMPLE_RATE, event.text)
+        for start, samples in pieces
+        if not is_silent(loudest_dbfs(samples, SAMPLE_RATE))
+        for event in answer(samples, lambda: None)
+        if isinstance(event, TextDelta)
+    ]
+    assert spoken == expected
+    seconds = sum(row.end - row.start for row in transcript.segments)
+    assert seconds == pytest.approx(len(wave) / SAMPLE_RATE)
+
+
+@pytest.mark.parametrize("longest", [3.0, 30.0])
+def test_hours_of_near_silence_are_a_handful_of_rows(longest: float, long: bool) -> None:
+    """Hiss that nobody hears, with two words in it."""
+    seconds = 7200 if long else 600
+    second = DITHER[:SAMPLE_RATE]
+    words = {seconds // 3, seconds // 2}
+    blocks = (second + SPEECH[:SAMPLE_RATE] * (i in words) for i in range(seconds))
+    rows = transcribe(blocks, seconds, longest).segments
+    assert sum(row.silent for row in rows) == 3
+    assert len(rows) <= 7
