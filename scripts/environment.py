@@ -14,7 +14,6 @@ instead of a traceback. Everything is printed to stderr.
 
 from __future__ import annotations
 
-import ctypes.util
 import fcntl
 import hashlib
 import importlib.metadata
@@ -33,11 +32,6 @@ EVERYTHING = ROOT / "requirements-dev.txt"
 VENV = ROOT / ".venv"
 STAMP = VENV / "requirements.sha256"
 OLDEST = (3, 11)
-
-# What torchcodec loads at run time, all in Debian's package ffmpeg.
-FFMPEG_LIBRARIES = (
-    "avcodec", "avdevice", "avfilter", "avformat", "avutil", "swresample", "swscale"
-)  # fmt: skip
 
 _RESTARTED = "KIMI_AUDIO_RESTARTED"
 
@@ -63,7 +57,7 @@ def require_python() -> None:
 
 
 def ensure(*programs: str, tools: bool = True) -> None:
-    """Return in a Python that has the requirements, FFmpeg and ``programs``.
+    """Return in a Python that has the requirements and the ``programs``.
 
     Programs have the names of their Debian packages. May install packages and replace the running
     process. Ends with a message that names the remedy if something cannot be installed.
@@ -80,8 +74,6 @@ def ensure(*programs: str, tools: bool = True) -> None:
             _install()
         os.environ[_RESTARTED] = "1"
         _restart(VENV / "bin" / "python")
-    if any(ctypes.util.find_library(name) is None for name in FFMPEG_LIBRARIES):
-        _apt_install("ffmpeg")
     for program in programs:
         if shutil.which(program) is None:
             _apt_install(program)

@@ -1,57 +1,45 @@
-"""Audio files to waveforms and back, and how loud a waveform is.
-
-The bytes of a file are not trusted. ffmpeg therefore never gets a name to open, only an open
-file; formats that make it open further files or sockets are refused; and no more than the
-permitted length is ever decoded, whatever the file claims about itself.
-"""
+"""Audio files to waveforms and back, and how loud a waveform is."""
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
+import logging
 import math
+import operator
 import os
 import wave as riff
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from kimia_infer.utils.errors import RequestError
-from kimia_infer.utils.files import no_file, replacing
+from kimia_infer.utils.files import nameless_file, no_file, replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torchcodec import AudioSamples
-    from torchcodec.decoders import AudioDecoder
 
 SAMPLE_RATE = 16_000
 """Samples per second of every waveform that enters the model (published configuration)."""
 
 ADVICE = "send a file with sound in a format that ffmpeg reads, such as wav, mp3, flac, ogg or m4a"
 
-PROBE_BYTES = 1 << 20
-"""ffmpeg recognizes a format by at most this many bytes (its published PROBE_BUF_MAX)."""
+PLAYLIST_BEGINNINGS = (b"#EXTM3U", b"ffconcat version", b"v=0")
+PLAYLIST_ROOTS = (b"<MPD", b"<CompositionPlaylist")
+"""How files begin that only name other files: HLS, concat, SDP; in XML, MPEG-DASH and IMF."""
 
-PLAYLIST_MARKS = (
-    b"#extm3u",  # HLS
-    b"ffconcat version",
-    b"dash:profile",  # MPEG-DASH
-    b"profile:dash",
-    b"<compositionplaylist",  # IMF
-    b"c=in ip",  # SDP
-)
-"""Marks, in lower case, by which ffmpeg recognizes formats that only point to other files."""
+PLAIN_SECONDS = 30
+"""Plain wav files are read in blocks of this length."""
 
-RANGE_BYTES = 512 << 20
-"""Bytes decoded at a time. 48 kHz stereo of 20 minutes fits, and is decoded at once."""
-
-NO_SAMPLES = "No audio frames were decoded"
-"""How torchcodec reports that a range, or a file, has no samples."""
+KEPT_SECONDS = 600
+"""A longer stream is decoded again when it is read, instead of staying in memory."""
 
 MAX_PEAK = 8.0
 """Amplitude (full scale 1) beyond which samples cannot be normalized audio."""
-
 
 FULL_SCALE = 32_768
 """Step count of 16-bit PCM per unit of amplitude, in reading and in writing."""
@@ -72,6 +60,13 @@ FLOOR_DBFS = -120.0
 """The lowest level that is reported, so that digital silence has a finite one."""
 
 
+log = logging.getLogger(__name__)
+
+Note = Callable[[str], None]
+Check = Callable[[], None]
+Block = tuple[np.ndarray, int]  # float32 [samples] of one channel, and their rate in Hz
+
+
 class AudioError(RequestError):
     """Audio cannot be used; the message says why and what to send."""
 
@@ -84,17 +79,26 @@ def load_audio(
     source: str | os.PathLike[str] | bytes,
     max_seconds: float | None = None,
     sample_rate: int = SAMPLE_RATE,
+    *,
+    note: Note | None = None,
+    check: Check | None = None,
 ) -> np.ndarray:
     """Decode an audio file, given by path or as its content.
 
     Channels are averaged and other rates resampled with soxr HQ, as the published
-    implementation does. Overshoot beyond [-1, 1] from resampling or lossy coding is kept.
-    16-bit PCM mono wav files at the wanted rate are read without ffmpeg.
+    implementation does; where channels cancel each other, the loudest is used. Overshoot beyond
+    [-1, 1] from resampling or lossy coding is kept. What is damaged is left out, and silence fills
+    the gaps between the times of a container. 16-bit PCM mono wav files at the wanted rate are
+    read without ffmpeg.
 
     Args:
-        source: local regular file, or the content of one. The name does not matter.
+        source: local regular file, or the content of one. The name matters only for formats
+            without any mark of their own.
         max_seconds: refuse longer audio, without decoding more than that.
         sample_rate: samples per second of the result.
+        note: called with a sentence for everything unusual, such as damage; by default a
+            warning is logged.
+        check: called between pieces of well below a second's work; may raise to stop.
 
     Returns:
         float32 [samples] at ``sample_rate``, nominally within [-1, 1], at least one sample.
@@ -102,159 +106,204 @@ def load_audio(
     Raises:
         AudioError: no such file, no audio in it, or samples that are not finite.
         AudioTooLong: longer than ``max_seconds``.
-        ImportError: the file needs torchcodec, ffmpeg or soxr, and they are not installed.
+        ImportError: the file needs PyAV or soxr, and they are not installed.
     """
-    if isinstance(source, bytes):
-        return _load(io.BytesIO(source), "audio data", max_seconds, sample_rate)
-    if not os.path.isfile(source):
-        raise AudioError(f"{no_file(source)}; {ADVICE}")
-    path = Path(source)
+    waves = list(_Reader(source, max_seconds, sample_rate, note, check or _nothing).waves())
+    return waves[0] if len(waves) == 1 else np.concatenate(waves)
+
+
+class AudioStream:
+    """A recording in blocks float32 [samples] of about a second, without all of it in memory.
+
+    Takes the arguments of :func:`load_audio` and raises what that raises, at once: a first pass
+    decodes the whole recording. ``seconds`` is its length. It can be iterated repeatedly, as long
+    as its file exists.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes,
+        max_seconds: float | None = None,
+        sample_rate: int = SAMPLE_RATE,
+        *,
+        note: Note | None = None,
+        check: Check | None = None,
+    ):
+        check = check or _nothing
+        self._reader = _Reader(source, max_seconds, sample_rate, lambda text: None, check)
+        self._kept: list[np.ndarray] = []
+        samples = 0
+        for wave in _Reader(source, max_seconds, sample_rate, note, check).waves():
+            samples += len(wave)
+            if samples <= KEPT_SECONDS * sample_rate:
+                self._kept.append(wave)
+            else:
+                self._kept.clear()
+        self.seconds = samples / sample_rate
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self._kept) if self._kept else self._reader.waves()
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """One pass over one file, by the rules of :func:`load_audio`."""
+
+    source: str | os.PathLike[str] | bytes
+    max_seconds: float | None
+    sample_rate: int
+    note: Note | None
+    check: Check
+
+    @property
+    def name(self) -> str:
+        return "audio data" if isinstance(self.source, bytes) else os.fspath(self.source)
+
+    def waves(self) -> Iterator[np.ndarray]:
+        """Blocks float32 [samples] at the wanted rate, checked, at least one sample in all."""
+        peak = 0.0
+        empty = True
+        with self._opened() as file:
+            for wave in _resampled(self._limited(self._blocks(file)), self.sample_rate):
+                if not wave.size:
+                    continue
+                peak, empty = max(wave.max(), -wave.min()), False
+                if not np.isfinite(peak):
+                    raise self._refusal("samples that are not finite (NaN or infinite)")
+                if peak > MAX_PEAK:
+                    raise AudioError(
+                        f"{self.name}: samples reach {peak:g}, full scale is 1; divide floating "
+                        "point samples by their full scale before sending them"
+                    )
+                yield wave
+        if empty:
+            raise self._refusal("no sound in it (zero samples)")
+
+    def _refusal(self, reason: str) -> AudioError:
+        return AudioError(f"{self.name}: {reason}; {ADVICE}")
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[BinaryIO]:
+        """The file, open for reading; a content becomes one without a name."""
+        if isinstance(self.source, bytes):
+            with nameless_file() as file:
+                file.write(self.source)
+                file.seek(0)
+                yield file
+            return
+        if not os.path.isfile(self.source):
+            raise AudioError(f"{no_file(self.source)}; {ADVICE}")
+        try:
+            opened = Path(self.source).open("rb")  # noqa: SIM115 -- closed below
+        except OSError as error:
+            raise AudioError(f"{self.name}: cannot be read ({error.strerror})") from error
+        with opened:
+            yield opened
+
+    def _blocks(self, file: BinaryIO) -> Iterator[Block]:
+        if not os.fstat(file.fileno()).st_size:
+            raise self._refusal("empty file")
+        plain = _plain_wav(file, self.sample_rate)
+        return self._decoded(file) if plain is None else plain
+
+    def _decoded(self, file: BinaryIO) -> Iterator[Block]:
+        """The best audio stream of anything that ffmpeg reads."""
+        try:
+            from kimia_infer.audio.decode import Unreadable, decode
+        except ImportError as error:
+            raise ImportError(
+                f"{self.name}: only 16-bit PCM, {self.sample_rate} Hz, mono wav is read without "
+                "PyAV; install the package av"
+            ) from error
+        note = self.note or (lambda text: log.warning("%s: %s", self.name, text))
+        suffix = "" if isinstance(self.source, bytes) else Path(self.source).suffix
+        try:
+            yield from decode(file.fileno(), suffix, note, self.check)
+        except Unreadable as error:
+            reason = str(error)
+            if _is_playlist(file.fileno()):
+                reason = "a playlist, which only names other files"
+            raise self._refusal(reason) from error
+
+    def _limited(self, blocks: Iterable[Block]) -> Iterator[Block]:
+        """``blocks``, until they are longer than permitted.
+
+        Lengths in headers are estimates for some formats and lies in others, so the samples that
+        really come out are counted.
+        """
+        counts: dict[int, int] = {}
+        for block in blocks:
+            self.check()
+            samples, rate = block
+            counts[rate] = counts.get(rate, 0) + len(samples)
+            if self.max_seconds is not None:
+                others = sum(count / other for other, count in counts.items() if other != rate)
+                if counts[rate] > (self.max_seconds - others) * rate:
+                    raise AudioTooLong(
+                        f"{self.name}: longer than the permitted {self.max_seconds:g} s; send a "
+                        "shorter piece"
+                    )
+            yield block
+
+
+def _plain_wav(file: BinaryIO, sample_rate: int) -> Iterator[Block] | None:
+    """The blocks of a 16-bit PCM mono wav that has the wanted rate; None for anything else."""
+    size = os.fstat(file.fileno()).st_size
     try:
-        with path.open("rb") as file:
-            return _load(file, str(path), max_seconds, sample_rate)
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _load(file: BinaryIO, name: str, max_seconds: float | None, sample_rate: int) -> np.ndarray:
-    head = file.read(PROBE_BYTES).lower()
-    if not head:
-        raise AudioError(f"{name}: empty file; {ADVICE}")
-    wave = _read_pcm16(file, name, max_seconds, sample_rate)
-    if wave is None:
-        if any(mark in head for mark in PLAYLIST_MARKS):
-            raise AudioError(f"{name}: a playlist, which only names other files; {ADVICE}")
-        wave = _decode(file, name, max_seconds, sample_rate)
-    if wave.size == 0:
-        raise AudioError(f"{name}: no sound in it (zero samples); {ADVICE}")
-    peak = np.abs(wave).max()
-    if not np.isfinite(peak):
-        raise AudioError(f"{name}: samples that are not finite (NaN or infinite); {ADVICE}")
-    if peak > MAX_PEAK:
-        raise AudioError(
-            f"{name}: samples reach {peak:g}, full scale is 1; divide floating point samples "
-            "by their full scale before sending them"
-        )
-    return wave
-
-
-def _read_pcm16(
-    file: BinaryIO, name: str, max_seconds: float | None, sample_rate: int
-) -> np.ndarray | None:
-    """The samples of a plain wav that has the wanted rate; None for anything else."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    try:
-        with riff.open(file, "rb") as reader:
-            form = (reader.getnchannels(), reader.getsampwidth(), reader.getframerate())
-            frames = reader.getnframes()
-            if form != (1, 2, sample_rate) or not 0 < 2 * frames <= size - file.tell():
-                return None
-            if max_seconds is not None and frames > max_seconds * sample_rate:
-                raise _too_long(name, max_seconds, frames / sample_rate)
-            pcm = np.frombuffer(reader.readframes(frames), "<i2")
+        reader = riff.open(file, "rb")  # noqa: SIM115 -- the caller closes the file
+        form = (reader.getnchannels(), reader.getsampwidth(), reader.getframerate())
+        frames = reader.getnframes()
+        if form != (1, 2, sample_rate) or not 0 < 2 * frames <= size - file.tell():
+            return None
     except (riff.Error, EOFError, RuntimeError):
         return None
-    return pcm.astype(np.float32) / np.float32(FULL_SCALE)
+
+    def blocks() -> Iterator[Block]:
+        step = PLAIN_SECONDS * sample_rate
+        for begin in range(0, frames, step):
+            pcm = reader.readframes(min(step, frames - begin))
+            samples = np.frombuffer(pcm, "<i2", len(pcm) // 2)  # chunks may end within one
+            yield samples.astype(np.float32) / np.float32(FULL_SCALE), sample_rate
+
+    return blocks()
 
 
-def _decode(file: BinaryIO, name: str, max_seconds: float | None, sample_rate: int) -> np.ndarray:
-    """The best audio stream of anything that ffmpeg reads, as [samples] at ``sample_rate``."""
-    try:
-        from torchcodec.decoders import AudioDecoder
-    except (ImportError, RuntimeError, OSError) as error:
-        raise ImportError(
-            f"{name}: only 16-bit PCM, {sample_rate} Hz, mono wav is read without torchcodec "
-            "and the ffmpeg libraries; install both"
-        ) from error
-    file.seek(0)
-    try:
-        # The content, not the file: for a file object torchcodec calls back into Python from
-        # its own code, which deadlocks in threads that a host such as Cog's worker attaches.
-        decoder = AudioDecoder(file.read())
-    except ValueError as error:  # torchcodec found no stream of the kind it was asked for
-        raise AudioError(f"{name}: no audio track in it; {ADVICE}") from error
-    except RuntimeError as error:
-        raise AudioError(f"{name}: not readable as sound ({_reason(error)}); {ADVICE}") from error
-    rate = decoder.metadata.sample_rate
-    if rate is None:
-        raise AudioError(f"{name}: its sample rate is unknown; {ADVICE}")
-    try:
-        pieces = _mono_pieces(decoder, rate, name, max_seconds)
-        return _resample(pieces, rate, sample_rate)
-    except RuntimeError as error:
-        if NO_SAMPLES in str(error):
-            raise AudioError(f"{name}: no sound in it (zero samples); {ADVICE}") from error
-        raise AudioError(
-            f"{name}: cannot be decoded, perhaps damaged or incomplete ({_reason(error)}); {ADVICE}"
-        ) from error
+def _is_playlist(file: int) -> bool:
+    """Whether a file begins as one that only names other files, perhaps after an ID3 tag."""
+    begin, tag = 0, os.pread(file, 10, 0)
+    if tag.startswith(b"ID3") and len(tag) == 10:  # sizes there have 7 bits in a byte
+        begin = 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(tag[6:]))
+    head = os.pread(file, 4096, begin).removeprefix(b"\xef\xbb\xbf").lstrip()
+    xml = head.startswith(b"<") and any(root in head for root in PLAYLIST_ROOTS)
+    return xml or head.startswith(PLAYLIST_BEGINNINGS)
 
 
-def _reason(error: RuntimeError) -> str:
-    """The message within torchcodec's "function, source file:line, message"."""
-    return str(error).split(", ", 2)[-1].splitlines()[0]
+def _resampled(blocks: Iterable[Block], wanted: int) -> Iterator[np.ndarray]:
+    """Bring blocks to the wanted rate with soxr HQ; whenever their rate changes, it starts anew."""
+    for rate, group in itertools.groupby(blocks, key=operator.itemgetter(1)):
+        waves = (samples for samples, _ in group)
+        yield from waves if rate == wanted else _resample(waves, rate, wanted)
 
 
-def _mono_pieces(
-    decoder: AudioDecoder, rate: int, name: str, max_seconds: float | None
-) -> Iterator[np.ndarray]:
-    """The channel mean, at the stream's own rate, in ranges of bounded size.
-
-    Lengths in headers are estimates for some formats and lies in others, so the samples
-    that really come out are counted. One range suffices for all usual rates and channels.
-    """
-    if max_seconds is None:
-        yield _mean(decoder.get_all_samples())
-        return
-    about = decoder.metadata
-    begin = about.begin_stream_seconds_from_header or 0.0
-    # One second more than permitted tells a wave that just fits from a longer one.
-    limit = max_seconds + 1.0
-    step = min(limit, RANGE_BYTES / (4 * rate * (about.num_channels or 1)))
-    total = 0
-    for index in range(math.ceil(limit / step)):
-        start = begin + index * step if index else 0.0
-        try:
-            samples = decoder.get_samples_played_in_range(start, begin + (index + 1) * step)
-        except RuntimeError as error:
-            if index and NO_SAMPLES in str(error):
-                return
-            raise
-        total += samples.data.shape[1]
-        if total > max_seconds * rate:
-            raise _too_long(name, max_seconds, about.duration_seconds_from_header)
-        yield _mean(samples)
-
-
-def _mean(samples: AudioSamples) -> np.ndarray:
-    return samples.data.numpy().mean(axis=0)
-
-
-def _too_long(name: str, max_seconds: float, header_seconds: float | None) -> AudioTooLong:
-    claim = f" (its header says {header_seconds:.1f} s)" if header_seconds else ""
-    return AudioTooLong(
-        f"{name}: longer than the permitted {max_seconds:g} s{claim}; send a shorter piece"
-    )
-
-
-def _resample(pieces: Iterable[np.ndarray], rate: int, wanted: int) -> np.ndarray:
-    """Join float32 pieces at ``rate`` and bring them to the wanted one with soxr HQ."""
-    if rate == wanted:
-        return np.concatenate(list(pieces))
+def _resample(waves: Iterable[np.ndarray], rate: int, wanted: int) -> Iterator[np.ndarray]:
     try:
         import soxr
     except ImportError as error:
         raise ImportError(f"sound at {rate} Hz needs the package soxr; install it") from error
     stream = soxr.ResampleStream(rate, wanted, 1, dtype="float32", quality="HQ")
-    resampled, total = [], 0
-    for piece in pieces:
-        resampled.append(stream.resample_chunk(piece))
-        total += piece.size
-    resampled.append(stream.resample_chunk(np.empty(0, np.float32), last=True))
+    read = written = 0
+    for wave in waves:
+        resampled = stream.resample_chunk(wave)
+        read, written = read + len(wave), written + len(resampled)
+        yield resampled
     # The published loader rounds the length up, in floating point, and pads with zeros.
-    length = math.ceil(total * (wanted / rate))
-    wave = np.concatenate(resampled)[:length]
-    return np.pad(wave, (0, length - wave.size))
+    rest = max(0, math.ceil(read * (wanted / rate)) - written)
+    last = stream.resample_chunk(np.empty(0, np.float32), last=True)[:rest]
+    yield np.pad(last, (0, rest - len(last)))
 
 
 def write_wav(path: str | os.PathLike[str], wave: Tensor | np.ndarray, sample_rate: int) -> None:
@@ -308,17 +357,18 @@ def _quantize(wave: Tensor | np.ndarray) -> np.ndarray:
 def loudest_dbfs(wave: np.ndarray, sample_rate: int) -> float:
     """RMS level of the loudest 100 ms of ``wave`` [samples], in dB of full scale (amplitude 1).
 
-    Windows follow each other every 50 ms, the last ends with the wave; a shorter wave is one
-    window. ValueError if there are no samples.
+    The mean of a window does not count: nobody hears a constant value. Windows follow each other
+    every 50 ms, the last ends with the wave; a shorter wave is one window. ValueError if there are
+    no samples.
     """
     if not len(wave):
         raise ValueError("audio without samples has no level")
     half = min(len(wave), max(1, round(LEVEL_WINDOW_SECONDS * sample_rate / 2)))
     blocks = wave[: len(wave) // half * half].reshape(-1, half)
     energy = np.einsum("ij,ij->i", blocks, blocks, dtype=np.float64)  # without a copy
-    pairs = energy[:-1] + energy[1:]
-    last = np.square(wave[-2 * half :], dtype=np.float64).mean()
-    power = max(last, pairs.max(initial=0.0) / (2 * half))
+    means = blocks.mean(axis=1, dtype=np.float64)
+    variances = (energy[:-1] + energy[1:]) / (2 * half) - ((means[:-1] + means[1:]) / 2) ** 2
+    power = max(np.var(wave[-2 * half :], dtype=np.float64), variances.max(initial=0.0))
     return max(FLOOR_DBFS, 10 * float(np.log10(power))) if power > 0 else FLOOR_DBFS
 
 

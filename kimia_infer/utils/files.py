@@ -10,10 +10,11 @@ import logging
 import os
 import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 logger = logging.getLogger(__name__)
 
@@ -204,3 +205,9 @@ class Journal:
         file = self._opened
         file.seek(place)
         return json.loads(file.readline())
+
+
+def nameless_file() -> BinaryIO:
+    """A new file for reading and writing that nothing else can open: in memory on Linux."""
+    create = getattr(os, "memfd_create", None)
+    return os.fdopen(create("nameless"), "w+b") if create else tempfile.TemporaryFile()

@@ -126,20 +126,21 @@ def test_restarting_does_not_loop(environment: ModuleType, calls: list, monkeypa
 
 
 @pytest.mark.parametrize("root", [True, False], ids=["root", "user"])
-def test_missing_ffmpeg(
+def test_missing_program(
     environment: ModuleType, calls: list, monkeypatch: pytest.MonkeyPatch, root: bool
 ) -> None:
     require(environment, installed("pytest"))
-    monkeypatch.setattr(environment.ctypes.util, "find_library", lambda name: None)
-    monkeypatch.setattr(environment.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(
+        environment.shutil, "which", lambda name: None if name == "ffmpeg" else f"/usr/bin/{name}"
+    )
     monkeypatch.setattr(environment.os, "geteuid", lambda: 0 if root else 1000)
     if root:
-        environment.ensure()
+        environment.ensure("espeak-ng", "ffmpeg")
         assert [command[:2] for command in calls] == [["apt-get", "update"], ["apt-get", "install"]]
         assert calls[1][-1] == "ffmpeg"
     else:
         with pytest.raises(SystemExit, match="sudo apt-get install ffmpeg"):
-            environment.ensure()
+            environment.ensure("espeak-ng", "ffmpeg")
 
 
 def test_old_python_looks_for_a_newer_one(

@@ -48,4 +48,3 @@ def test_a_gpu_machine_of_python_3_12_and_torch_2_11_is_in_range() -> None:
     declared = ranges(PROJECT["dependencies"])
     assert "3.12" in Requirement(f"x{PROJECT['requires-python']}").specifier
     assert "2.11.0" in declared["torch"].specifier
-    assert "0.11.0" in declared["torchcodec"].specifier

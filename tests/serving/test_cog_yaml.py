@@ -46,7 +46,7 @@ def test_versions_are_strings_and_the_requirements_exist() -> None:
 
 
 def test_kernels_can_be_compiled_in_the_image() -> None:
-    assert {"ffmpeg", "gcc", "libc6-dev"} <= set(CONFIG["build"]["system_packages"])
+    assert {"gcc", "libc6-dev"} <= set(CONFIG["build"]["system_packages"])
 
 
 @pytest.mark.parametrize("name", ENVIRONMENT)

@@ -20,7 +20,7 @@ QUICK = "decode,first,int4,memory,cold_start,profile"
 # What a machine with PyTorch and transformers alone does not have.
 BARE = """
 import sys
-for name in ("pydantic", "tiktoken", "soxr", "torchcodec", "cog", "peft", "accelerate", "jiwer"):
+for name in ("pydantic", "tiktoken", "soxr", "av", "cog", "peft", "accelerate", "jiwer"):
     sys.modules[name] = None
 """
 
