@@ -11,11 +11,13 @@ import contextlib
 import functools
 import mmap
 import os
+import wave as riff
 from collections.abc import Callable, Iterator
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.format import Flags
 
 from kimia_infer.utils.files import nameless_file
 
@@ -37,7 +39,9 @@ CANCELED = 0.01
 cancel each other: a mean 20 dB lower is no accident."""
 
 GAP_SECONDS = 0.1
-"""Shorter gaps between the times of a file are closed: they are how exactly it gives times."""
+FLAC_GAP_SECONDS = 0.001
+"""Shorter gaps between the times of a file are closed: they are how exactly it gives times. FLAC
+counts samples, so that a gap is a frame that was lost."""
 
 LONGEST_GAP_SECONDS = 3600.0
 LONGEST_JUMP_SECONDS = 10.0
@@ -47,6 +51,7 @@ of seconds."""
 SHORT = 0.9
 """Part of the length in the header, below which a file counts as incomplete."""
 
+STREAMED_BYTES = 2**31 - 2**16
 COPIED_BYTES = 1 << 20
 
 Block = tuple[np.ndarray, int]
@@ -89,15 +94,15 @@ def _decode(
         if stream.codec_context is None:
             raise Unreadable("its audio has a codec that FFmpeg does not know")
         stream.codec_context.thread_count = 1
-        claimed = _header_seconds(container, stream)
+        claimed = _wav_seconds(file) or _header_seconds(container, stream)
         packets = _Packets(container, stream, check)
         mixer, timeline = _Mixer(), _Timeline(container)
         for frame in packets.frames():
-            gap = timeline.gap_before(frame)
-            if gap or mixer.form not in (None, _form(frame)):
+            gap, form = timeline.gap_before(frame), _form(frame)
+            if gap or mixer.form not in (None, form):
                 yield from mixer.flush()
             yield from _silence(gap, frame.sample_rate)
-            mixer.add(frame)
+            mixer.add(frame, form)
             if mixer.full:
                 yield from mixer.flush()
         yield from mixer.flush()
@@ -143,6 +148,24 @@ def _header_seconds(container: InputContainer, stream: av.AudioStream) -> float:
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / av.time_base
     return 0.0
+
+
+def _wav_seconds(file: int) -> float:
+    """The length that a PCM wav claims, 0 for any other file.
+
+    FFmpeg gives what a cut file holds. Programs that write to a pipe claim 2 GiB or more.
+    """
+    place = os.lseek(file, 0, os.SEEK_CUR)
+    try:
+        os.lseek(file, 0, os.SEEK_SET)
+        with os.fdopen(file, "rb", closefd=False) as content, riff.open(content) as wav:
+            frames, rate = wav.getnframes(), wav.getframerate()
+            known = frames * wav.getsampwidth() * wav.getnchannels() < STREAMED_BYTES
+        return frames / rate if known else 0.0
+    except (riff.Error, EOFError, RuntimeError, ZeroDivisionError):
+        return 0.0
+    finally:
+        os.lseek(file, place, os.SEEK_SET)
 
 
 class _Packets:
@@ -191,8 +214,11 @@ class _Timeline:
     def __init__(self, container: InputContainer):
         start = container.start_time
         self._expected = None if start is None else start / av.time_base
-        jumps = "TS_DISCONT" in str(container.format.flags)
+        jumps = container.format.flags & Flags.ts_discont.value
+        self._least = FLAC_GAP_SECONDS if container.format.name == "flac" else GAP_SECONDS
         self._longest = LONGEST_JUMP_SECONDS if jumps else LONGEST_GAP_SECONDS
+        self._ahead = 0.0  # how far the samples are ahead of the times, which may tremble
+        self._filled: list[float] = []
         self._closed: list[float] = []
         self.seconds = 0.0
 
@@ -203,16 +229,24 @@ class _Timeline:
         if time is None:
             self._expected = None if self._expected is None else self._expected + length
             return 0.0
-        gap = 0.0 if self._expected is None else time - self._expected
+        step = 0.0 if self._expected is None else time - self._expected
         self._expected = time + length
-        if gap > self._longest:
-            self._closed.append(gap)
-        if not GAP_SECONDS < gap <= self._longest:
+        if abs(step) > self._longest:  # another clock
+            if step > 0:
+                self._closed.append(step)
             return 0.0
+        gap = step - self._ahead
+        self._ahead = max(0.0, -gap)
+        if min(step, gap) <= self._least:
+            return 0.0
+        self._filled.append(gap)
         self.seconds += gap
         return gap
 
     def notes(self) -> Iterator[str]:
+        if self._filled:
+            count = f"{len(self._filled)} gap{'s' * (len(self._filled) > 1)}"
+            yield f"silence fills {count} between its times, {sum(self._filled):.2f} s"
         if self._closed:
             yield (
                 f"its times jump forward by {max(self._closed):.1f} s without sound, which was "
@@ -233,13 +267,13 @@ class _Mixer:
     def full(self) -> bool:
         return self.form is not None and self._samples >= self.form[0]
 
-    def add(self, frame: av.AudioFrame) -> None:
-        self.form = _form(frame)
-        if self.form[0] not in RATES:
-            raise Unreadable(f"{self.form[0]} Hz is no sample rate of sound")
+    def add(self, frame: av.AudioFrame, form: tuple[int, int, str]) -> None:
+        self.form, (rate, channels, name) = form, form
+        if rate not in RATES:
+            raise Unreadable(f"{rate} Hz is no sample rate of sound")
         # AudioFrame.to_ndarray does not know 64-bit whole numbers.
-        dtype = SAMPLES[frame.format.name.removesuffix("p")]
-        count = frame.samples * (1 if frame.format.is_planar else self.form[1])
+        dtype = SAMPLES[name.removesuffix("p")]
+        count = frame.samples * (1 if name.endswith("p") else channels)
         self._frames.append([np.frombuffer(plane, dtype, count) for plane in frame.planes])
         self._samples += frame.samples
 

@@ -47,6 +47,9 @@ FULL_SCALE = 32_768
 LEVEL_WINDOW_SECONDS = 0.1
 """Loudness is measured over windows of about a syllable's length."""
 
+EDGE_SECONDS = 0.005
+"""How long resampling rings at the ends of a recording that does not begin at zero."""
+
 SILENCE_DBFS = -70.0
 """Audio whose loudest window is quieter counts as silent.
 
@@ -358,11 +361,14 @@ def loudest_dbfs(wave: np.ndarray, sample_rate: int) -> float:
     """RMS level of the loudest 100 ms of ``wave`` [samples], in dB of full scale (amplitude 1).
 
     The mean of a window does not count: nobody hears a constant value. Windows follow each other
-    every 50 ms, the last ends with the wave; a shorter wave is one window. ValueError if there are
-    no samples.
+    every 50 ms, the last ends with the wave; a shorter wave is one window. The first and last 5 ms
+    are left out of all that last more than 100 ms. ValueError if there are no samples.
     """
     if not len(wave):
         raise ValueError("audio without samples has no level")
+    edge = round(EDGE_SECONDS * sample_rate)
+    if len(wave) > 20 * edge:
+        wave = wave[edge:-edge]
     half = min(len(wave), max(1, round(LEVEL_WINDOW_SECONDS * sample_rate / 2)))
     blocks = wave[: len(wave) // half * half].reshape(-1, half)
     energy = np.einsum("ij,ij->i", blocks, blocks, dtype=np.float64)  # without a copy

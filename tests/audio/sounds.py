@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -74,3 +75,28 @@ PLAYLISTS: dict[str, Callable[[Path], str]] = {
 
 ffmpeg follows ``dash`` from anywhere, and ``concat`` from within the folder.
 """
+
+
+def ffmpeg_decoded(paths: Iterable[Path]) -> dict[Path, tuple[np.ndarray, int]]:
+    """What ffmpeg's own program decodes: float32 [channels, samples] at the file's own rate.
+
+    Damage is reported by it and skipped. All files are decoded by one process.
+    """
+    paths = list(paths)
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / f"{number}.wav" for number in range(len(paths))]
+        arguments: list[str | Path] = ["-loglevel", "quiet"]
+        for path in paths:
+            arguments += ["-i", path]
+        for number, output in enumerate(outputs):
+            arguments += ["-map", f"{number}:a:0", "-c:a", "pcm_f32le", "-bitexact", output]
+        ffmpeg(*arguments)
+        return {path: _float_wav(made) for path, made in zip(paths, outputs, strict=True)}
+
+
+def _float_wav(path: Path) -> tuple[np.ndarray, int]:
+    content = path.read_bytes()
+    channels, rate = struct.unpack_from("<HI", content, content.index(b"fmt ") + 10)
+    begin = content.index(b"data") + 8
+    samples = np.frombuffer(content, "<f4", offset=begin)
+    return samples.reshape(-1, channels).T, rate

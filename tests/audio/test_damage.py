@@ -1,0 +1,222 @@
+"""Damaged, cut, joined and changing files: what can be read is used, and the rest is noted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, is_silent, load_audio, loudest_dbfs
+from tests.audio.sounds import ffmpeg, ffmpeg_decoded, pcm, tone, wav
+
+RATE = 44_100
+
+
+@pytest.fixture(scope="module")
+def encoded(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The two seconds of ``source`` by suffix."""
+    folder = tmp_path_factory.mktemp("encoded")
+    names = ("mp3", "aac", "flac", "ogg", "opus", "m4a", "wav", "mka", "ts", "wma", "ac3", "mpg")
+    paths = [folder / f"tone.{suffix}" for suffix in names]
+    ffmpeg("-i", source, *paths)
+    return {path.suffix[1:]: path.read_bytes() for path in paths}
+
+
+def with_bad_bytes(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + b"\xa5" * 300 + content[middle + 300 :]
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "bad bytes": with_bad_bytes,
+    "zeros behind": lambda content: content + bytes(4_000),
+    "cut": lambda content: content[: len(content) * 5 // 6],
+    "a tag behind": lambda content: content + b"TAG" + b"title".ljust(125, b"\0"),
+    "joined": lambda content: content + content,
+}
+CASES = [
+    *((damage, suffix) for damage in DAMAGE for suffix in ("mp3", "aac", "ac3")),
+    *((damage, suffix) for damage in ("bad bytes", "cut") for suffix in ("ogg", "flac", "ts")),
+    *(("cut", suffix) for suffix in ("wav", "mka", "mpg", "wma")),
+]
+
+
+def test_what_is_damaged_is_left_out_with_a_note(encoded: dict[str, bytes], tmp_path: Path) -> None:
+    """As much is left as ffmpeg's own program leaves, but for gaps, which are filled."""
+    paths = {}
+    for damage, suffix in CASES:
+        path = paths[damage, suffix] = tmp_path / f"{damage}.{suffix}"
+        path.write_bytes(DAMAGE[damage](encoded[suffix]))
+    for (damage, _), path in paths.items():
+        notes: list[str] = []
+        seconds = load_audio(path, note=notes.append).size / SAMPLE_RATE
+        channels, rate = ffmpeg_decoded([path])[path]
+        assert seconds == pytest.approx(channels.shape[1] / rate, abs=0.12), path.name
+        assert seconds >= 0.9, path.name
+        if damage == "bad bytes":
+            assert notes, path.name
+
+
+def test_a_cut_file_is_shorter_than_its_header_says(encoded: dict[str, bytes]) -> None:
+    for suffix in ("wav", "flac", "mka"):
+        notes: list[str] = []
+        content = encoded[suffix]
+        load_audio(content[: len(content) // 2], note=notes.append)
+        assert any("s that its header gives" in note for note in notes), suffix
+
+
+def test_notes_are_logged_by_default(
+    encoded: dict[str, bytes], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "bad.mp3"
+    path.write_bytes(with_bad_bytes(encoded["mp3"]))
+    load_audio(path)
+    assert f"{path}: 1 of" in caplog.text
+    assert "damaged" in caplog.text
+
+
+def test_a_streamed_wav_may_end_within_a_sample(tmp_path: Path) -> None:
+    frames = pcm(tone(1.0, RATE))
+    for rate in (SAMPLE_RATE, RATE):
+        content = wav(frames + b"\x01", rate=rate, claimed=2**32 - 1)
+        assert load_audio(content, sample_rate=rate).size == RATE
+
+
+@pytest.mark.parametrize("codec", ["libvorbis", "libopus", "flac", "libspeex"])
+def test_each_link_of_an_ogg_chain_has_its_own_rate(
+    codec: str, source: Path, tmp_path: Path
+) -> None:
+    links = []
+    for rate in (16_000, 8_000):
+        path = tmp_path / f"{rate}.ogg"
+        ffmpeg("-i", source, "-c:a", codec, "-ar", str(rate), "-ac", "1", path)
+        links.append(path.read_bytes())
+    expected = np.concatenate([load_audio(link) for link in links])
+    chained = load_audio(b"".join(links))
+    assert expected.size == pytest.approx(4 * SAMPLE_RATE, abs=0.1 * SAMPLE_RATE)
+    # Opus has one rate, so there the seam is resampled without a break.
+    np.testing.assert_allclose(chained, expected, atol=0.01 if codec == "libopus" else 0)
+
+
+@pytest.mark.parametrize("suffix", ["mp3", "aac", "ac3"])
+@pytest.mark.parametrize("forms", [((1, RATE), (2, RATE)), ((2, RATE), (1, 32_000))], ids=str)
+def test_rate_and_channels_may_change_within_a_stream(
+    suffix: str, forms: list[tuple[int, int]], source: Path, tmp_path: Path
+) -> None:
+    content = b""
+    for number, (channels, rate) in enumerate(forms):
+        path = tmp_path / f"{number}.{suffix}"
+        options = ["-write_xing", "0"] if suffix == "mp3" else []
+        ffmpeg("-i", source, "-ac", str(channels), "-ar", str(rate), *options, path)
+        content += path.read_bytes()
+    wave = load_audio(content)
+    assert wave.size == pytest.approx(4 * SAMPLE_RATE, abs=0.15 * SAMPLE_RATE)
+    for begin in (0.5, 2.7):  # the tone, at its own pitch, in both parts
+        part = wave[round(begin * SAMPLE_RATE) :][:SAMPLE_RATE]
+        spectrum = np.abs(np.fft.rfft(part * np.hanning(part.size)))
+        assert spectrum.argmax() == 440
+
+
+def timed(path: Path, starts: list[float], form: str | None = None) -> Path:
+    """Half a second of tone at each of ``starts`` seconds, and nothing between them."""
+    with av.open(str(path), "w", format=form) as container:
+        stream = container.add_stream("mp2", rate=48_000, layout="mono")
+        for start in starts:
+            samples = np.rint(tone(0.5, 48_000) * 32767).astype(np.int16)
+            for begin in range(0, samples.size - 1151, 1152):
+                piece = samples[None, begin : begin + 1152]
+                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece), "s16", "mono")
+                frame.sample_rate, frame.pts = 48_000, round(start * 48_000) + begin
+                container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def sounding(wave: np.ndarray) -> list[float]:
+    """Seconds at which sound begins after silence."""
+    blocks = np.abs(wave[: wave.size // 160 * 160]).reshape(-1, 160).max(axis=1) > 0.05
+    return [
+        i / 100 for i in range(len(blocks)) if blocks[i] and not blocks[max(0, i - 5) : i].any()
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["mka", "mp4", "nut"])
+@pytest.mark.parametrize("second", [1.5, 10.0, 60.0])
+def test_gaps_of_a_container_are_silence(suffix: str, second: float, tmp_path: Path) -> None:
+    notes: list[str] = []
+    path = timed(tmp_path / f"gap.{suffix}", [0.0, second])
+    begins = sounding(load_audio(path, note=notes.append))
+    assert begins == pytest.approx([0.0, second], abs=0.06)
+    [seconds] = re.findall(r"silence fills 1 gap between its times, ([\d.]+) s", notes[0])
+    assert float(seconds) == pytest.approx(second - 0.5, abs=0.05)
+    with pytest.raises(AudioError, match="longer than the permitted"):
+        load_audio(path, max_seconds=second)
+
+
+def test_a_late_start_beside_a_picture_is_silence(source: Path, tmp_path: Path) -> None:
+    picture = ["-f", "lavfi", "-i", "testsrc=duration=1:size=32x32:rate=5", "-c:v", "mpeg4"]
+    path = tmp_path / "late.mkv"
+    ffmpeg(
+        *picture[:4], "-itsoffset", "3", "-i", source, "-map", "0", "-map", "1", *picture[4:], path
+    )
+    assert sounding(load_audio(path)) == pytest.approx([3.0], abs=0.06)
+
+
+def test_a_late_start_of_sound_alone_is_its_beginning(tmp_path: Path) -> None:
+    """As ffmpeg's program has it: a piece of a live stream bears the time of the whole."""
+    assert sounding(load_audio(timed(tmp_path / "late.mka", [3.0]))) == [0.0]
+
+
+def test_a_clock_that_jumps_leaves_no_gap(tmp_path: Path) -> None:
+    notes: list[str] = []
+    path = timed(tmp_path / "jump.ts", [0.0, 100.0], "mpegts")
+    wave = load_audio(path, note=notes.append)
+    assert wave.size < 1.1 * SAMPLE_RATE
+    assert "jump forward by 99.5 s" in notes[0]
+
+
+@given(
+    delay=st.integers(0, 3), channels=st.integers(2, 8), loud=st.floats(0.1, 0.9), dc=st.booleans()
+)
+@settings(max_examples=20)
+def test_channels_that_cancel_each_other_are_not_silence(
+    delay: int, channels: int, loud: float, dc: bool
+) -> None:
+    """A voice on two channels of opposite sign, whatever else there is, is heard and noted."""
+    voice = loud * tone(1.0, SAMPLE_RATE) * np.random.default_rng(delay).uniform(0, 1, SAMPLE_RATE)
+    frames = np.zeros((SAMPLE_RATE, channels))
+    frames[:, 0], frames[:, 1] = voice, -voice
+    frames += 0.01 * dc
+    notes: list[str] = []
+    wave = load_audio(wav(pcm(frames), channels=channels), note=notes.append)
+    found = wave - wave.mean()
+    assert abs(np.corrcoef(found, voice)[0, 1]) > 0.999
+    assert notes == [
+        "its channels cancel each other in 1.0 of 1.0 s; the loudest one was used there"
+    ]
+
+
+@given(channels=st.integers(1, 40), seed=st.integers(0, 99), speaking=st.integers(0, 39))
+@settings(max_examples=20)
+def test_other_channels_are_averaged(channels: int, seed: int, speaking: int) -> None:
+    """Independent ones, one that speaks among silent ones, and none."""
+    rng = np.random.default_rng(seed)
+    frames = rng.uniform(-0.9, 0.9, (4_000, channels))
+    if seed % 2:
+        frames[:, np.arange(channels) != speaking % channels] = 0
+    notes: list[str] = []
+    wave = load_audio(wav(pcm(frames), channels=channels), note=notes.append)
+    np.testing.assert_allclose(wave, np.rint(frames * 32767).mean(axis=1) / 32768, atol=1e-6)
+    assert notes == []
+
+
+def test_a_constant_value_is_silent_at_any_rate() -> None:
+    for rate in (RATE, 8_000, SAMPLE_RATE):
+        content = wav(pcm(np.full((rate, 2), 0.5)), channels=2, rate=rate)
+        assert is_silent(loudest_dbfs(load_audio(content), SAMPLE_RATE))
