@@ -98,7 +98,8 @@ def _decode(
         packets = _Packets(container, stream, check)
         mixer, timeline = _Mixer(), _Timeline(container)
         for frame in packets.frames():
-            gap, form = timeline.gap_before(frame), _form(frame)
+            form = _form(frame)
+            gap = timeline.gap_before(frame)
             if gap or mixer.form not in (None, form):
                 yield from mixer.flush()
             yield from _silence(gap, frame.sample_rate)
@@ -268,9 +269,7 @@ class _Mixer:
         return self.form is not None and self._samples >= self.form[0]
 
     def add(self, frame: av.AudioFrame, form: tuple[int, int, str]) -> None:
-        self.form, (rate, channels, name) = form, form
-        if rate not in RATES:
-            raise Unreadable(f"{rate} Hz is no sample rate of sound")
+        self.form, (_, channels, name) = form, form
         # AudioFrame.to_ndarray does not know 64-bit whole numbers.
         dtype = SAMPLES[name.removesuffix("p")]
         count = frame.samples * (1 if name.endswith("p") else channels)
@@ -309,6 +308,9 @@ class _Mixer:
 
 
 def _form(frame: av.AudioFrame) -> tuple[int, int, str]:
+    """Rate in Hz, number of channels and sample format."""
+    if frame.sample_rate not in RATES:
+        raise Unreadable(f"{frame.sample_rate} Hz is no sample rate of sound")
     return frame.sample_rate, frame.layout.nb_channels, frame.format.name
 
 
