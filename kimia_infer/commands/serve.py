@@ -23,11 +23,11 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
-import urllib.request
 from argparse import Namespace
 from pathlib import Path
+from typing import BinaryIO
 
 from kimia_infer.commands.parser import (
     WEIGHTS_HELP,
@@ -36,8 +36,13 @@ from kimia_infer.commands.parser import (
     check_adapter,
     model_variables,
 )
+from kimia_infer.serving.client import open_url
+from kimia_infer.utils.files import OwnedDirectory
 
 STOP_SECONDS = 10
+
+LONGEST_LINE = 2000
+"""Bytes of a line of the log; Cog's server writes unknown names of inputs in full."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -73,9 +78,9 @@ def run(arguments: Namespace) -> int:
         raise ModuleNotFoundError("No module named 'cog'", name="cog")
     predictor = "StreamingPredictor" if arguments.stream else "Predictor"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryDirectory(prefix="kimi-audio-") as directory:
+    with OwnedDirectory("kimi-audio-serve-") as directory:
         # The server reads the schema of its inputs from below the directory it runs in.
-        install_schema(predictor, Path(directory))
+        install_schema(predictor, directory)
         server = start(arguments, f"{predictor_file()}:{predictor}", directory)
         problem = None
         try:
@@ -106,7 +111,7 @@ def free_port(host: str, port: int) -> int:
         return probe.getsockname()[1]
 
 
-def start(arguments: Namespace, predictor: str, directory: str) -> subprocess.Popen[bytes]:
+def start(arguments: Namespace, predictor: str, directory: Path) -> subprocess.Popen[bytes]:
     """The server process, in its own process group: signals reach it through this process."""
     variables = {"LOG_FORMAT": "console", **model_variables(arguments)}
     variables |= {"PORT": str(arguments.port), "COG_PREDICT_TYPE_STUB": predictor}
@@ -121,12 +126,27 @@ def start(arguments: Namespace, predictor: str, directory: str) -> subprocess.Po
     variables["PATH"] = os.pathsep.join([beside, os.environ.get("PATH", "")])
     if shutil.which("python", path=beside) is None:
         raise FileNotFoundError(f"there is no 'python' beside {sys.executable}, which Cog needs")
-    return subprocess.Popen(
+    server = subprocess.Popen(
         [sys.executable, "-m", "cog.server.http", "--host", arguments.host],
         cwd=directory,
         env=variables,
+        stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    threading.Thread(target=show_log, args=(server.stderr,), daemon=True).start()
+    return server
+
+
+def show_log(lines: BinaryIO) -> None:
+    """Copy the server's log to stderr, no line of it longer than LONGEST_LINE."""
+    begins = True
+    while part := lines.readline(LONGEST_LINE):
+        ends = part.endswith(b"\n")
+        if begins:
+            with contextlib.suppress(OSError):  # the server goes on without a reader of its log
+                sys.stderr.buffer.write(part if ends else part + b"...\n")
+                sys.stderr.flush()
+        begins = ends
 
 
 def watch(server: subprocess.Popen[bytes], host: str, port: int) -> str:
@@ -141,7 +161,8 @@ def watch(server: subprocess.Popen[bytes], host: str, port: int) -> str:
             logs = (state.get("setup") or {}).get("logs") or "no reason given"
             return f"the model could not be loaded: {logs.split('setup failed: ')[-1].strip()}"
         if status in ("DEFUNCT", "UNHEALTHY"):
-            return f"the process with the model died ({status}); start the server again"
+            reason = state.get("user_healthcheck_error") or "the process with the model died"
+            return f"{reason} ({status}); start the server again"
         if status == "READY" and not ready:
             ready = True
             print(f"Ready: {url}", flush=True)
@@ -152,7 +173,7 @@ def watch(server: subprocess.Popen[bytes], host: str, port: int) -> str:
 def health(url: str) -> dict:
     """The server's health; empty while it does not answer."""
     try:
-        with urllib.request.urlopen(f"{url}/health-check", timeout=5) as response:
+        with open_url(f"{url}/health-check", timeout=5) as response:
             return json.load(response)
     except (OSError, ValueError):
         return {}

@@ -10,10 +10,13 @@ from __future__ import annotations
 import base64
 import http.client
 import io
+import ipaddress
 import json
 import mimetypes
+import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 import wave
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -145,6 +148,30 @@ def parse_events(lines: Iterable[bytes]) -> Iterator[Event]:
             name, data = "message", []
 
 
+def open_url(request: str | urllib.request.Request, timeout: float) -> http.client.HTTPResponse:
+    """``urllib.request.urlopen``, but this machine itself is reached directly, without a proxy.
+
+    Proxies of the environment cannot reach a server that listens on this machine alone.
+    """
+    url = request if isinstance(request, str) else request.full_url
+    if is_loopback(url):
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        return direct.open(request, timeout=timeout)
+    return urllib.request.urlopen(request, timeout=timeout)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the host of ``url`` is this machine."""
+    try:
+        host = (urllib.parse.urlsplit(url).hostname or "").removesuffix(".")
+        if host == "localhost" or host.endswith(".localhost"):
+            return True
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
 def _address(url: str) -> str:
     base = url.rstrip("/")
     return base if base.endswith("/predictions") else f"{base}/predictions"
@@ -172,7 +199,7 @@ def _open(
             # Not sent along where the server redirects to.
             request.add_unredirected_header("Authorization", f"Bearer {token}")
         try:
-            return urllib.request.urlopen(request, timeout=left)
+            return open_url(request, timeout=left)
         except urllib.error.HTTPError as error:
             reason = _reason(error)
             if error.code not in (409, 503):
@@ -205,7 +232,7 @@ def _check_alive(address: str) -> None:
     """Raise if a server that answers 503 will never be ready: it does not end by itself."""
     health = address.removesuffix("/predictions") + "/health-check"
     try:
-        with urllib.request.urlopen(health, timeout=10) as response:
+        with open_url(health, timeout=10) as response:
             state = json.load(response)
     except (OSError, ValueError):
         return
@@ -307,9 +334,11 @@ def _check_status(document: dict[str, Any]) -> None:
         raise PredictionError(
             f"the prediction is not finished (status {status}); fetch it again later"
         )
-    raise PredictionError(
-        f"the prediction ended as {status}: {document.get('error') or 'no reason'}"
+    # Cog puts the first of these before every error, twice, or the second after it.
+    reason = re.sub(
+        r"^(Prediction failed: |Generator iteration error: )+", "", str(document.get("error") or "")
     )
+    raise PredictionError(f"the prediction ended as {status}: {reason or 'no reason'}")
 
 
 def read_reference(reference: Any) -> bytes:
@@ -322,7 +351,7 @@ def read_reference(reference: Any) -> bytes:
         if header.endswith(";base64"):
             content = base64.b64decode(data, validate=True)  # urllib ignores wrong characters
         else:
-            with urllib.request.urlopen(reference, timeout=DOWNLOAD_SECONDS) as response:
+            with open_url(reference, timeout=DOWNLOAD_SECONDS) as response:
                 content = response.read()
     except (OSError, ValueError) as error:
         raise PredictionError(f"audio: {shown} cannot be read ({error})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import logging
 import os
@@ -12,6 +13,7 @@ import shutil
 import stat
 import tempfile
 import uuid
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -136,6 +138,42 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
             logger.warning("waiting for another process that works in %s", path.parent)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+OWNER = ".owner"
+"""The file by whose lock a temporary directory is known to be in use."""
+
+
+class OwnedDirectory:
+    """A temporary directory, removed with this object, or by a later process if this one is killed.
+
+    Making one removes those with the same ``prefix`` whose process is gone.
+    """
+
+    def __init__(self, prefix: str):
+        parent = Path(tempfile.gettempdir())
+        remove_orphans(parent, prefix)
+        # Locked before it has its name: from then on others may look whether it is in use.
+        unnamed = Path(tempfile.mkdtemp(prefix=f".{prefix}", dir=parent))
+        self._lock = (unnamed / OWNER).open("wb")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.path = unnamed.rename(parent / unnamed.name[1:])
+        self._remove = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self._remove()
+        self._lock.close()
+
+
+def remove_orphans(parent: Path, prefix: str) -> None:
+    """Remove what is left of each OwnedDirectory whose process was killed."""
+    for owner in parent.glob(f"{glob.escape(prefix)}*/{OWNER}"):
+        with contextlib.suppress(OSError), owner.open("r+b") as lock:  # maybe another user's
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(owner.parent, ignore_errors=True)
 
 
 class Journal:

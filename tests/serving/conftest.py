@@ -26,6 +26,21 @@ def streaming_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         yield server
 
 
+LIMITS = {
+    "KIMI_AUDIO_OUTPUT": "text",
+    "KIMI_AUDIO_TIMEOUT": "2",
+    "KIMI_AUDIO_URLS": "any",
+    "KIMI_AUDIO_URL_MEGABYTES": "1",
+}
+
+
+@pytest.fixture(scope="session")
+def limited_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A service of text alone with a time limit, which downloads from this machine, too."""
+    with serve(golden, tmp_path_factory.mktemp("limited"), **LIMITS) as server:
+        yield server
+
+
 @pytest.fixture(scope="session")
 def scripted_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """scripted_predictors.py, in a directory without a schema file: everything gets through."""

@@ -6,6 +6,8 @@ import gc
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -13,14 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.serving.cog.runner import (
+from kimia_infer.serving.cog.cleanup import (
     DIRECTORY_SECONDS,
     FILE_SECONDS,
-    Uploads,
+    require_server_directory,
     run_periodically,
     sweep_predictions,
     trim_heap,
 )
+from kimia_infer.serving.cog.runner import Uploads
+from kimia_infer.utils.errors import ConfigurationError
+from tests.paths import ROOT
 from tests.serving.helpers import PATIENCE, Server
 
 
@@ -58,22 +63,56 @@ def test_files_of_predictions_go_when_they_are_old(tmp_path: Path) -> None:
     sweep_predictions(tmp_path / "missing")
 
 
-def test_upload_of_a_canceled_prediction_goes_with_the_next(
+def test_files_of_a_request_go_with_it_or_with_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     uploads = Uploads()
     assert uploads.directory.parent == tmp_path
-    left, used, listed = (Path(tempfile.mkstemp()[1]) for _ in range(3))
+    left = Path(tempfile.mkstemp()[1])
     folder = Path(tempfile.mkdtemp())
     beside = tmp_path / "tmp-of-others"
     beside.touch()
-    uploads.sweep([used, listed])
-    assert set(uploads.directory.iterdir()) == {used, listed, folder}
-    assert left.parent == uploads.directory and beside.exists()
+    assert left.parent == uploads.directory
+    (uploads.directory / "request").mkdir()  # of a request that was canceled while it was removed
+    (uploads.directory / "request" / "audio").touch()
+    with uploads.folder() as request:
+        assert not left.exists() and not any(request.iterdir())
+        (request / "audio").touch()
+    assert not request.exists() and folder.exists() and beside.exists()
     shutil.rmtree(uploads.directory)
     uploads.keep()
     assert tempfile.mkstemp()[1].startswith(str(uploads.directory))
+
+
+def test_uploads_of_a_killed_process_go_at_the_next_start(tmp_path: Path) -> None:
+    code = "from kimia_infer.serving.cog.runner import Uploads; import signal, os; "
+    code += "uploads = Uploads(); (uploads.directory / 'request').mkdir(); "
+    code += "print(uploads.directory, flush=True); "
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+
+    def run(end: str) -> Path:
+        command = [sys.executable, "-c", code + end]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        return Path(done.stdout.strip())
+
+    killed = run("os.kill(os.getpid(), signal.SIGKILL)")
+    assert killed.is_dir() and killed.parent == tmp_path
+    assert run("") != killed and list(tmp_path.iterdir()) == []
+
+
+def test_directories_that_cannot_be_written_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = tmp_path / "file" / "below"
+    missing.parent.touch()
+    with pytest.raises(ConfigurationError, match=rf"{missing}: cannot be written \(Not a dir"):
+        require_server_directory(missing)
+    monkeypatch.setattr(tempfile, "tempdir", str(missing))
+    with pytest.raises(ConfigurationError, match=rf"{missing}: uploads cannot be stored"):
+        Uploads()
+    require_server_directory(tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_server_removes_what_a_canceled_prediction_left(server: Server) -> None:

@@ -19,6 +19,7 @@ from kimia_infer.serving.cog.inputs import (
     name_messages,
     parse_history,
     parse_inputs,
+    place_files,
 )
 from kimia_infer.serving.cog.schema import read_inputs
 from kimia_infer.utils.errors import RequestError
@@ -91,6 +92,17 @@ def test_only_uploaded_files_are_taken(name: str, tmp_path: Path) -> None:
     refused(name, secret if repeated else [secret])
 
 
+def test_uploads_get_paths_that_have_the_names_of_their_inputs(tmp_path: Path) -> None:
+    uri, url, path = "DATA:,x", "Https://a/b.wav", "/etc/hostname"
+    values = {"audio": uri, "voice": None, "history_audio": [url, path, uri], "text": url}
+    placed, references = place_files(values, tmp_path)
+    first, last = tmp_path / "history_audio[0]", tmp_path / "history_audio[2]"
+    assert placed == values | {"audio": tmp_path / "audio", "history_audio": [first, path, last]}
+    assert references == {tmp_path / "audio": uri, first: url, last: uri}
+    for other in (path, f"file://{path}", "ftp://a/b", "", 3, {}):
+        assert place_files({"audio": other}, tmp_path) == ({"audio": other}, {})
+
+
 def test_number_of_files_is_bounded(tmp_path: Path) -> None:
     assert check(history_audio=[tmp_path] * MAX_FILES)
     message = refused("history_audio", [tmp_path] * (MAX_FILES + 1))
@@ -135,8 +147,10 @@ def audio(content) -> str:
     ("history", "message"),
     [
         ("{", "history: not valid JSON"),
-        ("[" * 100_000, "history: not valid JSON"),
-        ('["\\ud800"]', "history: not valid JSON"),
+        ("[" * 100_000, "history: not valid JSON .nested too deeply"),
+        ('["\\ud800"]', "not valid JSON .half of a surrogate pair"),
+        ("9" * 5000, r"not valid JSON \(a number with too many digits\)"),
+        ("[1] x", r"not valid JSON \(Extra data: line 1 column 5"),
         ('{"role": "user"}', "history: expected a JSON list"),
         ("3", "history: expected a JSON list"),
         ('["hello"]', r"history\[0\]: expected an object"),

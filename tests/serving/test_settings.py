@@ -15,14 +15,15 @@ from kimia_infer.api.offloading import OFFLOADS
 from kimia_infer.commands import parser
 from kimia_infer.layers.attention import BACKENDS, KV_CACHES
 from kimia_infer.layers.quantization import SCHEMES
-from kimia_infer.serving.cog.settings import Settings, read_settings
+from kimia_infer.serving.cog.fetch import Limits
+from kimia_infer.serving.cog.settings import DOWNLOAD_SECONDS, Settings, read_settings
 from kimia_infer.utils.errors import ConfigurationError
 from tests.paths import ROOT
 
 
 def test_unset_and_empty_mean_the_default() -> None:
     names = ("DEVICE", "DTYPE", "HEAD_ROWS", "ATTENTION", "TIMEOUT", "ADAPTER", "QUANTIZATION")
-    names += ("KV_CACHE", "OFFLOAD", "OUTPUT")
+    names += ("KV_CACHE", "OFFLOAD", "OUTPUT", "URLS", "URL_MEGABYTES")
     assert read_settings({}) == read_settings({f"KIMI_AUDIO_{n}": "" for n in names}) == Settings()
 
 
@@ -38,9 +39,17 @@ def test_values_are_taken(tmp_path: Path) -> None:
         "KIMI_AUDIO_KV_CACHE": "fp8",
         "KIMI_AUDIO_OFFLOAD": "encoders",
         "KIMI_AUDIO_OUTPUT": "text",
+        "KIMI_AUDIO_URLS": "any",
+        "KIMI_AUDIO_URL_MEGABYTES": "3",
     }
     expected = ("cpu", "bfloat16", "full", "sdpa", 1.5, str(tmp_path), "int4", "fp8", "encoders")
-    assert tuple(read_settings(variables).model_dump().values()) == (*expected, "text")
+    assert tuple(read_settings(variables).model_dump().values()) == (*expected, "text", "any", 3)
+
+
+def test_downloads_have_the_shorter_of_both_time_limits() -> None:
+    assert Settings(timeout=2, url_megabytes=3).limits(5.0) == Limits(5.0, 2.0, 3_000_000)
+    assert Settings(timeout=9e9).limits(5.0).seconds == DOWNLOAD_SECONDS
+    assert Settings(urls="any").limits(5.0) == Limits(5.0, DOWNLOAD_SECONDS, 500_000_000, True)
 
 
 @pytest.mark.parametrize(
@@ -57,6 +66,8 @@ def test_values_are_taken(tmp_path: Path) -> None:
         ("KIMI_AUDIO_TIMEOUT", "inf", ["seconds"]),
         ("KIMI_AUDIO_TIMEOUT", "nan", ["seconds"]),
         ("KIMI_AUDIO_ADAPTER", "owner/name", ["directory"]),
+        ("KIMI_AUDIO_URLS", "none", ["public", "any"]),
+        ("KIMI_AUDIO_URL_MEGABYTES", "0", ["at least 1 MB"]),
         ("KIMI_AUDIO_QUANTIZATION", "int2", ["none", "fp8", "int8", "int4"]),
         ("KIMI_AUDIO_KV_CACHE", "int8", ["none", "fp8"]),
         ("KIMI_AUDIO_OFFLOAD", "detokenizer", ["encoders"]),

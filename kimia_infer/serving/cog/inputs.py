@@ -2,7 +2,8 @@
 
 Cog's server validates against its schema file, if there is one. It also accepts what no schema
 forbids: a plain string for a file, which would name a file on the server, and whole numbers for
-floats and the other way round.
+floats and the other way round. Files arrive as they were sent, as data URIs and URLs: see
+``KimiRunner``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 MAX_FILES = 64
 """Files that one list input may hold; Cog's schema cannot express it."""
+
+FILE_INPUTS = ("audio", "voice", "history_audio")
 
 TRANSCRIPTION_PARAMETERS = {
     *("text_temperature", "text_top_k", "text_repetition_penalty", "text_repetition_window_size"),
@@ -84,6 +87,31 @@ def parse_inputs(values: Mapping[str, Any], timeout: float | None = None) -> Cog
     """
     given = {name: value for name, value in values.items() if name in CogInputs.model_fields}
     return parse_as(CogInputs, given | {"timeout_seconds": timeout})
+
+
+def place_files(
+    values: Mapping[str, Any], directory: Path
+) -> tuple[dict[str, Any], dict[Path, str]]:
+    """``values`` with a path in ``directory`` for each data URI and URL, and these by their paths.
+
+    A path has the name of its input. Other strings stay what they are, and are refused later.
+    """
+    references: dict[Path, str] = {}
+
+    def place(name: str, value: Any) -> Any:
+        if isinstance(value, str) and re.match("data:|https?://", value, re.IGNORECASE):
+            references[directory / name] = value
+            return directory / name
+        return value
+
+    placed = dict(values)
+    for name in FILE_INPUTS:
+        value = values.get(name)
+        if isinstance(value, list):
+            placed[name] = [place(f"{name}[{index}]", item) for index, item in enumerate(value)]
+        elif value is not None:
+            placed[name] = place(name, value)
+    return placed, references
 
 
 def respond(
@@ -176,15 +204,27 @@ def parse_history(text: str, resolve: ResolveAudio) -> list[dict[str, Any]]:
     """
     try:
         messages = json.loads(text)
-        # Half a surrogate pair is valid JSON, but no text that can be encoded.
         json.dumps(messages, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise RequestError(f"history: not valid JSON ({error})") from error
+        raise RequestError(f"history: not valid JSON ({_json_fault(error)})") from error
     if not isinstance(messages, list):
         raise RequestError(f"history: expected a JSON list of messages, found {show(messages)}")
     return [
         _message(f"history[{index}]", message, resolve) for index, message in enumerate(messages)
     ]
+
+
+def _json_fault(error: ValueError | RecursionError) -> str:
+    """What is wrong with JSON, without Python's advice to Python programmers."""
+    match error:
+        case json.JSONDecodeError():
+            return str(error)
+        case RecursionError():
+            return "nested too deeply"
+        case UnicodeError():
+            return "half of a surrogate pair, which is no character"
+        case _:
+            return "a number with too many digits"
 
 
 def _message(where: str, message: Any, resolve: ResolveAudio) -> dict[str, Any]:

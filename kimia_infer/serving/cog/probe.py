@@ -9,10 +9,12 @@ so that a container is only restarted from a state that it cannot leave. Else 1.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import sys
-import urllib.request
+
+from kimia_infer.serving.client import open_url
 
 ANSWERING = ("READY", "BUSY")
 TIMEOUT = 8.0
@@ -27,10 +29,10 @@ def main(arguments: list[str]) -> int:
         return 2
     url = rest[0] if rest else f"http://127.0.0.1:{os.environ.get('PORT', '5000')}"
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/health-check", timeout=TIMEOUT) as answer:
+        with open_url(f"{url.rstrip('/')}/health-check", TIMEOUT) as answer:
             state = json.load(answer)
             status = state["status"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError) as error:
         print(f"no health check at {url}: {error}")
         return 1
     print(status, state.get("user_healthcheck_error") or "", sep="\n")

@@ -1,19 +1,18 @@
-"""What the Cog predictors share: set-up, health, one prediction, and the clean-up after it."""
+"""What the Cog predictors share: set-up, health, and one prediction with its files."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import ctypes
-import fnmatch
 import functools
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +25,43 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.transcription import Transcript, TranscriptEvent
 from kimia_infer.audio.files import wav_bytes
 from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
-from kimia_infer.serving.cog.inputs import name_files, parse_inputs, respond
+from kimia_infer.serving.cog.cleanup import (
+    FILE_SECONDS,
+    SERVER_DIRECTORY,
+    require_server_directory,
+    run_periodically,
+    sweep_predictions,
+    trim_heap,
+)
+from kimia_infer.serving.cog.inputs import (
+    CogInputs,
+    build_chat,
+    name_files,
+    parse_inputs,
+    place_files,
+    respond,
+)
+from kimia_infer.serving.cog.references import store_all
+from kimia_infer.serving.cog.schema import accept_null
 from kimia_infer.serving.cog.self_test import self_test
 from kimia_infer.serving.cog.settings import read_settings
-from kimia_infer.utils.errors import RequestError, RequestTimeout
+from kimia_infer.utils.errors import ConfigurationError, RequestError, RequestTimeout
+from kimia_infer.utils.files import OWNER, OwnedDirectory
 
 log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 30.0
 """How much longer than its limit a prediction may take before the model counts as stuck."""
 
-SERVER_DIRECTORY = Path("/tmp/coglet/predictions")
-"""Where Cog's server keeps files of predictions: fixed, and shared by the servers of a machine."""
-
-FILE_SECONDS = 30.0
-"""Age at which a file can be removed: the server reads it within milliseconds."""
-
-DIRECTORY_SECONDS = 600.0
-"""Age at which an empty directory is removed; one in use gets its large answer in time."""
-
 
 class KimiRunner(cog.BaseRunner):
-    """A predictor without ``run``, which every predictor declares itself."""
+    """A predictor without ``run``, which every predictor declares itself.
+
+    Cog would decode data URIs and download URLs itself, according to the types of ``run``. It
+    reads base64 without checking it, downloads from any address, without a limit, and while it
+    does, neither a cancellation nor the time limit ends it. So the types are there for its build
+    alone, which makes the schema of them; at run time ``run`` gets what was sent.
+    """
 
     def setup(self, weights: cog.Path | str | None = None) -> None:
         """Load the weights that KIMI_AUDIO_WEIGHTS names, else those that Cog passes.
@@ -55,12 +69,15 @@ class KimiRunner(cog.BaseRunner):
         Ends with a self-test, so that a service that is READY has answered once.
         """
         show_log()
+        type(self).run.__annotations__ = {}
+        accept_null(Path.cwd())
         settings = read_settings(os.environ)
-        self.model = KimiAudio(weights_from_environment(weights), **settings.model_arguments())
-        self.timeout = settings.timeout
-        self.health = Health(self.model.device, self.timeout)
-        self_test(self.model)
+        require_server_directory(SERVER_DIRECTORY)
         self.uploads = Uploads()
+        self.model = KimiAudio(weights_from_environment(weights), **settings.model_arguments())
+        self.settings = settings
+        self.health = Health(self.model.device, settings.timeout)
+        self_test(self.model)
         sweep = functools.partial(sweep_predictions, SERVER_DIRECTORY)
         run_periodically([self.uploads.keep, sweep, trim_heap], FILE_SECONDS)
 
@@ -75,36 +92,69 @@ class KimiRunner(cog.BaseRunner):
         Closing the iterator stops generation, as does the CancellationException that Cog raises
         wherever the prediction is: no further step is launched.
         """
-        inputs = parse_inputs(values, self.timeout)
-        self.uploads.sweep(inputs.files.values())
-        spoken = inputs.task == "chat" and inputs.output_type == "both"
-        if spoken and self.model.detokenizer is None:
-            raise RequestError(
-                "output_type: this service answers with text only (KIMI_AUDIO_OUTPUT=text); use "
-                "'text'"
-            )
-        answer = respond(self.model, inputs)
-        with self.health.predicting(), contextlib.closing(answer) as events:
-            try:
+        try:
+            with self.health.predicting(), self.received(values) as inputs:
+                yield from self._answer(inputs)
+        except RequestTimeout as error:
+            raise as_cog_shows(
+                f"KIMI_AUDIO_TIMEOUT: the answer was not complete within {self.settings.timeout:g} "
+                "s, the time limit of this service; set a smaller max_new_tokens or send shorter "
+                "audio"
+            ) from error
+        except RequestError as error:
+            raise as_cog_shows(str(error)) from error
+
+    def _answer(self, inputs: CogInputs) -> Iterator[Event | TranscriptEvent]:
+        try:
+            with contextlib.closing(respond(self.model, inputs)) as events:
                 for event in events:
                     if isinstance(event, Completion | Transcript):
                         for name, value in event.metrics.items():
                             self.record_metric(name, value)
                     yield event
-            except RequestTimeout as error:
-                raise RequestTimeout(
-                    f"the answer was not complete within {self.timeout:g} s, the time limit of "
-                    "this service (KIMI_AUDIO_TIMEOUT); set a smaller max_new_tokens or send "
-                    "shorter audio"
-                ) from error
-            except RequestError as error:
-                raise type(error)(name_files(str(error), inputs)) from error
+        except RequestTimeout:
+            raise
+        except RequestError as error:
+            raise type(error)(name_files(str(error), inputs)) from error
+
+    @contextlib.contextmanager
+    def received(self, values: Mapping[str, Any]) -> Iterator[CogInputs]:
+        """The checked inputs, with the files that came with them, which are removed at the end.
+
+        A request that is refused for another reason costs no decoding and no download.
+        """
+        begun, settings = time.monotonic(), self.settings
+        with self.uploads.folder() as folder:
+            placed, references = place_files(values, folder)
+            inputs = parse_inputs(placed, settings.timeout)
+            build_chat(inputs)
+            spoken = inputs.task == "chat" and inputs.output_type == "both"
+            if spoken and self.model.detokenizer is None:
+                raise RequestError(
+                    "output_type: this service answers with text only (KIMI_AUDIO_OUTPUT=text); "
+                    "use 'text'"
+                )
+            if references:
+                store_all(references, settings.limits(begun))
+            if settings.timeout is not None:
+                left = begun + settings.timeout - time.monotonic()
+                inputs = inputs.model_copy(update={"timeout_seconds": max(left, 0.001)})
+            yield inputs
 
     def complete(self, values: Mapping[str, Any]) -> Completion | Transcript:
         """The whole answer to the inputs in ``values``."""
         *_, answer = self.respond(values)
         assert isinstance(answer, Completion | Transcript)
         return answer
+
+
+def as_cog_shows(message: str) -> RequestError:
+    """An error of which Cog shows exactly ``message``.
+
+    It writes the name of the error's class before its text, so the class is called as the input.
+    """
+    name, _, text = message.partition(": ")
+    return type(name, (RequestError,), {})(text)
 
 
 def wav_uri(wave: Tensor | None, sample_rate: int) -> str | None:
@@ -187,73 +237,51 @@ class Health:
 
 
 class Uploads:
-    """A directory for the temporary files of this process, uploads among them.
+    """A directory for the temporary files of this process, those of the request among them.
 
-    Cog's worker writes every upload to a temporary file, which stays if the prediction is
-    canceled at that moment. The directory is removed when the process ends by itself.
+    It is removed when the process ends by itself, else at the next start of a service.
+
+    Raises:
+        ConfigurationError: it cannot be made or written to.
     """
 
     def __init__(self) -> None:
-        self._owner = tempfile.TemporaryDirectory(prefix="kimi-audio-uploads-")
-        self.directory = Path(self._owner.name)
-        tempfile.tempdir = self._owner.name
+        try:
+            self._owned = OwnedDirectory("kimi-audio-uploads-")
+            self.directory = self._owned.path
+            with tempfile.TemporaryFile(dir=self.directory) as file:
+                file.write(bytes(4096))
+                file.flush()
+        except OSError as error:
+            raise ConfigurationError(
+                f"{tempfile.gettempdir()}: uploads cannot be stored there ({error.strerror}); make "
+                "room, make it writable for this user, or name another directory in TMPDIR"
+            ) from error
+        tempfile.tempdir = str(self.directory)
 
     def keep(self) -> None:
         """Create the directory again if it is gone, and make it look used to cleaning jobs."""
         self.directory.mkdir(mode=0o700, exist_ok=True)
         os.utime(self.directory)
 
-    def sweep(self, used: Iterable[Path]) -> None:
-        """Remove all files but those in use: a worker answers one prediction at a time."""
-        kept = set(used)
+    @contextlib.contextmanager
+    def folder(self) -> Iterator[Path]:
+        """An empty folder for the files of one request; a worker answers one at a time.
+
+        A cancellation may come while the folder of the last one is being removed. On a full disk
+        there is none: whoever stores a file in it notices.
+        """
+        path = self.directory / "request"
+        self._sweep(path)
+        with contextlib.suppress(OSError):
+            path.mkdir()
+        try:
+            yield path
+        finally:
+            self._sweep(path)
+
+    def _sweep(self, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
         for path in self.directory.iterdir():
-            if path not in kept and path.is_file() and not path.is_symlink():
+            if path.name != OWNER and path.is_file() and not path.is_symlink():
                 path.unlink(missing_ok=True)
-
-
-def run_periodically(tasks: Sequence[Callable[[], None]], seconds: float) -> None:
-    """Call ``tasks`` every so many ``seconds``, on a thread that ends with the process."""
-
-    def loop() -> None:
-        while True:
-            for task in tasks:
-                try:
-                    task()
-                except OSError as error:
-                    log.warning("Clean-up failed: %s", error)
-            time.sleep(seconds)
-
-    threading.Thread(target=loop, name="cleanup", daemon=True).start()
-
-
-def trim_heap() -> None:
-    """Give the free pages of the heap back to the system, where the C library is glibc.
-
-    It keeps freed memory in its heap, and as requests are of ever new sizes, the gaps between
-    live blocks grow: on a CPU by 0.07 MB per request, over 660 mixed ones.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def sweep_predictions(directory: Path) -> None:
-    """Remove the files, then the empty directories, of predictions that ended long ago.
-
-    For every prediction Cog's server (0.23) makes a directory with ``inputs`` and ``outputs`` and
-    never deletes it. An answer above 6 MiB, about 98 s of speech, passes through a file in there,
-    which is read at once but stays.
-    """
-    now = time.time()
-    for prediction in directory.glob("*"):
-        if prediction.is_symlink() or not prediction.is_dir():
-            continue
-        # Another server may be sweeping, too, or belong to a different user.
-        with contextlib.suppress(FileNotFoundError, PermissionError):
-            ended = now - prediction.stat().st_mtime > DIRECTORY_SECONDS
-            for folder, _, files in os.walk(prediction, topdown=False):
-                for file in (Path(folder, name) for name in fnmatch.filter(files, "spill_*.json")):
-                    if now - file.lstat().st_mtime > FILE_SECONDS:
-                        file.unlink()
-                if ended and not os.listdir(folder):
-                    os.rmdir(folder)

@@ -9,7 +9,11 @@ from typing import Any, Literal
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from kimia_infer.api.parameters import explain
+from kimia_infer.serving.cog.fetch import Limits
 from kimia_infer.utils.errors import ConfigurationError
+
+DOWNLOAD_SECONDS = 120.0
+"""Time for all URLs of a request, where the time limit of the service is not shorter."""
 
 
 class Settings(BaseModel):
@@ -56,6 +60,15 @@ class Settings(BaseModel):
     output: Literal["text", "both"] = Field(
         "both", description="With text, no detokenizer is loaded and there is no speech"
     )
+    urls: Literal["public", "any"] = Field(
+        "public", description="Hosts from which URLs of callers are downloaded"
+    )
+    url_megabytes: int = Field(
+        500,
+        ge=1,
+        description="Maximum size of the files of a request that are downloaded",
+        json_schema_extra={"unit": "MB"},
+    )
 
     @field_validator("adapter")
     @classmethod
@@ -79,8 +92,14 @@ class Settings(BaseModel):
 
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of KimiAudio besides its weights."""
-        arguments = self.model_dump(exclude={"timeout", "output"})
-        return arguments | {"load_detokenizer": self.output == "both"}
+        service = {"timeout", "output", "urls", "url_megabytes"}
+        return self.model_dump(exclude=service) | {"load_detokenizer": self.output == "both"}
+
+    def limits(self, begun: float) -> Limits:
+        """What the downloads of a request may take that began at ``begun`` (monotonic seconds)."""
+        seconds = min(self.timeout or DOWNLOAD_SECONDS, DOWNLOAD_SECONDS)
+        size = self.url_megabytes * 1_000_000
+        return Limits(begun, seconds, size, private=self.urls == "any")
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
