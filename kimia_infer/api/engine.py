@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.api.events import Event
-from kimia_infer.api.loading import Components
+from kimia_infer.api.loading import Components, warm_up
 from kimia_infer.api.parameters import BUDGETS, Parameters, parse_parameters
 from kimia_infer.api.response import (
     Deadline,
@@ -22,14 +22,21 @@ from kimia_infer.api.response import (
     Response,
     SpeechPipeline,
     Stopwatch,
+    named,
 )
 from kimia_infer.api.voice import VoiceReader
-from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
+from kimia_infer.audio.files import (
+    SAMPLE_RATE,
+    AudioError,
+    AudioTooLong,
+    Check,
+    Note,
+    load_audio,
+)
 from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
-from kimia_infer.models.kimi_audio.detokenizer import PRESETS, Detokenizer
 from kimia_infer.models.kimi_audio.prompt import (
     AudioInput,
     EncodedMessage,
@@ -64,24 +71,33 @@ class ChatEncoder:
     prompt_builder: PromptBuilder
 
     def load(
-        self, messages: Sequence[Message], options: Parameters, clock: Stopwatch
+        self,
+        messages: Sequence[Message],
+        options: Parameters,
+        clock: Stopwatch,
+        note: Note = log.warning,
+        check: Check | None = None,
     ) -> dict[int, np.ndarray]:
         """The audio of a chat by message, float32 [samples] at 16 kHz.
 
-        Audio that alone would exceed the budget is refused without decoding the rest.
+        Audio that alone would exceed the budget is refused without decoding the rest. ``note`` and
+        ``check`` are those of ``load_audio``; notes begin with the name of the message.
         """
         waves = {}
         with clock.timed("load_audio"):
             for index, message in enumerate(messages):
                 if message.audio is None:
                     continue
+                where = f"chats[{index}].content: "
+                noted = named(where, note)
                 try:
-                    waves[index] = load_audio(message.audio, options.max_audio_seconds)
+                    waves[index] = load_audio(
+                        message.audio, options.max_audio_seconds, note=noted, check=check
+                    )
                 except AudioTooLong as error:
-                    reason = f"chats[{index}].content: {error} ({options.budget_explained})"
-                    raise AudioTooLong(reason) from error
+                    raise AudioTooLong(f"{where}{error} ({options.budget_explained})") from error
                 except AudioError as error:
-                    raise AudioError(f"chats[{index}].content: {error}") from error
+                    raise AudioError(f"{where}{error}") from error
         return waves
 
     def encode(
@@ -224,14 +240,16 @@ class Engine:
         if randomness is None:
             randomness = SeededRandomness(options.seed)
             clock.metrics["seed"] = randomness.seed
+        notes: list[str] = []
         with clock.timed("voice"):
             read = None
             if voice is not None and self.voice_reader is not None:  # as checked
-                read = self.voice_reader.read(parse_audio("voice", voice))
+                source = parse_audio("voice", voice)
+                read = self.voice_reader.read(source, notes.append, deadline.check)
         yield from self.answer(
             Request(
                 messages,
-                self.encoder.load(messages, options, clock),
+                self.encoder.load(messages, options, clock, notes.append, deadline.check),
                 options,
                 randomness,
                 deadline,
@@ -239,6 +257,7 @@ class Engine:
                 RepetitionGuard() if options.stop_repetition else None,
                 on_step,
                 read,
+                notes,
             )
         )
 
@@ -370,23 +389,3 @@ def surviving_out_of_memory(items: Generator[Item]) -> Generator[Item]:
         f"out of memory while answering ({reason}); send less audio, text or history, or a "
         "smaller max_new_tokens. The memory is free again for other requests"
     )
-
-
-def warm_up(detokenizer: Detokenizer) -> None:
-    """Record what speech of both presets needs, so that no request has to wait for it.
-
-    Speaks until the cache of past frames is full, which covers every usual size. Only a last
-    chunk of another size is recorded later. Does nothing where nothing is recorded.
-    """
-    if not detokenizer.graphs.captures:
-        return
-    config, mel_bins = detokenizer.config, detokenizer.dit.config.mel_bins
-    past_codes = -(-config.cache_frames // config.frames_per_code)
-    # One chunk fills the cache, the next one is spoken with it, and it needs a code after it.
-    codes = [0] * (past_codes + config.look_ahead_codes + 2 * config.chunk_codes + 1)
-    for preset in PRESETS:
-        pipeline = SpeechPipeline(
-            detokenizer, lambda _, frames: torch.zeros(frames, mel_bins), preset, background=False
-        )
-        pipeline.feed(codes)
-        pipeline.close()

@@ -21,16 +21,16 @@ from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.loading import Components, load_components, parse_device, parse_dtype
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
-from kimia_infer.api.response import Deadline, OnStep, Request, Stopwatch
+from kimia_infer.api.response import Deadline, OnStep, Request, Stopwatch, named
 from kimia_infer.api.transcription import (
     INSTRUCTION,
     MAX_SECONDS,
     OnProgress,
     Transcript,
     TranscriptEvent,
-    transcribe_blocks,
+    transcribe_stream,
 )
-from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioStream
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.layers.attention import check_kv_cache
 from kimia_infer.layers.quantization import check_quantization
@@ -267,11 +267,6 @@ class KimiAudio(Engine):
         clock.metrics["seed"] = randomness.seed
         audio = messages[-1].audio
         assert audio is not None
-        with clock.timed("load_audio"):
-            try:
-                wave = load_audio(audio, max_seconds)
-            except AudioError as error:
-                raise type(error)(f"audio: {error}") from error
 
         def answer(segment: np.ndarray, report: Callable[[], None]) -> Generator[Event]:
             guard = RepetitionGuard.for_speech(len(segment) / SAMPLE_RATE)
@@ -288,14 +283,16 @@ class KimiAudio(Engine):
                 )
             )
 
-        yield from transcribe_blocks(
-            [wave],
-            len(wave) / SAMPLE_RATE,
-            answer,
-            clock,
-            on_progress,
-            self.segment_seconds,
-        )
+        notes: list[str] = []
+        try:
+            with clock.timed("load_audio"):
+                note = named("audio: ", notes.append)
+                stream = AudioStream(audio, max_seconds, note=note, check=deadline.check)
+            yield from transcribe_stream(
+                stream, answer, clock, on_progress, self.segment_seconds, notes
+            )
+        except AudioError as error:
+            raise type(error)(f"audio: {error}") from error
 
     def detokenize_text(self, text_tokens: Sequence[int]) -> str:
         """Decode text ids up to a text end token; ids of the audio track are left out."""

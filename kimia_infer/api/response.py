@@ -17,7 +17,14 @@ from torch import Tensor
 
 from kimia_infer.api.events import AudioChunk, Completion, Metrics, TextDelta
 from kimia_infer.api.parameters import Parameters
-from kimia_infer.audio.files import SAMPLE_RATE, SILENCE_DBFS, is_silent, loudest_dbfs
+from kimia_infer.audio.files import (
+    SAMPLE_RATE,
+    SILENCE_DBFS,
+    Note,
+    is_silent,
+    loudest_dbfs,
+    silence_of,
+)
 from kimia_infer.engine.decode import Generation, Progress
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.layers.sampler import Randomness
@@ -91,6 +98,7 @@ class Request:
 
     ``guard`` stops a text that repeats itself, None does not. ``on_step`` is called with (steps
     done, step limit) and may raise to stop. ``voice`` is the reference voice of the speech.
+    ``notes`` are what was noted while the audio was read.
     """
 
     messages: Sequence[Message]
@@ -102,6 +110,7 @@ class Request:
     guard: RepetitionGuard | None = None
     on_step: OnStep | None = None
     voice: Voice | None = None
+    notes: Sequence[str] = ()
 
 
 @dataclass
@@ -189,7 +198,7 @@ class Response:
     def completion(self) -> Completion:
         """The whole answer, once all events are read."""
         generation, metrics = self.generation, self.request.clock.metrics
-        notes = silent_inputs(self.request.waves)
+        notes = [*self.request.notes, *silent_inputs(self.request.waves)]
         codes, text_ids = self._codes(generation.audio_ids), generation.text_ids
         stop_reason = "end" if generation.ended else "limit"
         guard = self.request.guard
@@ -237,15 +246,15 @@ class Response:
         )
 
 
+def named(where: str, note: Note) -> Note:
+    """``note`` for sentences that begin with ``where``."""
+    return lambda text: note(f"{where}{text}")
+
+
 def silent_inputs(waves: Mapping[int, np.ndarray]) -> list[str]:
     """A note for every silent recording [samples] at 16 kHz, by the message it belongs to."""
-    levels = {index: loudest_dbfs(wave, SAMPLE_RATE) for index, wave in waves.items()}
-    return [
-        f"chats[{index}].content: the audio is silent ({level:.0f} dBFS at its loudest, below "
-        f"{SILENCE_DBFS:.0f})"
-        for index, level in levels.items()
-        if is_silent(level)
-    ]
+    found = {index: silence_of(wave, SAMPLE_RATE) for index, wave in waves.items()}
+    return [f"chats[{i}].content: the audio {silence}" for i, silence in found.items() if silence]
 
 
 def missing_speech(generation: Generation) -> str:

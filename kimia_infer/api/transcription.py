@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
 from kimia_infer.api.events import Completion, Event, Metrics, TextDelta
 from kimia_infer.api.response import Stopwatch
-from kimia_infer.audio.files import SAMPLE_RATE, SILENCE_DBFS, is_silent, loudest_dbfs
+from kimia_infer.audio.files import (
+    SAMPLE_RATE,
+    SILENCE_DBFS,
+    constant_value,
+    is_silent,
+    loudest_dbfs,
+)
 from kimia_infer.audio.split import (
     LONGEST_SECONDS,
     SEARCH_SECONDS,
@@ -26,13 +33,22 @@ INSTRUCTION = "Please transcribe the following audio:"
 """The published example's request for a transcript."""
 
 MAX_SECONDS = 7200.0
-"""Longest recording by default. Its whole waveform is in memory: 230 MB for an hour."""
+"""Longest recording by default."""
 
 SEGMENT_FIELD = "segment_seconds"
 """In ``generation_config.json``: the longest segment of a model that knows short recordings only.
 
 A field of this implementation; the published checkpoint has none and understands 30 s.
 """
+
+
+class SoundStream(Protocol):
+    """Blocks float32 [samples] at 16 kHz, and their length in seconds."""
+
+    seconds: float
+
+    def __iter__(self) -> Iterator[np.ndarray]: ...
+
 
 OnProgress = Callable[[float, float], None]
 Answer = Callable[[np.ndarray, Callable[[], None]], Iterator[Event]]
@@ -96,27 +112,27 @@ def longest_segment(directory: Path) -> float:
     return float(seconds)
 
 
-def transcribe_blocks(
-    blocks: Iterable[np.ndarray],
-    total: float,
+def transcribe_stream(
+    stream: SoundStream,
     answer: Answer,
     clock: Stopwatch,
     on_progress: OnProgress | None = None,
     longest: float = LONGEST_SECONDS,
+    notes: Sequence[str] = (),
 ) -> Iterator[TranscriptEvent]:
-    """Transcribe the 16 kHz blocks [samples] of a recording of ``total`` seconds as they come.
+    """Transcribe a recording at 16 kHz while it is decoded, block by block.
 
-    They are cut into segments of at most ``longest`` seconds, of which silent ones in a row become
+    It is cut into segments of at most ``longest`` seconds, of which silent ones in a row become
     one. For every other one ``answer(segment, on_step)`` answers, and calls ``on_step()`` as it
-    goes. ``on_progress`` is then called with seconds transcribed and ``total``, and may raise. The
-    text deltas joined are the text of the Transcript.
+    goes. ``on_progress`` is then called with seconds transcribed and in all, and may raise. The
+    text deltas joined are the text of the Transcript, whose notes begin with ``notes``.
     """
     segments: list[TranscriptSegment] = []
-    notes: list[str] = []
-    joined, metrics = _JoinedText(), dict(clock.metrics)
+    silences: list[tuple[float, float]] = []
+    total, notes, joined, metrics = stream.seconds, [*notes], _JoinedText(), dict(clock.metrics)
     gap: TranscriptSegment | None = None
     search = min(SEARCH_SECONDS, longest)
-    cut = split_at_quiet(clock.timing("load_audio", blocks), longest=longest, search=search)
+    cut = split_at_quiet(clock.timing("load_audio", stream), longest=longest, search=search)
     for begin, samples in cut:
         start, stop = begin / SAMPLE_RATE, (begin + len(samples)) / SAMPLE_RATE
 
@@ -126,6 +142,7 @@ def transcribe_blocks(
 
         report()
         if is_silent(loudest_dbfs(samples, SAMPLE_RATE)):
+            silences.append((stop - start, constant_value(samples)))
             gap = TranscriptSegment(start if gap is None else gap.start, stop, "", silent=True)
             continue
         if gap is not None:
@@ -147,21 +164,30 @@ def transcribe_blocks(
         yield gap
     if on_progress is not None:
         on_progress(total, total)
-    silent = [segment for segment in segments if segment.silent]
-    if silent:
-        seconds = sum(segment.end - segment.start for segment in silent)
-        notes.append(
-            f"{seconds:.2f} of {total:.2f} s are silent (below {SILENCE_DBFS:.0f} dBFS) and have "
-            "no text"
-        )
+    notes += _quiet_notes(silences, total)
     metrics |= clock.metrics | {
         "input_audio_seconds": total,
         "segments": len(segments),
-        "silent_segments": len(silent),
+        "silent_segments": sum(segment.silent for segment in segments),
         "repetition_segments": sum(segment.repetition for segment in segments),
         "total_seconds": time.perf_counter() - clock.started,
     }
     yield Transcript(joined.text, segments, metrics, notes)
+
+
+def _quiet_notes(silences: Sequence[tuple[float, float]], total: float) -> Iterator[str]:
+    """What parts of a recording do instead of sounding, given their seconds and constant values."""
+    silent = sum(seconds for seconds, value in silences if not value)
+    constant = sum(seconds for seconds, value in silences if value)
+    whole = f"of {total:.2f} s"
+    if silent:
+        yield f"{silent:.2f} {whole} are silent (below {SILENCE_DBFS:.0f} dBFS) and have no text"
+    if constant:
+        value = max((value for _, value in silences), key=abs)
+        yield (
+            f"{constant:.2f} {whole} hold one constant value ({value:.2g} of full scale), no "
+            "sound, and have no text"
+        )
 
 
 def _segment(start: float, stop: float, answer: Completion) -> TranscriptSegment:

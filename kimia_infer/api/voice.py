@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +12,11 @@ import torch
 
 from kimia_infer.audio.files import (
     SAMPLE_RATE,
-    SILENCE_DBFS,
     AudioError,
-    is_silent,
+    Check,
+    Note,
     load_audio,
-    loudest_dbfs,
+    silence_of,
 )
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.models.kimi_audio.detokenizer import Voice
@@ -26,6 +27,8 @@ from kimia_infer.utils.files import no_file
 
 if TYPE_CHECKING:
     from kimia_infer.api.loading import Components
+
+log = logging.getLogger(__name__)
 
 MIN_SECONDS = 1.0
 MAX_SECONDS = 30.0
@@ -42,7 +45,7 @@ class VoiceReader:
     def __init__(self, speech_codes: SpeechCodes, vocoder_folder: Path, frames_per_code: int):
         self._speech_codes, self._frames_per_code = speech_codes, frames_per_code
         self._folder = vocoder_folder
-        self._last: tuple[bytes, Voice] | None = None
+        self._last: tuple[bytes, Voice, list[str]] | None = None
 
     @classmethod
     def of(cls, components: Components) -> VoiceReader | None:
@@ -53,53 +56,55 @@ class VoiceReader:
         return cls(components.speech_tokenizer, components.vocoder_folder, frames)
 
     @torch.inference_mode()
-    def read(self, source: AudioSource) -> Voice:
+    def read(
+        self, source: AudioSource, note: Note = log.warning, check: Check | None = None
+    ) -> Voice:
         """The voice in an audio file, given by path or as its content.
 
-        It is cut to whole codes. Raises RequestError naming ``voice`` for a recording that is
-        not audio, silent, or not of 1 to 30 seconds.
+        It is cut to whole codes. ``note`` and ``check`` are those of ``load_audio``. Raises
+        RequestError naming ``voice`` for a recording that is not audio, silent, or not of 1 to 30
+        seconds.
         """
-        content = _content(source)
-        key = hashlib.sha256(content).digest()
-        last = self._last
-        if last is not None and last[0] == key:
-            return last[1]
-        try:
-            voice = self._read(content)
-        except AudioError as error:
-            raise type(error)(f"voice: {error}") from error
-        self._last = key, voice
+        key = _digest(source)
+        if self._last is None or self._last[0] != key:
+            notes: list[str] = []
+            try:
+                self._last = key, self._read(source, notes.append, check), notes
+            except AudioError as error:
+                raise type(error)(f"voice: {error}") from error
+        _, voice, notes = self._last
+        for text in notes:
+            note(f"voice: {text}")
         return voice
 
-    def _read(self, content: bytes) -> Voice:
-        wave = load_audio(content, MAX_SECONDS)
+    def _read(self, source: AudioSource, note: Note, check: Check | None) -> Voice:
+        wave = load_audio(source, MAX_SECONDS, note=note, check=check)
         if len(wave) < MIN_SECONDS * SAMPLE_RATE:
             raise AudioError(
                 f"{len(wave) / SAMPLE_RATE:.2f} s long; send {MIN_SECONDS:g} to "
                 f"{MAX_SECONDS:g} s of one person speaking"
             )
-        level = loudest_dbfs(wave, SAMPLE_RATE)
-        if is_silent(level):
-            raise AudioError(
-                f"silent ({level:.0f} dBFS at its loudest, below {SILENCE_DBFS:.0f}); send a "
-                "recording in which somebody speaks"
-            )
+        if silence := silence_of(wave, SAMPLE_RATE):
+            raise AudioError(f"the recording {silence}; send one in which somebody speaks")
         config = MelConfig.from_directory(self._folder)
-        mel = log_mel(
-            torch.from_numpy(load_audio(content, MAX_SECONDS, config.sample_rate)), config
+        resampled = load_audio(
+            source, MAX_SECONDS, config.sample_rate, note=lambda text: None, check=check
         )
+        mel = log_mel(torch.from_numpy(resampled), config)
         count = min(len(wave) // CODE_SAMPLES, len(mel) // self._frames_per_code)
         codes = self._speech_codes.encode(wave[: count * CODE_SAMPLES]).cpu()
         tokens = codes.repeat_interleave(self._frames_per_code)
         return Voice(mel[: len(tokens)], tokens)
 
 
-def _content(source: AudioSource) -> bytes:
+def _digest(source: AudioSource) -> bytes:
+    """The SHA-256 of a file, given by path or as its content."""
     if isinstance(source, bytes):
-        return source
+        return hashlib.sha256(source).digest()
     if not os.path.isfile(source):
         raise AudioError(f"voice: {no_file(source)}; send a recording")
     try:
-        return Path(source).read_bytes()
+        with open(source, "rb") as file:
+            return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         raise AudioError(f"voice: {source} cannot be read ({error.strerror})") from error

@@ -381,3 +381,19 @@ def loudest_dbfs(wave: np.ndarray, sample_rate: int) -> float:
 def is_silent(level_dbfs: float) -> bool:
     """Whether audio of that loudest level counts as silent."""
     return level_dbfs < SILENCE_DBFS
+
+
+def silence_of(wave: np.ndarray, sample_rate: int) -> str | None:
+    """What ``wave`` [samples] does instead of sounding, in words; None if there is sound in it."""
+    level = loudest_dbfs(wave, sample_rate)
+    if not is_silent(level):
+        return None
+    if offset := constant_value(wave):
+        return f"holds one constant value ({offset:.2g} of full scale), no sound"
+    return f"is silent ({level:.0f} dBFS at its loudest, below {SILENCE_DBFS:.0f})"
+
+
+def constant_value(wave: np.ndarray) -> float:
+    """The mean of ``wave`` [samples]; 0 if it is no more than silence may have."""
+    mean = float(wave.mean(dtype=np.float64))
+    return mean if abs(mean) > 10 ** (SILENCE_DBFS / 20) else 0.0

@@ -20,8 +20,8 @@ FORMS = "{'array': samples, 'sampling_rate': hertz} or (samples, hertz)"
 MAX_CHANNELS = 32
 """More channels than any common layout has (22.2 surround has 24)."""
 
-MAX_RATE = 1_000_000
-"""Hertz; ultrasonic recorders reach 500,000."""
+RATES = range(100, 1_000_001)
+"""Hertz that can be those of sound, as of files; ultrasonic recorders reach 500,000."""
 
 INTEGER, FLOAT = 1, 3
 """Format tags of wav files."""
@@ -92,9 +92,10 @@ def _parts(sound: Any) -> tuple[Any, Any]:
 def _rate(value: Any) -> int:
     number = value.item() if getattr(value, "ndim", None) == 0 else value  # of numpy or PyTorch
     whole = type(number) is int or (isinstance(number, float) and number.is_integer())
-    if not whole or not 1 <= number <= MAX_RATE:
+    if not whole or number not in RATES:
         raise AudioError(
-            f"sampling_rate: expected whole hertz from 1 to {MAX_RATE}, found {str(value)[:60]!r}"
+            f"sampling_rate: expected whole hertz from {RATES[0]} to {RATES[-1]}, found "
+            f"{str(value)[:60]!r}"
         )
     return int(number)
 

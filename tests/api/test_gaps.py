@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
+import wave as riff
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +16,8 @@ from hypothesis import strategies as st
 
 from kimia_infer.api.events import Completion, Event, TextDelta
 from kimia_infer.api.response import Stopwatch
-from kimia_infer.api.transcription import KEPT, Transcript, TranscriptSegment, transcribe_blocks
-from kimia_infer.audio.files import SAMPLE_RATE, is_silent, loudest_dbfs
+from kimia_infer.api.transcription import KEPT, Transcript, TranscriptSegment, transcribe_stream
+from kimia_infer.audio.files import SAMPLE_RATE, AudioStream, is_silent, loudest_dbfs
 from kimia_infer.audio.split import split_at_quiet
 from tests.api.sounds import noise
 
@@ -31,8 +35,18 @@ def answer(segment: np.ndarray, on_step: Callable[[], None]) -> Iterator[Event]:
     yield Completion(None, 0, word, [], [], [], METRICS)
 
 
+@dataclass
+class Sound:
+    blocks: Iterable[np.ndarray]
+    seconds: float
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(self.blocks)
+
+
 def transcribe(blocks: Iterable[np.ndarray], seconds: float, longest: float) -> Transcript:
-    events = list(transcribe_blocks(blocks, seconds, answer, Stopwatch(), longest=longest))
+    sound = Sound(blocks, seconds)
+    events = list(transcribe_stream(sound, answer, Stopwatch(), longest=longest))
     *_, transcript = events
     assert isinstance(transcript, Transcript)
     rows = [event for event in events if isinstance(event, TranscriptSegment)]
@@ -77,3 +91,22 @@ def test_hours_of_near_silence_are_a_handful_of_rows(longest: float, long: bool)
     rows = transcribe(blocks, seconds, longest).segments
     assert sum(row.silent for row in rows) == 3
     assert len(rows) <= 7
+
+
+def test_memory_does_not_grow_with_the_recording(tmp_path: Path, long: bool) -> None:
+    """Silence is decoded, measured and forgotten; the file is read twice, for its length first."""
+    seconds = 7200 if long else 1800
+    path = tmp_path / "long.wav"
+    with riff.open(str(path), "wb") as file:
+        file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
+        for _ in range(seconds // 100):
+            file.writeframesraw(bytes(2 * 100 * SAMPLE_RATE))
+    tracemalloc.start()
+    try:
+        stream = AudioStream(path)
+        transcript = transcribe(stream, stream.seconds, 30.0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [row.end for row in transcript.segments] == [seconds]
+    assert peak < 50e6

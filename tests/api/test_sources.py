@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from kimia_infer.api import response
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError
 from kimia_infer.data.conversations import DataError, parse_conversation
-from kimia_infer.utils.errors import ConfigurationError, RequestError
+from kimia_infer.utils.errors import ConfigurationError, RequestError, RequestTimeout
 from tests.api.sounds import noise, wav_bytes
 
 HELLO = {"role": "user", "message_type": "text", "content": "hello"}
@@ -38,6 +42,20 @@ ASK: dict[str, Ask] = {
         [HELLO], "both", voice=audio, max_new_tokens=20, seed=0
     )[0],
 }
+
+
+@dataclass
+class Limited:
+    """A model whose answers may take so many seconds."""
+
+    model: KimiAudio
+    seconds: float
+
+    def generate(self, *arguments: Any, **options: Any) -> Any:
+        return self.model.generate(*arguments, **options, timeout_seconds=self.seconds)
+
+    def transcribe(self, *arguments: Any, **options: Any) -> Any:
+        return self.model.transcribe(*arguments, **options, timeout_seconds=self.seconds)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +115,68 @@ def test_what_is_not_a_file_is_called_what_it_is(
             with pytest.raises(AudioError) as refused:
                 ASK[where](model, path)
             assert str(refused.value).startswith(f"{where}: {kind.format(repr(path))}")
+
+
+def notes(model: KimiAudio, where: str, audio: Any) -> list[str]:
+    """The notes of an answer to ``audio`` in one of three places."""
+    if where == "audio":
+        return model.transcribe(audio, max_new_tokens=2).notes
+    if where == "voice":
+        options = parse_parameters(output_type="both", max_new_tokens=2, seed=0)
+        found = model.complete([HELLO], options, voice=audio).notes
+        return [note for note in found if "no text" not in note]
+    message = {"role": "user", "message_type": "audio", "content": audio}
+    return model.complete([HELLO, message], parse_parameters(max_new_tokens=2)).notes
+
+
+@pytest.mark.parametrize("where", ASK)
+def test_what_was_noted_while_reading_names_the_field(model: KimiAudio, where: str) -> None:
+    antiphase = (np.stack([PCM // 2, -(PCM // 2)]), SAMPLE_RATE)
+    for _ in range(2):  # the voice is not read again
+        [note] = notes(model, where, antiphase)
+        assert note.startswith(f"{where}: its channels cancel each other in 2.0 of 2.0 s")
+    assert notes(model, where, WAV) == []
+
+
+@pytest.mark.parametrize("value", [0.01, -0.5])
+def test_a_constant_value_is_no_silence(model: KimiAudio, value: float) -> None:
+    constant = (np.full(2 * SAMPLE_RATE, value), SAMPLE_RATE)
+    held = f"one constant value ({value} of full scale), no sound"
+    assert notes(model, "chats[1].content", constant) == [
+        f"chats[1].content: the audio holds {held}"
+    ]
+    [note] = notes(model, "audio", constant)
+    assert note == f"2.00 of 2.00 s hold {held}, and have no text"
+    with pytest.raises(AudioError, match="voice: the recording holds one constant value"):
+        ASK["voice"](model, constant)
+    [note] = notes(model, "chats[1].content", (np.zeros(2 * SAMPLE_RATE), SAMPLE_RATE))
+    assert note.startswith("chats[1].content: the audio is silent (-120 dBFS at its loudest")
+
+
+@pytest.mark.parametrize("rate", [SAMPLE_RATE, 48_000])
+@pytest.mark.parametrize("where", ASK)
+def test_the_time_limit_holds_while_audio_is_read(
+    model: KimiAudio, monkeypatch: pytest.MonkeyPatch, where: str, rate: int
+) -> None:
+    """Nothing is encoded once the time is over, which is 1 s later whenever it is asked for."""
+    clock = itertools.count()
+    monkeypatch.setattr(response.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(model.speech_codes, "encode", lambda wave: pytest.fail("encoded"))
+    monkeypatch.setattr(model.whisper_features, "encode", lambda wave: pytest.fail("encoded"))
+    monkeypatch.setattr(model, "answer", lambda request: pytest.fail("answered"))
+    audio = wav_bytes(noise(25, rate), rate)
+    with pytest.raises(RequestTimeout, match=r"timeout_seconds: .* 0\.5 s"):
+        ASK[where](Limited(model, 0.5), audio)
+
+
+def test_the_time_limit_holds_in_silence(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(response.time, "monotonic", lambda: float(next(clock)))
+    silence = wav_bytes(np.zeros(15 * 60 * SAMPLE_RATE))
+    events = model.stream_transcription(silence, timeout_seconds=40)
+    with pytest.raises(RequestTimeout):
+        list(events)
+    assert 40 <= next(clock) <= 43, "30 blocks in a first pass, the rest in the second"
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,7 @@ def test_paths_and_the_last_voice(
     [
         (wav_bytes(noise(MIN_SECONDS - 0.01)), AudioError, "voice: .* 1 to 30 s"),
         (wav_bytes(noise(MAX_SECONDS + 0.01)), AudioTooLong, "voice: .*permitted 30 s"),
-        (wav_bytes(np.zeros(32_000)), AudioError, "voice: silent"),
+        (wav_bytes(np.zeros(32_000)), AudioError, "voice: the recording is silent"),
         (b"no sound", AudioError, "voice: "),
         (b"", AudioError, "voice: .*empty"),
         ("missing.wav", AudioError, "voice: no such file: 'missing.wav'"),

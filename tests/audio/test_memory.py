@@ -90,7 +90,7 @@ def test_half_precision_of_pytorch() -> None:
         ((16_000, MONO), "the rate first; swap"),
         *(
             ((MONO, rate), "sampling_rate: expected whole hertz")
-            for rate in (0, -1, 44_100.5, np.nan, np.inf, "16000", True, None, 10**7, MONO)
+            for rate in (0, -1, 99, 44_100.5, np.nan, np.inf, "16000", True, None, 10**7, MONO)
         ),
         ((np.zeros(0), 16_000), "array: no sound in it"),
         (([], 16_000), "array: no sound in it"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kimia_infer.api.engine import warm_up
+from kimia_infer.api.loading import warm_up
 from kimia_infer.api.response import SpeechPipeline
 from kimia_infer.models.kimi_audio import detokenizer as stream
 from kimia_infer.models.kimi_audio.detokenizer import PRESETS, Detokenizer, StreamConfig
