@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import hypothesis
@@ -9,6 +10,10 @@ import pytest
 import torch
 
 from tests.paths import GOLDEN
+
+# Of the processes that tests start, too: their threads would wait for cores that the tests of the
+# other process use, and waiting takes several times the work.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 hypothesis.settings.register_profile(
     "sample", derandomize=True, deadline=None, max_examples=50, database=None

@@ -9,7 +9,6 @@ messages, a dictionary of all sampling parameters and ``output_type`` by name, i
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -67,7 +66,6 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     done = subprocess.run(
         [sys.executable, "wrapper.py", str(MINI)],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
 from scripts.miniature.recognizer import SpeechRecognizer
-from scripts.miniature.scoring import Case, load_model, read_cases
+from scripts.miniature.scoring import Answer, Case, answer, load_model, read_cases
 from scripts.miniature.spoken_world import WorldSize, write_world
 from tests.paths import MINI
 
@@ -30,6 +32,17 @@ def spoken_world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
 @pytest.fixture(scope="session")
 def trained() -> KimiAudio:
     return load_model(MINI)
+
+
+@pytest.fixture(scope="session")
+def answered(trained: KimiAudio, cases: Callable[..., list[Case]]) -> Callable[..., list[Answer]]:
+    """What the miniature answers to held-out conversations of a kind, computed once."""
+
+    @functools.cache
+    def given(kind: str, set_name: str = "held_out", ablation: str = "none") -> list[Answer]:
+        return [answer(trained, case, ablation) for case in cases(kind, set_name)]
+
+    return given
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ Cases = Callable[..., list[Case]]
 def test_a_long_recording_is_understood_as_its_sentences_are(
     trained: KimiAudio, spoken_world: Path, long: bool
 ):
-    found = measure_long(trained, spoken_world, seconds=600 if long else 120)
+    found = measure_long(trained, spoken_world, seconds=600 if long else 75)
     assert found["word_errors"] <= min(found["alone"] + 0.02, 0.05), found
 
 
@@ -42,9 +42,9 @@ def test_a_text_without_an_end_is_cut_where_it_repeats_itself(cases: Cases):
     endless = replace(model.decoder.control, text_end=-1)
     model.decoder = Decoder(model.language_model, endless, 1000)
     cut = 0
-    for case in cases("read")[:6]:
+    for case in cases("read")[:3]:
         whole, kept = (
-            list(model.stream(case.chats, output_type="text", max_new_tokens=600, **guard))[-1]
+            list(model.stream(case.chats, output_type="text", max_new_tokens=450, **guard))[-1]
             for guard in ({}, {"stop_repetition": True})
         )
         assert whole.text.startswith(kept.text)

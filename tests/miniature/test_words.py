@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +11,8 @@ from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from scripts.miniature.recognizer import Heard, SpeechRecognizer, recall
 from scripts.miniature.scoring import (
+    ASKED,
+    Answer,
     Case,
     answer,
     hear_all,
@@ -23,50 +25,60 @@ from scripts.miniature.scoring import (
 from tests.paths import MINI
 
 Cases = Callable[..., list[Case]]
+Answered = Callable[..., list[Answer]]
+Listen = Callable[[KimiAudio, list[Answer]], list[Answer]]
+
+HEARD = 16
+"""Spoken answers that are recognized without ``--long``, which takes longer than to give them."""
 
 
-def answers(model: KimiAudio, cases: Sequence[Case], ablation: str = "none") -> list:
-    return [answer(model, case, ablation) for case in cases]
+@pytest.fixture
+def heard(recognizer: SpeechRecognizer, long: bool) -> Listen:
+    """Answers with what is recognized in them; without ``--long``, the first ones."""
+
+    def hear(model: KimiAudio, given: list[Answer]) -> list[Answer]:
+        return hear_all(model, recognizer, given if long else given[:HEARD])
+
+    return hear
 
 
 @pytest.mark.parametrize(("voices", "most"), [("held_out", 0.05), ("held_out_voices", 0.10)])
-def test_transcription(trained: KimiAudio, cases: Cases, voices: str, most: float):
-    heard = cases("transcription", voices)
-    assert len(heard) >= 30
-    assert word_errors(answers(trained, heard)) <= most
+def test_transcription(answered: Answered, voices: str, most: float):
+    given = answered("transcription", voices)
+    assert len(given) >= 30
+    assert word_errors(given) <= most
 
 
 def test_spoken_questions_are_answered_in_both_tracks(
-    trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer
+    trained: KimiAudio, answered: Answered, heard: Listen
 ):
-    given = answers(trained, cases("question"))
+    given = answered("question")
     assert right(given) >= 0.9
-    assert spoken_right(hear_all(trained, recognizer, given)) >= 0.85
+    assert spoken_right(heard(trained, given)) >= 0.85
 
 
 def test_dialogues_use_their_history(
-    trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer
+    trained: KimiAudio, cases: Cases, answered: Answered, heard: Listen
 ):
-    asked = cases("dialogue")
-    given = answers(trained, asked)
+    given = answered("dialogue")
     assert right(given) >= 0.85
-    assert spoken_right(hear_all(trained, recognizer, given)) >= 0.7
-    forgetful = [Case(c.kind, c.chats[-1:], c.text, c.spoken) for c in asked]
-    assert right(answers(trained, forgetful)) <= 0.5
+    assert spoken_right(heard(trained, given)) >= 0.7
+    forgetful = [Case(c.kind, c.chats[-1:], c.text, c.spoken) for c in cases("dialogue")]
+    assert right([answer(trained, case) for case in forgetful]) <= 0.5
 
 
 def test_read_aloud_is_understood(trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer):
-    heard = []
+    found = []
     for case in cases("read"):
         wave, _ = trained.generate(case.chats, output_type="both", seed=0)
-        heard.append(Heard(case.text, recognizer.hear(recognizable(wave))))
-    assert recall(heard) >= 0.9
+        found.append(Heard(case.text, recognizer.hear(recognizable(wave))))
+    assert recall(found) >= 0.9
 
 
-def test_what_is_heard_is_repeated(trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer):
-    given = answers(trained, cases("repeat"))
+def test_what_is_heard_is_repeated(trained: KimiAudio, answered: Answered, heard: Listen):
+    given = answered("repeat")
     assert right(given) >= 0.85
-    assert spoken_right(hear_all(trained, recognizer, given)) >= 0.75
+    assert spoken_right(heard(trained, given)) >= 0.75
 
 
 def test_streamed_speech_says_the_same(
@@ -82,22 +94,22 @@ def test_streamed_speech_says_the_same(
 
 
 @pytest.mark.parametrize("ablation", ["features", "codes", "delay"])
-def test_what_the_pipeline_needs(
-    trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer, ablation: str
-):
+def test_what_the_pipeline_needs(cases: Cases, answered: Answered, heard: Listen, ablation: str):
     """Without it, answers are lost: Whisper's features and speech codes when voices that it does
     not know are heard, the delay of the audio track when it speaks."""
     if ablation == "delay":
-        asked, changed = cases("question"), load_model(MINI, audio_delay=0)
-        said = hear_all(changed, recognizer, answers(changed, asked))
-        assert spoken_right(said) <= 0.3
+        changed = load_model(MINI, audio_delay=0)
+        given = [answer(changed, case) for case in cases("question")]
+        assert spoken_right(heard(changed, given)) <= 0.3
     else:
-        asked = cases("transcription", "held_out_voices") + cases("question", "held_out_voices")
-        whole = right(answers(trained, asked))
-        assert right(answers(trained, asked, ablation)) <= whole - 0.05
+        whole, without = (
+            right([a for kind in ASKED for a in answered(kind, "held_out_voices", removed)])
+            for removed in ("none", ablation)
+        )
+        assert without <= whole - 0.05
 
 
-def test_full_heads_give_the_same_tokens(trained: KimiAudio, cases: Cases):
+def test_full_heads_give_the_same_tokens(answered: Answered):
     full = load_model(MINI, "full")
-    chosen = [case for kind in ("transcription", "question", "read") for case in cases(kind)[:8]]
-    assert answers(full, chosen) == answers(trained, chosen)
+    for given in (a for kind in ("transcription", "question", "read") for a in answered(kind)[:8]):
+        assert answer(full, given.case) == given

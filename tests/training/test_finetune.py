@@ -194,7 +194,6 @@ def test_two_processes_agree_with_one(data: Path, tmp_path: Path, long: bool):
         [sys.executable, *launch, *assignments],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     path = tmp_path / "two" / "metrics.jsonl"

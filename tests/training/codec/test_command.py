@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from itertools import count
@@ -69,7 +68,6 @@ def test_the_command_runs(sounds: Path, tmp_path: Path):
         [sys.executable, COMMAND, "detokenizer", *known],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
     assert f"{tmp_path / 'run' / FINAL}: 4 steps, loss " in done.stdout
