@@ -29,7 +29,7 @@ from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio, write_w
 from kimia_infer.data.conversations import UNDERSTANDING, DataError
 from kimia_infer.data.parts import PartFields, cut
 from kimia_infer.utils.errors import explain
-from kimia_infer.utils.files import write_json_lines
+from kimia_infer.utils.files import no_file, write_json_lines
 from kimia_infer.utils.progress import progress
 
 AUDIO_FIELDS = (
@@ -238,7 +238,7 @@ def convert_manifest(
             asked = _value(row, question_field) if question_field else question
             path = (audio_root / audio).resolve()
             if not path.is_file():
-                raise DataError(f"{audio_field}: {path} is not a file")
+                raise DataError(f"{audio_field}: {no_file(path)}")
             path = _recording(row, path, parts / f"{line:08d}.wav", load)
         except (DataError, AudioError) as error:
             faults.append(f"{source}:{line}: {error}")

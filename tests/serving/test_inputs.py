@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kimia_infer.models.kimi_audio.prompt import parse_messages
 from kimia_infer.serving.cog.inputs import (
     MAX_FILES,
     CogInputs,
@@ -161,6 +162,10 @@ def audio(content) -> str:
         (audio(0.0), "found 0.0"),
         (audio("/etc/hostname"), "found '/etc/hostname'"),
         (audio(["a.wav", "text"]), "found"),
+        (
+            audio({"array": [0.0], "sampling_rate": 16000, "path": "/etc/hostname"}),
+            "found {'array'",
+        ),
         (audio(0), r"history_audio\[1\]: no message of history refers to it"),
         ("", r"history_audio\[0\]: no message of history refers to it"),
     ],
@@ -191,6 +196,19 @@ def test_any_json_is_read_or_refused_as_history(value) -> None:
         assert str(error).startswith("history")
     else:
         assert len(messages) == len(value)
+
+
+@given(st.sampled_from(["audio", "audio-text"]), st.lists(st.just(0) | JSON, max_size=3) | JSON)
+def test_no_caller_can_name_a_sound_but_by_its_index(kind: str, content) -> None:
+    history = json.dumps([{"role": "user", "message_type": kind, "content": content}])
+    files = [Path("upload.wav")]
+    try:
+        [message, _] = parse_messages(
+            build_chat(check(text="Hi", history=history, history_audio=files))
+        )
+    except RequestError:
+        return
+    assert message.audio == files[0]
 
 
 @given(st.sampled_from(list(SCHEMAS)), JSON)
