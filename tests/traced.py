@@ -1,4 +1,4 @@
-"""A stand-in for CUDA graphs on the CPU: work is traced once and the trace is replayed.
+"""A stand-in for CUDA graphs on the CPU: operations are recorded once and replayed.
 
 As in a CUDA graph, every Python value is frozen at recording, tensors are the very ones that the
 work used then, and reading a value of the device while recording is an error.
@@ -6,14 +6,60 @@ work used then, and reading a value of the device while recording is an error.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from kimia_infer.utils.graphs import Direct, Work
 
+aten = torch.ops.aten
+READS = (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default)
+"""Operations that give the host a value, or a shape that depends on values."""
+
+
+class Tape(TorchDispatchMode):
+    """While it is active, writes down the operations that give or change values.
+
+    Views need no record, since what they show stays in its place.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[Any, tuple, dict, list[tuple[int, Tensor]]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in READS:
+            raise RuntimeError(f"{func}: reads a value while work is recorded")
+        kwargs = kwargs or {}
+        given = {id_of(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        result = func(*args, **kwargs)
+        made = [
+            (place, tensor)
+            for place, tensor in enumerate(tree_leaves(result))
+            if isinstance(tensor, Tensor) and id_of(tensor) not in given
+        ]
+        if made or func._schema.is_mutable:
+            self._calls.append((func, args, kwargs, made))
+        return result
+
+    @torch.inference_mode()
+    def replay(self) -> None:
+        for func, args, kwargs, made in self._calls:
+            results = tree_leaves(func(*args, **kwargs))
+            for place, tensor in made:
+                tensor.copy_(results[place])
+
+
+def id_of(tensor: Tensor) -> int:
+    """Which memory a tensor is in."""
+    return tensor.untyped_storage()._cdata
+
 
 class TracedGraphs(Direct):
-    """Behaves as CudaGraphs; ``recorded`` counts what was traced, ``replayed`` the launches."""
+    """Behaves as CudaGraphs; ``recorded`` counts what was recorded, ``replayed`` the launches."""
 
     captures = True
 
@@ -21,13 +67,14 @@ class TracedGraphs(Direct):
         self.recorded = self.replayed = 0
 
     def record(self, work: Work) -> Work:
-        work()  # as CudaGraphs does; the tracing runs it again
-        graph = make_fx(lambda: work())()
+        work()  # as CudaGraphs does; the recording runs it again
+        with Tape() as tape:
+            work()
         self.recorded += 1
 
         def replay() -> None:
             self.replayed += 1
-            graph()
+            tape.replay()
 
         return replay
 
