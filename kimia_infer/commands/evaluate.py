@@ -24,7 +24,7 @@ from kimia_infer.commands.parser import (
     add_model,
     check_adapter,
     check_positive,
-    model_variables,
+    model_arguments,
 )
 
 if TYPE_CHECKING:
@@ -148,7 +148,5 @@ def read_manifests(arguments: Namespace) -> list[Manifest]:
 def load_model(config: EvaluationConfig, arguments: Namespace) -> KimiAudio:
     """The model as the predictors load it, for text alone."""
     from kimia_infer.api.kimia import KimiAudio
-    from kimia_infer.serving.cog.settings import read_settings
 
-    served = read_settings(model_variables(arguments)).model_arguments()
-    return KimiAudio(config.weights, **served | {"load_detokenizer": False})
+    return KimiAudio(config.weights, **model_arguments(arguments) | {"load_detokenizer": False})

@@ -27,7 +27,7 @@ from kimia_infer.commands.parser import (
     UsageError,
     add_model,
     check_adapter,
-    model_variables,
+    model_arguments,
 )
 from kimia_infer.commands.timings import summarize
 from kimia_infer.serving.cog.schema import read_inputs
@@ -238,11 +238,10 @@ def from_model(arguments: Namespace) -> Prediction:
 
     from kimia_infer.api.kimia import KimiAudio  # imports PyTorch: seconds
     from kimia_infer.audio.files import wav_bytes
-    from kimia_infer.serving.cog.settings import read_settings
     from kimia_infer.utils.progress import progress
 
     chat = inputs.task == "chat"
-    loading = read_settings(model_variables(arguments)).model_arguments()
+    loading = model_arguments(arguments)
     loading["load_detokenizer"] = chat and inputs.output_type == "both"
     model = KimiAudio(weights, **loading)
     with progress("Generating", unit="steps" if chat else "seconds of audio") as bar:

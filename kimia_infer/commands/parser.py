@@ -71,13 +71,30 @@ def add_model(group: Any) -> None:
     add_change(group)
 
 
+MODEL_ARGUMENTS = ("device", "dtype", "quantization", "adapter")
+
+
 def model_variables(arguments: argparse.Namespace) -> dict[str, str]:
     """The environment, overridden by the arguments of :func:`add_model`."""
-    given = {
-        f"KIMI_AUDIO_{name.upper()}": getattr(arguments, name, None)
-        for name in ("device", "dtype", "quantization", "adapter")
-    }
+    given = {f"KIMI_AUDIO_{n.upper()}": getattr(arguments, n, None) for n in MODEL_ARGUMENTS}
     return os.environ | {name: value for name, value in given.items() if value}
+
+
+def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of KimiAudio besides its weights, as the predictors load it.
+
+    Raises UsageError naming the argument, or the variable where that is not given.
+    """
+    from kimia_infer.serving.cog.settings import read_settings
+    from kimia_infer.utils.errors import ConfigurationError
+
+    try:
+        return read_settings(model_variables(arguments)).model_arguments()
+    except ConfigurationError as error:
+        name, _, reason = str(error).partition(": ")
+        short = name.removeprefix("KIMI_AUDIO_").lower()
+        given = short in MODEL_ARGUMENTS and getattr(arguments, short, None)
+        raise UsageError(f"{f'--{short}' if given else name}: {reason}") from error
 
 
 def check_adapter(parser: Parser, arguments: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.loading import Components, default_device, load_components, parse_dtype
+from kimia_infer.api.loading import Components, load_components, parse_device, parse_dtype
 from kimia_infer.layers.quantization import quantize_model, quantized_component
 from kimia_infer.models.kimi_audio.checkpoint import LAYOUT
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
@@ -28,7 +28,7 @@ class Bench:
         self.directory = Path(setup.weights or "")
         if setup.threads is not None:
             torch.set_num_threads(setup.threads)
-        device = torch.device(setup.device) if setup.device else default_device()
+        device = parse_device(setup.device)
         if device.type != "cpu" and device.index is None:
             device = torch.device(device.type, 0)
         self.device = device

@@ -7,6 +7,7 @@ import resource
 import subprocess
 import sys
 import tomllib
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -192,3 +193,11 @@ def test_help_shows_the_settings_of_a_training() -> None:
         [sys.executable, ROOT / "scripts" / "finetune", "--help"], capture_output=True, text=True
     )
     assert re.search(r"^  learning_rate\b.*", done.stdout, re.MULTILINE)
+
+
+def test_model_arguments_are_named_as_they_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device of a command line, or the variable that stands for it."""
+    monkeypatch.setenv("KIMI_AUDIO_DEVICE", "cuda:98")
+    for given, named in (("cuda:99", "--device"), (None, "KIMI_AUDIO_DEVICE")):
+        with pytest.raises(parser.UsageError, match=f"^{named}: expected one of the devices here"):
+            parser.model_arguments(Namespace(device=given))
