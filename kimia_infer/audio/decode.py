@@ -1,339 +1,117 @@
-"""What FFmpeg decodes from an open file: mono samples at the file's own rate, block by block.
+"""Files to sound with FFmpeg: common formats here, rare ones in a process of their own.
 
-Every packet of the file is decoded, in order, as ffmpeg's own program does. What is damaged is
-left out and noted. The file is not trusted: FFmpeg gets an open file and nothing else to open,
-and formats that consist of references to other files are not known to it.
+FFmpeg's readers of rare formats crash on damaged files, and a service must not end with them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import mmap
 import os
-import wave as riff
+import resource
+import select
+import struct
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from typing import IO
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.format import Flags
 
+from kimia_infer.audio import ffmpeg
+from kimia_infer.audio.ffmpeg import Block, Rare, Unreadable
 from kimia_infer.utils.files import nameless_file
 
-FORMATS_OF_REFERENCES = {
-    *("concat", "dash", "ffmetadata", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp"),
-    *("image2", "image2pipe", "mlv", "tedcaptions", "vobsub", "webm_dash_manifest"),
-}
-"""Formats of FFmpeg that open further files or sockets, or that hold no sound."""
-
-SAMPLES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
-FULL_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
-"""NumPy's name of FFmpeg's sample formats, and the whole numbers per unit of amplitude."""
-
-RATES = range(100, 1_000_001)
-"""Sample rates in Hz that can be those of sound."""
-
-CANCELED = 0.01
-"""Share of the power that independent channels would leave in their mean, below which they
-cancel each other: a mean 20 dB lower is no accident."""
-
-GAP_SECONDS = 0.1
-FLAC_GAP_SECONDS = 0.001
-"""Shorter gaps between the times of a file are closed: they are how exactly it gives times. FLAC
-counts samples, so that a gap is a frame that was lost."""
-
-LONGEST_GAP_SECONDS = 3600.0
-LONGEST_JUMP_SECONDS = 10.0
-"""Longer gaps are closed, too. In formats whose clock may jump, such as MPEG-TS, already those
-of seconds."""
-
-SHORT = 0.9
-"""Part of the length in the header, below which a file counts as incomplete."""
-
-STREAMED_BYTES = 2**31 - 2**16
 COPIED_BYTES = 1 << 20
 
-Block = tuple[np.ndarray, int]
+CHILD = "import sys; from kimia_infer.audio.decode import main; main(int(sys.argv[1]), sys.argv[2])"
+CHILD_MEMORY = 4 << 30
+CHILD_CPU_SECONDS = 600
+POLL_SECONDS = 0.1
 
-
-class Unreadable(ValueError):
-    """A file holds no sound that can be decoded; the message says why."""
+HEADER = struct.Struct("<cIQ")
+"""Before each message of the child: its kind, a rate in Hz, and the number of bytes that follow."""
 
 
 def decode(
     file: int, suffix: str, note: Callable[[str], None], check: Callable[[], None]
 ) -> Iterator[Block]:
-    """All sound of the best audio stream of a file, as float32 [samples] and their rate in Hz.
-
-    Args:
-        file: descriptor of a regular file, open for reading. Stays open.
-        suffix: of the file's name, such as ".g722", for formats without any mark of their own.
-        note: called with a sentence for everything unusual, last.
-        check: called at every packet; may raise.
-
-    Raises:
-        Unreadable: FFmpeg finds no audio stream in it.
-    """
+    """All sound of a file; arguments and errors are those of :func:`ffmpeg.decode`, but Rare."""
     links = _ogg_links(file)
-    if len(links) == 1:
-        yield from _decode(file, suffix, note, check)
-        return
     for begin, end in links:
-        with _copied(file, begin, end) as link:
-            yield from _decode(link, suffix, note, check)
+        with _copied(file, begin, end) if len(links) > 1 else contextlib.nullcontext(file) as link:
+            try:
+                yield from ffmpeg.decode(link, suffix, note, check)
+            except Rare:
+                yield from _decode_apart(link, suffix, note, check)
 
 
-def _decode(
+def _decode_apart(
     file: int, suffix: str, note: Callable[[str], None], check: Callable[[], None]
 ) -> Iterator[Block]:
-    with _open(file, suffix) as container:
-        stream = container.streams.best("audio")
-        if not isinstance(stream, av.AudioStream):  # None if there is none
-            raise Unreadable("no audio track in it")
-        if stream.codec_context is None:
-            raise Unreadable("its audio has a codec that FFmpeg does not know")
-        stream.codec_context.thread_count = 1
-        claimed = _wav_seconds(file) or _header_seconds(container, stream)
-        packets = _Packets(container, stream, check)
-        mixer, timeline = _Mixer(), _Timeline(container)
-        for frame in packets.frames():
-            form = _form(frame)
-            gap = timeline.gap_before(frame)
-            if gap or mixer.form not in (None, form):
-                yield from mixer.flush()
-            yield from _silence(gap, frame.sample_rate)
-            mixer.add(frame, form)
-            if mixer.full:
-                yield from mixer.flush()
-        yield from mixer.flush()
-    for text in (*packets.notes(), *mixer.notes(), *timeline.notes()):
-        note(text)
-    if timeline.seconds < min(SHORT * claimed, claimed - 1):
-        note(
-            f"{timeline.seconds:.1f} s could be decoded of the {claimed:.1f} s that its header "
-            "gives"
-        )
-
-
-def _open(file: int, suffix: str) -> InputContainer:
-    """The file as FFmpeg recognizes it by its content, else by the suffix of its name."""
-    options = {
-        "fd": str(file),
-        "protocol_whitelist": "fd",
-        "format_whitelist": ",".join(sorted(av.formats_available - FORMATS_OF_REFERENCES)),
-    }
-    reason = "of a format that FFmpeg does not know"
-    for name in (lambda: None, lambda: _format_named(suffix)):
-        os.lseek(file, 0, os.SEEK_SET)
+    """As :func:`ffmpeg.decode` with everything, by a process that ends when the iterator does."""
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", CHILD, str(file), suffix],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        pass_fds=[file],
+        env={"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+    ) as child:
+        assert child.stdout is not None
         try:
-            return av.open("fd:", format=name(), options=options, metadata_errors="ignore")
-        except (av.FFmpegError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-    raise Unreadable(f"not readable as sound ({reason})")
+            while True:
+                kind, rate, size = HEADER.unpack(_read(child.stdout, HEADER.size, check))
+                content = _read(child.stdout, size, check)
+                if kind == b"E":
+                    return
+                if kind == b"U":
+                    raise Unreadable(content.decode())
+                if kind == b"N":
+                    note(content.decode())
+                else:
+                    yield np.frombuffer(content, np.float32), rate
+        except EOFError:
+            raise Unreadable(f"FFmpeg failed on it (exit status {child.wait()})") from None
+        finally:
+            child.kill()
 
 
-def _format_named(suffix: str) -> str | None:
-    """The first format that FFmpeg reads from files with this suffix."""
-    for name in sorted(av.formats_available - FORMATS_OF_REFERENCES):
-        with contextlib.suppress(ValueError):  # written only
-            if suffix.lower().removeprefix(".") in av.ContainerFormat(name, "r").extensions:
-                return name
-    return None
+def _read(pipe: IO[bytes], size: int, check: Callable[[], None]) -> bytes:
+    """``size`` bytes of a pipe. Raises EOFError if it ends before."""
+    content = bytearray()
+    while len(content) < size:
+        check()
+        if select.select([pipe], [], [], POLL_SECONDS)[0]:
+            piece = os.read(pipe.fileno(), size - len(content))
+            if not piece:
+                raise EOFError
+            content += piece
+    return bytes(content)
 
 
-def _header_seconds(container: InputContainer, stream: av.AudioStream) -> float:
-    """The length that the file claims, 0 if it claims none."""
-    if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:
-        return container.duration / av.time_base
-    return 0.0
-
-
-def _wav_seconds(file: int) -> float:
-    """The length that a PCM wav claims, 0 for any other file.
-
-    FFmpeg gives what a cut file holds. Programs that write to a pipe claim 2 GiB or more.
-    """
-    place = os.lseek(file, 0, os.SEEK_CUR)
-    try:
-        os.lseek(file, 0, os.SEEK_SET)
-        with os.fdopen(file, "rb", closefd=False) as content, riff.open(content) as wav:
-            frames, rate = wav.getnframes(), wav.getframerate()
-            known = frames * wav.getsampwidth() * wav.getnchannels() < STREAMED_BYTES
-        return frames / rate if known else 0.0
-    except (riff.Error, EOFError, RuntimeError, ZeroDivisionError):
-        return 0.0
-    finally:
-        os.lseek(file, place, os.SEEK_SET)
-
-
-class _Packets:
-    """Decodes the packets of one stream and counts what was lost on the way."""
-
-    def __init__(
-        self, container: InputContainer, stream: av.AudioStream, check: Callable[[], None]
+def main(file: int, suffix: str) -> None:
+    """The child: decodes ``file`` and writes messages to its standard output."""
+    for limit, value in (
+        (resource.RLIMIT_AS, CHILD_MEMORY),
+        (resource.RLIMIT_CPU, CHILD_CPU_SECONDS),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
     ):
-        self._container, self._stream, self._check = container, stream, check
-        self._packets = self._damaged = 0
-        self._lost = 0.0
-        self._cut: str | None = None
+        resource.setrlimit(limit, (value, value))
 
-    def frames(self) -> Iterator[av.AudioFrame]:
-        packets = self._container.demux(self._stream)
-        while True:
-            self._check()
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError as error:
-                self._cut = error.strerror
-                packet = None
-            if packet is None:
-                return
-            self._packets += 1
-            try:
-                yield from packet.decode()
-            except av.FFmpegError:
-                self._damaged += 1
-                if packet.duration is not None:
-                    self._lost += float(packet.duration * packet.time_base)
+    def send(kind: bytes, content: bytes = b"", rate: int = 0) -> None:
+        sys.stdout.buffer.write(HEADER.pack(kind, rate, len(content)) + content)
+        sys.stdout.buffer.flush()
 
-    def notes(self) -> Iterator[str]:
-        if self._damaged:
-            yield (
-                f"{self._damaged} of {self._packets} packets are damaged and were left out "
-                f"({self._lost:.2f} s by their headers)"
-            )
-        if self._cut is not None:
-            yield f"reading ended before the end of the file ({self._cut})"
-
-
-class _Timeline:
-    """Compares the times of a file's frames with the samples in them."""
-
-    def __init__(self, container: InputContainer):
-        start = container.start_time
-        self._expected = None if start is None else start / av.time_base
-        jumps = container.format.flags & Flags.ts_discont.value
-        self._least = FLAC_GAP_SECONDS if container.format.name == "flac" else GAP_SECONDS
-        self._longest = LONGEST_JUMP_SECONDS if jumps else LONGEST_GAP_SECONDS
-        self._ahead = 0.0  # how far the samples are ahead of the times, which may tremble
-        self._filled: list[float] = []
-        self._closed: list[float] = []
-        self.seconds = 0.0
-
-    def gap_before(self, frame: av.AudioFrame) -> float:
-        """Seconds of silence between the end of the frame before this one and its beginning."""
-        length, time = frame.samples / frame.sample_rate, frame.time
-        self.seconds += length
-        if time is None:
-            self._expected = None if self._expected is None else self._expected + length
-            return 0.0
-        step = 0.0 if self._expected is None else time - self._expected
-        self._expected = time + length
-        if abs(step) > self._longest:  # another clock
-            if step > 0:
-                self._closed.append(step)
-            return 0.0
-        gap = step - self._ahead
-        self._ahead = max(0.0, -gap)
-        if min(step, gap) <= self._least:
-            return 0.0
-        self._filled.append(gap)
-        self.seconds += gap
-        return gap
-
-    def notes(self) -> Iterator[str]:
-        if self._filled:
-            count = f"{len(self._filled)} gap{'s' * (len(self._filled) > 1)}"
-            yield f"silence fills {count} between its times, {sum(self._filled):.2f} s"
-        if self._closed:
-            yield (
-                f"its times jump forward by {max(self._closed):.1f} s without sound, which was "
-                f"left out ({len(self._closed)} jumps over {self._longest:g} s)"
-            )
-
-
-class _Mixer:
-    """Collects about a second of frames of one form and mixes their channels to one."""
-
-    def __init__(self) -> None:
-        self.form: tuple[int, int, str] | None = None
-        self._frames: list[list[np.ndarray]] = []
-        self._samples = 0
-        self._mixed = self._canceled = 0.0
-
-    @property
-    def full(self) -> bool:
-        return self.form is not None and self._samples >= self.form[0]
-
-    def add(self, frame: av.AudioFrame, form: tuple[int, int, str]) -> None:
-        self.form, (_, channels, name) = form, form
-        # AudioFrame.to_ndarray does not know 64-bit whole numbers.
-        dtype = SAMPLES[name.removesuffix("p")]
-        count = frame.samples * (1 if name.endswith("p") else channels)
-        self._frames.append([np.frombuffer(plane, dtype, count) for plane in frame.planes])
-        self._samples += frame.samples
-
-    def flush(self) -> Iterator[Block]:
-        if self.form is None or not self._samples:
-            return
-        rate, channels, format_name = self.form
-        planes = [np.concatenate(pieces) for pieces in zip(*self._frames, strict=True)]
-        self._frames, self._samples, self.form = [], 0, None
-        if len(planes) < channels:  # interleaved
-            planes = [planes[0][channel::channels] for channel in range(channels)]
-        floats = [_as_float(plane, format_name.removesuffix("p")) for plane in planes]
-        yield self._mix(floats, rate), rate
-
-    def _mix(self, channels: list[np.ndarray], rate: int) -> np.ndarray:
-        """The mean of the channels, or the loudest of them if they cancel each other."""
-        if len(channels) == 1:
-            return channels[0]
-        mean = functools.reduce(np.add, channels) / np.float32(len(channels))
-        self._mixed += len(mean) / rate
-        powers = [_variance(channel) for channel in channels]
-        if not _variance(mean) < CANCELED * sum(powers) / len(channels) ** 2:
-            return mean
-        self._canceled += len(mean) / rate
-        return channels[int(np.argmax(powers))]
-
-    def notes(self) -> Iterator[str]:
-        if self._canceled:
-            yield (
-                f"its channels cancel each other in {self._canceled:.1f} of {self._mixed:.1f} s; "
-                "the loudest one was used there"
-            )
-
-
-def _form(frame: av.AudioFrame) -> tuple[int, int, str]:
-    """Rate in Hz, number of channels and sample format."""
-    if frame.sample_rate not in RATES:
-        raise Unreadable(f"{frame.sample_rate} Hz is no sample rate of sound")
-    return frame.sample_rate, frame.layout.nb_channels, frame.format.name
-
-
-def _as_float(samples: np.ndarray, format_name: str) -> np.ndarray:
-    """float32, with whole numbers scaled to [-1, 1)."""
-    scale = FULL_SCALES.get(format_name)
-    if scale is None:
-        with np.errstate(over="ignore"):  # becomes infinite, which the caller refuses
-            return samples.astype(np.float32)
-    if format_name == "u8":
-        samples = samples.astype(np.int16) - 2**7
-    wide = np.float32 if scale <= 2**15 else np.float64
-    return (samples.astype(wide) / wide(scale)).astype(np.float32, copy=False)
-
-
-def _variance(samples: np.ndarray) -> float:
-    return float(np.dot(samples, samples)) / len(samples) - float(samples.mean()) ** 2
-
-
-def _silence(seconds: float, rate: int) -> Iterator[Block]:
-    samples = round(seconds * rate)
-    for begin in range(0, samples, rate):
-        yield np.zeros(min(rate, samples - begin), np.float32), rate
+    try:
+        for samples, rate in ffmpeg.decode(
+            file, suffix, lambda text: send(b"N", text.encode()), lambda: None, everything=True
+        ):
+            send(b"B", samples.tobytes(), rate)
+        send(b"E")
+    except Unreadable as error:
+        send(b"U", str(error).encode())
 
 
 def _ogg_links(file: int) -> list[tuple[int, int]]:
@@ -363,5 +141,4 @@ def _copied(file: int, begin: int, end: int) -> Iterator[int]:
     with nameless_file() as copy:
         while begin < end:
             begin += copy.write(os.pread(file, min(end - begin, COPIED_BYTES), begin))
-        copy.flush()
         yield copy.fileno()

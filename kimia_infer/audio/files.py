@@ -194,7 +194,9 @@ class _Reader:
         """The file, open for reading; a content becomes one without a name."""
         if isinstance(self.source, bytes):
             with nameless_file() as file:
-                file.write(self.source)
+                content = memoryview(self.source)
+                while content:
+                    content = content[file.write(content) :]
                 file.seek(0)
                 yield file
             return

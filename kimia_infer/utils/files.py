@@ -246,6 +246,11 @@ class Journal:
 
 
 def nameless_file() -> BinaryIO:
-    """A new file for reading and writing that nothing else can open: in memory on Linux."""
+    """A new file for reading and writing that nothing else can open: in memory on Linux.
+
+    It has no buffer, so that its descriptor can be used beside it.
+    """
     create = getattr(os, "memfd_create", None)
-    return os.fdopen(create("nameless"), "w+b") if create else tempfile.TemporaryFile()
+    if create is None:
+        return tempfile.TemporaryFile(buffering=0)
+    return os.fdopen(create("nameless"), "w+b", buffering=0)

@@ -43,7 +43,8 @@ def test_sixteen_kilohertz_is_exact(name: str) -> None:
 
 
 def test_plain_wav_needs_neither_pyav_nor_soxr(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "kimia_infer.audio.decode", raising=False)
+    for name in ("decode", "ffmpeg"):
+        monkeypatch.delitem(sys.modules, f"kimia_infer.audio.{name}", raising=False)
     for name in ("av", "soxr"):
         monkeypatch.setitem(sys.modules, name, None)
     for name, about in META.items():

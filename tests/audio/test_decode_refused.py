@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
 import wave as riff
 from collections.abc import Iterator
 from pathlib import Path
@@ -190,3 +191,42 @@ def test_damaged_files_load_or_are_refused(data: st.DataObject, encoded: list[by
     assert wave.dtype == np.float32
     assert 0 < wave.size <= 10 * SAMPLE_RATE
     assert np.isfinite(wave).all()
+
+
+@pytest.fixture(scope="module")
+def rare(source: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("rare") / "tone.adx"
+    ffmpeg("-stream_loop", "9", "-i", source, path)
+    return path.read_bytes()
+
+
+def test_a_file_that_crashes_ffmpeg_is_refused(rare: bytes) -> None:
+    """FFmpeg 8.1 divides by the block size of ADX, which the file gives."""
+    assert load_audio(rare).size == pytest.approx(20 * SAMPLE_RATE, abs=32)
+    with pytest.raises(AudioError, match=r"FFmpeg failed on it \(exit status -8\)"):
+        load_audio(rare[:5] + b"\0" + rare[6:])
+
+
+def test_a_rare_file_is_decoded_no_further_than_permitted(rare: bytes) -> None:
+    with pytest.raises(AudioError, match="longer than the permitted 5 s"):
+        load_audio(rare, max_seconds=5)
+    assert not children()
+
+
+def test_a_check_stops_a_process_that_decodes(rare: bytes) -> None:
+    class Stopped(Exception):
+        pass
+
+    def check() -> None:
+        if children():
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        load_audio(rare, check=check)
+    assert not children()
+
+
+def children() -> list[str]:
+    """Processes of this one that decode."""
+    command = ["pgrep", "-f", "-P", str(os.getpid()), "kimia_infer.audio.decode"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.split()

@@ -36,6 +36,8 @@ FORMATS = {
     "mp2.ts": "-c:a mp2 -f mpegts",
     "wma.asf": "-c:a wmav2 -f asf",
     "aac.flv": "-c:a aac -f flv",
+    "adpcm.adx": "-c:a adpcm_adx -f adx",
+    "pcm.ast": "-c:a pcm_s16be_planar -f ast",
 }
 """Options of ffmpeg for each file."""
 
