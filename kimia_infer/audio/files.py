@@ -111,7 +111,7 @@ def load_audio(
         AudioTooLong: longer than ``max_seconds``.
         ImportError: the file needs PyAV or soxr, and they are not installed.
     """
-    waves = list(_Reader(source, max_seconds, sample_rate, note, check or _nothing).waves())
+    waves = list(_Reader(source, max_seconds, sample_rate, note, check or (lambda: None)).waves())
     return waves[0] if len(waves) == 1 else np.concatenate(waves)
 
 
@@ -132,7 +132,7 @@ class AudioStream:
         note: Note | None = None,
         check: Check | None = None,
     ):
-        check = check or _nothing
+        check = check or (lambda: None)
         self._reader = _Reader(source, max_seconds, sample_rate, lambda text: None, check)
         self._kept: list[np.ndarray] = []
         samples = 0
@@ -146,10 +146,6 @@ class AudioStream:
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self._kept) if self._kept else self._reader.waves()
-
-
-def _nothing() -> None:
-    pass
 
 
 @dataclass(frozen=True)
