@@ -23,6 +23,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn
 
@@ -123,11 +124,27 @@ def _install() -> None:
         if _installed():
             return
         python = VENV / "bin" / "python"
+        _check_room()
         _say(f"installing {EVERYTHING.name} into {VENV} (once; 6 GB, some minutes)")
         if not _runs(python, "import pip"):
             _run([sys.executable, "-m", "venv", "--clear", str(VENV)])
         _run([str(python), "-m", "pip", "install", "-r", str(EVERYTHING)])
         STAMP.write_text(_fingerprint())
+
+
+def _check_room() -> None:
+    """End with the directory's name if the environment cannot be installed in it."""
+    folder = VENV if VENV.is_dir() else ROOT
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as error:
+        _fail(
+            f"{folder}: cannot be written ({error.strerror}), and the packages belong into "
+            f"{VENV}: make room, make it writable for this user, or start this script with a "
+            f"Python that has the packages of {SERVING.name} or {EVERYTHING.name}"
+        )
 
 
 def _apt_install(package: str) -> None:

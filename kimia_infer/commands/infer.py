@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -122,6 +123,21 @@ def check(parser: Parser, arguments: Namespace) -> None:
             parser.error(f"--{name}: {no_file(given[name])}")
     if not arguments.output.absolute().parent.is_dir():
         parser.error(f"--output: there is no directory {arguments.output.parent}")
+    if arguments.output_type != "text" and arguments.task != "transcribe":
+        check_target(parser, arguments.output)
+
+
+def check_target(parser: Parser, path: Path) -> None:
+    """Refuse a file that cannot be written before anything is computed for it."""
+    try:
+        if path.is_file():
+            path.open("ab").close()
+        elif path.is_dir():
+            parser.error(f"--output: {path} is a directory")
+        elif not path.exists():
+            tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as error:
+        parser.error(f"--output: {path} cannot be written ({error.strerror})")
 
 
 def given_inputs(arguments: Namespace) -> dict[str, Any]:
@@ -145,17 +161,24 @@ def run(arguments: Namespace) -> int:
         answer = from_model(arguments)
     if not arguments.stream:
         print(answer.text, flush=True)
-    report(answer, arguments)
-    return 0
+    return 0 if report(answer, arguments) else 1
 
 
-def report(answer: Prediction, arguments: Namespace) -> None:
-    """Write the speech to its file, and everything else but the text to stderr."""
+def report(answer: Prediction, arguments: Namespace) -> bool:
+    """Write the speech to its file, and everything else but the text to stderr.
+
+    Returns whether the speech could be written.
+    """
+    written = True
     for note in answer.notes:
         log(f"note: {note}")
     if answer.audio is not None:
-        arguments.output.write_bytes(answer.audio)
-        log(f"speech: {arguments.output}")
+        try:
+            arguments.output.write_bytes(answer.audio)
+            log(f"speech: {arguments.output}")
+        except OSError as error:
+            log(f"infer: --output: {arguments.output} cannot be written ({error.strerror})")
+            written = False
     elif arguments.output_type != "text" and arguments.task != "transcribe":
         log(f"no speech: {answer.audio_reason or 'the answer is text'}")
     if arguments.metrics:
@@ -163,6 +186,7 @@ def report(answer: Prediction, arguments: Namespace) -> None:
             log(line)
         for name, value in answer.metrics.items():
             log(f"  {name}: {value:.3f}" if isinstance(value, float) else f"  {name}: {value}")
+    return written
 
 
 def from_file(path: Path) -> Prediction:

@@ -154,10 +154,8 @@ def open_url(request: str | urllib.request.Request, timeout: float) -> http.clie
     Proxies of the environment cannot reach a server that listens on this machine alone.
     """
     url = request if isinstance(request, str) else request.full_url
-    if is_loopback(url):
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        return direct.open(request, timeout=timeout)
-    return urllib.request.urlopen(request, timeout=timeout)
+    handlers = [urllib.request.ProxyHandler({})] if is_loopback(url) else []
+    return urllib.request.build_opener(*handlers).open(request, timeout=timeout)
 
 
 def is_loopback(url: str) -> bool:
@@ -192,8 +190,9 @@ def _open(
     waiting = ""
     while True:
         left = deadline - time.monotonic()
+        late = PredictionError(f"{address}: no answer within {timeout:g} s{waiting}")
         if left <= 0:
-            raise PredictionError(f"{address}: no answer within {timeout:g} s{waiting}")
+            raise late
         request = urllib.request.Request(address, body, headers)
         if token:
             # Not sent along where the server redirects to.
@@ -208,6 +207,8 @@ def _open(
                 _check_alive(address)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
+            if isinstance(reason, TimeoutError):
+                raise late from error
             raise PredictionError(f"{address}: cannot be reached ({reason})") from error
         if not waiting:
             report(f"waiting for {address}: {reason}")

@@ -17,11 +17,19 @@ def cache_directory() -> Path:
     """Where downloaded weights are kept, outside the package.
 
     ``KIMI_AUDIO_CACHE``, else ``kimi-audio`` in ``XDG_CACHE_HOME``, else ``~/.cache/kimi-audio``.
+
+    Raises:
+        WeightsError: none of them is known.
     """
     named = os.environ.get("KIMI_AUDIO_CACHE")
     if named:
         return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kimi-audio"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kimi-audio"
+    except RuntimeError as error:
+        raise WeightsError(
+            "this user has no home directory for downloads; name one in KIMI_AUDIO_CACHE"
+        ) from error
 
 
 def resolve(

@@ -117,6 +117,16 @@ def test_missing_requirements_are_installed_once(environment: ModuleType, calls:
     assert install in calls, "changed requirements are installed"
 
 
+def test_directory_that_cannot_be_written_is_named(
+    environment: ModuleType, calls: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require(environment, "no-such-thing==1.0")
+    monkeypatch.setattr(environment, "VENV", Path("/proc/self"))  # where nobody makes a file
+    with pytest.raises(SystemExit, match=r"script: /proc/self: cannot be written \(.*make room"):
+        environment.ensure()
+    assert calls == []
+
+
 def test_restarting_does_not_loop(environment: ModuleType, calls: list, monkeypatch) -> None:
     require(environment, "no-such-thing==1.0")
     monkeypatch.setenv("KIMI_AUDIO_RESTARTED", "1")

@@ -31,6 +31,9 @@ LIMITS = {
     "KIMI_AUDIO_TIMEOUT": "2",
     "KIMI_AUDIO_URLS": "any",
     "KIMI_AUDIO_URL_MEGABYTES": "1",
+    # Nothing of this machine goes through a proxy.
+    "HTTP_PROXY": "http://127.0.0.1:1",
+    "http_proxy": "http://127.0.0.1:1",
 }
 
 

@@ -13,12 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from kimia_infer.commands import serve
 from kimia_infer.serving import client
 from kimia_infer.serving.client import (
     Chunk,
     Prediction,
     PredictionError,
     data_uri,
+    is_loopback,
+    open_url,
     parse_events,
     parse_prediction,
     post_prediction,
@@ -26,6 +29,8 @@ from kimia_infer.serving.client import (
     read_stream,
     stream_prediction,
 )
+from kimia_infer.serving.cog import probe
+from tests.serving.web import Web, answers, web
 
 SOUND = bytes(range(256))
 URI = "data:audio/x-wav;base64," + base64.b64encode(SOUND).decode()
@@ -134,6 +139,51 @@ def test_refusal_is_told(server: Script, answer: tuple, message: str) -> None:
     server.answers = [answer]
     with pytest.raises(PredictionError, match=message):
         post_prediction(server.url, {})
+
+
+@pytest.fixture
+def proxy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
+    """The only proxy of the environment; it answers everything itself."""
+    for name in ("no_proxy", "NO_PROXY", "REQUEST_METHOD"):
+        monkeypatch.delenv(name, raising=False)
+    with web(answers(b'{"status": "READY"}')) as server:
+        for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{server.port}")
+        yield server
+
+
+def test_this_machine_is_asked_without_a_proxy(server: Script, proxy: Web) -> None:
+    server.answers = [DONE, STARTING, DONE]
+    assert post_prediction(server.url, {}) == ANSWERED
+    assert post_prediction(f"http://localhost:{server.server_port}", {}) == ANSWERED
+    assert read_reference(f"{server.url}/sound.wav") == SOUND
+    server.status = "SETUP_FAILED"
+    assert probe.main([server.url]) == 1 and serve.health(server.url) == {"status": "SETUP_FAILED"}
+    assert proxy.called_at == []
+    with open_url("http://kimi.invalid/health-check", 9.0) as response:
+        assert json.load(response) == {"status": "READY"}
+    assert len(proxy.called_at) == 1
+
+
+def test_loopback_is_told_from_other_hosts() -> None:
+    for host in ("127.0.0.1", "127.8.0.1:80", "[::1]:1", "localhost", "LOCALHOST.:8", "0.0.0.0"):
+        assert is_loopback(f"http://{host}/a"), host
+    for url in (
+        "http://10.0.0.1/",
+        "http://kimi.test",
+        "http://127.0.0.1.test",
+        "data:,x",
+        "",
+        "http://[",
+    ):
+        assert not is_loopback(url), url
+
+
+@pytest.mark.parametrize("prefix", ["", "Prediction failed: " * 2, "Generator iteration error: "])
+def test_what_cog_puts_before_an_error_is_left_out(prefix: str) -> None:
+    document = {"status": "failed", "error": f"{prefix}audio: Prediction failed: x"}
+    with pytest.raises(PredictionError, match=r"ended as failed: audio: Prediction failed: x$"):
+        parse_prediction(document)
 
 
 def test_unreachable_server_is_named() -> None:

@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from kimia_infer.serving.cog import probe
-from kimia_infer.serving.cog.runner import GRACE_SECONDS, DeviceError, Health
+from kimia_infer.serving.cog.runner import (
+    GRACE_SECONDS,
+    DeviceError,
+    Health,
+    SlotLost,
+    SlotWatch,
+)
 from tests.paths import ROOT
 from tests.serving.helpers import Server
 
@@ -80,6 +86,47 @@ def test_prediction_far_beyond_its_limit_counts_as_stuck(monkeypatch: pytest.Mon
         with pytest.raises(DeviceError, match="its limit is 10 s"):
             limited.check()
     limited.check()
+
+
+class Slot:
+    """A server's state as the watch sees it, and the model that it belongs to."""
+
+    def __init__(self) -> None:
+        self.health, self.status = Health(CPU), "READY"
+        self.watch = SlotWatch(self.health, lambda: self.status)
+
+    def lost(self) -> bool:
+        self.watch.look()
+        try:
+            self.health.check()
+        except SlotLost:
+            return True
+        return False
+
+
+def test_busy_without_a_prediction_is_unhealthy_at_the_second_look() -> None:
+    slot = Slot()
+    assert not slot.lost()
+    slot.status = "BUSY"
+    assert not slot.lost()  # it may be about to begin
+    assert slot.lost()
+    slot.status = "UNHEALTHY"  # as the server says now
+    assert slot.lost() and slot.lost()
+    with slot.health.predicting():
+        assert not slot.lost()
+
+
+def test_busy_with_predictions_is_well() -> None:
+    slot = Slot()
+    slot.status = "BUSY"
+    for _ in range(3):
+        assert not slot.lost()
+        with slot.health.predicting():
+            assert not slot.lost() and not slot.lost()
+    slot = Slot()
+    for status in ("BUSY", "READY", "BUSY", None, "BUSY"):
+        slot.status = status
+        assert not slot.lost()
 
 
 def test_server_reports_what_the_health_check_raises(scripted_server: Server) -> None:

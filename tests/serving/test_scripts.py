@@ -166,6 +166,9 @@ def test_saved_answer_becomes_transcript_and_wav(document: dict, tmp_path: Path)
     done = run(INFER, "--answer", "saved.json", "--output", "reply.wav", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "At ten.\n")
     assert (tmp_path / "reply.wav").read_bytes() == b"RIFF"
+    done = run(INFER, "--answer", "saved.json", "--output", "/dev/full", "--metrics", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "At ten.\n")
+    assert "--output: /dev/full cannot be written (No space left" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -183,6 +186,9 @@ def test_saved_answer_becomes_transcript_and_wav(document: dict, tmp_path: Path)
         (["--text", "Hi", "--task", "transcribe"], 2, "audio: nothing to transcribe"),
         (["--audio", "missing.wav"], 2, "--audio: no such file: 'missing.wav'"),
         (["--text", "Hi", "--output", "no/where.wav"], 2, "no directory no"),
+        (["--text", "Hi", "--output", "."], 2, "--output: . is a directory"),
+        (["--text", "Hi", "--output", "/proc/a.wav"], 2, "/proc/a.wav cannot be written ("),
+        (["--text", "Hi", "--output", "/proc/version"], 2, "/proc/version cannot be written ("),
         (["--answer", "missing.json"], 1, "missing.json"),
         (["--answer", "broken.json"], 1, "broken.json: not JSON"),
         (["--text", "Hi", "--audio-top-k", "-1"], 2, "audio_top_k: expected"),

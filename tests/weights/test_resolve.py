@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -250,3 +251,12 @@ def test_weights_are_kept_in_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert local_copy("someone/mini", "v2", LAYOUT) == tmp_path / "models" / "someone--mini@v2"
     folder = tmp_path / "models" / "Kimi-Audio-7B-Instruct"
     assert local_copy(MODEL.name, MODEL.revision, LAYOUT) == folder
+
+
+def test_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch):
+    """As in a container that runs under any number."""
+    for name in ("KIMI_AUDIO_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(WeightsError, match="KIMI_AUDIO_CACHE"):
+        cache_directory()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import functools
+import http.client
+import json
 import logging
 import os
 import shutil
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.transcription import Transcript, TranscriptEvent
 from kimia_infer.audio.files import wav_bytes
 from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
+from kimia_infer.serving.client import open_url
 from kimia_infer.serving.cog.cleanup import (
     FILE_SECONDS,
     SERVER_DIRECTORY,
@@ -53,6 +56,9 @@ log = logging.getLogger(__name__)
 GRACE_SECONDS = 30.0
 """How much longer than its limit a prediction may take before the model counts as stuck."""
 
+WATCH_SECONDS = 5.0
+"""Time between two looks at the server's state."""
+
 
 class KimiRunner(cog.BaseRunner):
     """A predictor without ``run``, which every predictor declares itself.
@@ -80,6 +86,7 @@ class KimiRunner(cog.BaseRunner):
         self_test(self.model)
         sweep = functools.partial(sweep_predictions, SERVER_DIRECTORY)
         run_periodically([self.uploads.keep, sweep, trim_heap], FILE_SECONDS)
+        run_periodically([SlotWatch(self.health, server_status).look], WATCH_SECONDS)
 
     def healthcheck(self) -> bool:
         """Whether the device computes; Cog reports the error raised otherwise."""
@@ -183,6 +190,10 @@ class DeviceError(RuntimeError):
     """The model cannot answer; the message says why."""
 
 
+class SlotLost(RuntimeError):
+    """The server gives its only slot to nobody any more."""
+
+
 class Health:
     """Watches one device.
 
@@ -196,13 +207,21 @@ class Health:
     def __init__(self, device: torch.device, timeout: float | None = None):
         self._device, self._timeout = device, timeout
         self._lock = threading.Lock()
+        self.predictions = 0
+        self.slot_lost = False
         self._predicting_since: float | None = None
         self._checking_since: float | None = None
+
+    @property
+    def idle(self) -> bool:
+        return self._predicting_since is None
 
     @contextlib.contextmanager
     def predicting(self) -> Iterator[None]:
         """Around every prediction: the device belongs to it alone."""
         with self._lock:
+            self.predictions += 1
+            self.slot_lost = False
             self._predicting_since = time.monotonic()
             try:
                 yield
@@ -212,9 +231,14 @@ class Health:
     def check(self) -> None:
         """Return if the device computes, or works on a prediction within its limit.
 
-        Raises DeviceError if it does not answer or computes nonsense, and whatever PyTorch
-        raises for a device that is lost or has no memory left.
+        Raises DeviceError if it does not answer or computes nonsense, SlotLost if ``slot_lost`` is
+        set, and whatever PyTorch raises for a device that is lost or has no memory left.
         """
+        if self.slot_lost:
+            raise SlotLost(
+                "the server counts a prediction that the model does not have and takes no other; "
+                "start it again (docs/deploy.md: prediction ids)"
+            )
         now, asked, begun = time.monotonic(), self._checking_since, self._predicting_since
         if asked is not None:
             raise DeviceError(f"{self._device} has not answered for {now - asked:.0f} s")
@@ -234,6 +258,38 @@ class Health:
             self._lock.release()
         if total != sum(i * i for i in range(256)):
             raise DeviceError(f"{self._device} computes wrong results: {total}")
+
+
+class SlotWatch:
+    """Notices when Cog's server is BUSY without a prediction.
+
+    It (0.23) stays so for ever if it can make no directory for the id of a prediction, or cannot
+    store a large request on a full disk. ``status`` asks it for its state, None if it is silent.
+    """
+
+    def __init__(self, health: Health, status: Callable[[], str | None]):
+        self._health, self._status = health, status
+        self._suspected: int | None = None
+
+    def look(self) -> None:
+        """Between two looks the server has time to begin or to end a prediction."""
+        count, idle = self._health.predictions, self._health.idle
+        if not idle or self._status() != "BUSY" or self._health.predictions != count:
+            self._suspected = None
+        elif self._suspected == count:
+            self._health.slot_lost = True
+        else:
+            self._suspected = count
+
+
+def server_status() -> str | None:
+    """The state that the server of this worker gives itself."""
+    url = f"http://127.0.0.1:{os.environ.get('PORT', '5000')}/health-check"
+    try:
+        with open_url(url, timeout=8.0) as response:
+            return json.load(response).get("status")
+    except (OSError, http.client.HTTPException, ValueError):
+        return None  # it may listen on another address only
 
 
 class Uploads:
