@@ -257,7 +257,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
         assert message in error and error.startswith("prepare: ")
     done = run("someone/model", tmp_path / "slim")
     assert done.returncode == 1
-    assert "someone/model cannot be read while HF_HUB_OFFLINE is set" in done.stderr
+    assert "someone/model@main: HF_HUB_OFFLINE is set, and the hub's cache in" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "slim").exists()
 
