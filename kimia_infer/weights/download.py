@@ -24,7 +24,6 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HTTPError,  # base class of the HTTP client's errors
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -280,8 +279,6 @@ def _explained(name: str, revision: str) -> Iterator[None]:
         problem, cause = "is unknown to the hub, or private: check the name or set HF_TOKEN", error
     except RevisionNotFoundError as error:
         problem, cause = f"has no revision {revision}", error
-    except OfflineModeIsEnabled as error:
-        problem, cause = "cannot be read while HF_HUB_OFFLINE is set: unset it", error
     except HfHubHTTPError as error:
         problem, cause = f"cannot be read: {str(error).strip().splitlines()[0]}", error
     except HTTPError as error:

@@ -180,7 +180,7 @@ def test_nothing_grows(request: pytest.FixtureRequest, long: bool, name: str) ->
     # What a canceled prediction has left goes with the next one.
     assert server.succeed(text="a", max_new_tokens=2)
     server.wait_for("READY")
-    assert server.left_files() == []
+    assert {path.name for path in server.left_files()} == {".owner"}
     print(f"{len(readings)} requests: {dict(client.statuses)}; last: {readings[-1]}")
     # What is asked rightly is answered to the end of the run, and the rest refused.
     expected = dict.fromkeys(("text", "speech", "transcript", "voice", "history"), "succeeded")

@@ -365,7 +365,7 @@ linux_only = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reas
 
 @linux_only
 def test_a_pickle_costs_neither_its_optimizer_state_nor_its_whole_size(tmp_path: Path):
-    path, ballast, layers, rows = tmp_path / "model.pt", 600 * 2**20, 8, 8192
+    path, ballast, layers, rows = tmp_path / "model.pt", 300 * 2**20, 8, 8192
     weights = {f"layers.{i}.weight": torch.full((rows, 1024), 0.5) for i in range(layers)}
     optimizer = torch.zeros(ballast // 4)
     try:
