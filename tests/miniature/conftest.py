@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.utils.files import locked
 from scripts.miniature.recognizer import SpeechRecognizer
 from scripts.miniature.scoring import Answer, Case, answer, load_model, read_cases
 from scripts.miniature.spoken_world import WorldSize, write_world
@@ -20,12 +22,19 @@ SEED = 20
 
 @pytest.fixture(scope="session")
 def spoken_world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
-    """A small world with held-out texts, in known and in held-out voices."""
-    folder = tmp_path_factory.mktemp("world")
+    """A small world with held-out texts, in known and in held-out voices; written once."""
     count = 600 if long else 120
     sizes = dict.fromkeys(("train", "validation", "voice_train", "voice_held_out"), 1)
     size = WorldSize(**sizes, held_out=count, held_out_voices=count, seed=SEED)
-    write_world(folder, size)
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # which all processes of a run have in common
+    folder = root / "world"
+    with locked(root / "world.lock", wait=True):
+        if not folder.exists():
+            partial = tmp_path_factory.mktemp("world")
+            write_world(partial, size)
+            partial.rename(folder)
     return folder
 
 

@@ -69,7 +69,7 @@ def adapter(sounds: list[Path], spoken_world: Path, tmp_path_factory) -> Path:
     extract_codes(raw, data, MINI, folder, "cpu", 1)
     values = {
         "model": MINI, "data": data, "output": folder / "run", "device": "cpu", "method": "lora",
-        "learning_rate": 2e-3, "max_steps": 60, "batch_size": 12, "eval_ratio": 0,
+        "learning_rate": 2e-3, "max_steps": 40, "batch_size": 12, "eval_ratio": 0,
         "spoken_answers": "true", "gradient_checkpointing": "false", "workers": 0,
         "feature_cache": folder / "features",
     }  # fmt: skip
@@ -82,7 +82,7 @@ def test_an_adapter_teaches_an_answer_and_keeps_the_others(
 ):
     questions = [spoken(sound, sounds[-1], ANSWER) for sound in sounds[VOICES:-1]]
     new = [Case("new", line["conversation"][:1], ANSWER, True) for line in questions]
-    old = [case for kind in ("question", "transcription") for case in cases(kind)[:20]]
+    old = [case for kind in ("question", "transcription") for case in cases(kind)[:12]]
     assert right([answer(trained, case) for case in new]) == 0
     export(adapter, tmp_path / "merged", merge=True)
     added = KimiAudio(str(MINI), device="cpu", head_rows="track", adapter=adapter / FINAL)

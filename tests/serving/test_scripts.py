@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.command_line import run_here
 from tests.paths import ROOT
 from tests.serving.helpers import (
     PATIENCE,
@@ -138,16 +139,18 @@ def test_stream_of_a_plain_server_is_refused(server: Server, tmp_path: Path) -> 
     assert done.returncode == 1 and "HTTP 406" in done.stderr
 
 
-def test_recording_is_transcribed(server: Server, golden: Path, tmp_path: Path) -> None:
+def test_recording_is_transcribed(
+    server: Server, golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = ["--task", "transcribe", "--audio", shortest_sound(golden), "--seed", 1]
     arguments += ["--max-new-tokens", 6, "--metrics"]
     remote = run(INFER, "--url", server.url, *arguments, cwd=tmp_path)
     weights = str((golden / "e2e" / "checkpoint").resolve())
     arguments += ["--device", "cpu", "--quantization", "int8"]
-    local = run(INFER, "--weights", weights, *arguments, cwd=tmp_path)
-    assert local.returncode == remote.returncode == 0, local.stderr + remote.stderr
-    assert "segments: 1" in local.stderr and "segments: 1" in remote.stderr
-    assert "quantization: int8" in local.stderr and "quantization: none" in remote.stderr
+    assert run_here("infer", "--weights", weights, *arguments) == remote.returncode == 0
+    local = capsys.readouterr().err
+    assert "segments: 1" in local and "segments: 1" in remote.stderr
+    assert "quantization: int8" in local and "quantization: none" in remote.stderr
 
 
 def test_infer_tells_what_the_server_refuses(server: Server, golden: Path, tmp_path: Path) -> None:
@@ -209,13 +212,15 @@ def test_infer_fails_with_one_line(
     assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
-def test_infer_names_missing_weights_and_bad_sound(golden: Path, tmp_path: Path) -> None:
+def test_infer_names_missing_weights_and_bad_sound(
+    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     done = run(INFER, "--text", "Hi", cwd=tmp_path)
     assert done.returncode == 1 and "set KIMI_AUDIO_WEIGHTS" in done.stderr
-    (tmp_path / "zero.wav").write_bytes(silence(0))
-    weights = str((golden / "e2e" / "checkpoint").resolve())
-    done = run(INFER, "--audio", "zero.wav", cwd=tmp_path, KIMI_AUDIO_WEIGHTS=weights)
-    assert done.returncode == 1 and "zero.wav: no sound" in done.stderr.splitlines()[-1]
+    path = tmp_path / "zero.wav"
+    path.write_bytes(silence(0))
+    assert run_here("infer", "--audio", path, "--weights", golden / "e2e" / "checkpoint") == 1
+    assert "zero.wav: no sound" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_serve_needs_weights_and_a_free_port(golden: Path, tmp_path: Path) -> None:

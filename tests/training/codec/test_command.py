@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from itertools import count
 from pathlib import Path
 
@@ -35,8 +33,6 @@ from tests.command_line import run_here
 from tests.paths import MINI
 from tests.training.runs import losses, write_sound
 
-COMMAND = MINI.parents[1] / "scripts" / "train_codec"
-
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory) -> Path:
@@ -60,17 +56,12 @@ def run(sounds: Path, output: Path, *more: str) -> TrainingResult:
     )
 
 
-def test_the_command_runs(sounds: Path, tmp_path: Path):
+def test_the_command_runs(sounds: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "run.yaml"
     path.write_text("save_every: 2\n")
     known = [str(path), *assignments(sounds, tmp_path / "run")]
-    done = subprocess.run(
-        [sys.executable, COMMAND, "detokenizer", *known],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert f"{tmp_path / 'run' / FINAL}: 4 steps, loss " in done.stdout
+    assert run_here("train-codec", "detokenizer", *known) == 0
+    assert f"{tmp_path / 'run' / FINAL}: 4 steps, loss " in capsys.readouterr().out
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert len(all_checkpoints(tmp_path / "run")) == 2

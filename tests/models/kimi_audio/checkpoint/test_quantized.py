@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -28,6 +26,7 @@ from kimia_infer.utils.errors import CheckpointError, ConfigurationError, Weight
 from kimia_infer.weights.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.parallel import load_modules
+from tests.command_line import run_here
 from tests.paths import ROOT
 
 MINI, QUESTION = ROOT / "weights" / "mini", ROOT / "scripts" / "question.wav"
@@ -275,8 +274,7 @@ def test_no_adapter_is_added_to_quantized_weights(adapter: Path, prepared) -> No
 
 
 def test_the_command_prepares_and_does_not_mix(tmp_path: Path) -> None:
-    command = [sys.executable, "scripts/prepare_weights", str(MINI), str(tmp_path / "new")]
-    subprocess.run([*command, "--quantization", "int4"], cwd=ROOT, check=True, capture_output=True)
+    assert run_here("prepare", MINI, tmp_path / "new", "--quantization", "int4") == 0
     assert serve(tmp_path / "new", load_detokenizer=False).quantization == "int4"
     with pytest.raises(WeightsError, match="begun with --quantization int4"):
         prepare_weights(MINI, tmp_path / "new")
