@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimia_infer.serving.cog.fetch import Limits
+from kimia_infer.serving.cog.fetch import Downloader, Limits
 from kimia_infer.serving.cog.references import decode_data_uri, store
 from kimia_infer.utils.errors import RequestError
 from tests.serving.web import answers, web
@@ -96,19 +96,22 @@ def test_any_text_is_decoded_or_refused(text: str) -> None:
             assert len(str(error).splitlines()) == 1 and len(str(error)) < 200
 
 
+DOWNLOADER = Downloader(1)
+
+
 def limits() -> Limits:
     return Limits(time.monotonic(), 10.0, 1000, private=True)
 
 
 def test_both_kinds_are_stored(tmp_path: Path) -> None:
-    assert store("data:;base64,UklGRg", tmp_path / "a", limits()) == 4
+    assert store("data:;base64,UklGRg", tmp_path / "a", DOWNLOADER, limits()) == 4
     with web(answers(b"RIFF")) as server:
-        assert store(server.url, tmp_path / "b", limits()) == 4
+        assert store(server.url, tmp_path / "b", DOWNLOADER, limits()) == 4
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == b"RIFF"
 
 
 def test_what_cannot_be_stored_is_said(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"cannot be stored on the server .No such file"):
-        store("data:,x", tmp_path / "missing" / "a", limits())
+        store("data:,x", tmp_path / "missing" / "a", DOWNLOADER, limits())
     with pytest.raises(RequestError, match=r"cannot be stored on the server .No space left"):
-        store("data:,x", Path("/dev/full"), limits())
+        store("data:,x", Path("/dev/full"), DOWNLOADER, limits())

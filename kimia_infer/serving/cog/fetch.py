@@ -14,6 +14,7 @@ import contextlib
 import http.client
 import ipaddress
 import os
+import queue
 import socket
 import ssl
 import threading
@@ -30,7 +31,7 @@ CHUNK_BYTES = 1 << 16
 STEP_SECONDS = 0.05
 """How long a cancellation may wait."""
 
-THREADS = threading.BoundedSemaphore(32)
+THREADS = 8
 """Downloads at a time. One that is given up ends at once, unless it waits for a name server."""
 
 _EMBEDDED = ipaddress.ip_network("64:ff9b::/96")
@@ -54,32 +55,61 @@ class Limits:
     private: bool = False
 
 
-def fetch(url: str, file: BinaryIO, limits: Limits) -> int:
-    """Write the content behind ``url`` (http or https) to ``file``; its size in bytes.
+class Downloader:
+    """Threads that download, all started here.
 
-    Raises:
-        FetchError: not a URL, not a permitted address, another status than 200, more than
-            ``limits.size`` bytes or ``limits.seconds``, less than was announced, or a connection
-            that broke.
+    A prediction must not start a thread: Cog cancels it by CPython's PyThreadState_SetAsyncExc,
+    which takes a thread that is being started for the one that starts it. The new thread then
+    dies of the exception, and ``Thread.start`` waits for it for ever.
     """
-    deadline = limits.begun + limits.seconds
-    if not THREADS.acquire(blocking=False):
-        raise FetchError("too many earlier downloads are still ending; send it again later")
-    download = _Download(url, file, limits, deadline)
-    thread = threading.Thread(target=download.run, name="download", daemon=True)
-    try:
-        thread.start()
-        while not download.done.wait(STEP_SECONDS):
-            if time.monotonic() >= deadline:
-                raise FetchError(
-                    f"the URL was not read completely within {limits.seconds:g} s, the time limit "
-                    "of this service"
-                )
-    finally:
-        download.stop()
-    if download.error is not None:
-        raise download.error
-    return download.size
+
+    def __init__(self, threads: int = THREADS):
+        self._downloads: queue.SimpleQueue[_Download] = queue.SimpleQueue()
+        self._threads = threads
+        self._busy = 0
+        self._lock = threading.Lock()
+        for _ in range(threads):
+            threading.Thread(target=self._work, name="download", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            download = self._downloads.get()
+            with self._lock:
+                self._busy += 1
+            download.run()
+            with self._lock:
+                self._busy -= 1
+
+    @property
+    def busy(self) -> int:
+        """Threads that have not ended what they were given, though it may be given up."""
+        return self._busy
+
+    def fetch(self, url: str, file: BinaryIO, limits: Limits) -> int:
+        """Write the content behind ``url`` (http or https) to ``file``; its size in bytes.
+
+        Raises:
+            FetchError: not a URL, not a permitted address, another status than 200, more than
+                ``limits.size`` bytes or ``limits.seconds``, less than was announced, or a
+                connection that broke.
+        """
+        deadline = limits.begun + limits.seconds
+        if self._busy >= self._threads:
+            raise FetchError("too many earlier downloads are still ending; send it again later")
+        download = _Download(url, file, limits, deadline)
+        try:
+            self._downloads.put(download)
+            while not download.done.wait(STEP_SECONDS):
+                if time.monotonic() >= deadline:
+                    raise FetchError(
+                        f"the URL was not read completely within {limits.seconds:g} s, the time "
+                        "limit of this service"
+                    )
+        finally:
+            download.stop()
+        if download.error is not None:
+            raise download.error
+        return download.size
 
 
 class _Download:
@@ -96,6 +126,8 @@ class _Download:
 
     def run(self) -> None:
         try:
+            if self._stopped:
+                return
             self._follow()
         except FetchError as error:
             self.error = error
@@ -105,7 +137,6 @@ class _Download:
             self.error = FetchError("no readable answer of a web server")
         finally:
             self.done.set()
-            THREADS.release()
 
     def stop(self) -> None:
         """Close the connection, which ends the thread in whatever it waits for."""
@@ -125,7 +156,7 @@ class _Download:
         return connection
 
     def patience(self) -> float:
-        """Seconds to wait for the other side, a little longer than :func:`fetch` waits."""
+        """Seconds to wait for the other side, a little longer than the caller waits."""
         return max(self._deadline - time.monotonic(), 0.0) + 1.0
 
     def _follow(self) -> None:

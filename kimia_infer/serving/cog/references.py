@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kimia_infer.api.parameters import show
-from kimia_infer.serving.cog.fetch import Limits, fetch
+from kimia_infer.serving.cog.fetch import Downloader, Limits
 from kimia_infer.utils.errors import RequestError
 
 LONGEST_HEADER = 4096
@@ -23,7 +23,7 @@ FIRST_COMMA = re.compile(r'data:([^",]|"[^"]*")*,', re.IGNORECASE)
 _STANDARD = bytes.maketrans(b"-_", b"+/")
 
 
-def store_all(references: Mapping[Path, str], limits: Limits) -> None:
+def store_all(references: Mapping[Path, str], downloader: Downloader, limits: Limits) -> None:
     """Write what callers sent to the paths that have the names of the inputs, within ``limits``.
 
     Raises:
@@ -31,13 +31,13 @@ def store_all(references: Mapping[Path, str], limits: Limits) -> None:
     """
     for path, reference in references.items():
         try:
-            size = store(reference, path, limits)
+            size = store(reference, path, downloader, limits)
         except RequestError as error:
             raise RequestError(f"{path.name}: {error}") from error
         limits = dataclasses.replace(limits, size=limits.size - size)
 
 
-def store(reference: str, path: Path, limits: Limits) -> int:
+def store(reference: str, path: Path, downloader: Downloader, limits: Limits) -> int:
     """Write what a data URI or an http(s) URL stands for to ``path``; its size in bytes.
 
     Raises:
@@ -47,7 +47,7 @@ def store(reference: str, path: Path, limits: Limits) -> int:
         with path.open("wb") as file:
             if reference[:5].lower() == "data:":
                 return file.write(decode_data_uri(reference))
-            return fetch(reference, file, limits)
+            return downloader.fetch(reference, file, limits)
     except OSError as error:
         raise RequestError(f"cannot be stored on the server ({error.strerror})") from error
 

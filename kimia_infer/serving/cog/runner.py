@@ -36,6 +36,7 @@ from kimia_infer.serving.cog.cleanup import (
     sweep_predictions,
     trim_heap,
 )
+from kimia_infer.serving.cog.fetch import Downloader
 from kimia_infer.serving.cog.inputs import (
     CogInputs,
     build_chat,
@@ -79,7 +80,7 @@ class KimiRunner(cog.BaseRunner):
         accept_null(Path.cwd())
         settings = read_settings(os.environ)
         require_server_directory(SERVER_DIRECTORY)
-        self.uploads = Uploads()
+        self.uploads, self.downloader = Uploads(), Downloader()
         self.model = KimiAudio(weights_from_environment(weights), **settings.model_arguments())
         self.settings = settings
         self.health = Health(self.model.device, settings.timeout)
@@ -142,7 +143,7 @@ class KimiRunner(cog.BaseRunner):
                     "use 'text'"
                 )
             if references:
-                store_all(references, settings.limits(begun))
+                store_all(references, self.downloader, settings.limits(begun))
             if settings.timeout is not None:
                 left = begun + settings.timeout - time.monotonic()
                 inputs = inputs.model_copy(update={"timeout_seconds": max(left, 0.001)})
