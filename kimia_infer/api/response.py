@@ -6,7 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -38,6 +38,7 @@ from kimia_infer.models.kimi_audio.detokenizer import (
 from kimia_infer.models.kimi_audio.prompt import Message
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 from kimia_infer.utils.errors import RequestTimeout
+from kimia_infer.utils.graphs import side_thread
 
 FIRST_SPEECH_INTERVAL = 2
 """Steps between polls while the first chunk is synthesized, so that it is not kept waiting."""
@@ -307,7 +308,7 @@ class SpeechPipeline:
         self._usual_size = detokenizer.config.chunk_codes
         self._submitted = 0
         self._pending: list[int] = []
-        self._executor: Executor = ThreadPoolExecutor(1) if background else _Inline()
+        self._executor: Executor = side_thread() if background else _Inline()
         self._chunks: deque[Future[Tensor]] = deque()
         self.seconds = 0.0
 
@@ -358,7 +359,9 @@ class SpeechPipeline:
 
         After a failure the stream is not used again.
         """
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        for chunk in self._chunks:
+            chunk.cancel()
+        wait(self._chunks)
         if self._stream is not None and not self._failed:
             self._stream.close()
 

@@ -9,12 +9,25 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 Work = Callable[[], None]
+
+
+@cache
+def side_thread() -> ThreadPoolExecutor:
+    """The thread for a second stream of device work; a server starts it with its self-test.
+
+    An answer must not start a thread: a server may cancel it by PyThreadState_SetAsyncExc, which
+    takes a thread that is being started for the one that starts it, and that one then waits for
+    ever for the other to begin.
+    """
+    return ThreadPoolExecutor(1, "side")
 
 
 class Direct:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.detokenizer import PRESETS
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.graphs import side_thread
 
 CHAT = [{"role": "user", "message_type": "text", "content": "tell me about the weather"}]
 SAMPLED = {"audio_temperature": 1.0, "audio_top_k": 50, "text_temperature": 1.0, "seed": 4}
@@ -165,6 +167,32 @@ def test_pipeline_speaks_as_one_piece(model: KimiAudio, background: bool, portio
         assert not waves
         return
     assert torch.equal(torch.cat(waves)[None], model.detokenizer.synthesize(codes, noise))
+
+
+def test_answers_start_no_thread(model: KimiAudio) -> None:
+    """A cancellation may hit the wrong one of two threads while one starts the other."""
+    noise = model._noise(SeededRandomness(1))
+
+    def speak() -> set[threading.Thread]:
+        pipeline = SpeechPipeline(model.detokenizer, noise, "quality", background=True)
+        pipeline.feed([1] * 31)
+        threads = set(threading.enumerate())
+        assert len(list(pipeline.rest())) == 1
+        pipeline.close()
+        return threads
+
+    assert speak() == speak()
+
+
+def test_closing_drops_what_waits(model: KimiAudio) -> None:
+    noise = model._noise(SeededRandomness(1))
+    gate = threading.Event()
+    blocked = side_thread().submit(gate.wait, 60)
+    pipeline = SpeechPipeline(model.detokenizer, noise, "quality", background=True)
+    pipeline.feed([1] * 400)
+    threading.Timer(0.1, gate.set).start()
+    pipeline.close()
+    assert blocked.result() and pipeline.seconds == 0.0
 
 
 def test_a_failure_in_the_background_is_raised(model: KimiAudio) -> None:
