@@ -6,6 +6,7 @@ import gc
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ import pytest
 from kimia_infer.serving.cog.cleanup import (
     DIRECTORY_SECONDS,
     FILE_SECONDS,
+    is_only_server,
     require_server_directory,
     run_periodically,
     sweep_predictions,
@@ -61,6 +63,30 @@ def test_files_of_predictions_go_when_they_are_old(tmp_path: Path) -> None:
     assert (foreign / "outputs" / "mine.txt").exists()
     assert (outside / "outputs" / "spill_1.json").exists()
     sweep_predictions(tmp_path / "missing")
+    sweep_predictions(tmp_path, 0.0, 0.0)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"foreign", "link", "file"}
+
+
+def test_other_servers_of_the_machine_are_seen(tmp_path: Path) -> None:
+    """A worker is a child of its server, and other servers have its name."""
+    program = tmp_path / "cog.server.http"
+    program.write_text(
+        "import sys, subprocess; subprocess.run([sys.executable, '-c', sys.argv[1]])"
+    )
+    code = "from kimia_infer.serving.cog.cleanup import is_only_server; print(is_only_server())"
+    start = [sys.executable, str(program)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+
+    def worker() -> str:
+        done = subprocess.run([*start, code], env=environment, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    sleeping = [*start, "import time; time.sleep(60)"]
+    with subprocess.Popen(sleeping, start_new_session=True) as other:
+        assert worker() == "False" and not is_only_server()
+        os.killpg(other.pid, signal.SIGKILL)
+    assert worker() in ("True", "False")  # other tests run servers, too
 
 
 def test_files_of_a_request_go_with_it_or_with_the_next(

@@ -70,7 +70,26 @@ def trim_heap() -> None:
         trim(0)
 
 
-def sweep_predictions(directory: Path) -> None:
+def is_only_server() -> bool:
+    """Whether no other server of Cog runs that could be using files of predictions."""
+    servers, parents = set(), {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended by now
+            if b"cog.server.http" in (process / "cmdline").read_bytes():
+                servers.add(process.name)
+            parents[process.name] = (process / "stat").read_text().rpartition(")")[2].split()[1]
+    own = str(os.getpid())
+    while own in parents:  # the server of this worker, and whatever started it
+        own = parents[own]
+        servers.discard(own)
+    return bool(parents) and not servers
+
+
+def sweep_predictions(
+    directory: Path,
+    file_seconds: float = FILE_SECONDS,
+    directory_seconds: float = DIRECTORY_SECONDS,
+) -> None:
     """Remove the files, then the empty directories, of predictions that ended long ago.
 
     For every prediction Cog's server (0.23) makes a directory with ``inputs`` and ``outputs`` and
@@ -83,10 +102,10 @@ def sweep_predictions(directory: Path) -> None:
             continue
         # Another server may be sweeping, too, or belong to a different user.
         with contextlib.suppress(FileNotFoundError, PermissionError):
-            ended = now - prediction.stat().st_mtime > DIRECTORY_SECONDS
+            ended = now - prediction.stat().st_mtime >= directory_seconds
             for folder, _, files in os.walk(prediction, topdown=False):
                 for file in (Path(folder, name) for name in fnmatch.filter(files, "spill_*.json")):
-                    if now - file.lstat().st_mtime > FILE_SECONDS:
+                    if now - file.lstat().st_mtime >= file_seconds:
                         file.unlink()
                 if ended and not os.listdir(folder):
                     os.rmdir(folder)

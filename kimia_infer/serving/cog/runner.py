@@ -31,6 +31,7 @@ from kimia_infer.serving.client import open_url
 from kimia_infer.serving.cog.cleanup import (
     FILE_SECONDS,
     SERVER_DIRECTORY,
+    is_only_server,
     require_server_directory,
     run_periodically,
     sweep_predictions,
@@ -80,6 +81,8 @@ class KimiRunner(cog.BaseRunner):
         accept_null(Path.cwd())
         settings = read_settings(os.environ)
         require_server_directory(SERVER_DIRECTORY)
+        if is_only_server():  # all that is there is of servers that were killed
+            sweep_predictions(SERVER_DIRECTORY, 0.0, 0.0)
         self.uploads, self.downloader = Uploads(), Downloader()
         self.model = KimiAudio(weights_from_environment(weights), **settings.model_arguments())
         self.settings = settings
