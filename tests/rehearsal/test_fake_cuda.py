@@ -229,8 +229,12 @@ def test_batch(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "none"])
-def test_quantization(scheme: str, card: FakeCuda, directory: Path, features: Tensor) -> None:
+def test_quantization(
+    scheme: str, card: FakeCuda, directory: Path, features: Tensor, long: bool
+) -> None:
     """Quantized while it is loaded; one token is read by the kernel, a prompt dequantized."""
+    if scheme == "int8" and not long:
+        pytest.skip("the other schemes have matrices in int8, too; runs with --long")
     gc.collect()
     with card.active() as ledger:
         before = ledger.live
