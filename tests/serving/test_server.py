@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 
@@ -152,6 +153,20 @@ def test_content_decides_not_the_declared_type(server: Server, speech: str) -> N
     content = speech.replace("audio/wav", "audio/ogg")
     answer = server.succeed(audio=content, output_type="text", max_new_tokens=2)
     assert answer["metrics"]["input_audio_seconds"] > 0
+
+
+def test_data_uris_are_read_in_every_spelling(server: Server, speech: str) -> None:
+    content = base64.b64decode(speech.partition(",")[2])
+    urlsafe = base64.urlsafe_b64encode(content + b"\xff\xfe\xfb").decode().rstrip("=")
+    assert "-" in urlsafe or "_" in urlsafe
+    for uri in (
+        f"data:audio/wav;base64,{urlsafe}",
+        f'data:audio/wav;name="a, b";base64,{urlsafe}',
+        f"DATA:audio/wav;name=a,b;BASE64,{urlsafe}",
+    ):
+        answer = server.succeed(audio=uri, output_type="text", max_new_tokens=1)
+        assert answer["metrics"]["input_audio_seconds"] > 0
+    assert "audio: the data URI is not valid base64" in server.fail(audio=speech + "!")
 
 
 def test_request_errors_name_the_input(server: Server) -> None:

@@ -67,6 +67,7 @@ class Downloader:
         self._downloads: queue.SimpleQueue[_Download] = queue.SimpleQueue()
         self._threads = threads
         self._busy = 0
+        self._last: _Download | None = None
         self._lock = threading.Lock()
         for _ in range(threads):
             threading.Thread(target=self._work, name="download", daemon=True).start()
@@ -94,9 +95,11 @@ class Downloader:
                 connection that broke.
         """
         deadline = limits.begun + limits.seconds
+        if self._last is not None:
+            self._last.stop()  # a second cancellation may have come before it was done below
         if self._busy >= self._threads:
             raise FetchError("too many earlier downloads are still ending; send it again later")
-        download = _Download(url, file, limits, deadline)
+        self._last = download = _Download(url, file, limits, deadline)
         try:
             self._downloads.put(download)
             while not download.done.wait(STEP_SECONDS):
@@ -117,7 +120,7 @@ class _Download:
 
     def __init__(self, url: str, file: BinaryIO, limits: Limits, deadline: float):
         self.done = threading.Event()
-        self.error: FetchError | None = None
+        self.error: FetchError | None = FetchError(_GIVEN_UP)
         self.size = 0
         self._url, self._file, self._limits, self._deadline = url, file, limits, deadline
         self._lock = threading.Lock()
@@ -126,9 +129,9 @@ class _Download:
 
     def run(self) -> None:
         try:
-            if self._stopped:
-                return
-            self._follow()
+            if not self._stopped:
+                self._follow()
+                self.error = None
         except FetchError as error:
             self.error = error
         except OSError as error:
