@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kimia_infer.api.events import Event
 from kimia_infer.api.loading import Components, warm_up
-from kimia_infer.api.parameters import BUDGETS, Parameters, parse_parameters
+from kimia_infer.api.parameters import BUDGETS, Parameters
 from kimia_infer.api.response import (
     Deadline,
     OnStep,
@@ -191,7 +191,7 @@ class Engine:
         self.decoder = Decoder(
             self.language_model, control, capacity, attention, kv_cache=kv_cache or "none"
         )
-        self.decoder.warm_up(parse_parameters().sampling, self.detokenizer is not None)
+        self.decoder.warm_up()
         if self.detokenizer is not None:
             warm_up(self.detokenizer)
         log.info(

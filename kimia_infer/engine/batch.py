@@ -9,19 +9,27 @@ products.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from kimia_infer.engine.decode import Decoder, Generation, Progress, bucket_of
-from kimia_infer.layers.attention import BACKENDS, CachedAttention
-from kimia_infer.layers.sampler import TrackSampling, draw_dtype, sample
+from kimia_infer.engine.decode import Decoder, Generation, Progress
+from kimia_infer.layers.attention import BACKENDS, CachedAttention, bucket_of
+from kimia_infer.layers.sampler import (
+    RECORDED_FORMS,
+    Form,
+    SamplingRows,
+    draw_dtype,
+    form_of,
+    sample,
+)
 from kimia_infer.utils.graphs import Graphs, graphs_for
 
 
 class TextBatch:
-    """Up to ``slots`` generations of text that advance together with the same sampling.
+    """Up to ``slots`` generations of text that advance together, each with its own sampling.
 
     ``poll_interval`` steps are launched between polls. All memory is allocated here:
     :attr:`slot_bytes` for the keys and values of each slot, at the capacity of the decoder. A step
@@ -33,11 +41,10 @@ class TextBatch:
         self,
         decoder: Decoder,
         slots: int,
-        sampling: TrackSampling,
         poll_interval: int = 1,
         make_graphs: Callable[[torch.device], Graphs] = graphs_for,
     ):
-        self.decoder, self.sampling, self.poll_interval = decoder, sampling, poll_interval
+        self.decoder, self.poll_interval = decoder, poll_interval
         self.model, self.graphs = decoder.model, make_graphs(decoder.model.device)
         model, device, capacity = self.model, decoder.model.device, decoder.capacity
         self.cache = model.new_cache(capacity, decoder.cache_dtype, slots, mimo=False)
@@ -55,7 +62,12 @@ class TextBatch:
         self.latest = zeros(1)
         self.ended, self.finished = zeros(dtype=torch.bool), ~zeros(dtype=torch.bool)
         self.blanks = torch.full_like(self.latest, decoder.control.blank)
-        self._choose_next = self.graphs.record(self._choose)
+        self.sampling = SamplingRows(slots, device)
+        # Unused where nothing is recorded.
+        self._choices = {
+            form: self.graphs.record(functools.partial(self._choose, form))
+            for form in RECORDED_FORMS
+        }
         self._forwards: dict[int, Callable[[], None]] = {}
 
     @property
@@ -76,12 +88,12 @@ class TextBatch:
     def begin(self, generation: Generation) -> int:
         """Read the prompt of a generation that has not begun into a free slot; returns the slot.
 
-        Raises ValueError if none is free, or for a generation of speech or with other sampling.
+        Raises ValueError if none is free, or for a generation of speech.
         """
         if self.full:
             raise ValueError("no slot is free")
-        if generation.speaks or generation.sampling.text != self.sampling:
-            raise ValueError("a batch generates text, with the same sampling in all slots")
+        if generation.speaks:
+            raise ValueError("a batch generates text")
         slot, prompt, limit = self.generations.index(None), generation.prompt, generation.max_steps
         ids = prompt.audio_ids, prompt.text_ids
         x = self.model.embed(*ids, prompt.is_continuous, prompt.features)
@@ -89,6 +101,7 @@ class TextBatch:
         hidden = self.model(x, attention.at(0), text=True, audio=False)
         self.logits[slot] = self.model.text_head(hidden.text[0, -1:])[0]
         self.uniforms[slot, :limit] = generation.randomness.uniforms("text", limit)
+        self.sampling.put(slot, generation.sampling.text)
         self.position[slot], self.limit[slot] = prompt.length - 1, limit
         for tensor in (self.step, self.seen, self.ended, self.finished):
             tensor[slot] = 0
@@ -116,14 +129,21 @@ class TextBatch:
         self.generations[slot] = None
         self.finished[slot] = True
 
-    def _choose(self) -> None:
+    def _choose_next(self) -> None:
+        """Launch :meth:`_choose` in the form that the generations of all slots need."""
+        taken = [g.sampling.text for g in self.generations if g is not None]
+        form = form_of(taken, recorded=self.graphs.captures)
+        if self.graphs.captures:
+            self._choices[form]()
+        else:
+            self._choose(form)
+
+    def _choose(self, form: Form) -> None:
         """Choose and store the next id of every row; advance the rows that do not end with it."""
         at = self.step[:, None]
-        drawn = self.uniforms.gather(1, at)
-        choose = torch.vmap(
-            lambda logits, store, step, drawn: sample(logits, store, step, drawn, self.sampling)
-        )
-        self.latest.copy_(choose(self.logits, self.store, at, drawn))
+        uniform = self.uniforms.gather(1, at)[:, 0]
+        chosen = sample(self.logits, self.store, self.step, uniform, self.sampling, form)
+        self.latest.copy_(chosen[:, None])
         self.store.scatter_(1, at, self.latest)
         running = ~self.finished
         ends = running & (self.latest[:, 0] == self.decoder.control.text_end)

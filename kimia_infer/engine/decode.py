@@ -12,6 +12,7 @@ never waits; steps that ran past the end are dropped.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,23 +22,29 @@ import torch
 from torch import Tensor, nn
 
 from kimia_infer.layers.attention import (
+    BUCKETS,
     KV_CACHES,
     Attend,
     CachedAttention,
+    bucket_of,
     check_kv_cache,
     choose_backend,
 )
-from kimia_infer.layers.sampler import Randomness, Sampling, TrackSampling, draw_dtype, sample
+from kimia_infer.layers.sampler import (
+    RECORDED_FORMS,
+    Form,
+    Randomness,
+    Sampling,
+    SamplingRows,
+    TrackSampling,
+    draw_dtype,
+    form_of,
+    sample,
+)
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.utils.graphs import Graphs, graphs_for
 
 OutputType = Literal["text", "both"]
-
-BUCKETS = (256, 512, 1024, 2048, 4096)
-"""Attention that reads a whole bucket of positions is recorded for these, then the capacity."""
-
-KEPT_SAMPLINGS = 16
-"""Recorded samplers that are kept; the oldest one is dropped for other parameters."""
 
 
 class Tracks(NamedTuple):
@@ -46,6 +53,8 @@ class Tracks(NamedTuple):
     text: bool
     audio: bool
 
+
+Forms = tuple[Form, Form]  # how text and audio are sampled in a step
 
 TEXT = Tracks(text=True, audio=False)
 BOTH = Tracks(text=True, audio=True)
@@ -93,43 +102,40 @@ class Progress:
     finished: bool
 
 
-def bucket_of(position: int, capacity: int, buckets: Sequence[int] = BUCKETS) -> int:
-    """The smallest bucket of positions that contains ``position``."""
-    return min(next((b for b in buckets if b > position), capacity), capacity)
-
-
 class TrackState:
     """One track: ids of all steps, their draws, the last id, and the logits of the next.
 
-    ``store`` int64 and ``uniforms`` [capacity]; ``count`` int64 [1] of ids that belong to
-    the answer; ``latest`` int64 [1, 1]; ``logits`` [rows] of the ids from ``first_id`` on.
+    ``store`` int64 and ``uniforms`` [1, capacity]; ``count`` int64 [1] of ids that belong to
+    the answer; ``latest`` int64 [1, 1]; ``logits`` [1, ids] of the ids from ``first_id`` on.
     """
 
     def __init__(self, head: nn.Linear, first_id: int, capacity: int, blank: int):
         device, dtype = head.weight.device, head.weight.dtype
         self.head, self.first_id = head, first_id
-        self.store = torch.full((capacity,), blank, device=device)
-        self.uniforms = torch.zeros(capacity, dtype=draw_dtype(device), device=device)
+        self.sampling = SamplingRows(1, device)
+        self.store = torch.full((1, capacity), blank, device=device)
+        self.uniforms = torch.zeros(1, capacity, dtype=draw_dtype(device), device=device)
         self.count = torch.zeros(1, dtype=torch.int64, device=device)
         self.latest = torch.zeros(1, 1, dtype=torch.int64, device=device)
-        self.logits = torch.zeros(head.weight.shape[0], dtype=dtype, device=device)
+        self.logits = torch.zeros(1, head.weight.shape[0], dtype=dtype, device=device)
 
-    def reset(self, uniforms: Tensor, blank: int) -> None:
+    def reset(self, sampling: TrackSampling, uniforms: Tensor, blank: int) -> None:
+        self.sampling.put(0, sampling)
         self.store.fill_(blank)
         self.count.zero_()
-        self.uniforms[: len(uniforms)] = uniforms
+        self.uniforms[0, : len(uniforms)] = uniforms
 
     def read_head(self, hidden: Tensor) -> None:
         """Logits of the last position of hidden [1, length, hidden_size]."""
-        self.logits.copy_(self.head(hidden[0, -1:])[0])
+        self.logits.copy_(self.head(hidden[:, -1]))
 
-    def sample(self, step: Tensor, sampling: TrackSampling) -> Tensor:
+    def sample(self, step: Tensor, form: Form) -> Tensor:
         """The next id, int64 [1]."""
-        uniform = self.uniforms[step]
-        return sample(self.logits, self.store, step, uniform, sampling, self.first_id)
+        rows = self.logits, self.store, step, self.uniforms[0, step], self.sampling
+        return sample(*rows, form, self.first_id)
 
     def put(self, step: Tensor, chosen: Tensor) -> None:
-        self.store.index_copy_(0, step, chosen)
+        self.store.index_copy_(1, step, chosen.view(1, 1))
         self.latest.copy_(chosen.view(1, 1))
 
 
@@ -158,12 +164,15 @@ class DecodeState:
         self.blank = torch.full((1,), blank, device=device)
         self.audio_ends = torch.tensor(control.audio_ends).to(device)
         self._forwards: dict[tuple[Tracks, int], Callable[[], None]] = {}
-        self._choices: dict[tuple[Tracks, Sampling], Callable[[], None]] = {}
+        self._choices: dict[tuple[Tracks, Forms], Callable[[], None]] = {}
+        if graphs.captures:
+            self._record()
 
-    def begin(self, randomness: Randomness, steps: int) -> None:
+    def begin(self, sampling: Sampling, randomness: Randomness, steps: int) -> None:
         """Reset for a new request, with the random numbers of ``steps`` steps."""
-        self.text.reset(randomness.uniforms("text", steps), self.control.blank)
-        self.audio.reset(randomness.uniforms("audio", steps), self.control.blank)
+        blank = self.control.blank
+        self.text.reset(sampling.text, randomness.uniforms("text", steps), blank)
+        self.audio.reset(sampling.audio, randomness.uniforms("audio", steps), blank)
         for tensor in (self.step, self.position, self.text_finished, self.finished):
             tensor.zero_()
 
@@ -193,32 +202,35 @@ class DecodeState:
         if tracks.audio:
             self.audio.read_head(hidden.audio)
 
-    def prepare(self, tracks: Tracks, sampling: Sampling) -> None:
-        """Record what :meth:`choose` will launch; only before :meth:`begin`, as it runs a step."""
-        key = tracks, sampling
-        if key in self._choices:
-            return
-        if len(self._choices) == KEPT_SAMPLINGS:
-            del self._choices[next(iter(self._choices))]
-        self.step.zero_()
-        self._choices[key] = self.graphs.record(lambda: self._choose(tracks, sampling))
+    def _record(self) -> None:
+        """Record every step that a request may launch. Changes the state: never in a request."""
+        for tracks in (TEXT, BOTH, AUDIO):
+            for bucket in (0, *(b for b in self.buckets if b < self.attention.cache.capacity)):
+                self.forward(tracks, bucket)
+            for text, audio in itertools.product(RECORDED_FORMS, repeat=2):
+                self.step.zero_()
+                self.choose(tracks, (text, audio))
 
-    def choose(self, tracks: Tracks, sampling: Sampling) -> None:
+    def choose(self, tracks: Tracks, forms: Forms) -> None:
         """Choose and store the ids of this step, update the stop conditions, go to the next."""
-        self._choices[tracks, sampling]()
+        if not (tracks.text and tracks.audio):  # the other form is of no account
+            forms = (forms[tracks.audio],) * 2
+        if (tracks, forms) not in self._choices and self.graphs.captures:
+            self._choices[tracks, forms] = self.graphs.record(lambda: self._choose(tracks, forms))
+        self._choices.get((tracks, forms), lambda: self._choose(tracks, forms))()
 
-    def _choose(self, tracks: Tracks, sampling: Sampling) -> None:
+    def _choose(self, tracks: Tracks, forms: Forms) -> None:
         running = ~self.finished
         text = audio = self.blank
         if tracks.text:
-            sampled = self.text.sample(self.step, sampling.text)
+            sampled = self.text.sample(self.step, forms[0])
             text = torch.where(self.text_finished, self.blank, sampled)
             ends = ~self.text_finished & (sampled == self.control.text_end)
             self.text.count += running & ~self.text_finished & ~ends
             self.text_finished |= ends
         if tracks.audio:
             speaking = self.step >= self.model.config.audio_delay
-            sampled = self.audio.sample(self.step, sampling.audio)
+            sampled = self.audio.sample(self.step, forms[1])
             audio = torch.where(speaking, sampled, self.blank)
             self.audio.count += running & speaking
             self.finished |= speaking & (audio == self.audio_ends).any()
@@ -236,7 +248,7 @@ class DecodeState:
         ``text_finished`` and ``finished``, then the text ids and the audio ids.
         """
         flags = torch.cat([self.text_finished, self.finished]).long()
-        ids = self.text.store[start:end], self.audio.store[start:end]
+        ids = self.text.store[0, start:end], self.audio.store[0, start:end]
         return self.graphs.fetch(torch.cat([self.text.count, self.audio.count, flags, *ids]))
 
 
@@ -288,12 +300,10 @@ class Decoder:
                 self._free.append(state)
 
     @torch.inference_mode()
-    def warm_up(self, sampling: Sampling, speech: bool) -> None:
-        """Record the steps that ``sampling`` needs, so that no request has to wait for it."""
+    def warm_up(self) -> None:
+        """Make the first state, which no request then has to wait for, and run a step of it."""
         with self.borrow() as state:
-            for tracks in (TEXT, BOTH, AUDIO) if speech else (TEXT,):
-                state.prepare(tracks, sampling)
-                state.forward(tracks, 0)
+            state.forward(TEXT, 0)
 
 
 class Generation:
@@ -316,13 +326,12 @@ class Generation:
         if needed > decoder.capacity:
             raise ValueError(f"{needed} positions do not fit in a capacity of {decoder.capacity}")
         self.decoder, self.prompt, self.randomness = decoder, prompt, randomness
-        self.sampling, self.max_steps = sampling, max_steps
-        self.poll_interval, self.next_poll = poll_interval, 1
+        self.sampling, self.max_steps, self.poll_interval = sampling, max_steps, poll_interval
+        self.next_poll = 1
         self.delay = decoder.model.config.audio_delay
         self.tracks = BOTH if output_type == "both" else TEXT
         self.speaks = self.tracks.audio
-        self.launched = self.fetched = 0
-        self.ended = False
+        self.launched, self.fetched, self.ended = 0, 0, False
         self.text_ids: list[int] = []
         self.audio_ids: list[int] = []
 
@@ -330,12 +339,12 @@ class Generation:
     def run(self) -> Generator[Progress]:
         """Generate until the end token or the step limit; poll every ``poll_interval`` steps."""
         with self.decoder.borrow() as state:
-            for tracks in (BOTH, AUDIO) if self.speaks else (TEXT,):
-                state.prepare(tracks, self.sampling)
-            state.begin(self.randomness, self.max_steps)
+            sampling, recorded = self.sampling, state.graphs.captures
+            forms = form_of([sampling.text], recorded), form_of([sampling.audio], recorded)
+            state.begin(sampling, self.randomness, self.max_steps)
             polls: deque[Callable[[], Progress]] = deque()
             while True:
-                self._launch(state)
+                self._launch(state, forms)
                 polls.append(self._poll(state))
                 if state.graphs.captures and len(polls) == 1 and self.launched < self.max_steps:
                     continue  # one interval late
@@ -348,7 +357,7 @@ class Generation:
         """Poll after ``step`` launched steps at the latest."""
         self.next_poll = min(self.next_poll, max(step, self.launched + 1))
 
-    def _launch(self, state: DecodeState) -> None:
+    def _launch(self, state: DecodeState, forms: Forms) -> None:
         """Launch steps up to the next poll."""
         until = min(self.next_poll, self.max_steps)
         while self.launched < until:
@@ -359,7 +368,7 @@ class Generation:
                 state.prefill(x, self.tracks)
             else:
                 state.forward(self.tracks, self.prompt.length + self.launched - 1)
-            state.choose(self.tracks, self.sampling)
+            state.choose(self.tracks, forms)
             self.launched += 1
         self.next_poll = self.launched + self.poll_interval
 

@@ -209,9 +209,7 @@ def _make_batch(
     make_graphs: Callable[[torch.device], Graphs],
 ) -> TextBatch:
     try:
-        return TextBatch(
-            model.decoder, size, options.sampling.text, model.poll_interval, make_graphs
-        )
+        return TextBatch(model.decoder, size, model.poll_interval, make_graphs)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,9 @@ from kimia_infer.utils.errors import ConfigurationError
 
 KV_CACHES: dict[str, torch.dtype | None] = {"none": None, "fp8": FP8}
 """How keys and values can be stored: in the working dtype, or in e4m3."""
+
+BUCKETS = (256, 512, 1024, 2048, 4096)
+"""Attention that reads a whole bucket of positions is recorded for these, then the capacity."""
 
 # Joined projections [batch, length, rows], layer -> [batch, length, heads * head_dim].
 Attend = Callable[[Tensor, int], Tensor]
@@ -103,6 +106,11 @@ def check_kv_cache(name: str, device: torch.device) -> None:
         raise ConfigurationError(f"kv_cache: expected {' or '.join(KV_CACHES)}, found {name!r}")
     if name == "fp8":
         check_fp8("kv_cache", device, "'none'")
+
+
+def bucket_of(position: int, capacity: int, buckets: Sequence[int] = BUCKETS) -> int:
+    """The smallest bucket of positions that contains ``position``."""
+    return min(next((b for b in buckets if b > position), capacity), capacity)
 
 
 def rotary_tables(

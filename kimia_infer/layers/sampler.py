@@ -1,6 +1,7 @@
 """The sampler of both tracks, and the random numbers that a request draws.
 
-The sampler is a pure function of logits, history and one uniform number. Every random number has
+The sampler is a pure function of logits, history, parameters and one uniform number, all of which
+are tensors with a row for each request. Every random number has
 an address: (seed, track, step) for tokens, (seed, chunk) for the noise that a speech chunk starts
 from. A request therefore gives the same answer on the same machine whatever is computed ahead,
 skipped or batched.
@@ -9,6 +10,7 @@ skipped or batched.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -44,6 +46,10 @@ class TrackSampling:
     @property
     def greedy(self) -> bool:
         return self.temperature <= GREEDY_TEMPERATURE
+
+    @property
+    def penalizes(self) -> bool:
+        return self.repetition_penalty > 1.0
 
 
 @dataclass(frozen=True)
@@ -86,27 +92,85 @@ class SeededRandomness:
         return torch.from_numpy(generator.standard_normal((frames, channels), dtype=np.float32))
 
 
-def penalize_repetition(logits: Tensor, recent: Tensor, penalty: float) -> Tensor:
+@dataclass(frozen=True)
+class Form:
+    """What a sampler computes for its rows: as much as those that ask most of it.
+
+    ``window`` is the largest window of a penalty, 0 where there is none. ``top_k`` is the largest
+    number of candidates to draw from, 0 for none; ``vocabulary`` says whether a row draws from all
+    ids, ``greedy`` whether one takes the largest logit.
+    """
+
+    window: int
+    top_k: int
+    vocabulary: bool
+    greedy: bool
+
+    def covers(self, other: Form) -> bool:
+        return (
+            self.window >= other.window
+            and self.top_k >= other.top_k
+            and self.vocabulary >= other.vocabulary
+            and self.greedy >= other.greedy
+        )
+
+
+UNBOUNDED = 2**62
+RECORDED_FORMS = (
+    Form(0, 0, vocabulary=False, greedy=True),
+    Form(UNBOUNDED, 64, vocabulary=False, greedy=True),
+    Form(UNBOUNDED, UNBOUNDED, vocabulary=True, greedy=True),
+)
+"""The forms that are recorded where steps are: for the largest logit, for the usual, for all."""
+
+
+def form_of(samplings: Iterable[TrackSampling], recorded: bool = False) -> Form:
+    """The least form that covers ``samplings``, or the least one that is ``recorded``."""
+    samplings = list(samplings)
+    drawn = [s.top_k for s in samplings if not s.greedy]
+    form = Form(
+        max((s.repetition_window_size or UNBOUNDED for s in samplings if s.penalizes), default=0),
+        max(drawn, default=0),
+        0 in drawn,
+        not drawn or len(drawn) < len(samplings),
+    )
+    return next(f for f in RECORDED_FORMS if f.covers(form)) if recorded else form
+
+
+class SamplingRows:
+    """The sampling of every row on the device, where a step reads it; [rows] each."""
+
+    def __init__(self, rows: int, device: torch.device):
+        self.temperature = torch.zeros(rows, device=device)
+        self.top_k = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.penalty = torch.ones(rows, device=device)
+        self.window = torch.zeros_like(self.top_k)
+
+    def put(self, row: int, sampling: TrackSampling) -> None:
+        self.temperature[row] = sampling.temperature
+        self.top_k[row] = sampling.top_k
+        self.penalty[row] = sampling.repetition_penalty
+        self.window[row] = sampling.repetition_window_size
+
+
+def penalize_repetition(logits: Tensor, recent: Tensor, penalty: Tensor) -> Tensor:
     """Divide positive logits of the ids in ``recent`` by ``penalty``, multiply negative ones.
 
-    logits [vocabulary], recent int64 [window]; every distinct id is changed once.
+    logits [rows, vocabulary], recent int64 [rows, window], penalty [rows]; every distinct id is
+    changed once.
     """
-    scores = logits[recent]
-    return logits.scatter(0, recent, torch.where(scores < 0, scores * penalty, scores / penalty))
+    scores, penalty = logits.gather(1, recent), penalty[:, None]
+    changed = torch.where(scores < 0, scores * penalty, scores / penalty)
+    return logits.scatter(1, recent, changed.to(logits.dtype))
 
 
-def draw_weights(logits: Tensor, temperature: float, top_k: int) -> tuple[Tensor, Tensor | None]:
-    """Unnormalized weights to draw from and the ids they stand for.
+def draw_weights(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Unnormalized weights float32 of the ids of logits [rows, vocabulary].
 
-    logits [vocabulary] -> weights float32 [k] in descending order and ids int64 [k]; with
-    ``top_k`` 0 the weights of the whole vocabulary and None. The temperature divides the
-    log-probabilities, so the weights need not sum to one.
+    The temperature [rows] divides the log-probabilities, so the weights need not sum to one.
     """
-    weights = (torch.log_softmax(logits.float(), dim=-1) / temperature).exp()
-    if top_k == 0:
-        return weights, None
-    weights, ids = weights.topk(top_k)
-    return weights, ids
+    temperature = temperature.clamp(min=GREEDY_TEMPERATURE)[:, None]
+    return (torch.log_softmax(logits.float(), dim=-1) / temperature).exp()
 
 
 def draw_dtype(device: torch.device) -> torch.dtype:
@@ -114,15 +178,17 @@ def draw_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def draw(weights: Tensor, uniform: Tensor) -> Tensor:
+def draw(weights: Tensor, uniform: Tensor, count: Tensor | int) -> Tensor:
     """Inverse CDF: the first index whose normalized cumulative weight exceeds ``uniform``.
 
-    weights [k], uniform [1] in [0, 1), of the dtype :func:`draw_dtype` -> int64 [1].
+    weights [rows, k], of which the first ``count`` (or [rows]) may be drawn and the others are 0;
+    uniform [rows] in [0, 1), of the dtype :func:`draw_dtype` -> int64 [rows].
     """
     weights = weights.to(uniform.dtype)
-    cumulative = (weights / weights.sum()).cumsum(0)
+    cumulative = (weights / weights.sum(-1, keepdim=True)).cumsum(-1)
+    index = (cumulative <= uniform[:, None]).sum(-1)
     # Rounding may leave the last value just below 1.
-    return (cumulative <= uniform).sum(0, keepdim=True).clamp(max=len(weights) - 1)
+    return index.clamp(max=count - 1) if isinstance(count, int) else index.minimum(count - 1)
 
 
 def sample(
@@ -130,32 +196,52 @@ def sample(
     history: Tensor,
     step: Tensor,
     uniform: Tensor,
-    sampling: TrackSampling,
+    sampling: SamplingRows,
+    form: Form,
     first_id: int = 0,
 ) -> Tensor:
-    """Choose the next id of a track: int64 [1].
+    """Choose the next id of every row of a track: int64 [rows].
 
-    logits [rows] are those of the ids from ``first_id`` on; ``history`` int64 [capacity] holds the
-    ids of steps 0 .. step-1 of this track, blanks and end tokens included; ``step`` int64 [1];
-    ``uniform`` [1] as :func:`draw` takes it. No value is read by the host.
+    logits [rows, ids] are those of the ids from ``first_id`` on; ``history`` int64
+    [rows, capacity] holds the ids of steps 0 .. step-1 of this track, blanks and end tokens
+    included; ``step`` int64 [rows]; ``uniform`` [rows] as :func:`draw` takes it. ``form`` covers
+    the sampling of all rows. No value is read by the host.
     """
-    window = sampling.repetition_window_size
-    if sampling.repetition_penalty > 1.0 and len(history):
-        recent = _recent(history, step, window) - first_id
-        penalized = penalize_repetition(logits, recent, sampling.repetition_penalty)
-        logits = torch.where(step > window, penalized, logits)
-    if sampling.greedy:
-        return first_id + logits.argmax().view(1)
-    weights, ids = draw_weights(logits, sampling.temperature, sampling.top_k)
-    index = draw(weights, uniform)
-    return first_id + (index if ids is None else ids[index]).view(1)
+    if window := min(form.window, history.shape[1]):
+        recent = _recent(history, step, sampling.window, window) - first_id
+        penalized = penalize_repetition(logits, recent, sampling.penalty)
+        applies = (sampling.penalty > 1) & (step > sampling.window)
+        logits = torch.where(applies[:, None], penalized, logits)
+    if not form.top_k and not form.vocabulary:
+        return first_id + logits.argmax(-1)
+    chosen = _draw_ids(logits, uniform, sampling, form)
+    if form.greedy:
+        greedy = sampling.temperature <= GREEDY_TEMPERATURE
+        chosen = logits.argmax(-1).where(greedy, chosen)
+    return first_id + chosen
 
 
-def _recent(history: Tensor, step: Tensor, window: int) -> Tensor:
-    """The ids of the last ``window`` steps; of all steps so far with 0.
+def _draw_ids(logits: Tensor, uniform: Tensor, sampling: SamplingRows, form: Form) -> Tensor:
+    """An index of logits [rows, ids] for every row, int64 [rows]."""
+    weights, vocabulary = draw_weights(logits, sampling.temperature), logits.shape[1]
+    if not form.top_k:
+        return draw(weights, uniform, vocabulary)
+    top = min(form.top_k, vocabulary)
+    best, ids = weights.topk(top)
+    count = sampling.top_k.clamp(1, top)
+    best = best.where(torch.arange(top, device=best.device) < count[:, None], 0)
+    drawn = ids.gather(1, draw(best, uniform, count)[:, None])[:, 0]
+    if form.vocabulary:
+        drawn = draw(weights, uniform, vocabulary).where(sampling.top_k == 0, drawn)
+    return drawn
+
+
+def _recent(history: Tensor, step: Tensor, window: Tensor, size: int) -> Tensor:
+    """The ids [rows, size] of the last ``window`` [rows] steps; of all steps so far with 0.
 
     Of fixed size: where there are fewer steps, ids repeat, which changes no set of them.
     """
-    size = window or len(history)
-    places = torch.arange(size, device=history.device) + (step - window if window else 0)
-    return history[places.clamp(min=0).minimum((step - 1).clamp(min=0))]
+    back = torch.arange(size, device=history.device).minimum(
+        torch.where(window == 0, size, window)[:, None] - 1
+    )
+    return history.gather(1, (step[:, None] - 1 - back).clamp(min=0))

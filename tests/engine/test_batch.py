@@ -85,9 +85,10 @@ def test_recorded_run(
         return Generation(decoder, prompts[run["prompt"]], "text", steps, sampling, randomness)
 
     def other(name: str, steps: int) -> Generation:
-        return Generation(decoder, prompts[name], "text", steps, sampling, SeededRandomness(steps))
+        others = sampling_of(SAMPLINGS[steps % 3])
+        return Generation(decoder, prompts[name], "text", steps, others, SeededRandomness(steps))
 
-    batch = TextBatch(decoder, 2, sampling.text, poll_interval, make_graphs)
+    batch = TextBatch(decoder, 2, poll_interval, make_graphs)
     first, _, _, last = together(
         batch, [recorded(), other("text_only", 4), other("two_audio", steps + 9), recorded()]
     )
@@ -114,7 +115,10 @@ def decoders(model: LanguageModel, prompts: dict, control) -> dict[str, Decoder]
 
 requests = st.lists(
     st.tuples(
-        st.sampled_from(["text_only", "two_audio"]), st.integers(1, 40), st.integers(0, 2**32 - 1)
+        st.sampled_from(["text_only", "two_audio"]),
+        st.integers(1, 40),
+        st.integers(0, 2**32 - 1),
+        st.sampled_from(SAMPLINGS),
     ),
     max_size=6,
 )
@@ -125,21 +129,21 @@ requests = st.lists(
     requests=requests,
     slots=st.integers(1, 4),
     interval=st.integers(1, 12),
-    params=st.sampled_from(SAMPLINGS),
     held=st.sampled_from(["full", "track", "int8", "fp8 cache"]),
 )
 def test_ids_are_those_of_the_single_loop(
-    requests, slots, interval, params, held, decoders: dict[str, Decoder], prompts: dict
+    requests, slots, interval, held, decoders: dict[str, Decoder], prompts: dict
 ) -> None:
-    decoder, sampling = decoders[held], sampling_of(params)
+    """Each with its own sampling, whatever the others have."""
+    decoder = decoders[held]
 
     def generations() -> Iterator[Generation]:
-        for name, steps, seed in requests:
-            randomness = SeededRandomness(seed)
+        for name, steps, seed, params in requests:
+            randomness, sampling = SeededRandomness(seed), sampling_of(params)
             yield Generation(decoder, prompts[name], "text", steps, sampling, randomness)
 
     expected = [alone(generation) for generation in generations()]
-    batch = TextBatch(decoder, slots, sampling.text, interval)
+    batch = TextBatch(decoder, slots, interval)
     assert together(batch, list(generations())) == expected
 
 
@@ -184,7 +188,7 @@ def test_a_row_of_id_zero_gets_no_text_embedding(
     expected = [alone(generation) for generation in generations()]
     zeros = [[i == 0 for i in ids[:-1]] for ids, _, _ in expected]
     assert any(one != other for one, other in zip(*zeros, strict=True))
-    batch = TextBatch(decoder, 3, sampling.text, 2, make_graphs)
+    batch = TextBatch(decoder, 3, 2, make_graphs)
     assert together(batch, generations()) == expected
 
     def embed_all(audio_ids: Tensor, text_ids: Tensor, *rest) -> Tensor:
@@ -207,11 +211,11 @@ def test_steps_are_recorded_once_for_each_bucket(model: LanguageModel, control, 
             for name, steps in (("text_only", 20), ("two_audio", 40), ("text_only", 60))
         ]
 
-    batch = TextBatch(decoder, 2, sampling.text, 5, TracedGraphs)
+    batch = TextBatch(decoder, 2, 5, TracedGraphs)
     expected = [alone(generation) for generation in generations()]
     assert together(batch, generations()) == expected
     recorded, replayed = batch.graphs.recorded, batch.graphs.replayed
-    assert recorded == 4  # the choice of ids, and attention over 64, 80 and 100 positions
+    assert recorded == 6  # three ways to choose ids, and attention over 64, 80 and 100 positions
     assert together(batch, generations()) == expected
     assert (batch.graphs.recorded, batch.graphs.replayed) == (recorded, 2 * replayed)
 
@@ -224,7 +228,7 @@ def test_a_slot_that_is_released_early_disturbs_no_other(
     def generation(name: str) -> Generation:
         return Generation(decoder, prompts[name], "text", 30, sampling, SeededRandomness(0))
 
-    batch = TextBatch(decoder, 2, sampling.text, 4)
+    batch = TextBatch(decoder, 2, 4)
     stopped, kept, later = (generation(n) for n in ("two_audio", "text_only", "two_audio"))
     assert [batch.begin(stopped), batch.begin(kept)] == [0, 1]
     batch.advance()
@@ -247,7 +251,7 @@ def test_what_is_finished_and_not_released_stays_as_it_is(
     def generation() -> Generation:
         return Generation(decoder, prompts["two_audio"], "text", 40, sampling, SeededRandomness(0))
 
-    batch, kept = TextBatch(decoder, 1, sampling.text, 4), generation()
+    batch, kept = TextBatch(decoder, 1, 4), generation()
     batch.begin(kept)
     looks = [progress for _ in range(40) for _, progress in batch.advance()]
     assert found(kept) == alone(generation()) and kept.ended
@@ -260,17 +264,16 @@ def test_what_does_not_fit_into_the_batch_is_refused(
 ) -> None:
     decoder, sampling = Decoder(model, control, CAPACITY), sampling_of({})
 
-    def make(output: str, params: dict) -> Generation:
+    def make(output: str) -> Generation:
         prompt, randomness = prompts["text_only"], SeededRandomness(0)
-        return Generation(decoder, prompt, output, 5, sampling_of(params), randomness)
+        return Generation(decoder, prompt, output, 5, sampling, randomness)
 
-    batch = TextBatch(decoder, 1, sampling.text)
-    for refused in (make("both", {}), make("text", {"text_temperature": 1.0})):
-        with pytest.raises(ValueError, match="same sampling"):
-            batch.begin(refused)
-    batch.begin(make("text", {}))
+    batch = TextBatch(decoder, 1)
+    with pytest.raises(ValueError, match="a batch generates text"):
+        batch.begin(make("both"))
+    batch.begin(make("text"))
     with pytest.raises(ValueError, match="no slot is free"):
-        batch.begin(make("text", {}))
+        batch.begin(make("text"))
 
 
 @pytest.mark.parametrize(("kv_cache", "size"), [("none", 4), ("fp8", 1)])
@@ -278,5 +281,5 @@ def test_bytes_of_a_slot(kv_cache: str, size: int, model: LanguageModel, control
     """Keys and values of the trunk's 5 layers, 2 heads of 16."""
     decoder = Decoder(model, control, CAPACITY, kv_cache=kv_cache)
     for slots in (1, 3):
-        batch = TextBatch(decoder, slots, sampling_of({}).text)
+        batch = TextBatch(decoder, slots)
         assert batch.slot_bytes == 2 * 5 * 2 * 16 * CAPACITY * size

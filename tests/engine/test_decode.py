@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 
@@ -68,13 +70,11 @@ def test_cut_heads_choose_among_their_own_rows(
 
     cut = run(model.with_cut_heads())
 
-    def sample_allowed(logits, history, step, uniform, track, first_id):
-        rows = torch.arange(len(logits))
-        allowed = (
-            rows < config.token_offset if track is sampling.text else rows >= config.base_tokens
-        )
+    def sample_allowed(logits, history, step, uniform, rows, form, first_id):
+        ids, text = torch.arange(logits.shape[1]), rows.temperature == torch.tensor(0.8)
+        allowed = torch.where(text, ids < config.token_offset, ids >= config.base_tokens)
         masked = torch.where(allowed, logits, -torch.inf)
-        return sample(masked, history, step, uniform, track, first_id)
+        return sample(masked, history, step, uniform, rows, form, first_id)
 
     monkeypatch.setattr(decode, "sample", sample_allowed)
     assert cut == run(model)
@@ -147,20 +147,31 @@ def test_a_failed_request_leaves_no_state_behind(model: LanguageModel, control) 
         assert fresh is not broken
 
 
-def test_samplers_of_other_requests_make_room(model: LanguageModel, control) -> None:
-    decoder = Decoder(model, control, 8, make_graphs=TracedGraphs)
-    samplings = [
-        sampling_of({"audio_temperature": float(temperature)})
-        for temperature in range(decode.KEPT_SAMPLINGS + 1)
-    ]
-    with decoder.borrow() as state, torch.inference_mode():
-        for sampling in samplings:
-            state.prepare(decode.BOTH, sampling)
-        assert state.graphs.recorded == len(samplings)
-        state.prepare(decode.BOTH, samplings[-1])  # kept
-        assert state.graphs.recorded == len(samplings)
-        state.prepare(decode.BOTH, samplings[0])  # dropped
-        assert state.graphs.recorded == len(samplings) + 1
+def test_nothing_is_recorded_after_the_warm_up(model: LanguageModel, control, prompts) -> None:
+    """Whatever a request asks for, and wherever in the cache it is."""
+    decoder = Decoder(model, control, 90, make_graphs=TracedGraphs, buckets=(16, 64))
+    decoder.warm_up()
+    with decoder.borrow() as state:
+        recorded = state.graphs.recorded
+    chance = random.Random(0)
+    for seed in range(20):
+        asked = {
+            f"{track}_{name}": chance.choice(values)
+            for track in ("text", "audio")
+            for name, values in {
+                "temperature": (0.0, 0.3, 1.7),
+                "top_k": (0, 1, 10, 100, 1000),
+                "repetition_penalty": (1.0, 1.1, 2.0),
+                "repetition_window_size": (1, 16, 64, 7500),
+            }.items()
+        }
+        prompt, steps = prompts[chance.choice(sorted(prompts))], chance.randint(1, 30)
+        output, sampling = chance.choice(["text", "both"]), sampling_of(asked)
+        generation = Generation(decoder, prompt, output, steps, sampling, SeededRandomness(seed))
+        list(generation.run())
+    with decoder.borrow() as same:
+        assert same is state
+        assert state.graphs.recorded == recorded
 
 
 def test_a_request_beyond_the_capacity_is_refused(model: LanguageModel, control, prompts) -> None:

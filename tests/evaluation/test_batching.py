@@ -98,7 +98,7 @@ def test_recorded_answers_with_other_sampling(
     assert sum("draws" in case for case in cases) == 2
     for case in cases:
         options = options_of(case)
-        batch = TextBatch(recorded_model.decoder, 3, options.sampling.text, 4, make_graphs)
+        batch = TextBatch(recorded_model.decoder, 3, 4, make_graphs)
 
         def begin(chat: dict, options: Parameters = options, case: dict = case) -> Generation:
             messages = parse_messages(chat_of(chat))
@@ -190,9 +190,9 @@ def test_an_item_out_of_time_concerns_only_itself(
 def test_repetition_is_cut(model: KimiAudio, items: list[Item], monkeypatch: pytest.MonkeyPatch):
     """Texts that begin as they would, and then alternate between two of their ids endlessly."""
 
-    def looping(logits, history, step, uniform, sampling, first_id=0):
-        usual = sample(logits, history, step, uniform, sampling, first_id)
-        return torch.where(step < 4, usual, history[2 + step % 2])
+    def looping(logits, history, step, uniform, sampling, form, first_id=0):
+        usual = sample(logits, history, step, uniform, sampling, form, first_id)
+        return torch.where(step < 4, usual, history.gather(1, 2 + step[:, None] % 2)[:, 0])
 
     monkeypatch.setattr(decode, "sample", looping)
     monkeypatch.setattr(batch_module, "sample", looping)
@@ -291,7 +291,7 @@ def test_seconds_are_from_an_items_turn_to_its_end(
         return original(batch)
 
     monkeypatch.setattr(TextBatch, "advance", advance)
-    monkeypatch.setattr(batch_module, "sample", lambda logits, *rest: logits[:1].long() * 0 + 66)
+    monkeypatch.setattr(batch_module, "sample", lambda logits, *rest: logits[:, 0].long() * 0 + 66)
     options = parse_parameters(max_new_tokens=6)
     turns = (
         dataclasses.replace(turn, started=turn.started - 0.5)

@@ -13,12 +13,33 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from kimia_infer.layers.sampler import (
+    RECORDED_FORMS,
+    SamplingRows,
     TrackSampling,
     draw,
     draw_weights,
+    form_of,
     penalize_repetition,
     sample,
 )
+
+
+def sample_rows(
+    logits: torch.Tensor,
+    history: torch.Tensor,
+    step: int,
+    uniforms: torch.Tensor,
+    samplings: list[TrackSampling],
+    recorded: bool = False,
+) -> list[int]:
+    """An id for each sampling, all of the same logits [ids] and history [steps]."""
+    count = len(samplings)
+    rows = SamplingRows(count, torch.device("cpu"))
+    for row, sampling in enumerate(samplings):
+        rows.put(row, sampling)
+    steps = torch.full((count,), step)
+    given = logits.expand(count, -1), history.expand(count, -1), steps, uniforms
+    return sample(*given, rows, form_of(samplings, recorded)).tolist()
 
 
 def test_recorded_calls(golden: Path) -> None:
@@ -33,22 +54,26 @@ def test_recorded_calls(golden: Path) -> None:
         )
         penalized = logits
         if case["repetition_penalty"] > 1 and len(recent) > case["window"]:
-            penalized = penalize_repetition(
-                logits, recent[-case["window"] :], case["repetition_penalty"]
+            penalty = torch.tensor([case["repetition_penalty"]])
+            [penalized] = penalize_repetition(
+                logits[None], recent[None, -case["window"] :], penalty
             )
         after = tensors[f"{index}.logits_after"].reshape(-1, len(logits))[-1]
         torch.testing.assert_close(penalized, after, atol=1e-6, rtol=0)
         uniform = torch.zeros(1, dtype=torch.float64)
         if not case["greedy"]:
-            weights, _ = draw_weights(penalized, case["temperature"], max(case["top_k"], 0))
+            [weights] = draw_weights(penalized[None], torch.tensor([case["temperature"]]))
+            if case["top_k"] > 0:
+                weights = weights.topk(case["top_k"]).values
             expected = tensors[f"{index}.probs_before_multinomial"].flatten()
             torch.testing.assert_close(weights, expected, atol=1e-5, rtol=0)
             # Aim at the middle of the span of index 2 (or the last one).
             shares = expected.double() / expected.double().sum()
             target = min(2, len(shares) - 1)
             uniform = (shares[:target].sum() + shares[target] / 2).view(1)
-        token = sample(logits, recent, torch.tensor([len(recent)]), uniform, sampling)
-        assert token.item() == case["token_if_draw_index_2"], index
+        for recorded in (False, True):
+            token = sample_rows(logits, recent, len(recent), uniform, [sampling], recorded)
+            assert token == [case["token_if_draw_index_2"]], index
 
 
 @given(
@@ -58,7 +83,8 @@ def test_recorded_calls(golden: Path) -> None:
 def test_draw_is_the_inverse_cdf(weights: list[float], uniform: float) -> None:
     share = np.asarray(weights, dtype=np.float64)
     expected = np.searchsorted((share / share.sum()).cumsum(), uniform, side="right")
-    actual = draw(torch.tensor(weights), torch.tensor([uniform], dtype=torch.float64))
+    uniforms = torch.tensor([uniform], dtype=torch.float64)
+    actual = draw(torch.tensor([weights]), uniforms, len(weights))
     assert actual.item() == min(expected, len(weights) - 1)
 
 
@@ -69,8 +95,7 @@ def test_draw_follows_the_published_distribution() -> None:
     grid = (torch.arange(draws, dtype=torch.float64) + 0.5) / draws
     sampling = TrackSampling(temperature, 3, 1.0, 16)
     history = torch.zeros(0, dtype=torch.int64)
-    step = torch.tensor([0])
-    ids = torch.cat([sample(logits, history, step, u.view(1), sampling) for u in grid])
+    ids = torch.tensor(sample_rows(logits, history, 0, grid, [sampling] * draws))
     top = logits.topk(3)
     expected = torch.zeros(5)
     expected[top.indices] = torch.softmax(top.values / temperature, 0)
@@ -84,5 +109,28 @@ def test_the_penalty_needs_more_history_than_its_window(window: int, chosen: int
     logits, history = torch.tensor([3.0, 2.9, 1.0, -1.0]), torch.tensor([0, 0, 0])
     sampling = TrackSampling(0.0, 5, 2.0, window)
     uniform = torch.zeros(1, dtype=torch.float64)
-    step = torch.tensor([len(history)])
-    assert sample(logits, history, step, uniform, sampling).item() == chosen
+    assert sample_rows(logits, history, len(history), uniform, [sampling]) == [chosen]
+
+
+samplings = st.builds(
+    TrackSampling,
+    st.sampled_from([0.0, 0.4, 1.0, 2.0]),
+    st.sampled_from([0, 1, 5, 64, 65, 300, 5000]),
+    st.sampled_from([1.0, 1.1, 2.0]),
+    st.sampled_from([0, 1, 16, 40]),
+)
+
+
+@given(st.lists(samplings, min_size=1, max_size=6), st.integers(0, 40), st.integers(0, 2**32 - 1))
+def test_rows_do_not_depend_on_each_other(rows: list[TrackSampling], step: int, seed: int) -> None:
+    """An id is that of its row alone, in the form it needs as in those that are recorded."""
+    torch.manual_seed(seed)
+    logits, history = 3 * torch.randn(400), torch.randint(400, (40,))
+    uniforms = torch.rand(len(rows), dtype=torch.float64)
+    alone = [
+        sample_rows(logits, history, step, uniforms[row, None], [sampling])[0]
+        for row, sampling in enumerate(rows)
+    ]
+    for recorded in (False, True):
+        assert sample_rows(logits, history, step, uniforms, rows, recorded) == alone
+    assert RECORDED_FORMS[-1].covers(form_of(rows))

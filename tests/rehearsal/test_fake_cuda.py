@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from kimia_infer.api.loading import Components, load_components, memory_plan
 from kimia_infer.api.memory import RESERVE, language_model, weight_bytes
 from kimia_infer.api.parameters import BUDGETS, parse_parameters
 from kimia_infer.engine.batch import TextBatch
-from kimia_infer.engine.decode import AUDIO, BOTH, TEXT, DecodeState
+from kimia_infer.engine.decode import BOTH, Decoder, DecodeState, Tracks
 from kimia_infer.layers import quantization
 from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.layers.sampler import SeededRandomness
@@ -121,12 +122,19 @@ def check_dtypes(calls: Sequence[Call], dtype: torch.dtype, widest: int = 0) -> 
             assert not wide or size <= widest, call
 
 
-def record_steps(card: FakeCuda, state: DecodeState, position: int = 5000) -> list[Call]:
-    """Record every form of step, for a long context; the operations of all."""
-    with card.active() as ledger, ledger.calls() as calls:
-        for tracks in (TEXT, BOTH, AUDIO):
-            state.forward(tracks, position)
-    return calls
+def record_steps(card: FakeCuda, decoder: Decoder) -> list[Call]:
+    """The operations of all forms of step, as a further state records them, but for samplers."""
+    calls: list[Call] = []
+    original = DecodeState.forward
+
+    def forward(state: DecodeState, tracks: Tracks, position: int) -> None:
+        with ledger.calls() as made:
+            original(state, tracks, position)
+        calls.extend(made)
+
+    patched = mock.patch.object(DecodeState, "forward", forward)
+    with card.active() as ledger, patched, decoder.borrow(), decoder.borrow():
+        return calls
 
 
 def answer(card: FakeCuda, model: KimiAudio, features: Tensor, steps: int = 20) -> list[Call]:
@@ -198,9 +206,7 @@ def test_generation(
         model = KimiAudio.from_components(
             components, head_rows=head_rows, attention=attention, kv_cache=kv_cache
         )
-        with model.decoder.borrow() as state:
-            pass
-    calls = record_steps(card, state)
+    calls = record_steps(card, model.decoder)
     check_dtypes(calls, HALF)
     names = {call.name for call in calls}
     assert {"add_rms_norm", "rms_norm", "silu_mul"} <= names
@@ -217,7 +223,7 @@ def test_batch(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
     with card.active() as ledger, ledger.calls() as calls:
         model = KimiAudio.from_components(components, kv_cache="fp8")
         parameters = parse_parameters(text_temperature=0.5, text_repetition_penalty=1.1)
-        batch = TextBatch(model.decoder, 4, parameters.sampling.text)
+        batch = TextBatch(model.decoder, 4)
         for copies in (1, 4):
             message = EncodedMessage("user", "audio", codes=[0] * CODES)
             prompt = model.prompt_builder.build([message] * copies, "text")
@@ -241,13 +247,9 @@ def test_quantization(
         components = load_components(directory, False, CUDA, HALF, quantization=scheme)
         taken = ledger.live - before
         model = KimiAudio.from_components(components)
-        with model.decoder.borrow() as state:
-            pass
-    calls = record_steps(card, state, position=0)
+    calls = record_steps(card, model.decoder)
     check_dtypes(calls, HALF)
-    assert sum(call.name == "matrix_vector" for call in calls) == 4 * (
-        34 + 28
-    )  # text alone is recorded already
+    assert sum(call.name == "matrix_vector" for call in calls) == 4 * (28 + 34 + 28)
     check_dtypes(answer(card, model, features), HALF, widest=168448)
     encoders = components.whisper.module, components.speech_tokenizer.module
     weights = sum(p.nbytes for m in (components.language_model, *encoders) for p in m.parameters())
@@ -364,12 +366,10 @@ def test_planted_faults_are_found(fault: str, card: FakeCuda, loaded: Loaded) ->
     components = replace(loaded.components, detokenizer=None)
     with card.active():
         model = KimiAudio.from_components(components)
-        with model.decoder.borrow() as state:
-            pass
         remove = plant(model)
     try:
         with pytest.raises(error):
-            check_dtypes(record_steps(card, state, position=0), HALF)
+            check_dtypes(record_steps(card, model.decoder), HALF)
     finally:
         with card.active():
             remove()
