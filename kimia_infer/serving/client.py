@@ -203,8 +203,7 @@ def _open(
             reason = _reason(error)
             if error.code not in (409, 503):
                 raise PredictionError(f"{address}: HTTP {error.code}: {reason}") from error
-            if error.code == 503:
-                _check_alive(address)
+            _check_alive(address)
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             if isinstance(reason, TimeoutError):
@@ -230,7 +229,7 @@ def _reason(error: urllib.error.HTTPError) -> str:
 
 
 def _check_alive(address: str) -> None:
-    """Raise if a server that answers 503 will never be ready: it does not end by itself."""
+    """Raise if a server that takes no request never will: it does not end by itself."""
     health = address.removesuffix("/predictions") + "/health-check"
     try:
         with open_url(health, timeout=10) as response:

@@ -111,22 +111,6 @@ def test_files_of_a_request_go_with_it_or_with_the_next(
     assert tempfile.mkstemp()[1].startswith(str(uploads.directory))
 
 
-def test_uploads_of_a_killed_process_go_at_the_next_start(tmp_path: Path) -> None:
-    code = "from kimia_infer.serving.cog.runner import Uploads; import signal, os; "
-    code += "uploads = Uploads(); (uploads.directory / 'request').mkdir(); "
-    code += "print(uploads.directory, flush=True); "
-    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-
-    def run(end: str) -> Path:
-        command = [sys.executable, "-c", code + end]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        return Path(done.stdout.strip())
-
-    killed = run("os.kill(os.getpid(), signal.SIGKILL)")
-    assert killed.is_dir() and killed.parent == tmp_path
-    assert run("") != killed and list(tmp_path.iterdir()) == []
-
-
 def test_directories_that_cannot_be_written_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,9 +115,13 @@ def test_waiting_ends(server: Script) -> None:
         post_prediction(server.url, {}, timeout=0.2)
 
 
-@pytest.mark.parametrize("status", ["SETUP_FAILED", "DEFUNCT", "UNHEALTHY"])
-def test_dead_server_is_not_waited_for(server: Script, status: str) -> None:
-    server.answers, server.status = [STARTING], status
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [(STARTING, "SETUP_FAILED"), (STARTING, "DEFUNCT"), (BUSY, "UNHEALTHY")],
+    ids=["failed", "defunct", "slot lost"],
+)
+def test_dead_server_is_not_waited_for(server: Script, answer: tuple, status: str) -> None:
+    server.answers, server.status = [answer], status
     with pytest.raises(PredictionError, match=f"status is {status}"):
         post_prediction(server.url, {})
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
 from kimia_infer.utils.files import Journal, locked, replacing, replacing_directory, write_text
+from tests.paths import ROOT
 
 
 def test_a_file_is_replaced_when_it_is_complete(tmp_path: Path) -> None:
@@ -67,3 +71,40 @@ def test_a_journal_drops_a_line_that_was_cut(tmp_path: Path) -> None:
         second = journal.add({"text": "b"})
         assert [start for start, _ in journal.lines()] == [place, second]
         assert (journal.read(place), journal.read(second)) == ({"text": "ä"}, {"text": "b"})
+
+
+OWNER_PROGRAM = """
+import os, signal, sys
+from kimia_infer.utils.files import OwnedDirectory
+owned = OwnedDirectory("[kimi]-")
+(owned.path / "upload").touch()
+print(owned.path, flush=True)
+if sys.stdin.read() == "die":
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_directory_of_a_killed_process_goes_when_the_next_is_made(tmp_path: Path) -> None:
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", OWNER_PROGRAM],
+            env=os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def directory(process: subprocess.Popen[str]) -> Path:
+        assert process.stdout is not None
+        return Path(process.stdout.readline().strip())
+
+    with start() as living, start() as killed:
+        kept, left = directory(living), directory(killed)
+        killed.communicate("die")
+        assert set(tmp_path.iterdir()) == {kept, left}
+        with start() as last:
+            assert {kept, directory(last)} == set(tmp_path.iterdir())
+            assert (kept / "upload").exists()
+            last.communicate("")
+        living.communicate("")
+    assert list(tmp_path.iterdir()) == []
