@@ -198,9 +198,17 @@ def test_encoders(card: FakeCuda, loaded: Loaded, directory: Path, features: Ten
     ],
 )
 def test_generation(
-    attention: str, kv_cache: str, head_rows: str, card: FakeCuda, loaded: Loaded, features: Tensor
+    attention: str,
+    kv_cache: str,
+    head_rows: str,
+    card: FakeCuda,
+    loaded: Loaded,
+    features: Tensor,
+    long: bool,
 ) -> None:
     """Prefill, all steps and samplers, with every kind of attention and cache."""
+    if (attention, kv_cache) == ("sdpa", "none") and not long:
+        pytest.skip("the other cache of sdpa is read in the same way; runs with --long")
     components = replace(loaded.components, detokenizer=None)
     with card.active():
         model = KimiAudio.from_components(
