@@ -84,7 +84,7 @@ def _greedy(
         pass
     with decoder.borrow() as state:  # the one that it has just given back
         stores = {"text": state.text.store, "audio": state.audio.store}
-        return {track: s[: generation.steps].cpu() for track, s in stores.items()}, generation
+        return {track: s[0, : generation.steps].cpu() for track, s in stores.items()}, generation
 
 
 @torch.inference_mode()

@@ -191,7 +191,7 @@ def batched(place: Place) -> Findings:
             return Generation(decoder, prompt, "text", steps, sampling, draws)
 
         alone = [generated(start(seed))[0] for seed in range(3)]
-        batch = TextBatch(decoder, 3, sampling.text, make_graphs=make_graphs)
+        batch = TextBatch(decoder, 3, make_graphs=make_graphs)
         together = [start(seed) for seed in range(3)]
         for generation in together:
             batch.begin(generation)
