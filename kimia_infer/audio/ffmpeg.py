@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import av
 import numpy as np
+from av.audio.plane import AudioPlane
 from av.container import InputContainer
 from av.format import Flags
 
@@ -289,8 +290,11 @@ class _Mixer:
         self.form, (_, channels, name) = form, form
         # AudioFrame.to_ndarray does not know 64-bit whole numbers.
         dtype = SAMPLES[name.removesuffix("p")]
-        count = frame.samples * (1 if name.endswith("p") else channels)
-        self._frames.append([np.frombuffer(plane, dtype, count) for plane in frame.planes])
+        planar = name.endswith("p")
+        count = frame.samples * (1 if planar else channels)
+        # AudioFrame.planes reads behind the end of what FFmpeg gives if there are 8 or more.
+        planes = (AudioPlane(frame, index) for index in range(channels if planar else 1))
+        self._frames.append([np.frombuffer(plane, dtype, count) for plane in planes])
         self._samples += frame.samples
 
     def flush(self) -> Iterator[Block]:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from kimia_infer.audio import files as load
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioStream, load_audio
-from tests.audio.sounds import HUNDRED, ffmpeg, pcm, tone, wav
+from tests.audio.sounds import HUNDRED, ffmpeg, ffmpeg_decoded, pcm, tone, wav
 from tests.paths import GOLDEN
 
 META = json.loads((GOLDEN / "audio" / "meta.json").read_text())
@@ -82,6 +82,22 @@ def test_channels_are_averaged(channels: int) -> None:
     frames = np.random.default_rng(channels).uniform(-0.9, 0.9, (300, channels))
     wave = load_audio(wav(pcm(frames), channels=channels))
     np.testing.assert_allclose(wave, np.rint(frames * 32767).mean(axis=1) / 32768, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["mka", "w64"])
+def test_any_number_of_channels_from_any_codec(suffix: str, tmp_path: Path) -> None:
+    """Opus is decoded to a plane for each channel, PCM to one for all of them."""
+    paths = []
+    for channels in (7, 8, 9, 16, 24):
+        frames = np.random.default_rng(channels).uniform(-0.9, 0.9, (4_800, channels))
+        content, path = tmp_path / "all.wav", tmp_path / f"{channels}.{suffix}"
+        content.write_bytes(wav(pcm(frames), channels=channels, rate=48_000))
+        codec = ["-c:a", "libopus", "-mapping_family", "255"] if suffix == "mka" else []
+        ffmpeg("-i", content, *codec, path)
+        paths.append(path)
+    for path, (expected, rate) in ffmpeg_decoded(paths).items():
+        wave = load_audio(path, sample_rate=rate)
+        np.testing.assert_allclose(wave, expected.mean(axis=0), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 192_000])
