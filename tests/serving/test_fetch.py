@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import io
 import ipaddress
 import socket
+import ssl
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -85,7 +88,10 @@ def test_redirects_are_followed() -> None:
         (answers(SOUND, Content_Length="99999999999"), "larger than 1 MB"),
         (answers(SOUND, Content_Encoding="gzip"), "compressed"),
         (answers(b"", "302 Found", Location="/again"), "more than 5 redirects"),
-        (answers(b"", "302 Found", Location="file:///etc/hostname"), "expected a URL such as"),
+        (
+            answers(b"", "302 Found", Location="file:///etc/hostname"),
+            "redirected to something else",
+        ),
         (answers(b"", "302 Found", Location="http://[::1"), "no readable answer"),
         (lambda connection: connection.sendall(b"SSH-2.0-x\r\n"), "no readable answer"),
         (lambda connection: connection.sendall(OK + b"x: y\r\n" * 1000), "no readable answer"),
@@ -144,6 +150,59 @@ def test_slow_handshake_is_left_in_time() -> None:
         refused(server.url.replace("http", "https"), limits(0.3))
         assert server.left.wait(PATIENCE)
     wait_for_threads()
+
+
+CERTIFICATE = """\
+-----BEGIN EC PRIVATE KEY-----
+MHcCAQEEIEHdT2jt3E9jsZ7ZEOy1R4d7OX9fNKa96k8u7e+p+NfZoAoGCCqGSM49
+AwEHoUQDQgAEKrV8U81fLujDfz02pMzx15TKgfgi6a0NYrv3EUm15MC7e4X9qklR
+q6WVUpPwG3gspTdARnbgQxYB7+yPLdidWg==
+-----END EC PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBlTCCATugAwIBAgIUeLGFZD+ZG/xbBxU4IrKpA0i6Cg0wCgYIKoZIzj0EAwIw
+FTETMBEGA1UEAwwKb3RoZXIudGVzdDAgFw0yNjExMjkxNjMyNDJaGA8yMTI2MTEw
+NTE2MzI0MlowFTETMBEGA1UEAwwKb3RoZXIudGVzdDBZMBMGByqGSM49AgEGCCqG
+SM49AwEHA0IABCq1fFPNXy7ow389NqTM8deUyoH4IumtDWK79xFJteTAu3uF/apJ
+UaullVKT8Bt4LKU3QEZ24EMWAe/sjy3YnVqjZzBlMB0GA1UdDgQWBBTkXocyKUbQ
+vDAElPO6scHYacQLqTAfBgNVHSMEGDAWgBTkXocyKUbQvDAElPO6scHYacQLqTAV
+BgNVHREEDjAMggpvdGhlci50ZXN0MAwGA1UdEwQFMAMBAf8wCgYIKoZIzj0EAwID
+SAAwRQIhALoSE+tFmsSkl4M2pam9zIZA6x8aanJ+vRYvaWzGLMLDAiAz6f+wymNM
+DfwvnDSJbMYovM6vYAljzncBL+wiZj34SQ==
+-----END CERTIFICATE-----
+"""
+"""A key made for this test, and a certificate signed with it, for other.test and 100 years."""
+
+
+@pytest.mark.parametrize(
+    ("trusted", "message"),
+    [(False, "certificate is not valid (self-signed"), (True, "certificate is not valid (IP addr")],
+    ids=["issuer", "host"],
+)
+def test_certificates_are_checked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, trusted: bool, message: str
+) -> None:
+    path = tmp_path / "certificate"
+    path.write_text(CERTIFICATE)
+    if trusted:
+        monkeypatch.setattr(module, "_trust", lambda: ssl.create_default_context(cafile=path))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def shake_hands() -> None:
+            with contextlib.suppress(OSError), listener.accept()[0] as connection:
+                context.wrap_socket(connection, server_side=True).close()
+
+        thread = threading.Thread(target=shake_hands)
+        thread.start()
+        assert message in refused(f"https://127.0.0.1:{listener.getsockname()[1]}/")
+        thread.join()
+
+
+def test_server_without_encryption_is_named() -> None:
+    with web(answers(SOUND)) as server:
+        url = server.url.replace("http", "https")
+        assert "no encrypted connection could be made" in refused(url)
 
 
 def test_slow_name_server_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,6 +307,7 @@ PRIVATE = [
         "::ffff:127.0.0.1",
         "::ffff:10.0.0.1",
     ),
+    *("::127.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b:1::10.0.0.1", "fec0::1", "4000::1"),
     *("64:ff9b::7f00:1", "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "2002:a00:1::1"),
 ]
 

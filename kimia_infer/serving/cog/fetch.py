@@ -37,6 +37,9 @@ THREADS = 8
 _EMBEDDED = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that stand for IPv4 ones behind a gateway (RFC 6052)."""
 
+_ALLOCATED = ipaddress.ip_network("2000::/3")
+"""All IPv6 addresses of the internet so far; others may lead to networks nearby (RFC 8215)."""
+
 
 class FetchError(RequestError):
     """The content of a URL cannot be had; the message does not repeat the URL."""
@@ -134,6 +137,11 @@ class _Download:
                 self.error = None
         except FetchError as error:
             self.error = error
+        except ssl.SSLCertVerificationError as error:
+            self.error = FetchError(f"the certificate is not valid ({error.verify_message})")
+        except ssl.SSLError as error:
+            reason = (error.reason or "unknown reason").replace("_", " ").lower()
+            self.error = FetchError(f"no encrypted connection could be made ({reason})")
         except OSError as error:
             self.error = FetchError(f"the connection failed ({error.strerror or error})")
         except (http.client.HTTPException, ValueError):
@@ -169,6 +177,8 @@ class _Download:
             if location is None:
                 return
             url = urllib.parse.urljoin(url, location)
+            if urllib.parse.urlsplit(url).scheme not in _KINDS:
+                raise FetchError("the server redirected to something else than an http(s) URL")
         raise FetchError(f"more than {MAX_REDIRECTS} redirects")
 
     def _read(self, url: str) -> str | None:
@@ -328,4 +338,6 @@ def is_public(address: str) -> bool:
             return False
         if ip.ipv4_mapped is not None:
             return True
+        if ip not in _ALLOCATED and ip not in _EMBEDDED:
+            return False
     return ip.is_global and not ip.is_multicast
