@@ -164,7 +164,8 @@ class FinetuneConfig(TrainingConfig):
     def summary(self) -> dict[str, str]:
         method = self.method if self.method == "full" else f"{self.method}, rank {self.lora.rank}"
         trained = f"{method}: {', '.join(self.trained_components)}"
-        validation = self.eval_data or f"the first {self.eval_ratio:.0%} of the training data"
+        held_out = f"the first {self.eval_ratio:.0%} of the training data"
+        validation = self.eval_data or (held_out if self.eval_ratio else "none")
         return {"base model": self.model, "trained": trained, "validation data": validation}
 
     def usage(self) -> str:

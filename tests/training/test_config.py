@@ -30,6 +30,18 @@ def test_published_defaults():
     assert read("method=lora").trained_components == ("trunk", "mimo", "adaptor", "heads")
 
 
+@pytest.mark.parametrize(
+    ("assignment", "data"),
+    [
+        ("eval_ratio=0", "none"),
+        ("eval_ratio=0.1", "the first 10% of the training data"),
+        ("eval_data=b.jsonl", "b.jsonl"),
+    ],
+)
+def test_the_summary_names_the_validation_data(assignment: str, data: str):
+    assert read(assignment).summary()["validation data"] == data
+
+
 def test_arguments_win_over_the_file(tmp_path: Path):
     path = tmp_path / "run.yaml"
     path.write_text("epochs: 3\nlearning_rate: 1e-4\nlora:\n  rank: 4\n  dropout: 0\n")
