@@ -240,8 +240,8 @@ class Health:
         """
         if self.slot_lost:
             raise SlotLost(
-                "the server counts a prediction that the model does not have and takes no other; "
-                "start it again (docs/deploy.md: prediction ids)"
+                "the server counts a prediction that the model does not have and takes no other "
+                "(docs/deploy.md: prediction ids)"
             )
         now, asked, begun = time.monotonic(), self._checking_since, self._predicting_since
         if asked is not None:
