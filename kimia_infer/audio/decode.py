@@ -13,6 +13,7 @@ import select
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from typing import IO
 
@@ -32,18 +33,36 @@ POLL_SECONDS = 0.1
 HEADER = struct.Struct("<cIQ")
 """Before each message of the child: its kind, a rate in Hz, and the number of bytes that follow."""
 
+REFLECTED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+"""Each byte with its bits in reverse order."""
+
 
 def decode(
     file: int, suffix: str, note: Callable[[str], None], check: Callable[[], None]
 ) -> Iterator[Block]:
     """All sound of a file; arguments and errors are those of :func:`ffmpeg.decode`, but Rare."""
-    links = _ogg_links(file)
+    links = _ogg_links(file, check)
+    unread: list[Unreadable] = []
     for begin, end in links:
+        check()
         with _copied(file, begin, end) if len(links) > 1 else contextlib.nullcontext(file) as link:
             try:
-                yield from ffmpeg.decode(link, suffix, note, check)
-            except Rare:
-                yield from _decode_apart(link, suffix, note, check)
+                yield from _decode_link(link, suffix, note, check)
+            except Unreadable as error:
+                unread.append(error)
+    if len(unread) == len(links):
+        raise unread[0]
+    if unread:
+        note(f"{len(unread)} of the {len(links)} files joined in it were left out: {unread[0]}")
+
+
+def _decode_link(
+    file: int, suffix: str, note: Callable[[str], None], check: Callable[[], None]
+) -> Iterator[Block]:
+    try:
+        yield from ffmpeg.decode(file, suffix, note, check)
+    except Rare:
+        yield from _decode_apart(file, suffix, note, check)
 
 
 def _decode_apart(
@@ -114,11 +133,11 @@ def main(file: int, suffix: str) -> None:
         send(b"U", str(error).encode())
 
 
-def _ogg_links(file: int) -> list[tuple[int, int]]:
+def _ogg_links(file: int, check: Callable[[], None]) -> list[tuple[int, int]]:
     """Where the links of a chained Ogg file begin and end; one for any other file.
 
     FFmpeg reads a chain as one stream, with the rate and the set-up of its first link. A link
-    begins with a page that begins a stream (RFC 3533) after one that does not.
+    begins with an intact page that begins a stream (RFC 3533) after one that does not.
     """
     size = os.fstat(file).st_size
     if os.pread(file, 4, 0) != b"OggS":
@@ -126,13 +145,24 @@ def _ogg_links(file: int) -> list[tuple[int, int]]:
     starts, opening, place = [0], True, 0
     with mmap.mmap(file, size, access=mmap.ACCESS_READ) as content:
         while place >= 0 and place + 27 <= size:
+            check()
+            lacing = content[place + 27 : place + 27 + content[place + 26]]
+            end = place + 27 + len(lacing) + sum(lacing)
             begins = bool(content[place + 5] & 2)
             if begins and not opening:
-                starts.append(place)
+                begins = _is_intact(content[place:end])
+                if begins:
+                    starts.append(place)
             opening = begins
-            lacing = content[place + 27 : place + 27 + content[place + 26]]
-            place = content.find(b"OggS", place + 27 + len(lacing) + sum(lacing))
+            place = content.find(b"OggS", end)
     return list(zip(starts, [*starts[1:], size], strict=True))
+
+
+def _is_intact(page: bytes) -> bool:
+    """Whether the checksum of an Ogg page is right: a CRC-32 like zlib's, highest bit first."""
+    data = (page[:22] + bytes(4) + page[26:]).translate(REFLECTED)
+    checksum = f"{zlib.crc32(data, 0xFFFFFFFF) ^ 0xFFFFFFFF:032b}"[::-1]
+    return int(checksum, 2) == int.from_bytes(page[22:26], "little")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,9 @@ import av
 import numpy as np
 from av.audio.plane import AudioPlane
 from av.container import InputContainer
-from av.format import Flags
+from av.stream import Disposition
+
+from kimia_infer.audio.timeline import Timeline
 
 FORMATS_OF_REFERENCES = {
     *("concat", "dash", "ffmetadata", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp"),
@@ -46,19 +48,12 @@ FULL_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
 RATES = range(100, 1_000_001)
 """Sample rates in Hz that can be those of sound."""
 
-CANCELED = 0.01
+CANCELED = 0.1
 """Share of the power that independent channels would leave in their mean, below which they
-cancel each other: a mean 20 dB lower is no accident."""
+cancel each other: a mean 10 dB lower is no accident."""
 
-GAP_SECONDS = 0.1
-FLAC_GAP_SECONDS = 0.001
-"""Shorter gaps between the times of a file are closed: they are how exactly it gives times. FLAC
-counts samples, so that a gap is a frame that was lost."""
-
-LONGEST_GAP_SECONDS = 3600.0
-LONGEST_JUMP_SECONDS = 10.0
-"""Longer gaps are closed, too. In formats whose clock may jump, such as MPEG-TS, already those
-of seconds."""
+INAUDIBLE = 1e-8
+"""Power of a channel in which there is nothing to be cancelled (-80 dBFS)."""
 
 SHORT = 0.9
 """Part of the length in the header, below which a file counts as incomplete."""
@@ -105,10 +100,9 @@ def decode(
         stream.codec_context.thread_count = 1
         claimed = _wav_seconds(file) or _header_seconds(container, stream)
         packets = _Packets(container, stream, check)
-        mixer, timeline = _Mixer(), _Timeline(container)
-        for frame in packets.frames():
+        mixer, timeline = _Mixer(), Timeline(container)
+        for gap, frame in timeline.gaps(packets.frames()):
             form = _form(frame)
-            gap = timeline.gap_before(frame)
             if gap or mixer.form not in (None, form):
                 yield from mixer.flush()
             yield from _silence(gap, frame.sample_rate)
@@ -142,13 +136,16 @@ def _open(file: int, suffix: str, everything: bool) -> InputContainer:
 
 
 def _best_stream(container: InputContainer, everything: bool) -> av.AudioStream:
-    try:
-        stream = container.streams.best("audio")
-    except IndexError:  # PyAV does not know streams that FFmpeg found while it looked for the best
-        stream = next(iter(container.streams.audio), None)
-    if not isinstance(stream, av.AudioStream):
+    """As ffmpeg's own program chooses: the default one, else the one with most channels."""
+
+    def channels(stream: av.AudioStream) -> int:
+        return 1 if stream.codec_context is None else stream.codec_context.layout.nb_channels
+
+    streams = [stream for stream in container.streams.audio if channels(stream)]
+    if not streams:
         raise (Unreadable if everything else Rare)("no audio track in it")
-    return stream
+    default = [stream for stream in streams if stream.disposition & Disposition.default]
+    return max(default or streams, key=channels)
 
 
 def _format_named(suffix: str) -> str | None:
@@ -161,12 +158,21 @@ def _format_named(suffix: str) -> str | None:
 
 
 def _header_seconds(container: InputContainer, stream: av.AudioStream) -> float:
-    """The length that the file claims, 0 if it claims none."""
+    """The length that the file claims, 0 if it claims none.
+
+    Where it does not, FFmpeg divides the size by the bit rate of the beginning.
+    """
+    if container.format.name in ("aac", "mp3") and not stream.start_time:  # MP3 without Xing's
+        return 0.0
     if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    if container.duration is not None and len(container.streams) == 1:
-        return container.duration / av.time_base
-    return 0.0
+        seconds = float(stream.duration * stream.time_base)
+    elif container.duration is not None and len(container.streams) == 1:
+        seconds = (container.duration - max(0, container.start_time or 0)) / av.time_base
+    else:
+        return 0.0
+    bits = sum(getattr(s.codec_context, "bit_rate", None) or 0 for s in container.streams)
+    computed = abs(seconds * bits - 8 * container.size) < 0.05 * 8 * container.size
+    return 0.0 if computed else seconds
 
 
 def _wav_seconds(file: int) -> float:
@@ -211,11 +217,16 @@ class _Packets:
                 return
             self._packets += 1
             try:
-                yield from packet.decode()
+                frames = packet.decode()
             except av.FFmpegError:
-                self._damaged += 1
+                self._damaged += bool(packet.size)  # NUT ends with an empty one
                 if packet.duration is not None:
                     self._lost += float(packet.duration * packet.time_base)
+                continue
+            for frame in frames:
+                if frame.sample_rate not in RATES:
+                    raise Unreadable(f"{frame.sample_rate} Hz is no sample rate of sound")
+                yield frame
 
     def notes(self) -> Iterator[str]:
         if self._damaged:
@@ -225,52 +236,6 @@ class _Packets:
             )
         if self._cut is not None:
             yield f"reading ended before the end of the file ({self._cut})"
-
-
-class _Timeline:
-    """Compares the times of a file's frames with the samples in them."""
-
-    def __init__(self, container: InputContainer):
-        start = container.start_time
-        self._expected = None if start is None else start / av.time_base
-        jumps = container.format.flags & Flags.ts_discont.value
-        self._least = FLAC_GAP_SECONDS if container.format.name == "flac" else GAP_SECONDS
-        self._longest = LONGEST_JUMP_SECONDS if jumps else LONGEST_GAP_SECONDS
-        self._ahead = 0.0  # how far the samples are ahead of the times, which may tremble
-        self._filled: list[float] = []
-        self._closed: list[float] = []
-        self.seconds = 0.0
-
-    def gap_before(self, frame: av.AudioFrame) -> float:
-        """Seconds of silence between the end of the frame before this one and its beginning."""
-        length, time = frame.samples / frame.sample_rate, frame.time
-        self.seconds += length
-        if time is None:
-            self._expected = None if self._expected is None else self._expected + length
-            return 0.0
-        step = 0.0 if self._expected is None else time - self._expected
-        self._expected = time + length
-        if abs(step) > self._longest:  # another clock
-            if step > 0:
-                self._closed.append(step)
-            return 0.0
-        gap = step - self._ahead
-        self._ahead = max(0.0, -gap)
-        if min(step, gap) <= self._least:
-            return 0.0
-        self._filled.append(gap)
-        self.seconds += gap
-        return gap
-
-    def notes(self) -> Iterator[str]:
-        if self._filled:
-            count = f"{len(self._filled)} gap{'s' * (len(self._filled) > 1)}"
-            yield f"silence fills {count} between its times, {sum(self._filled):.2f} s"
-        if self._closed:
-            yield (
-                f"its times jump forward by {max(self._closed):.1f} s without sound, which was "
-                f"left out ({len(self._closed)} jumps over {self._longest:g} s)"
-            )
 
 
 class _Mixer:
@@ -317,6 +282,10 @@ class _Mixer:
         powers = [_variance(channel) for channel in channels]
         if not _variance(mean) < CANCELED * sum(powers) / len(channels) ** 2:
             return mean
+        # What is left of a constant value by rounding is no sound.
+        powers = [float(np.var(channel, dtype=np.float64)) for channel in channels]
+        if max(powers) < INAUDIBLE:
+            return mean
         self._canceled += len(mean) / rate
         return channels[int(np.argmax(powers))]
 
@@ -330,8 +299,6 @@ class _Mixer:
 
 def _form(frame: av.AudioFrame) -> tuple[int, int, str]:
     """Rate in Hz, number of channels and sample format."""
-    if frame.sample_rate not in RATES:
-        raise Unreadable(f"{frame.sample_rate} Hz is no sample rate of sound")
     return frame.sample_rate, frame.layout.nb_channels, frame.format.name
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -13,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, is_silent, load_audio, loudest_dbfs
+from kimia_infer.audio.timeline import Timeline
 from tests.audio.sounds import ffmpeg, ffmpeg_decoded, pcm, tone, wav
 
 RATE = 44_100
@@ -104,6 +108,59 @@ def test_each_link_of_an_ogg_chain_has_its_own_rate(
     np.testing.assert_allclose(chained, expected, atol=0.01 if codec == "libopus" else 0)
 
 
+def test_a_damaged_link_of_an_ogg_chain_does_not_lose_the_others(encoded: dict[str, bytes]) -> None:
+    for suffix in ("ogg", "opus"):
+        link = encoded[suffix]
+        alone = load_audio(link)
+        unreadable = {
+            "cut in its first page": (link[:50], None),
+            "only headers": (link[: link.index(b"OggS", 4) + 60], "1 of the 2 files joined in it"),
+            "no page": (b"OggS\0\2" + bytes(60), None),
+        }
+        for case, (rest, noted) in unreadable.items():
+            notes: list[str] = []
+            np.testing.assert_array_equal(load_audio(link + rest, note=notes.append), alone)
+            assert notes[:1] == notes, case
+            assert (noted or "") in "".join(notes), case
+        # A damaged page that seems to begin a stream is one bad page.
+        place = link.index(b"OggS", len(link) // 2)
+        damaged = bytearray(link)
+        damaged[place + 5] |= 2
+        assert load_audio(bytes(damaged)).size > 0.4 * alone.size
+
+
+def test_an_estimated_length_is_no_claim(tmp_path: Path) -> None:
+    """FFmpeg guesses from the bit rate of the beginning, which here is silent."""
+    rng = np.random.default_rng(0)
+    sound = np.concatenate([np.zeros(2 * RATE), rng.uniform(-0.8, 0.8, 4 * RATE)])
+    source = tmp_path / "source.wav"
+    source.write_bytes(wav(pcm(sound), rate=RATE))
+    for name, options in {
+        "long.mp3": ["-q:a", "2", "-write_xing", "0"],
+        "long.aac": ["-q:a", "2"],
+        "ima.avi": ["-c:a", "adpcm_ima_wav"],
+    }.items():
+        path, notes = tmp_path / name, list[str]()
+        ffmpeg("-i", source, *options, path)
+        assert load_audio(path, note=notes.append).size > 5.9 * SAMPLE_RATE
+        assert notes == [], name
+
+
+def test_the_track_that_ffmpeg_would_take(source: Path, tmp_path: Path) -> None:
+    """The default one, else the one with most channels, whatever their bit rates are."""
+    paths = []
+    for suffix, codec in (("ts", "ac3"), ("mpg", "mp2"), ("avi", "mp3"), ("mka", "aac")):
+        path = tmp_path / f"two.{suffix}"
+        tracks = ["-map", "0", "-map", "1", "-ac:a:0", "1", "-b:a:0", "160k", "-b:a:1", "96k"]
+        half = ["-t", "1", "-i", source]
+        ffmpeg("-i", source, *half, *tracks, "-c:a", codec, path)
+        paths.append(path)
+    for path in paths:
+        expected = tmp_path / "expected.wav"
+        ffmpeg("-i", path, expected)
+        np.testing.assert_allclose(load_audio(path), load_audio(expected), atol=1e-3)
+
+
 @pytest.mark.parametrize("suffix", ["mp3", "aac", "ac3"])
 @pytest.mark.parametrize("forms", [((1, RATE), (2, RATE)), ((2, RATE), (1, 32_000))], ids=str)
 def test_rate_and_channels_may_change_within_a_stream(
@@ -170,7 +227,42 @@ def test_a_late_start_beside_a_picture_is_silence(source: Path, tmp_path: Path) 
 
 def test_a_late_start_of_sound_alone_is_its_beginning(tmp_path: Path) -> None:
     """As ffmpeg's program has it: a piece of a live stream bears the time of the whole."""
-    assert sounding(load_audio(timed(tmp_path / "late.mka", [3.0]))) == [0.0]
+    notes: list[str] = []
+    wave = load_audio(timed(tmp_path / "late.mka", [3.0]), note=notes.append)
+    assert sounding(wave) == [0.0]
+    assert notes == []
+
+
+@dataclass
+class Frame:
+    time: float
+    samples: int = 960
+    sample_rate: int = 48_000
+
+
+@given(
+    seed=st.integers(0, 999),
+    stall=st.integers(0, 80),
+    gap=st.floats(1.5, 60),
+    place=st.none() | st.integers(20, 100),
+)
+def test_frames_that_arrive_late_leave_no_gap(
+    seed: int, stall: int, gap: float, place: int | None
+) -> None:
+    """Times of a live recording are those of arrival: late, then in time again. Real gaps stay."""
+    late = np.random.default_rng(seed).uniform(0, 0.08, 150)
+    late[stall : stall + 20] = 0.4 - 0.02 * np.arange(20)  # and then all at once
+    sent = [0.02 * i + gap * (place is not None and i >= place) for i in range(150)]
+    times = np.maximum.accumulate(np.add(sent, late))
+    container: Any = SimpleNamespace(
+        start_time=0, format=SimpleNamespace(name="matroska,webm", flags=0)
+    )
+    timeline = Timeline(container)
+    frames: Any = (Frame(float(time)) for time in times)
+    gaps = [found for found, _ in timeline.gaps(frames) if found]
+    assert bool(gaps) == (place is not None)
+    assert sum(gaps) == pytest.approx(0.0 if place is None else gap, abs=0.2)
+    assert timeline.seconds == pytest.approx(3 + sum(gaps))
 
 
 def test_a_clock_that_jumps_leaves_no_gap(tmp_path: Path) -> None:
@@ -200,6 +292,29 @@ def test_channels_that_cancel_each_other_are_not_silence(
     assert notes == [
         "its channels cancel each other in 1.0 of 1.0 s; the loudest one was used there"
     ]
+
+
+@given(weaker=st.floats(0.7, 1), channels=st.integers(2, 4))
+@settings(max_examples=10)
+def test_channels_that_nearly_cancel_each_other(weaker: float, channels: int) -> None:
+    voice = tone(1.0, SAMPLE_RATE)
+    frames = np.zeros((SAMPLE_RATE, channels))
+    frames[:, 0], frames[:, 1] = voice, -weaker * voice
+    notes: list[str] = []
+    wave = load_audio(wav(pcm(frames), channels=channels), note=notes.append)
+    np.testing.assert_allclose(wave, voice, atol=1e-4)
+    assert "cancel each other" in notes[0]
+
+
+@given(values=st.lists(st.floats(-0.9, 0.9), min_size=2, max_size=4), rate=st.sampled_from([8, 16]))
+@settings(max_examples=20)
+def test_constant_channels_do_not_cancel_each_other(values: list[float], rate: int) -> None:
+    content = wav(pcm(np.tile(values, (20_000, 1))), channels=len(values), rate=1000 * rate)
+    notes: list[str] = []
+    wave = load_audio(content, note=notes.append)
+    assert wave[2_000:-2_000] == pytest.approx(np.mean(values), abs=1e-4)
+    assert is_silent(loudest_dbfs(wave, SAMPLE_RATE))
+    assert notes == []
 
 
 @given(channels=st.integers(1, 40), seed=st.integers(0, 99), speaking=st.integers(0, 39))
