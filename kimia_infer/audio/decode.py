@@ -33,6 +33,13 @@ POLL_SECONDS = 0.1
 HEADER = struct.Struct("<cIQ")
 """Before each message of the child: its kind, a rate in Hz, and the number of bytes that follow."""
 
+PLAYLIST_BEGINNINGS = (b"#EXTM3U", b"ffconcat version", b"v=0")
+PLAYLIST_ROOTS = (b"<MPD", b"<CompositionPlaylist")
+"""How files begin that only name other files: HLS, concat, SDP; in XML, MPEG-DASH and IMF."""
+
+MOST_BOXES = 1000
+"""More boxes of an MPEG-4 file are not looked at."""
+
 REFLECTED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 """Each byte with its bits in reverse order."""
 
@@ -51,7 +58,7 @@ def decode(
             except Unreadable as error:
                 unread.append(error)
     if len(unread) == len(links):
-        raise unread[0]
+        raise Unreadable(_known_reason(file) or str(unread[0])) from unread[0]
     if unread:
         note(f"{len(unread)} of the {len(links)} files joined in it were left out: {unread[0]}")
 
@@ -131,6 +138,39 @@ def main(file: int, suffix: str) -> None:
         send(b"E")
     except Unreadable as error:
         send(b"U", str(error).encode())
+
+
+def _known_reason(file: int) -> str | None:
+    """Why FFmpeg cannot read a file, where it does not say so itself."""
+    if _is_playlist(file):
+        return "a playlist, which only names other files"
+    if _lacks_index(file):
+        return "an incomplete MPEG-4 file (its index, at the end, is missing), perhaps cut off"
+    return None
+
+
+def _is_playlist(file: int) -> bool:
+    """Whether a file begins as one that only names other files, perhaps after an ID3 tag."""
+    begin, tag = 0, os.pread(file, 10, 0)
+    if tag.startswith(b"ID3") and len(tag) == 10:  # sizes there have 7 bits in a byte
+        begin = 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(tag[6:]))
+    head = os.pread(file, 4096, begin).removeprefix(b"\xef\xbb\xbf").lstrip()
+    xml = head.startswith(b"<") and any(root in head for root in PLAYLIST_ROOTS)
+    return xml or head.startswith(PLAYLIST_BEGINNINGS)
+
+
+def _lacks_index(file: int) -> bool:
+    """Whether an MPEG-4 file ends before its index ("moov") has come."""
+    place = 0
+    for _ in range(MOST_BOXES if os.pread(file, 8, 0)[4:] == b"ftyp" else 0):
+        head = os.pread(file, 16, place)
+        size = int.from_bytes(head[:4], "big")
+        if len(head) < 8 or not size:  # 0 is a box that ends with the file
+            return True
+        if head[4:8] == b"moov":
+            return False
+        place += max(8, int.from_bytes(head[8:], "big") if size == 1 else size)
+    return False
 
 
 def _ogg_links(file: int, check: Callable[[], None]) -> list[tuple[int, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import itertools
 import logging
@@ -28,12 +29,10 @@ SAMPLE_RATE = 16_000
 
 ADVICE = "send a file with sound in a format that ffmpeg reads, such as wav, mp3, flac, ogg or m4a"
 
-PLAYLIST_BEGINNINGS = (b"#EXTM3U", b"ffconcat version", b"v=0")
-PLAYLIST_ROOTS = (b"<MPD", b"<CompositionPlaylist")
-"""How files begin that only name other files: HLS, concat, SDP; in XML, MPEG-DASH and IMF."""
-
 PLAIN_SECONDS = 30
 """Plain wav files are read in blocks of this length."""
+
+MOST_CHUNKS = 100  # of a wav file that are looked at
 
 KEPT_SECONDS = 600
 """A longer stream is decoded again when it is read, instead of staying in memory."""
@@ -182,6 +181,9 @@ class _Reader:
         if empty:
             raise self._refusal("no sound in it (zero samples)")
 
+    def _note(self, text: str) -> None:
+        (self.note or functools.partial(log.warning, "%s: %s", self.name))(text)
+
     def _refusal(self, reason: str) -> AudioError:
         return AudioError(f"{self.name}: {reason}; {ADVICE}")
 
@@ -208,6 +210,8 @@ class _Reader:
     def _blocks(self, file: BinaryIO) -> Iterator[Block]:
         if not os.fstat(file.fileno()).st_size:
             raise self._refusal("empty file")
+        if _holds_two(file.fileno()):
+            self._note("it holds several sounds one after another, of which one was read")
         plain = _plain_wav(file, self.sample_rate)
         return self._decoded(file) if plain is None else plain
 
@@ -220,15 +224,11 @@ class _Reader:
                 f"{self.name}: only 16-bit PCM, {self.sample_rate} Hz, mono wav is read without "
                 "PyAV; install the package av"
             ) from error
-        note = self.note or (lambda text: log.warning("%s: %s", self.name, text))
         suffix = "" if isinstance(self.source, bytes) else Path(self.source).suffix
         try:
-            yield from decode(file.fileno(), suffix, note, self.check)
+            yield from decode(file.fileno(), suffix, self._note, self.check)
         except Unreadable as error:
-            reason = str(error)
-            if _is_playlist(file.fileno()):
-                reason = "a playlist, which only names other files"
-            raise self._refusal(reason) from error
+            raise self._refusal(str(error)) from error
 
     def _limited(self, blocks: Iterable[Block]) -> Iterator[Block]:
         """``blocks``, until they are longer than permitted.
@@ -273,14 +273,17 @@ def _plain_wav(file: BinaryIO, sample_rate: int) -> Iterator[Block] | None:
     return blocks()
 
 
-def _is_playlist(file: int) -> bool:
-    """Whether a file begins as one that only names other files, perhaps after an ID3 tag."""
-    begin, tag = 0, os.pread(file, 10, 0)
-    if tag.startswith(b"ID3") and len(tag) == 10:  # sizes there have 7 bits in a byte
-        begin = 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(tag[6:]))
-    head = os.pread(file, 4096, begin).removeprefix(b"\xef\xbb\xbf").lstrip()
-    xml = head.startswith(b"<") and any(root in head for root in PLAYLIST_ROOTS)
-    return xml or head.startswith(PLAYLIST_BEGINNINGS)
+def _holds_two(file: int) -> bool:
+    """Whether a wav file has another sound behind its own; ffmpeg reads one of them."""
+    place, found = 12, False
+    for _ in range(MOST_CHUNKS if os.pread(file, 4, 0) == b"RIFF" else 0):
+        head = os.pread(file, 8, place)
+        if found and head[:4] in (b"RIFF", b"data"):
+            return True
+        size = int.from_bytes(head[4:], "little")
+        found = found or head[:4] == b"data"
+        place += 8 + size + size % 2
+    return False
 
 
 def _resampled(blocks: Iterable[Block], wanted: int) -> Iterator[np.ndarray]:

@@ -28,11 +28,18 @@ _UNIT = (
     r"(in)?(s|secs?|seconds?|ms|msecs?|millis|milliseconds?)?"
 )
 _SELECTS = re.compile(
-    rf"(audio|clip|seg|segment|utt|utterance|speech)?(begin|start|onset|offset|end|stop){_UNIT}"
-    r"|(audio)?channel(s?id|idx|index|number|selector)?"
+    r"(audio|wav|clip|seg|segment|chunk|cut|utt|utterance|speech|word|frame|sample|time|ts|t)?"
+    rf"(begin|beg|start|onset|offset|end|stop){_UNIT}"
+    r"|(audio|recording|wav)?channel(s?id|idx|index|number|selector)?"
     r"|segments?|timespan|timerange|span|crop|trim"
 )
 """Names, without case and punctuation, by which other tools select what is heard."""
+
+_MAY_SELECT = re.compile(r"from|to|t[01]|[tx]m(in|ax)")
+"""Names that select something if their value is a number."""
+
+_MAY_LIST = re.compile(r"channels|times?|timestamps?|timings|ranges?|intervals?|windows?|slice")
+"""Names that select something if their value is a list."""
 
 Seconds = Annotated[float, Field(strict=False, ge=0, allow_inf_nan=False)]
 
@@ -109,7 +116,13 @@ class PartFields(BaseModel):
 def selects_sound(name: str, value: object) -> bool:
     """Whether a field says that only a part or a channel of a recording is meant."""
     plain = re.sub(r"[\W_]", "", name.lower())
-    return _is_set(value) and (plain in PART_FIELDS or _SELECTS.fullmatch(plain) is not None)
+    if not _is_set(value):
+        return False
+    if _MAY_SELECT.fullmatch(plain):
+        return re.fullmatch(r"[\d.]+", str(value)) is not None
+    if _MAY_LIST.fullmatch(plain):
+        return isinstance(value, list)
+    return plain in PART_FIELDS or _SELECTS.fullmatch(plain) is not None
 
 
 def _is_set(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,29 @@ def test_a_cut_file_is_shorter_than_its_header_says(encoded: dict[str, bytes]) -
         content = encoded[suffix]
         load_audio(content[: len(content) // 2], note=notes.append)
         assert any("s that its header gives" in note for note in notes), suffix
+
+
+def test_an_upload_that_broke_off_before_the_index_is_called_incomplete(
+    encoded: dict[str, bytes],
+) -> None:
+    content = encoded["m4a"]
+    assert content.index(b"mdat") < content.index(b"moov")
+    for end in (content.index(b"mdat") + 4, len(content) // 2, content.index(b"moov") - 4):
+        with pytest.raises(AudioError, match=r"incomplete MPEG-4 file .* at the end, is missing"):
+            load_audio(content[:end])
+
+
+@pytest.mark.parametrize("rate", [SAMPLE_RATE, RATE])
+def test_a_second_sound_in_a_wav_file_is_noted(rate: int) -> None:
+    """ffmpeg reads the first of joined files, and the last of several chunks."""
+    first = wav(pcm(tone(0.5, rate)), rate=rate)
+    extra = b"LIST" + struct.pack("<I", 5) + b"INFOx\0"
+    chunk = b"data" + struct.pack("<I", 200) + bytes(200)
+    for behind, lost in ((first, True), (extra + chunk, True), (extra, False), (b"\0", False)):
+        notes: list[str] = []
+        wave = load_audio(first + behind, note=notes.append)
+        assert wave.size == SAMPLE_RATE // 2 or chunk in behind
+        assert notes == ["it holds several sounds one after another, of which one was read"] * lost
 
 
 def test_notes_are_logged_by_default(

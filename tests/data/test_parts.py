@@ -48,7 +48,9 @@ OTHER_TOOLS = (
     "start_time", "end_time", "begin_time", "begin", "stop", "StartTime", "end_ms", "start_sec",
     "segment", "segments", "channel", "channel_id", "channel_selector", "audio_channel",
     "offset_ms", "onset", "start-sample", "segment_start", "Start", "audio_start", "clip_end",
-    "startSeconds", "end_frame", "span", "trim",
+    "startSeconds", "end_frame", "span", "trim", "t_start", "time_end", "frame_offset", "beg",
+    "chunk_start", "cut_end", "wav_start", "word_end", "recording_channel", "from", "to", "t0",
+    "t1", "tmin", "xmax",
 )  # fmt: skip
 HARMLESS = (
     "id", "index", "speaker", "channels_count", "sample_rate", "duration_ms", "segment_id",
@@ -144,6 +146,14 @@ def test_a_part_of_another_recording_is_refused(sound: Path, tmp_path: Path):
     assert count == 1
     for line, fault in zip((2, 3), faults, strict=True):
         assert fault.startswith(f"{path}:{line}: {sound}: the audio ends at 1.50 s, before ")
+
+
+@pytest.mark.parametrize("name", ["channels", "timestamp", "times", "range", "window", "slice"])
+def test_names_with_several_meanings_select_if_their_value_does(name: str):
+    assert selects_sound(name, [0.5, 1])
+    assert not selects_sound(name, 2)
+    for other in ("from", "to"):  # languages
+        assert not selects_sound(other, "en")
 
 
 @pytest.mark.parametrize("name", OTHER_TOOLS)
