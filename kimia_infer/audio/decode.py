@@ -48,6 +48,11 @@ def decode(
     file: int, suffix: str, note: Callable[[str], None], check: Callable[[], None]
 ) -> Iterator[Block]:
     """All sound of a file; arguments and errors are those of :func:`ffmpeg.decode`, but Rare."""
+    tag = _tag_bytes(file)
+    if tag and os.pread(file, 4, tag) in (b"RIFF", b"FORM", b"OggS"):  # FFmpeg 8 refuses them
+        with _copied(file, tag, os.fstat(file).st_size) as untagged:
+            yield from decode(untagged, suffix, note, check)
+        return
     links = _ogg_links(file, check)
     unread: list[Unreadable] = []
     for begin, end in links:
@@ -149,12 +154,18 @@ def _known_reason(file: int) -> str | None:
     return None
 
 
+def _tag_bytes(file: int) -> int:
+    """The length of an ID3 tag at the beginning of a file; 0 without one."""
+    tag = os.pread(file, 10, 0)
+    if not tag.startswith(b"ID3") or len(tag) < 10:
+        return 0
+    # Sizes there have 7 bits in a byte.
+    return 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(tag[6:]))
+
+
 def _is_playlist(file: int) -> bool:
     """Whether a file begins as one that only names other files, perhaps after an ID3 tag."""
-    begin, tag = 0, os.pread(file, 10, 0)
-    if tag.startswith(b"ID3") and len(tag) == 10:  # sizes there have 7 bits in a byte
-        begin = 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(tag[6:]))
-    head = os.pread(file, 4096, begin).removeprefix(b"\xef\xbb\xbf").lstrip()
+    head = os.pread(file, 4096, _tag_bytes(file)).removeprefix(b"\xef\xbb\xbf").lstrip()
     xml = head.startswith(b"<") and any(root in head for root in PLAYLIST_ROOTS)
     return xml or head.startswith(PLAYLIST_BEGINNINGS)
 

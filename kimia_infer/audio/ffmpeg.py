@@ -110,6 +110,8 @@ def decode(
             if mixer.full:
                 yield from mixer.flush()
         yield from mixer.flush()
+        if len(container.streams.audio) > 1:
+            note(f"one of its {len(container.streams.audio)} audio tracks was used")
     for text in (*packets.notes(), *mixer.notes(), *timeline.notes()):
         note(text)
     if timeline.seconds < min(SHORT * claimed, claimed - 1):

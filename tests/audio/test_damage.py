@@ -27,7 +27,21 @@ RATE = 44_100
 def encoded(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The two seconds of ``source`` by suffix."""
     folder = tmp_path_factory.mktemp("encoded")
-    names = ("mp3", "aac", "flac", "ogg", "opus", "m4a", "wav", "mka", "ts", "wma", "ac3", "mpg")
+    names = (
+        "mp3",
+        "aac",
+        "flac",
+        "ogg",
+        "opus",
+        "m4a",
+        "wav",
+        "mka",
+        "ts",
+        "wma",
+        "ac3",
+        "mpg",
+        "aiff",
+    )
     paths = [folder / f"tone.{suffix}" for suffix in names]
     ffmpeg("-i", source, *paths)
     return {path.suffix[1:]: path.read_bytes() for path in paths}
@@ -153,6 +167,15 @@ def test_a_damaged_link_of_an_ogg_chain_does_not_lose_the_others(encoded: dict[s
         assert load_audio(bytes(damaged)).size > 0.4 * alone.size
 
 
+@pytest.mark.parametrize("suffix", ["wav", "aiff", "ogg", "flac", "aac", "mp3"])
+def test_a_tag_in_front_changes_nothing(suffix: str, encoded: dict[str, bytes]) -> None:
+    notes: list[str] = []
+    for tag in (b"ID3\3\0\0\0\0\0\x0a" + bytes(10), b"ID3\4\0\0\0\0\1\0" + bytes(128)):
+        found = load_audio(tag + encoded[suffix], note=notes.append)
+        np.testing.assert_array_equal(found, load_audio(encoded[suffix]))
+    assert notes == []
+
+
 def test_an_estimated_length_is_no_claim(tmp_path: Path) -> None:
     """FFmpeg guesses from the bit rate of the beginning, which here is silent."""
     rng = np.random.default_rng(0)
@@ -182,7 +205,10 @@ def test_the_track_that_ffmpeg_would_take(source: Path, tmp_path: Path) -> None:
     for path in paths:
         expected = tmp_path / "expected.wav"
         ffmpeg("-i", path, expected)
-        np.testing.assert_allclose(load_audio(path), load_audio(expected), atol=1e-3)
+        notes: list[str] = []
+        wave = load_audio(path, note=notes.append)
+        np.testing.assert_allclose(wave, load_audio(expected), atol=1e-3)
+        assert notes == ["one of its 2 audio tracks was used"]
 
 
 @pytest.mark.parametrize("suffix", ["mp3", "aac", "ac3"])
