@@ -109,6 +109,8 @@ def check(parser: Parser, arguments: Namespace) -> None:
                 parser.error(f"--{name} has no effect with --url or --answer")
     else:
         check_adapter(parser, arguments)
+    if arguments.url is not None and not arguments.url.lower().startswith(("http://", "https://")):
+        parser.error(f"--url: expected http://HOST:PORT or https://..., found {arguments.url!r}")
     if arguments.stream and arguments.url is None:
         parser.error("--stream needs --url")
     for name in ("play", "preset"):

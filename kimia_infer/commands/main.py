@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
 import logging
@@ -83,8 +84,17 @@ def run_command(
             raise
         extra = EXTRAS.get(getattr(error, "name", None) or "")
         remedy = f"; install it with: pip install 'kimia-infer[{extra}]'" if extra else ""
-        print(f"{prefix}: {error}{remedy}", file=sys.stderr)
+        print(f"{prefix}: {explain(error)}{remedy}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else getattr(command, "FAILED", 1)
+
+
+def explain(error: Exception) -> str:
+    """The text of an error; that of the system begins with the file and has no number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    where = "" if error.filename is None else f"{error.filename}: "
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"{where}{error.strerror}{'; make room for the output' if full else ''}"
 
 
 def is_message(error: Exception) -> bool:

@@ -18,6 +18,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -162,6 +163,7 @@ def watch(server: subprocess.Popen[bytes], host: str, port: int) -> str:
             return f"the model could not be loaded: {logs.split('setup failed: ')[-1].strip()}"
         if status in ("DEFUNCT", "UNHEALTHY"):
             reason = state.get("user_healthcheck_error") or "the process with the model died"
+            reason = re.sub(r"^Healthcheck failed: (\w+: )?", "", reason)
             return f"{reason} ({status}); start the server again"
         if status == "READY" and not ready:
             ready = True

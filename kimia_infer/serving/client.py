@@ -201,6 +201,8 @@ def _open(
             return open_url(request, timeout=left)
         except urllib.error.HTTPError as error:
             reason = _reason(error)
+            if error.code == 406:
+                reason += "; start the server with --stream"
             if error.code not in (409, 503):
                 raise PredictionError(f"{address}: HTTP {error.code}: {reason}") from error
             _check_alive(address)

@@ -51,7 +51,8 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """A path to write a file to, which becomes ``path`` if the block succeeds.
 
     It is flushed to the disk before it is renamed, and removed if the block raises. Until then it
-    lies in ``folder``, by default that of ``path``, which is created where it is missing.
+    lies in ``folder``, by default that of ``path``, which is created where it is missing. Errors
+    name ``path``, also those of a full disk, which name no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = (folder or path.parent) / f".{path.name}.{uuid.uuid4().hex}{PARTIAL}"
@@ -60,6 +61,11 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        full = error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or error.filename == str(partial):
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

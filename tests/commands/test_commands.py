@@ -99,7 +99,12 @@ def test_an_unknown_argument_is_refused_in_one_line(name: str) -> None:
             1,
             "download: No module named 'jiwer'; install it with: pip install 'kimia-infer[eval]'",
         ),
-        (FileNotFoundError(2, "No such file", "x"), 1, "download: [Errno 2] No such file: 'x'"),
+        (FileNotFoundError(2, "No such file", "x"), 1, "download: x: No such file"),
+        (
+            OSError(28, "No space left on device", "a/b.json"),
+            1,
+            "download: a/b.json: No space left on device; make room for the output",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )

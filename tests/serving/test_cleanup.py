@@ -121,6 +121,10 @@ def test_directories_that_cannot_be_written_are_named(
     monkeypatch.setattr(tempfile, "tempdir", str(missing))
     with pytest.raises(ConfigurationError, match=rf"{missing}: uploads cannot be stored"):
         Uploads()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # as Python does for a wrong TMPDIR
+    monkeypatch.setenv("TMPDIR", str(missing))
+    with pytest.raises(ConfigurationError, match=rf"{missing}: uploads cannot be stored"):
+        Uploads()
     require_server_directory(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
 

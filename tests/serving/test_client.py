@@ -249,7 +249,10 @@ def test_stream_waits_and_ends_with_completed(server: Script) -> None:
     ("answer", "message"),
     [
         (REFUSED, "HTTP 422: seed: -1 is less than 0"),
-        ((406, {"error": "no streaming"}), "HTTP 406: no streaming"),
+        (
+            (406, {"error": "no streaming"}),
+            "HTTP 406: no streaming; start the server with --stream",
+        ),
         (events(("output", {"chunk": {}})), "ended before the answer did"),
         (events(("error", {"error": "lagged"})), "lagged"),
         (events(("error", {})), "the stream failed"),

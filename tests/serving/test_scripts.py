@@ -186,6 +186,7 @@ def test_saved_answer_becomes_transcript_and_wav(document: dict, tmp_path: Path)
         (["--text", "Hi", "--url", "http://x", "--play"], 2, "--play has no effect without"),
         (["--text", "Hi", "--preset", "quality"], 2, "--preset has no effect without --stream"),
         (["--text", "Hi", "--url", "http://127.0.0.1:1", "--stream"], 1, "cannot be reached"),
+        (["--text", "Hi", "--url", "localhost:5000"], 2, "--url: expected http://HOST:PORT"),
         (["--text", "Hi", "--task", "transcribe"], 2, "audio: nothing to transcribe"),
         (["--audio", "missing.wav"], 2, "--audio: no such file: 'missing.wav'"),
         (["--text", "Hi", "--output", "no/where.wav"], 2, "no directory no"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -27,6 +28,14 @@ def test_a_file_is_replaced_when_it_is_complete(tmp_path: Path) -> None:
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert sorted(tmp_path.rglob("*")) == [path.parent, path]
+
+
+def test_errors_name_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for number, named in ((errno.ENOSPC, None), (errno.EROFS, "partial"), (errno.EPIPE, None)):
+        with pytest.raises(OSError) as caught, replacing(path) as partial:
+            raise OSError(number, "why", str(partial) if named else None)
+        assert caught.value.filename == (None if number == errno.EPIPE else str(path))
 
 
 def test_a_directory_is_replaced_when_it_is_complete(tmp_path: Path) -> None:

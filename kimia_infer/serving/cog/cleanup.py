@@ -34,14 +34,19 @@ def require_server_directory(directory: Path) -> None:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=directory, prefix=".kimi-audio-") as file:
-            file.write(bytes(4096))
-            file.flush()
+        require_room(directory)
     except OSError as error:
         raise ConfigurationError(
             f"{directory}: cannot be written ({error.strerror}); Cog's server keeps its files "
             "there: make room, make it writable for this user, or mount a volume at /tmp"
         ) from error
+
+
+def require_room(directory: Path) -> None:
+    """Raise OSError if no file can be written in ``directory``."""
+    with tempfile.NamedTemporaryFile(dir=directory, prefix=".kimi-audio-") as file:
+        file.write(bytes(4096))
+        file.flush()
 
 
 def run_periodically(tasks: Sequence[Callable[[], None]], seconds: float) -> None:

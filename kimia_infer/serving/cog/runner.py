@@ -32,6 +32,7 @@ from kimia_infer.serving.cog.cleanup import (
     FILE_SECONDS,
     SERVER_DIRECTORY,
     is_only_server,
+    require_room,
     require_server_directory,
     run_periodically,
     sweep_predictions,
@@ -299,22 +300,24 @@ def server_status() -> str | None:
 class Uploads:
     """A directory for the temporary files of this process, those of the request among them.
 
-    It is removed when the process ends by itself, else at the next start of a service.
+    It is removed when the process ends by itself, else at the next start of a service. Python
+    takes another directory than the one in TMPDIR if that cannot be written; here it is an error.
 
     Raises:
         ConfigurationError: it cannot be made or written to.
     """
 
     def __init__(self) -> None:
+        parent = os.environ.get("TMPDIR") or "/tmp"
         try:
+            require_room(Path(parent))
+            parent = tempfile.gettempdir()
             self._owned = OwnedDirectory("kimi-audio-uploads-")
             self.directory = self._owned.path
-            with tempfile.TemporaryFile(dir=self.directory) as file:
-                file.write(bytes(4096))
-                file.flush()
+            require_room(self.directory)
         except OSError as error:
             raise ConfigurationError(
-                f"{tempfile.gettempdir()}: uploads cannot be stored there ({error.strerror}); make "
+                f"{parent}: uploads cannot be stored there ({error.strerror}); make "
                 "room, make it writable for this user, or name another directory in TMPDIR"
             ) from error
         tempfile.tempdir = str(self.directory)

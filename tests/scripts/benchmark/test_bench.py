@@ -109,6 +109,7 @@ def state_of(process: int) -> str:
         (("--random", "tiny", "--steps", 3), "--steps"),
         (("--random", "tiny", "--only", "int2"), "--only: expected some of references, kernels"),
         (("--weights", ".", "--audio", "missing.wav"), "missing.wav"),
+        (("--everything", "/proc/none"), "bench: --everything: /proc/none: "),
     ],
 )
 def test_usage(arguments: tuple, message: str, tmp_path: Path) -> None:
