@@ -37,6 +37,9 @@ PLAYLIST_BEGINNINGS = (b"#EXTM3U", b"ffconcat version", b"v=0")
 PLAYLIST_ROOTS = (b"<MPD", b"<CompositionPlaylist")
 """How files begin that only name other files: HLS, concat, SDP; in XML, MPEG-DASH and IMF."""
 
+MOST_UNREAD = 10
+"""Unreadable links of a chain, each of which costs a process, after which the rest is left out."""
+
 MOST_BOXES = 1000
 """More boxes of an MPEG-4 file are not looked at."""
 
@@ -54,18 +57,22 @@ def decode(
             yield from decode(untagged, suffix, note, check)
         return
     links = _ogg_links(file, check)
-    unread: list[Unreadable] = []
+    read, unread = 0, list[Unreadable]()
     for begin, end in links:
         check()
         with _copied(file, begin, end) if len(links) > 1 else contextlib.nullcontext(file) as link:
             try:
                 yield from _decode_link(link, suffix, note, check)
+                read += 1
             except Unreadable as error:
                 unread.append(error)
-    if len(unread) == len(links):
+        if len(unread) == MOST_UNREAD:
+            break
+    if not read:
         raise Unreadable(_known_reason(file) or str(unread[0])) from unread[0]
     if unread:
-        note(f"{len(unread)} of the {len(links)} files joined in it were left out: {unread[0]}")
+        left_out = len(links) - read
+        note(f"{left_out} of the {len(links)} files joined in it were left out: {unread[0]}")
 
 
 def _decode_link(

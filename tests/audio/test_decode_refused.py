@@ -132,6 +132,22 @@ def test_longer_sound_is_not_decoded(
     assert 0 < sum(decoded) <= 48_000 * 6.1
 
 
+def test_a_chain_of_nothing_readable_is_not_read_to_its_end(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every link that FFmpeg does not know costs a process."""
+    monkeypatch.setattr(decode, "MOST_UNREAD", 2)
+    ffmpeg("-i", source, tmp_path / "tone.ogg")
+    link = (tmp_path / "tone.ogg").read_bytes()
+    header = link[: link.index(b"OggS", 4)] + b"OggS\0\0" + bytes(21)
+    notes: list[str] = []
+    wave = load_audio(link + 4 * header + link, note=notes.append)
+    np.testing.assert_array_equal(wave, load_audio(link))
+    assert notes[0].startswith("5 of the 6 files joined in it were left out")
+    with pytest.raises(AudioError, match="not readable"):
+        load_audio(4 * header + link)
+
+
 def test_limit_of_plain_wav() -> None:
     content = wav(pcm(tone(1.0, SAMPLE_RATE)))
     assert load_audio(content, max_seconds=1.0).size == SAMPLE_RATE
