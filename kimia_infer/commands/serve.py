@@ -160,7 +160,9 @@ def watch(server: subprocess.Popen[bytes], host: str, port: int) -> str:
         status = state.get("status")
         if status == "SETUP_FAILED":
             logs = (state.get("setup") or {}).get("logs") or "no reason given"
-            return f"the model could not be loaded: {logs.split('setup failed: ')[-1].strip()}"
+            reason = logs.split("setup failed: ")[-1].strip()
+            reason = re.sub(r"^(Configuration|Weights)Error: ", "", reason)
+            return f"the model could not be loaded: {reason}"
         if status in ("DEFUNCT", "UNHEALTHY"):
             reason = state.get("user_healthcheck_error") or "the process with the model died"
             reason = re.sub(r"^Healthcheck failed: (\w+: )?", "", reason)

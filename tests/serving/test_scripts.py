@@ -238,6 +238,7 @@ def test_serve_ends_when_the_model_cannot_be_loaded(tmp_path: Path) -> None:
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("serve: the model could not be loaded: ") and "config.json" in last
+    assert "Error: " not in last
 
 
 def test_serve_names_a_variable_with_a_bad_value(golden: Path, tmp_path: Path) -> None:
