@@ -65,6 +65,9 @@ def read_record(checkpoint: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             raise ValueError("no record of a step")
+        for name in ("files", "settings"):
+            if not isinstance(record.get(name, {}), dict):
+                raise ValueError(f"{name}: expected an object")
     except (OSError, ValueError) as error:
         raise TrainingError(f"{path}: damaged ({error})") from error
     return record

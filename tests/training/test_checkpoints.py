@@ -147,6 +147,18 @@ def test_damage_is_named_and_the_older_checkpoint_taken(tmp_path: Path, name: st
     assert all(str(path / name) in refusal for path in (older, newer))
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"step": 2, "files": 1}', '{"step": 2, "settings": []}']
+)
+def test_a_record_of_something_else_is_damaged(tmp_path: Path, text: str):
+    write_checkpoints(tmp_path, 1, 2)
+    older, newer = all_checkpoints(tmp_path)
+    (newer / "state/state.json").write_text(text)
+    found, (fault,) = newest_intact(tmp_path)
+    assert found == older
+    assert fault.startswith(f"{newer / 'state/state.json'}: damaged (")
+
+
 def test_a_damaged_checkpoint_displaces_no_other(tmp_path: Path):
     """A run that was resumed before it removes it, and not its own, when it saves."""
     write_checkpoints(tmp_path, 1, 2, 9)
