@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections import deque
@@ -138,7 +139,9 @@ class Response:
         try:
             if speech is not None:
                 generation.poll_by(generation.delay + speech.missing())
-            for progress in _timed(run, request.clock):
+            # Up to the first poll it is prefill.
+            first = request.clock.timing("prefill", itertools.islice(run, 1))
+            for progress in itertools.chain(first, request.clock.timing("decode", run)):
                 if request.on_step is not None:
                     request.on_step(progress.steps, generation.max_steps)
                 yield from self.read_text(progress)
@@ -269,18 +272,6 @@ def missing_speech(generation: Generation) -> str:
     if generation.ended and ids == 1:
         return "no speech: the model ended its speech before the first speech code"
     return f"no speech: none of the {ids} ids in the model's audio track is a speech code"
-
-
-def _timed(run: Iterator[Progress], clock: Stopwatch) -> Iterator[Progress]:
-    """``run`` with its time recorded: up to the first poll as prefill, the rest as decode."""
-    stage = "prefill"
-    while True:
-        with clock.timed(stage):
-            progress = next(run, None)
-        if progress is None:
-            return
-        yield progress
-        stage = "decode"
 
 
 class SpeechPipeline:

@@ -1,8 +1,8 @@
 """What FFmpeg decodes from an open file: mono samples at the file's own rate, block by block.
 
 Every packet is decoded, in order, as ffmpeg's own program does. What is damaged is left out and
-noted. The file is not trusted: FFmpeg gets an open file and nothing else to open,
-and formats that consist of references to other files are not known to it.
+noted. The file is not trusted: FFmpeg gets an open file and nothing else to open, and does not know
+the formats that consist of references to other files.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from av.audio.plane import AudioPlane
 from av.container import InputContainer
 from av.stream import Disposition
 
+from kimia_infer.audio import RATES
 from kimia_infer.audio.timeline import Timeline
 
 FORMATS_OF_REFERENCES = {
@@ -44,9 +45,6 @@ files with random bytes were tried. Its readers of adx and ast crash within seco
 SAMPLES = {"u8": "u1", "s16": "i2", "s32": "i4", "s64": "i8", "flt": "f4", "dbl": "f8"}
 FULL_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31, "s64": 2**63}
 """NumPy's name of FFmpeg's sample formats, and the whole numbers per unit of amplitude."""
-
-RATES = range(100, 1_000_001)
-"""Sample rates in Hz that can be those of sound."""
 
 CANCELED = 0.1
 """Share of the power that independent channels would leave in their mean, below which they

@@ -13,15 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from kimia_infer.audio import RATES
 from kimia_infer.audio.files import MAX_PEAK, AudioError
 
 FORMS = "{'array': samples, 'sampling_rate': hertz} or (samples, hertz)"
 
 MAX_CHANNELS = 32
 """More channels than any common layout has (22.2 surround has 24)."""
-
-RATES = range(100, 1_000_001)
-"""Hertz that can be those of sound, as of files; ultrasonic recorders reach 500,000."""
 
 INTEGER, FLOAT = 1, 3
 """Format tags of wav files."""

@@ -32,7 +32,7 @@ class Timeline:
         jumps = container.format.flags & Flags.ts_discont.value
         self._least = FLAC_GAP_SECONDS if container.format.name == "flac" else GAP_SECONDS
         self._longest = LONGEST_JUMP_SECONDS if jumps else LONGEST_GAP_SECONDS
-        # How far the samples are ahead of the times, which may tremble, or behind those that
+        # How far the samples are ahead of the times, which may jitter, or behind those that
         # are about to fall back.
         self._ahead = self._behind = 0.0
         self._coming: deque[tuple[float | None, float, av.AudioFrame]] = deque()

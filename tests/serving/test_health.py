@@ -96,7 +96,7 @@ class Slot:
         self.watch = SlotWatch(self.health, lambda: self.status)
 
     def lost(self) -> bool:
-        self.watch.look()
+        self.watch.check()
         try:
             self.health.check()
         except SlotLost:

@@ -63,7 +63,7 @@ class Downloader:
 
     A prediction must not start a thread: Cog cancels it by CPython's PyThreadState_SetAsyncExc,
     which takes a thread that is being started for the one that starts it. The new thread then
-    dies of the exception, and ``Thread.start`` waits for it for ever.
+    dies of the exception, and ``Thread.start`` waits for it forever.
     """
 
     def __init__(self, threads: int = THREADS):

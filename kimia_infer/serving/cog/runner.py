@@ -60,7 +60,7 @@ GRACE_SECONDS = 30.0
 """How much longer than its limit a prediction may take before the model counts as stuck."""
 
 WATCH_SECONDS = 5.0
-"""Time between two looks at the server's state."""
+"""Time between two checks of the server's state."""
 
 
 class KimiRunner(cog.BaseRunner):
@@ -91,7 +91,7 @@ class KimiRunner(cog.BaseRunner):
         self_test(self.model)
         sweep = functools.partial(sweep_predictions, SERVER_DIRECTORY)
         run_periodically([self.uploads.keep, sweep, trim_heap], FILE_SECONDS)
-        run_periodically([SlotWatch(self.health, server_status).look], WATCH_SECONDS)
+        run_periodically([SlotWatch(self.health, server_status).check], WATCH_SECONDS)
 
     def healthcheck(self) -> bool:
         """Whether the device computes; Cog reports the error raised otherwise."""
@@ -268,7 +268,7 @@ class Health:
 class SlotWatch:
     """Notices when Cog's server is BUSY without a prediction.
 
-    It (0.23) stays so for ever if it can make no directory for the id of a prediction, or cannot
+    It (0.23) stays so forever if it can make no directory for the id of a prediction, or cannot
     store a large request on a full disk. ``status`` asks it for its state, None if it is silent.
     """
 
@@ -276,8 +276,8 @@ class SlotWatch:
         self._health, self._status = health, status
         self._suspected: int | None = None
 
-    def look(self) -> None:
-        """Between two looks the server has time to begin or to end a prediction."""
+    def check(self) -> None:
+        """Between two checks the server has time to begin or to end a prediction."""
         count, idle = self._health.predictions, self._health.idle
         if not idle or self._status() != "BUSY" or self._health.predictions != count:
             self._suspected = None

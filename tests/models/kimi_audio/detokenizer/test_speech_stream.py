@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from kimia_infer.models.kimi_audio.detokenizer import (
     Noise,
     SpeechStream,
     StreamConfig,
-    _cross_fade,
 )
 from kimia_infer.models.kimi_audio.dit import DiT, FlowNetwork, FrameCache, dit_component
 from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_component
@@ -385,18 +383,3 @@ def test_streams_do_not_disturb_each_other(dit: DiT, vocoder: Vocoder, recorded:
             if index < len(parts[run]):
                 wave = stream.push(parts[run][index], final=index == len(parts[run]) - 1)
                 close(wave, recorded[f"{run}.wav.{index}"])
-
-
-def test_cross_fade_keeps_the_published_gain() -> None:
-    """Old and new overlap under the two halves of a periodic Hamming window."""
-    new, old = torch.full((8,), 2.0), torch.full((5,), 3.0)
-    window = [0.54 - 0.46 * math.cos(2 * math.pi * i / 8) for i in range(8)]
-    expected = [3 * window[4 + i] + 2 * window[i] for i in range(4)] + [2.0] * 4
-    close(_cross_fade(old, new), torch.tensor(expected))
-
-
-def test_bf16_waves_are_faded_with_a_rounded_fp32_window() -> None:
-    ones = torch.ones(480, dtype=torch.bfloat16)
-    faded = _cross_fade(ones, torch.zeros(960, dtype=torch.bfloat16))
-    window = torch.hamming_window(960).bfloat16()
-    assert torch.equal(faded[:480], window[480:])
