@@ -148,12 +148,17 @@ def test_disk_that_fills_fails_what_needs_it(golden: Path, tmp_path: Path) -> No
 READ_ONLY = "mount -t tmpfs -o ro tmpfs"
 
 
+def frozen(path: str) -> str:
+    """Make a directory read-only with all that is in it, which may be this checkout."""
+    return f"mount --bind {path} {path} && mount -o remount,ro,bind {path}"
+
+
 @needs_mounts
 @pytest.mark.parametrize(
     ("mounts", "message"),
     [
         (
-            f"{READ_ONLY} /tmp && {READ_ONLY} /var/tmp && cd /proc",
+            f"{frozen('/tmp')} && {frozen('/var/tmp')} && cd /proc",
             "No usable temporary directory found in ['/tmp'",
         ),
         (
