@@ -217,13 +217,18 @@ class Engine:
         on_step: OnStep | None = None,
         *,
         voice: AudioInput | None = None,
+        deadline: Deadline | None = None,
     ) -> Generator[Event]:
         """:meth:`stream` with parsed options.
 
         ``randomness`` replaces the seeded generator of ``options.seed``; ``on_step`` is called
-        with (steps done, step limit) and may raise to stop.
+        with (steps done, step limit) and may raise to stop. ``deadline`` replaces that of
+        ``options.timeout_seconds``; whoever gives one can cancel the request, which then raises
+        RequestCancelled.
         """
-        return surviving_out_of_memory(self._respond(chats, options, randomness, on_step, voice))
+        deadline = deadline or Deadline(options.timeout_seconds)
+        events = self._respond(chats, options, randomness, on_step, voice, deadline)
+        return surviving_out_of_memory(events)
 
     @torch.inference_mode()
     def _respond(
@@ -233,10 +238,10 @@ class Engine:
         randomness: Randomness | None,
         on_step: OnStep | None,
         voice: AudioInput | None,
+        deadline: Deadline,
     ) -> Generator[Event]:
         self.check(options, voice is not None)
         messages, clock = parse_messages(chats), Stopwatch()
-        deadline = Deadline(options.timeout_seconds)
         if randomness is None:
             randomness = SeededRandomness(options.seed)
             clock.metrics["seed"] = randomness.seed

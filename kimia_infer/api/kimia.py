@@ -228,6 +228,7 @@ class KimiAudio(Engine):
         max_seconds: float = MAX_SECONDS,
         on_progress: OnProgress | None = None,
         stop_repetition: bool = True,
+        deadline: Deadline | None = None,
         **sampling: Any,
     ) -> Generator[TranscriptEvent]:
         """Transcribe a recording, in one of the forms of :meth:`generate`, as a stream of events.
@@ -242,6 +243,7 @@ class KimiAudio(Engine):
 
         ``sampling`` takes the ``text_*`` arguments, ``max_new_tokens`` (for each segment),
         ``seed`` and ``timeout_seconds`` (for all) of :meth:`generate`; raises what it raises.
+        ``deadline`` replaces that of ``timeout_seconds`` and can cancel, as in :meth:`respond`.
         """
         options = parse_parameters(stop_repetition=stop_repetition, **sampling)
         if options.output_type != "text":
@@ -251,7 +253,8 @@ class KimiAudio(Engine):
             Message("user", "text", text=parse_text("instruction", instruction)),
             Message("user", "audio", audio=parse_audio("audio", audio)),
         ]
-        events = self._transcribe(messages, options, max_seconds, on_progress)
+        deadline = deadline or Deadline(options.timeout_seconds)
+        events = self._transcribe(messages, options, max_seconds, on_progress, deadline)
         return surviving_out_of_memory(events)
 
     @torch.inference_mode()
@@ -261,8 +264,9 @@ class KimiAudio(Engine):
         options: Parameters,
         max_seconds: float,
         on_progress: OnProgress | None,
+        deadline: Deadline,
     ) -> Generator[TranscriptEvent]:
-        clock, deadline = Stopwatch(), Deadline(options.timeout_seconds)
+        clock = Stopwatch()
         randomness = SeededRandomness(options.seed)
         clock.metrics["seed"] = randomness.seed
         audio = messages[-1].audio

@@ -38,7 +38,7 @@ from kimia_infer.models.kimi_audio.detokenizer import (
 )
 from kimia_infer.models.kimi_audio.prompt import Message
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
-from kimia_infer.utils.errors import RequestTimeout
+from kimia_infer.utils.errors import RequestCancelled, RequestTimeout
 from kimia_infer.utils.graphs import side_thread
 
 FIRST_SPEECH_INTERVAL = 2
@@ -79,14 +79,24 @@ class Stopwatch:
 
 
 class Deadline:
-    """The end of the time that a request may take, counted from now on; None for no limit."""
+    """The end of the time that a request may take, counted from now on; None for no limit.
+
+    Any thread may end the request earlier with :meth:`cancel`.
+    """
 
     def __init__(self, seconds: float | None):
         self.seconds = seconds
         self._end = math.inf if seconds is None else time.monotonic() + seconds
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Let every later check raise RequestCancelled."""
+        self._cancelled = True
 
     def check(self) -> None:
-        """Raise RequestTimeout once the time is over."""
+        """Raise RequestCancelled once cancelled, and RequestTimeout once the time is over."""
+        if self._cancelled:
+            raise RequestCancelled("the request was cancelled")
         if time.monotonic() > self._end:
             raise RequestTimeout(
                 f"timeout_seconds: the answer was not complete within {self.seconds:g} s; allow "

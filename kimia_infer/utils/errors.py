@@ -23,6 +23,10 @@ class RequestTimeout(RequestError):
     """An answer was not complete within the time that the request allowed."""
 
 
+class RequestCancelled(RequestError):
+    """The caller gave the request up while it was answered."""
+
+
 class RequestOutOfMemory(RequestError):
     """A request needed more memory than the device has left; the next one can be served."""
 

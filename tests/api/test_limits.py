@@ -8,7 +8,12 @@ import torch
 from kimia_infer.api import response
 from kimia_infer.api.engine import surviving_out_of_memory
 from kimia_infer.api.response import Deadline
-from kimia_infer.utils.errors import RequestError, RequestOutOfMemory, RequestTimeout
+from kimia_infer.utils.errors import (
+    RequestCancelled,
+    RequestError,
+    RequestOutOfMemory,
+    RequestTimeout,
+)
 
 
 def test_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,6 +27,10 @@ def test_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
         deadline.check()
     clock[0] = 1e12
     never.check()
+    for one in (never, deadline):  # a request that is given up has not run out of time
+        one.cancel()
+        with pytest.raises(RequestCancelled):
+            one.check()
 
 
 def refused_by_the_allocator() -> RuntimeError:

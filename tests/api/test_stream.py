@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.api.response import FIRST_SPEECH_INTERVAL, SpeechPipeline
+from kimia_infer.api.response import FIRST_SPEECH_INTERVAL, Deadline, SpeechPipeline
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.detokenizer import PRESETS
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import RequestCancelled, RequestError
 from kimia_infer.utils.graphs import side_thread
 
 CHAT = [{"role": "user", "message_type": "text", "content": "tell me about the weather"}]
@@ -46,6 +46,21 @@ def test_joined_pieces_are_the_answer(model: KimiAudio, preset: str) -> None:
     assert isinstance(pieces[0], TextDelta)
     first = next(i for i, piece in enumerate(pieces) if isinstance(piece, AudioChunk))
     assert any(isinstance(piece, TextDelta) for piece in pieces[first:])
+
+
+def test_a_request_is_cancelled_from_another_thread(model: KimiAudio) -> None:
+    done, deadline = [], Deadline(None)
+    options = parse_parameters(**SAMPLED, output_type="both", max_new_tokens=100)
+    steps = model.respond(CHAT, options, on_step=lambda n, _: done.append(n), deadline=deadline)
+    next(steps)
+    thread = threading.Thread(target=deadline.cancel)
+    thread.start()
+    thread.join()
+    with pytest.raises(RequestCancelled):
+        list(steps)
+    assert done[-1] < 10  # of 100
+    with pytest.raises(RequestCancelled):
+        list(model.respond(CHAT, options, deadline=deadline))
 
 
 def test_low_latency_sounds_earlier(model: KimiAudio) -> None:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from kimia_infer.api.engine import ChatEncoder
 from kimia_infer.api.events import TextDelta
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.response import Deadline
 from kimia_infer.api.transcription import (
     INSTRUCTION,
     Transcript,
@@ -25,7 +26,12 @@ from kimia_infer.api.transcription import (
     separator,
 )
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
-from kimia_infer.utils.errors import CheckpointError, RequestError, RequestTimeout
+from kimia_infer.utils.errors import (
+    CheckpointError,
+    RequestCancelled,
+    RequestError,
+    RequestTimeout,
+)
 from tests.api.sounds import noise, recording, wav_bytes
 from tests.scripted import script
 
@@ -257,6 +263,15 @@ def test_refusals(model: KimiAudio) -> None:
         model.transcribe(b"no sound")
     with pytest.raises(RequestTimeout, match=r"timeout_seconds.*1e-06 s"):
         model.transcribe(sound, timeout_seconds=1e-6)
+
+
+def test_a_transcription_is_cancelled_between_events(model: KimiAudio, sound: bytes) -> None:
+    deadline = Deadline(None)
+    events = model.stream_transcription(sound, deadline=deadline, **LIMIT)
+    next(events)
+    deadline.cancel()
+    with pytest.raises(RequestCancelled):
+        list(events)
 
 
 @pytest.mark.parametrize(
