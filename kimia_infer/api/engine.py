@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.api.events import Event
-from kimia_infer.api.loading import Components, warm_up
+from kimia_infer.api.loading import Components
 from kimia_infer.api.parameters import BUDGETS, Parameters
 from kimia_infer.api.response import (
     Deadline,
@@ -193,7 +193,7 @@ class Engine:
         )
         self.decoder.warm_up()
         if self.detokenizer is not None:
-            warm_up(self.detokenizer)
+            self.detokenizer.warm_up()
         log.info(
             "Kimi-Audio on %s, %s, quantization: %s, key/value cache: %s, offload: %s, "
             "attention: %s, head rows: %s, adapter: %s, output: %s",

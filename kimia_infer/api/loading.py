@@ -13,7 +13,6 @@ import torch
 from kimia_infer.api.memory import MemoryPlan, free_memory, weight_bytes
 from kimia_infer.api.offloading import ENCODERS
 from kimia_infer.api.offloading import offload as offload_encoder
-from kimia_infer.api.response import SpeechPipeline
 from kimia_infer.api.transcription import longest_segment
 from kimia_infer.audio.split import LONGEST_SECONDS
 from kimia_infer.layers.quantization import (
@@ -33,7 +32,7 @@ from kimia_infer.models.kimi_audio.components import (
     checkpoint_components,
 )
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.detokenizer import PRESETS, Detokenizer
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
@@ -177,26 +176,6 @@ def memory_plan(
         offload,
         stored_scheme(directory),
     )
-
-
-def warm_up(detokenizer: Detokenizer) -> None:
-    """Record what speech of both presets needs, so that no request has to wait for it.
-
-    Speaks until the cache of past frames is full, which covers every usual size. Only a last
-    chunk of another size is recorded later. Does nothing where nothing is recorded.
-    """
-    if not detokenizer.graphs.captures:
-        return
-    config, mel_bins = detokenizer.config, detokenizer.dit.config.mel_bins
-    past_codes = -(-config.cache_frames // config.frames_per_code)
-    # One chunk fills the cache, the next one is spoken with it, and it needs a code after it.
-    codes = [0] * (past_codes + config.look_ahead_codes + 2 * config.chunk_codes + 1)
-    for preset in PRESETS:
-        pipeline = SpeechPipeline(
-            detokenizer, lambda _, frames: torch.zeros(frames, mel_bins), preset, background=False
-        )
-        pipeline.feed(codes)
-        pipeline.close()
 
 
 def choose_scheme(directory: Path, asked: str | None, adapter: Path | None) -> str:

@@ -48,6 +48,10 @@ class Direct:
         fetched = values.tolist()
         return lambda: fetched
 
+    def upload(self, values: Tensor, device: torch.device) -> Tensor:
+        """``values`` on ``device``; the host does not wait for it."""
+        return values.to(device)
+
     def stream(self) -> contextlib.AbstractContextManager:
         """Work launched within may run concurrently with that of other streams."""
         return contextlib.nullcontext()
@@ -96,6 +100,10 @@ class CudaGraphs:
 
         return wait
 
+    def upload(self, values: Tensor, device: torch.device) -> Tensor:
+        """See :meth:`Direct.upload`."""
+        return values if values.is_cuda else values.pin_memory().to(device, non_blocking=True)
+
     def stream(self) -> contextlib.AbstractContextManager:
         """See :meth:`Direct.stream`."""
         return torch.cuda.stream(self._stream)
@@ -110,13 +118,13 @@ def graphs_for(device: torch.device) -> Graphs:
 
 
 class Recorded:
-    """A function of tensors that is recorded for the first ``shapes`` shapes it meets.
+    """A function of tensors, recorded for those given to :meth:`record` and ``shapes`` others.
 
-    For other shapes, and where nothing is recorded, it is launched operation by operation. Each
-    shape has one dtype. The result belongs to the caller.
+    Those are the first that it meets. For other shapes, and where nothing is recorded, it is
+    launched operation by operation. Each shape has one dtype. The result belongs to the caller.
     """
 
-    def __init__(self, function: Callable[..., Tensor], graphs: Graphs, shapes: int):
+    def __init__(self, function: Callable[..., Tensor], graphs: Graphs, shapes: int = 0):
         self.function, self.graphs, self.shapes = function, graphs, shapes
         self._recorded: dict[tuple[torch.Size, ...], tuple[list[Tensor], Work, Tensor]] = {}
         self._lock = threading.Lock()  # what a recording reads and writes is shared
@@ -127,7 +135,7 @@ class Recorded:
         key = tuple(tensor.shape for tensor in tensors)
         with self._lock:
             if key not in self._recorded:
-                if len(self._recorded) == self.shapes:
+                if len(self._recorded) >= self.shapes:
                     return self.function(*tensors)
                 self._recorded[key] = self._record(tensors)
             given, launch, result = self._recorded[key]
@@ -135,6 +143,13 @@ class Recorded:
                 place.copy_(tensor)
             launch()
             return result.clone()
+
+    def record(self, *tensors: Tensor) -> None:
+        """Record the shapes of these tensors, whose values do not matter."""
+        key = tuple(tensor.shape for tensor in tensors)
+        with self._lock:
+            if self.graphs.captures and key not in self._recorded:
+                self._recorded[key] = self._record(tensors)
 
     def _record(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Work, Tensor]:
         first = self.function(*tensors)

@@ -31,15 +31,18 @@ def kernels(bench: Bench) -> list[Table]:
 def speech_synthesis(bench: Bench) -> list[Table]:
     detokenizer = bench.components.detokenizer
     assert detokenizer is not None
+    detokenizer.warm_up()
     return [
         speech.compare_speech(detokenizer, bench.runs),
         speech.chunk_times(detokenizer, bench.runs),
+        speech.chunks_together(detokenizer, bench.runs),
     ]
 
 
 def speaking(bench: Bench) -> list[Table]:
     model, detokenizer = bench.language_model, bench.components.detokenizer
     assert detokenizer is not None
+    detokenizer.warm_up()
     return [speech.decode_while_speaking(model, detokenizer, bench.steps, bench.runs)]
 
 

@@ -15,18 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.models.kimi_audio.detokenizer import (
-    CACHE_TIMESTEP,
-    Detokenizer,
-    Noise,
-    StreamConfig,
-    WaveOverlap,
-)
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Noise
 from kimia_infer.models.kimi_audio.dit import DiT, StepConditioning
+from kimia_infer.models.kimi_audio.flow import CACHE_TIMESTEP, StreamConfig
 from kimia_infer.models.kimi_audio.vocoder import (
     AntiAliasedSnake,
     SnakeBeta,
     Vocoder,
+    WaveOverlap,
     low_pass_filter,
 )
 
@@ -56,7 +52,9 @@ class PlainDetokenizer:
         with torch.no_grad():
             for index, chunk in enumerate(chunks, 1):
                 final = index == len(chunks)
-                waves.append(overlap.push(mel_stream.push(chunk, final), final).float())
+                mel = overlap.joined(mel_stream.push(chunk, final), final)
+                assert mel is not None
+                waves.append(overlap.release(mel, self.vocoder(mel), final).float())
         return torch.cat(waves)[None]
 
 
@@ -116,7 +114,8 @@ class MelStream:
             return F.scaled_dot_product_attention(query[None], keys[None], values[None])[0]
 
         blocks, final = self.dit.modulation(tokens, torch.tensor([time], device=tokens.device))
-        rotary = self.dit.rotary(self.position, len(x))
+        positions = torch.arange(self.position, self.position + len(x), device=tokens.device)
+        rotary = self.dit.rotary(positions)
         return self.dit(x, StepConditioning(list(blocks), final), rotary, attend), current
 
 

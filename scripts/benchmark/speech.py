@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -18,7 +18,13 @@ from kimia_infer.api.parameters import CODES_PER_SECOND
 from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import SeededRandomness
-from kimia_infer.models.kimi_audio.detokenizer import FIRST_CHUNKS, Detokenizer, Noise
+from kimia_infer.models.kimi_audio.detokenizer import (
+    FIRST_CHUNKS,
+    ChunkJob,
+    Detokenizer,
+    Noise,
+    SpeechStream,
+)
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from scripts.benchmark.decoding import (
     Contender,
@@ -110,6 +116,40 @@ def chunk_times(detokenizer: Detokenizer, runs: int) -> Table:
                 row | {"ms": 1e3 * statistics.median(taken[index]), "audio released, s": seconds}
             )
     return Table("Chunks of speech, median", rows)
+
+
+def chunks_together(detokenizer: Detokenizer, runs: int) -> Table:
+    """Chunks of several streams in one batch beside one after another; interleaved."""
+    device, rows = detokenizer.dit.device, []
+    codes, noise = utterance(detokenizer)
+    first, usual = FIRST_CHUNKS["low_latency"][0], detokenizer.config.chunk_codes
+
+    def jobs(streams: Sequence[SpeechStream], size: int) -> list[ChunkJob]:
+        return [ChunkJob(stream, codes[:size], final=False) for stream in streams]
+
+    def starting(count: int) -> tuple[Callable[[], object], Callable[[], object]]:
+        def streams() -> list[SpeechStream]:
+            return [detokenizer.start(noise) for _ in range(count)]
+
+        return (
+            lambda: [stream.push(codes[:first], False) for stream in streams()],
+            lambda: detokenizer.push_together(jobs(streams(), first)),
+        )
+
+    def going_on(count: int) -> tuple[Callable[[], object], Callable[[], object]]:
+        ours, others = ([detokenizer.start(noise) for _ in range(count)] for _ in range(2))
+        return (
+            lambda: [stream.push(codes[:usual], False) for stream in others],
+            lambda: detokenizer.push_together(jobs(ours, usual)),
+        )
+
+    for count in range(2, detokenizer.batch_limit + 1, 2):
+        for size, pair in ((first, starting(count)), (usual, going_on(count))):
+            with torch.inference_mode(), detokenizer.graphs.stream():
+                alone, together = medians(list(pair), runs, device)
+            row = {"chunks": count, "codes": size, "one by one, ms": 1e3 * alone}
+            rows.append(row | {"together, ms": 1e3 * together, "ratio": alone / together})
+    return Table("Chunks of several streams", rows)
 
 
 def measure_encoders(model: KimiAudio, wave: np.ndarray, runs: int) -> Table:

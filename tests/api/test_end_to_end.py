@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from kimia_infer.api.kimia import POLL_INTERVAL, Completion, KimiAudio
 from kimia_infer.audio.files import load_audio
 from kimia_infer.engine.decode import Decoder
-from kimia_infer.models.kimi_audio import detokenizer as stream
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.prompt import parse_messages
 from tests.api.recorded_chats import (
@@ -42,11 +41,9 @@ def recorded_model() -> KimiAudio:
     model.background, model.poll_interval = True, POLL_INTERVAL
     old, detokenizer = model.decoder, model.detokenizer
     model.decoder = Decoder(old.model, old.control, old.capacity, make_graphs=TracedGraphs)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stream, "VOCODED_LENGTHS", 0)  # tracing a vocoder takes long
-        model.detokenizer = Detokenizer(
-            detokenizer.dit, detokenizer.vocoder, detokenizer.config, TracedGraphs(model.device)
-        )
+    model.detokenizer = Detokenizer(
+        detokenizer.dit, detokenizer.vocoder, detokenizer.config, TracedGraphs(model.device)
+    )
     return model
 
 

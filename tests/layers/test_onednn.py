@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from kimia_infer.audio.files import load_audio
 from kimia_infer.layers.attention import CachedAttention, choose_backend
 from kimia_infer.layers.onednn import MIN_ELEMENTS, OneDNNLinear, use_onednn
-from kimia_infer.models.kimi_audio.dit import FrameCache, dit_component
+from kimia_infer.models.kimi_audio.dit import dit_component
+from kimia_infer.models.kimi_audio.flow import FrameCache, Past
 from kimia_infer.models.kimi_audio.language_model import language_model_component
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component
@@ -188,11 +189,11 @@ def test_recorded_velocities(golden: Path, tmp_path: Path) -> None:
         load_file(golden / "detok" / "unit.safetensors"),
     )
     times = sorted(int(n[5:-4]) for n in recorded if n[:5] == "dit.t" and n[-4:] == ".out")
-    positions = recorded["dit.position_ids"].tolist()
-    conditioning = dit.condition(recorded["dit.tokens"], times)
-    rotary = dit.rotary(positions[0], len(positions))
+    positions = recorded["dit.position_ids"]
+    conditioning = dit.condition(recorded["dit.tokens"], torch.tensor(times))
+    rotary = dit.rotary(positions)
     assert times
     for step, time in enumerate(times):
-        attend = FrameCache(dit, len(positions)).attend
+        attend = FrameCache.behind(Past.nothing(dit), len(positions)).attend
         out = dit(recorded["dit.x"], conditioning.at(step), rotary, attend)
         close(out, recorded[f"dit.t{time}.out"])

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kimia_infer.layers import operators
-from kimia_infer.models.kimi_audio.detokenizer import StreamConfig, ode_timesteps
+from kimia_infer.models.kimi_audio.flow import StreamConfig, ode_timesteps
 from kimia_infer.models.kimi_audio.vocoder import low_pass_filter
 from kimia_infer.utils import graphs
 from kimia_infer.utils.graphs import Direct, Work
@@ -49,6 +49,10 @@ class CannotBeRecorded(RuntimeError):
     """A CUDA graph cannot hold what was done while recording."""
 
 
+class HostWaits(RuntimeError):
+    """The host would wait for the device, or the device for memory that is not pinned."""
+
+
 class Call(NamedTuple):
     """An operation: its name, the dtypes that it read, dtype and size of results on the device."""
 
@@ -65,7 +69,7 @@ class Ledger(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.recording = False
+        self.recording = self.launching = self.uploading = False
         self.live = self.peak = 0
         self._calls: list[Call] | None = None
         self._storages: dict[int, weakref.ref] = {}
@@ -78,6 +82,15 @@ class Ledger(TorchDispatchMode):
             yield self._calls
         finally:
             self._calls = before
+
+    @contextmanager
+    def without_waiting(self) -> Iterator[None]:
+        """Within, only ``upload`` of the graphs may move values between host and device."""
+        self.launching = True
+        try:
+            yield
+        finally:
+            self.launching = False
 
     @contextmanager
     def peak_within(self) -> Iterator[list[int]]:
@@ -98,6 +111,8 @@ class Ledger(TorchDispatchMode):
         on_host = [x for x in given + made if not x.is_cuda]
         if self.recording and on_host:
             raise CannotBeRecorded(f"{name} moves values between host and device")
+        if self.launching and not self.uploading and on_host and len(on_host) < len(given + made):
+            raise HostWaits(f"{name} moves values between host and device")
         if func.namespace == "kimia" and on_host:
             raise RuntimeError(f"{name} got a tensor on the host")  # no fake checks its devices
         for tensor in made:
@@ -141,6 +156,13 @@ class FakeGraphs(Direct):
         finally:
             self.ledger.recording = False
         return lambda: None
+
+    def upload(self, values: Tensor, device: torch.device) -> Tensor:
+        self.ledger.uploading = True
+        try:
+            return values.to(device)
+        finally:
+            self.ledger.uploading = False
 
     def fetch(self, values: Tensor) -> Callable[[], list[int]]:
         assert values.is_cuda and values.dtype is torch.int64 and values.ndim == 1

@@ -31,6 +31,7 @@ from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER, WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.components import checkpoint_components
+from kimia_infer.models.kimi_audio.detokenizer import ChunkJob
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
@@ -39,6 +40,8 @@ from tests.rehearsal.fake_cuda import (
     Call,
     CannotBeRecorded,
     FakeCuda,
+    FakeGraphs,
+    HostWaits,
     install_flash_attention,
 )
 from tests.rehearsal.published import write_checkpoint
@@ -302,6 +305,28 @@ def test_speech(card: FakeCuda, loaded: Loaded) -> None:
         assert all(wave.is_cuda and wave.dtype is torch.float32 for wave in waves)
         frames = 250 + detokenizer.config.largest_chunk_frames
         check_dtypes(calls, HALF, widest=2 * frames * size)
+
+
+def test_speech_of_several_streams(card: FakeCuda, loaded: Loaded) -> None:
+    """Chunks of many sizes together; the host waits for nothing and nothing is recorded."""
+    detokenizer = loaded.model.detokenizer
+    bins = detokenizer.dit.config.mel_bins
+    sizes = [(16, 8, 16, 30, 7), (30, 30, 30, 30, 30), (30, 30, 30, 30, 1), (16, 8, 16, 30, 30)]
+    with card.active() as ledger:
+        streams = [detokenizer.start(lambda _, frames: torch.zeros(frames, bins)) for _ in range(4)]
+        with (
+            ledger.without_waiting(),
+            mock.patch.object(FakeGraphs, "record", side_effect=AssertionError),
+        ):
+            for turn in range(5):
+                jobs = [
+                    ChunkJob(stream, [0] * codes[turn], final=turn == 4)
+                    for stream, codes in zip(streams, sizes, strict=True)
+                ]
+                waves = detokenizer.push_together(jobs)
+    assert all(wave.is_cuda and wave.dtype is torch.float32 for wave in waves)
+    with card.active() as ledger, ledger.without_waiting(), pytest.raises(HostWaits):
+        torch.zeros(1).to(CUDA)
 
 
 def test_memory(card: FakeCuda, loaded: Loaded, directory: Path) -> None:

@@ -22,6 +22,16 @@ def test_the_first_shapes_are_recorded_once() -> None:
         assert graphs.recorded == 2 and graphs.replayed == 2 * (turn + 1)
 
 
+def test_shapes_can_be_recorded_in_advance() -> None:
+    graphs = TracedGraphs(torch.device("cpu"))
+    recorded = Recorded(torch.neg, graphs)
+    for _ in range(2):
+        recorded.record(torch.zeros(3))
+    for length in (3, 5):
+        assert recorded(torch.ones(length)).tolist() == [-1] * length
+    assert (graphs.recorded, graphs.replayed) == (1, 1)
+
+
 def test_results_are_not_overwritten_by_later_ones() -> None:
     recorded = Recorded(torch.neg, TracedGraphs(torch.device("cpu")), shapes=1)
     with torch.inference_mode():

@@ -7,33 +7,41 @@ are made for what follows, but dropped and computed again with the next chunk.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimia_infer.models.kimi_audio.dit import (
-    Conditioning,
-    DiT,
+from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.flow import (
+    RECORDED_ROWS,
+    Chunk,
     FlowNetwork,
-    FrameCache,
+    Past,
+    Solution,
+    StreamConfig,
 )
-from kimia_infer.models.kimi_audio.vocoder import Vocoder
-from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
+from kimia_infer.models.kimi_audio.vocoder import (
+    BatchedVocoder,
+    Vocoder,
+    WaveOverlap,
+    released_frames,
+)
+from kimia_infer.utils.graphs import Graphs, graphs_for
 
 Noise = Callable[[int, int], Tensor]
-
-# Time at which finished frames enter the cache (0.999 of the flow, published implementation).
-CACHE_TIMESTEP = 999
 
 # Codes of the first chunks. ``quality`` is the published chunking. ``low_latency`` begins with 4
 # codes and the 12 of look-ahead that they need, and grows so that each chunk is ready in time.
 FIRST_CHUNKS = {"quality": (), "low_latency": (16, 8, 16)}
 PRESETS = tuple(FIRST_CHUNKS)
+
+EAGER_ROWS = 4
+"""Chunks that are computed together where operations are launched one by one."""
 
 
 class Voice(NamedTuple):
@@ -46,125 +54,61 @@ class Voice(NamedTuple):
     tokens: Tensor
 
 
-@dataclass(frozen=True)
-class StreamConfig:
-    """How speech is cut into chunks; defaults from the published implementation.
-
-    A frame is one mel frame (1/50 s), a code spans ``frames_per_code`` of them. ``chunk_codes``
-    is the most a chunk takes in, besides the look-ahead left over from the one before.
-    ``cache_frames`` is how much past the network sees; positions restart when the next chunk
-    could pass ``position_limit``. ``ode_points`` grid points make one Euler step fewer. A reference
-    voice is read in at most ``voice_chunks`` chunks of ``voice_chunk_frames``, after the rest.
-    """
-
-    chunk_codes: int = 30
-    look_ahead_codes: int = 12
-    frames_per_code: int = 4
-    cache_frames: int = 900
-    position_limit: int = 4096
-    ode_points: int = 30
-    voice_chunk_frames: int = 120
-    voice_chunks: int = 10
-
-    @property
-    def largest_chunk_codes(self) -> int:
-        return self.chunk_codes + self.look_ahead_codes
-
-    @property
-    def largest_chunk_frames(self) -> int:
-        return self.largest_chunk_codes * self.frames_per_code
-
-
-@functools.cache
-def ode_timesteps(points: int) -> tuple[int, ...]:
-    """Integer times 0 .. 999 of the Euler steps over ``points`` grid points; t = 1 is not used."""
-    return tuple((torch.linspace(0, 1, points)[:-1] * 1000).long().tolist())
-
-
-def euler(
-    network: FlowNetwork, x: Tensor, conditioning: Conditioning, rotary: Tensor, steps: int
-) -> Tensor:
-    """Follow the flow from noise x [frames, mel_bins] to a normalized mel in equal steps.
-
-    Step k uses entry k of ``conditioning``.
-    """
-    for step in range(steps):
-        velocity = network.velocity(x, conditioning.at(step), rotary)
-        x = torch.add(x, velocity, alpha=1 / steps)
-    return x
-
-
 class MelStream:
     """The mel side of one stream.
 
     ``noise(chunk, frames)`` gives the start of chunk number ``chunk``, fp32 [frames, mel_bins].
-    State: ``pending`` codes (the look-ahead), the ``cache`` of past frames, the ``position`` of
-    the next frame and the number of ``chunks`` made.
+    State: ``pending`` codes (the look-ahead), the ``past``, the ``position`` of the next frame and
+    the number of ``chunks`` made.
     """
 
-    def __init__(self, network: FlowNetwork, noise: Noise, config: StreamConfig):
-        self.network, self.noise, self.config = network, noise, config
-        self.dit, self.cache = network.dit, network.cache
-        self.cache.filled = 0
-        self.pending: list[int] = []
-        self.position = 0
+    def __init__(self, network: FlowNetwork, noise: Noise):
+        self.network, self.noise, self.config = network, noise, network.config
         self.chunks = 0
-        self._voice: tuple[int, tuple[Tensor, Tensor]] | None = None
+        self.clear()
 
-    def push(self, codes: Sequence[int], final: bool) -> Tensor:
-        """Mel [frames, mel_bins] of all codes so far, less the look-ahead unless ``final``.
+    def chunk(self, codes: Sequence[int], final: bool) -> Chunk | None:
+        """What the next codes make ready to compute, less the look-ahead unless ``final``.
 
-        Codes that do not reach beyond the look-ahead wait and give no frames.
+        None for codes that do not reach beyond the look-ahead. Changes nothing.
         """
         codes = [*self.pending, *codes]
-        kept = len(codes) if final else max(0, len(codes) - self.config.look_ahead_codes)
-        self.pending = codes[kept:]
-        if kept:
-            mel = self._chunk(codes, kept, final)
-            self.chunks += 1
-        else:
-            bins, place = self.dit.config.mel_bins, self.dit.device
-            mel = torch.empty(0, bins, device=place, dtype=self.dit.dtype)
-        self.position += len(mel)
+        kept = len(codes) if final else len(codes) - self.config.look_ahead_codes
+        if kept <= 0:
+            return None
+        noise = self._noise(len(codes) * self.config.frames_per_code)
+        return Chunk(codes, kept, self.position, self.past, noise, continues=not final)
+
+    def advance(self, codes: Sequence[int], final: bool, solution: Solution | None) -> None:
+        """Go on behind the :meth:`chunk` of these codes, None if there was none."""
+        self.pending = [*self.pending, *codes]
+        if solution is None:
+            return
+        frames, past = solution
+        self.pending = self.pending[len(frames) // self.config.frames_per_code :]
+        self.chunks += 1
+        self.position += len(frames)
         if final:
-            self._voice = None
-        if final or self.position + 2 * len(mel) > self.config.position_limit:
-            self._restart()
-        return mel
+            self.clear()
+        elif past is None or self.position + 2 * len(frames) > self.config.position_limit:
+            self.position, self.past = self._beginning  # behind the reference voice, if any
+        else:
+            self.past = past
 
-    def _chunk(self, codes: list[int], kept: int, final: bool) -> Tensor:
-        repeat = self.config.frames_per_code
-        frames = len(codes) * repeat
-        timesteps = ode_timesteps(self.config.ode_points)
-        refresh = kept < len(codes)
-        times = (*timesteps, CACHE_TIMESTEP) if refresh else timesteps
-        conditioning = self.dit.condition(torch.tensor(codes), times)
-        rotary = self.dit.rotary(self.position, frames)
-        x = euler(self.network, self._start(frames), conditioning, rotary, len(timesteps))
-        x = x[: kept * repeat]
-        if refresh:
-            # The kept frames once more, without the look-ahead, which the next chunk computes.
-            self.network.velocity(x, conditioning.at(-1, kept), rotary[: len(x)])
-        if not final:
-            self.cache.keep(len(x), self.config.cache_frames)
-        return x * self.dit.config.mel_std + self.dit.config.mel_mean
+    def clear(self) -> None:
+        """Forget everything, the reference voice too."""
+        self.pending = []
+        self._beginning = self.position, self.past = 0, Past.nothing(self.network.dit)
 
-    def _start(self, frames: int) -> Tensor:
+    def _noise(self, frames: int) -> Tensor:
         noise = self.noise(self.chunks, frames)
-        expected = (frames, self.dit.config.mel_bins)
+        expected = (frames, self.network.dit.config.mel_bins)
         if noise.shape != expected:
             raise ValueError(
                 f"noise of chunk {self.chunks} has shape {list(noise.shape)}, "
                 f"expected {list(expected)}"
             )
-        return noise.to(self.dit.device, self.dit.dtype)
-
-    def _restart(self) -> None:
-        """Positions from the beginning: behind the reference voice if there is one, else 0."""
-        self.position, self.cache.filled = 0, 0
-        if self._voice is not None:
-            self.position, past = self._voice
-            self.cache.restore(past)
+        return noise
 
     def prefill(self, mel: Tensor, tokens: Tensor) -> None:
         """Continue in the voice of mel [frames, mel_bins], whose codes are int64 [tokens].
@@ -172,98 +116,40 @@ class MelStream:
         ``tokens`` has one code per mel frame; as published, the mel is cut or padded with zeros
         to its length, and the frames that do not fill whole chunks come first, in one piece.
         """
-        config, dit = self.config, self.dit
+        config, dit = self.config, self.network.dit
         mel = mel[: len(tokens)]
         mel = F.pad(mel, (0, 0, 0, len(tokens) - len(mel)))
-        x = ((mel - dit.config.mel_mean) / dit.config.mel_std).to(dit.device, dit.dtype)
+        x = (mel - dit.config.mel_mean) / dit.config.mel_std
+        x = self.network.graphs.upload(x.to(dit.dtype), dit.device)
         chunks = min(len(tokens) // config.voice_chunk_frames, config.voice_chunks)
         rest = len(tokens) - chunks * config.voice_chunk_frames
         sizes = [rest] * (rest > 0) + [config.voice_chunk_frames] * chunks
-        # A separate cache, as pieces may be larger than chunks of speech.
-        cache = FrameCache(dit, config.cache_frames + max(sizes))
+        position, past = 0, self.past
         for part, codes in zip(x.split(sizes), tokens.split(sizes), strict=True):
-            conditioning = dit.condition(codes, [CACHE_TIMESTEP])
-            dit(part, conditioning.at(0), dit.rotary(self.position, len(part)), cache.attend)
-            cache.keep(len(part), config.cache_frames)
-            self.position += len(part)
-        self._voice = (self.position, cache.past())
-        self.cache.restore(cache.past())
-
-
-VOCODED_LENGTHS = 16  # that are recorded; chunks of both presets have fewer, but for the last one
-
-
-class WaveOverlap:
-    """The wave side of one stream: vocodes chunks with an overlap and cross-fades them.
-
-    The end of every chunk is held back (``mel`` [frames, mel_bins] and its ``wave``
-    [hop_size * frames]), vocoded again together with the next chunk and faded over. As
-    published, the two halves of the Hamming window do not sum to one, so the overlap is up to
-    8 % louder, and the last chunk is not faded at all. ``vocode`` is how the vocoder is run.
-    """
-
-    def __init__(self, vocoder: Vocoder, vocode: Callable[[Tensor], Tensor] | None = None):
-        self.vocoder, self._vocode = vocoder, vocode or vocoder
-        place = {"device": vocoder.device, "dtype": vocoder.dtype}
-        self.mel = torch.empty(0, vocoder.config.mel_bins, **place)
-        self.wave = torch.empty(0, **place)
-
-    def push(self, mel: Tensor, final: bool) -> Tensor:
-        """The wave [samples] that the chunk mel [frames, mel_bins] releases."""
-        held, added = len(self.mel), len(mel)
-        if added == 0 and not final:
-            return self.wave[:0]
-        mel = torch.cat([self.mel, mel.to(self.mel)])
-        wave = self._vocode(mel)
-        if final:
-            self.mel, self.wave = mel[:0], wave[:0]
-            return wave
-        # Twice what was held back goes out, the first half faded; of a short chunk, half.
-        frames = 2 * held if added > held > 0 else len(mel) // 2
-        released = wave[: frames * self.vocoder.config.hop_size]
-        if held:
-            released = _cross_fade(self.wave, released)
-        self.mel, self.wave = mel[frames:], wave[len(released) :]
-        return released
-
-
-def _cross_fade(old: Tensor, new: Tensor) -> Tensor:
-    """``new`` with its first half faded in over the beginning of ``old``."""
-    # As published, computed in fp32 and then rounded to the dtype of the wave.
-    window = torch.hamming_window(len(new), periodic=True, device=new.device).to(new.dtype)
-    half = len(new) // 2
-    rise, fall = window[:half], window[len(new) - half :]
-    return torch.cat([old[:half] * fall + new[:half] * rise, new[half:]])
+            past = self.network.read(part, codes, position, past)
+            position += len(part)
+        self._beginning = self.position, self.past = position, past
 
 
 class SpeechStream:
     """One utterance on its way from codes to sound; made by :meth:`Detokenizer.start`.
 
     ``mel`` [frames, mel_bins] is the mel of the last chunk, ``mel_stream`` and ``overlap`` hold
-    the state. ``release`` gets the network when the stream ends.
+    the state, all of which belongs to this stream alone.
     """
 
-    def __init__(
-        self,
-        network: FlowNetwork,
-        overlap: WaveOverlap,
-        config: StreamConfig,
-        noise: Noise,
-        release: Callable[[FlowNetwork], None],
-    ):
-        self.mel_stream = MelStream(network, noise, config)
-        self.overlap = overlap
+    def __init__(self, detokenizer: Detokenizer, noise: Noise):
+        self.mel_stream = MelStream(detokenizer.network, noise)
+        self.overlap = WaveOverlap(detokenizer.vocoder)
         self.mel: Tensor | None = None
-        self._config, self._release = config, release
+        self._detokenizer, self._config = detokenizer, detokenizer.config
         self._ended = False
 
     def close(self) -> None:
         """End the stream and drop what is still in it."""
-        if not self._ended:
-            self._ended = True
-            self._release(self.mel_stream.network)
+        self._ended = True
+        self.mel_stream.clear()
 
-    @torch.no_grad()
     def push(self, codes: Sequence[int] | Tensor, final: bool) -> Tensor:
         """Take the next n codes as one chunk; return the wave fp32 [samples] it releases.
 
@@ -271,9 +157,13 @@ class SpeechStream:
         releases all the rest. Codes that do not reach beyond the look-ahead release nothing yet.
         Raises ValueError for codes that cannot be spoken and RuntimeError after the end.
         """
+        return self._detokenizer.push_together([ChunkJob(self, codes, final)])[0]
+
+    def check(self, codes: Sequence[int] | Tensor, final: bool) -> list[int]:
+        """The codes on the host. Raises what :meth:`push` would; changes nothing."""
         if self._ended:
             raise RuntimeError("this speech stream has ended; start another one")
-        codes = _checked(codes, self.mel_stream.dit.config.codes)
+        codes = _checked(codes, self.mel_stream.network.dit.config.codes)
         if len(codes) > self._config.chunk_codes:
             raise ValueError(
                 f"a chunk takes at most {self._config.chunk_codes} codes, found {len(codes)}"
@@ -281,11 +171,19 @@ class SpeechStream:
         waiting = len(self.mel_stream.pending) or len(self.overlap.mel)
         if final and not (len(codes) or waiting):
             raise ValueError("there are no speech codes to speak")
-        self.mel = self.mel_stream.push(codes, final)
-        wave = self.overlap.push(self.mel, final).float()
+        return codes
+
+    def advance(self, result: ChunkResult, codes: Sequence[int], final: bool) -> Tensor:
+        """Go on behind a chunk that was computed; the wave fp32 [samples] that it releases."""
+        self.mel_stream.advance(codes, final, result.solution)
+        self.mel = result.mel
+        if result.joined is None or result.wave is None:
+            wave = self.overlap.wave[:0]
+        else:
+            wave = self.overlap.release(result.joined, result.wave, final)
         if final:
             self.close()
-        return wave
+        return wave.float()
 
     @torch.no_grad()
     def prefill(self, mel: Tensor, tokens: Sequence[int] | Tensor) -> None:
@@ -296,13 +194,13 @@ class SpeechStream:
         ``frames_per_code`` times. The mel is cut or padded with zeros to n frames. Raises
         ValueError for bad shapes or codes, or a voice that leaves no positions to speak at.
         """
-        dit, config = self.mel_stream.dit, self._config
+        config, sizes = self._config, self.mel_stream.network.dit.config
         if self._ended or self.mel_stream.position or len(self.mel_stream.pending):
             raise RuntimeError("the reference voice must come before the first speech codes")
-        tokens = _checked(tokens, dit.config.codes)
-        if mel.ndim != 2 or mel.shape[1] != dit.config.mel_bins:
+        tokens = _checked(tokens, sizes.codes)
+        if mel.ndim != 2 or mel.shape[1] != sizes.mel_bins:
             raise ValueError(
-                f"the mel of the reference voice must be [frames, {dit.config.mel_bins}], "
+                f"the mel of the reference voice must be [frames, {sizes.mel_bins}], "
                 f"found {list(mel.shape)}"
             )
         longest = config.position_limit - config.largest_chunk_frames
@@ -311,6 +209,27 @@ class SpeechStream:
                 f"the reference voice must have 1 to {longest} frames, found {len(tokens)}"
             )
         self.mel_stream.prefill(mel, torch.tensor(tokens))
+
+
+class ChunkResult(NamedTuple):
+    """What was computed for a chunk, None where there was nothing to compute.
+
+    ``mel`` [frames, mel_bins]; ``wave`` [samples] is that of ``joined``, the mel with what was
+    held back before it.
+    """
+
+    solution: Solution | None
+    mel: Tensor
+    joined: Tensor | None
+    wave: Tensor | None
+
+
+class ChunkJob(NamedTuple):
+    """The next codes of a stream, see :meth:`SpeechStream.push`."""
+
+    stream: SpeechStream
+    codes: Sequence[int] | Tensor
+    final: bool
 
 
 def _checked(codes: Sequence[int] | Tensor, size: int) -> list[int]:
@@ -330,8 +249,7 @@ class Detokenizer:
     """The loaded modules and how they are used; every stream has its own state.
 
     DiT and vocoder each compute in the dtype of their parameters. As published, that includes
-    the noise, the ODE state and the cross-fade. ``idle`` networks, with caches and recordings of
-    streams that have ended, are used again.
+    the noise, the ODE state and the cross-fade. ``batch_limit`` chunks are computed together.
     """
 
     def __init__(
@@ -349,8 +267,11 @@ class Detokenizer:
         self.dit, self.vocoder = dit, vocoder
         self.config = config or StreamConfig()
         self.graphs = graphs or graphs_for(dit.device)
-        self._vocode = Recorded(vocoder, self.graphs, VOCODED_LENGTHS)
-        self.idle: list[FlowNetwork] = []
+        self.batch_limit = RECORDED_ROWS[-1] if self.graphs.captures else EAGER_ROWS
+        self.network = FlowNetwork(dit, self.config, self.graphs)
+        self._vocoder = BatchedVocoder(vocoder, self.graphs, RECORDED_ROWS)
+        # Recorded calls share what they read and write.
+        self._lock = threading.Lock() if self.graphs.captures else nullcontext()
 
     @property
     def sample_rate(self) -> int:
@@ -365,19 +286,60 @@ class Detokenizer:
 
         All work of one utterance must be launched within the same ``graphs.stream()``.
         """
-        config = self.config
-        try:
-            network = self.idle.pop()
-        except IndexError:
-            network = FlowNetwork(
-                self.dit,
-                config.cache_frames,
-                config.largest_chunk_codes,
-                config.frames_per_code,
-                self.graphs,
-            )
-        overlap = WaveOverlap(self.vocoder, self._vocode)
-        return SpeechStream(network, overlap, config, noise, self.idle.append)
+        return SpeechStream(self, noise)
+
+    @torch.no_grad()
+    def push_together(self, jobs: Sequence[ChunkJob]) -> list[Tensor]:
+        """What :meth:`SpeechStream.push` returns for each job; on a GPU it may be still computed.
+
+        Raises what that raises, and ValueError for two jobs of a stream. All streams then are as
+        they were before, so that the other jobs can be given again.
+        """
+        if len({id(job.stream) for job in jobs}) < len(jobs):
+            raise ValueError("two chunks of one stream cannot be synthesized together")
+        codes = [job.stream.check(job.codes, job.final) for job in jobs]
+        chunks = [
+            job.stream.mel_stream.chunk(given, job.final)
+            for job, given in zip(jobs, codes, strict=True)
+        ]
+        limit = self.batch_limit
+        with self._lock:
+            results = [
+                result
+                for first in range(0, len(jobs), limit)
+                for result in self._compute(
+                    jobs[first : first + limit], chunks[first : first + limit]
+                )
+            ]
+        return [
+            job.stream.advance(result, given, job.final)
+            for job, result, given in zip(jobs, results, codes, strict=True)
+        ]
+
+    def _compute(
+        self, jobs: Sequence[ChunkJob], chunks: Sequence[Chunk | None]
+    ) -> Iterator[ChunkResult]:
+        """Mel and wave of each chunk, of which None are those that wait."""
+        some = [chunk for chunk in chunks if chunk is not None]
+        solved = iter(self.network.solve(some) if some else [])
+        solutions = [None if chunk is None else next(solved) for chunk in chunks]
+        mels = [self.network.mel(solution) for solution in solutions]
+        joined = [
+            job.stream.overlap.joined(mel, job.final) for job, mel in zip(jobs, mels, strict=True)
+        ]
+        return map(ChunkResult, solutions, mels, joined, self._vocoder.waves(joined))
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Record all that speech of both presets needs, so that nothing is recorded later.
+
+        Only the vocoder runs unrecorded, for last chunks of other sizes. Does nothing where
+        nothing is recorded.
+        """
+        if self.network.calls is not None:
+            with self._lock:
+                self.network.calls.record_all()
+                self._vocoder.record(vocoded_frames(self.config))
 
     def synthesize(self, codes: Sequence[int] | Tensor, noise: Noise) -> Tensor:
         """The wave fp32 [1, samples_per_code * n], on the CPU, of n codes.
@@ -392,3 +354,18 @@ class Detokenizer:
                 final = start + size >= len(codes)
                 waves.append(stream.push(codes[start : start + size], final))
             return torch.cat(waves)[None].cpu()
+
+
+def vocoded_frames(config: StreamConfig) -> list[int]:
+    """Numbers of mel frames that are vocoded at once in both presets, but for last chunks."""
+    found: set[int] = set()
+    for first in FIRST_CHUNKS.values():
+        waiting, held = 0, 0
+        # Sizes repeat after a few chunks.
+        for codes in [*first, *[config.chunk_codes] * 8]:
+            kept = max(0, waiting + codes - config.look_ahead_codes)
+            waiting += codes - kept
+            joined = held + kept * config.frames_per_code
+            held = joined - released_frames(held, joined)
+            found.add(joined)
+    return sorted(found)

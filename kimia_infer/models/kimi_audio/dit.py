@@ -2,9 +2,8 @@
 
 A diffusion transformer (DiT). Every frame is modulated by its speech code and by the time of
 the flow (adaLN); frames attend to all frames of their chunk and to cached frames before it.
-What depends on codes and times alone is computed once per chunk (:meth:`DiT.condition`), so that a
-call of the network is a function of the frames, their conditioning, their rotary angles and the
-cache, which :class:`FlowNetwork` can record.
+What depends on codes and times alone is computed for many times at once (:meth:`DiT.condition`), so
+that a call of the network is a function of the frames, their conditioning and their rotary angles.
 """
 
 from __future__ import annotations
@@ -19,13 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kimia_infer.models.kimi_audio.config import DiTConfig
-from kimia_infer.utils.graphs import Graphs
 from kimia_infer.weights.component import Component, Slot, identity_slots
 from kimia_infer.weights.tensors import open_model_file
-
-# Sizes are rounded up to multiples of these, so that few graphs serve all chunks.
-CODES_STEP = 8
-BUCKET_STEP = 256
 
 NORM_EPS = 1e-6  # published implementation
 TIMESTEP_FEATURES = 256  # published implementation
@@ -47,18 +41,18 @@ class StepConditioning(NamedTuple):
 
 
 class Conditioning(NamedTuple):
-    """Modulation for every timestep of a chunk.
+    """Modulation for several timesteps.
 
-    blocks [timesteps, depth, codes, 6, hidden]: shift, scale and gate of the attention, then
-    of the feed-forward; final [timesteps, codes, 2, hidden]: shift and scale.
+    blocks [timesteps, depth, ..., codes, 6, hidden]: shift, scale and gate of the attention, then
+    of the feed-forward; final [timesteps, ..., codes, 2, hidden]: shift and scale.
     """
 
     blocks: Tensor
     final: Tensor
 
-    def at(self, step: int, codes: int | None = None) -> StepConditioning:
-        """Modulation of timestep number ``step``; of the first ``codes`` codes only, if given."""
-        return StepConditioning(self.blocks[step, :, :codes], self.final[step, :codes])
+    def at(self, step: int) -> StepConditioning:
+        """Modulation of timestep number ``step``."""
+        return StepConditioning(self.blocks[step], self.final[step])
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -177,15 +171,15 @@ class DiT(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.input_linear.weight.dtype
 
-    def condition(self, codes: Tensor, timesteps: Sequence[int]) -> Conditioning:
-        """Modulation of the codes int64 [n] at all integer ``timesteps`` of a chunk.
+    def condition(self, codes: Tensor, timesteps: Tensor) -> Conditioning:
+        """Modulation of the codes int64 [..., n] at each of the ``timesteps`` int64 [timesteps].
 
-        At full size in bf16 the largest published chunk (42 codes, 30 timesteps) takes 570 MB.
+        At full size in bf16, 42 codes at 30 timesteps take 570 MB.
         """
-        times = torch.tensor(timesteps).to(self.device)[:, None]
-        modulated, final = self.modulation(codes.to(self.device), times)
-        shape = (len(timesteps), len(self.blocks), *final.shape[1:2], 6, final.shape[-1])
-        blocks = final.new_empty(shape)
+        times = timesteps.view(-1, *[1] * codes.ndim)
+        modulated, final = self.modulation(codes, times)
+        *places, _, hidden = final.shape
+        blocks = final.new_empty(places[0], len(self.blocks), *places[1:], 6, hidden)
         for index, block in enumerate(modulated):
             blocks[:, index] = block
         return Conditioning(blocks, final)
@@ -200,13 +194,12 @@ class DiT(nn.Module):
         blocks = (layer(condition).unflatten(-1, (6, -1)) for layer in layers)
         return blocks, self.final_layer.adaLN_modulation(condition).unflatten(-1, (2, -1))
 
-    def rotary(self, start: int, frames: int) -> Tensor:
-        """cos and sin, fp32 [frames, head_dim / 2, 2], of the positions from ``start``."""
-        pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=self.device)
+    def rotary(self, positions: Tensor) -> Tensor:
+        """cos and sin, fp32 [..., head_dim / 2, 2], of integer positions [...]."""
+        pairs = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)
         # In this order as published: an ulp of a frequency adds up over long utterances.
         frequencies = 1.0 / self.config.rope_base ** (pairs / self.head_dim)
-        positions = torch.arange(start, start + frames, dtype=torch.float32, device=self.device)
-        angles = (positions / self.config.rope_interpolation)[:, None] * frequencies
+        angles = (positions.float() / self.config.rope_interpolation)[..., None] * frequencies
         return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
     def forward(
@@ -222,133 +215,6 @@ class DiT(nn.Module):
         for index, block in enumerate(self.blocks):
             x = block(x, conditioning.blocks[index], rotary, attend, index)
         return self.final_layer(x, conditioning.final).flatten(-3, -2)
-
-
-class FrameCache:
-    """Keys (after rotation) and values of the frames before the current chunk.
-
-    ``keys`` and ``values`` [depth, heads, capacity, head_dim]; the first ``filled`` frames are
-    the past. A call of the network writes its own frames behind them, where the next call
-    overwrites them, until :meth:`keep` makes them part of the past.
-    """
-
-    def __init__(self, dit: DiT, capacity: int):
-        config = dit.config
-        shape = (config.depth, config.heads, capacity, config.head_dim)
-        self.keys = torch.zeros(shape, device=dit.device, dtype=dit.dtype)
-        self.values = torch.zeros_like(self.keys)
-        self.filled = 0
-
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[2]
-
-    def attend(self, query: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
-        """Attention of frames that follow the past, each [heads, frames, head_dim]."""
-        end = self.filled + keys.shape[1]
-        self.keys[layer, :, self.filled : end] = keys
-        self.values[layer, :, self.filled : end] = values
-        return F.scaled_dot_product_attention(
-            query[None], self.keys[layer, None, :, :end], self.values[layer, None, :, :end]
-        )[0]
-
-    def keep(self, frames: int, limit: int) -> None:
-        """Keep the first ``frames`` of the last call as past; ``limit`` frames in all at most."""
-        end = self.filled + frames
-        self.filled = min(end, limit)
-        if end > limit:
-            # Source and target overlap, hence the copy.
-            self.keys[:, :, :limit] = self.keys[:, :, end - limit : end].clone()
-            self.values[:, :, :limit] = self.values[:, :, end - limit : end].clone()
-
-    def past(self) -> tuple[Tensor, Tensor]:
-        """A copy of the past, each [depth, heads, filled, head_dim]."""
-        return self.keys[:, :, : self.filled].clone(), self.values[:, :, : self.filled].clone()
-
-    def restore(self, past: tuple[Tensor, Tensor]) -> None:
-        """Go back to what :meth:`past` returned."""
-        self.filled = past[0].shape[2]
-        self.keys[:, :, : self.filled], self.values[:, :, : self.filled] = past
-
-
-class FlowNetwork:
-    """Calls the network for one stream at a time, on top of that stream's ``cache``.
-
-    A call is launched operation by operation, or recorded once for each size and replayed.
-
-    ``past_frames`` and ``chunk_codes`` are the most that the cache keeps and that a chunk has,
-    ``frames_per_code`` what a code spans.
-    """
-
-    @torch.inference_mode(False)  # so that later streams can write in any mode
-    def __init__(
-        self, dit: DiT, past_frames: int, chunk_codes: int, frames_per_code: int, graphs: Graphs
-    ):
-        self.dit, self.graphs = dit, graphs
-        self.chunk_codes, self.frames_per_code = chunk_codes, frames_per_code
-        frames = chunk_codes * frames_per_code
-        self.cache = FrameCache(dit, past_frames + frames)
-        if graphs.captures:
-            self._inputs = _Inputs(dit, chunk_codes, frames)
-            self._recorded: dict[tuple[int, int], Callable[[], None]] = {}
-
-    def velocity(self, x: Tensor, conditioning: StepConditioning, rotary: Tensor) -> Tensor:
-        """Velocity [frames, mel_bins] of a chunk x; valid until the next call."""
-        if not self.graphs.captures:
-            return self.dit(x, conditioning, rotary, self.cache.attend)
-        codes = min(_round_up(conditioning.final.shape[0], CODES_STEP), self.chunk_codes)
-        end = self.cache.filled + codes * self.frames_per_code
-        key = codes, min(_round_up(end, BUCKET_STEP), self.cache.capacity)
-        self._inputs.put(x, conditioning, rotary, self.cache.filled)
-        if key not in self._recorded:
-            self._recorded[key] = self.graphs.record(lambda: self._call(*key))
-        self._recorded[key]()
-        return self._inputs.velocity[: len(x)]
-
-    def _call(self, codes: int, bucket: int) -> None:
-        """Frames beyond those of the chunk are computed too, but nothing sees them."""
-        inputs, cache, frames = self._inputs, self.cache, codes * self.frames_per_code
-        places = inputs.filled + torch.arange(frames, device=self.dit.device)
-        seen = torch.arange(bucket, device=self.dit.device) < inputs.filled + inputs.frames
-        mask = seen.expand(1, 1, frames, bucket)
-
-        def attend(query: Tensor, keys: Tensor, values: Tensor, layer: int) -> Tensor:
-            cache.keys[layer].index_copy_(1, places, keys)
-            cache.values[layer].index_copy_(1, places, values)
-            filled = cache.keys[layer, None, :, :bucket], cache.values[layer, None, :, :bucket]
-            return F.scaled_dot_product_attention(query[None], *filled, attn_mask=mask)[0]
-
-        conditioning = StepConditioning(inputs.blocks[:, :codes], inputs.final[:codes])
-        velocity = self.dit(inputs.x[:frames], conditioning, inputs.rotary[:frames], attend)
-        inputs.velocity[:frames] = velocity
-
-
-class _Inputs:
-    """Tensors that recorded calls read and write; as large as the largest chunk."""
-
-    def __init__(self, dit: DiT, codes: int, frames: int):
-        config, place = dit.config, {"device": dit.device, "dtype": dit.dtype}
-        self.x = torch.zeros(frames, config.mel_bins, **place)
-        self.velocity = torch.zeros_like(self.x)
-        self.blocks = torch.zeros(config.depth, codes, 6, config.hidden_size, **place)
-        self.final = torch.zeros(codes, 2, config.hidden_size, **place)
-        self.rotary = torch.zeros(frames, config.head_dim // 2, 2, device=dit.device)
-        self.filled = torch.zeros(1, dtype=torch.int64, device=dit.device)
-        self.frames = torch.zeros_like(self.filled)
-
-    def put(self, x: Tensor, conditioning: StepConditioning, rotary: Tensor, filled: int) -> None:
-        frames, codes = len(x), len(conditioning.final)
-        self.x[:frames] = x
-        assert isinstance(conditioning.blocks, Tensor)
-        self.blocks[:, :codes] = conditioning.blocks
-        self.final[:codes] = conditioning.final
-        self.rotary[:frames] = rotary
-        self.filled.fill_(filled)
-        self.frames.fill_(frames)
-
-
-def _round_up(value: int, step: int) -> int:
-    return -(-value // step) * step
 
 
 def dit_slots(config: DiTConfig) -> list[Slot]:

@@ -1,14 +1,15 @@
 """Mel frames to a wave: a BigVGAN generator with anti-aliased activations.
 
 Its nonlinearity, SnakeBeta, is computed at twice the rate, between two low-pass filters, which
-keeps the harmonics that it creates from folding back.
+keeps the harmonics that it creates from folding back. The mels of several streams are vocoded
+together, and the chunks of each are joined with an overlap.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,13 @@ from torch import Tensor, nn
 
 from kimia_infer.layers.operators import operator
 from kimia_infer.models.kimi_audio.config import VocoderConfig
+from kimia_infer.utils.graphs import Graphs, Recorded
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.tensors import open_model_file
+
+EAGER_FRAMES = 160
+"""Mel frames that are vocoded together where operations are launched one by one. With more of
+them the signals of a layer leave the caches of a CPU."""
 
 OUTER_KERNEL = 7  # of the first and the last convolution, published implementation
 
@@ -258,6 +264,99 @@ class Vocoder(nn.Module):
             blocks = self.resblocks[stage * branches : (stage + 1) * branches]
             x = sum(block(x) for block in blocks) / branches
         return self.conv_post(self.activation_post(x)).squeeze(-2)
+
+
+class BatchedVocoder:
+    """The vocoder, run for several mels together; ``rows`` are the sizes of its batches.
+
+    Mels of one length make a batch. Padding would change the end of a wave, since every layer of
+    the vocoder has padding of its own there.
+    """
+
+    def __init__(self, vocoder: Vocoder, graphs: Graphs, rows: Sequence[int]):
+        self.vocoder, self.graphs, self.rows = vocoder, graphs, rows
+        self._vocode = Recorded(vocoder, graphs)
+
+    def waves(self, mels: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The wave [hop_size * frames] of each mel [frames, mel_bins]."""
+        waves: list[Tensor | None] = [None] * len(mels)
+        groups: dict[int, list[tuple[int, Tensor]]] = {}
+        for place, mel in enumerate(mels):
+            if mel is not None:
+                groups.setdefault(len(mel), []).append((place, mel))
+        for frames, rest in groups.items():
+            most = self.rows[-1] if self.graphs.captures else max(1, EAGER_FRAMES // frames)
+            while rest:
+                count = max(rows for rows in self.rows if rows <= min(most, len(rest)))
+                batch, rest = rest[:count], rest[count:]
+                found = self._vocode(torch.stack([mel for _, mel in batch]))
+                for (place, _), wave in zip(batch, found, strict=True):
+                    waves[place] = wave
+        return waves
+
+    def record(self, lengths: Iterable[int]) -> None:
+        """Record mels of so many frames, so that :meth:`waves` of them records nothing."""
+        vocoder = self.vocoder
+        place = {"device": vocoder.device, "dtype": vocoder.dtype}
+        for frames in lengths:
+            for rows in self.rows:
+                mel = torch.zeros(rows, frames, vocoder.config.mel_bins, **place)
+                self._vocode.record(mel)
+
+
+class WaveOverlap:
+    """The wave side of one stream: chunks are vocoded with an overlap and cross-faded.
+
+    The end of every chunk is held back (``mel`` [frames, mel_bins] and its ``wave``
+    [hop_size * frames]), vocoded again together with the next chunk and faded over. As
+    published, the two halves of the Hamming window do not sum to one, so the overlap is up to
+    8 % louder, and the last chunk is not faded at all.
+    """
+
+    def __init__(self, vocoder: Vocoder):
+        place = {"device": vocoder.device, "dtype": vocoder.dtype}
+        self.mel = torch.empty(0, vocoder.config.mel_bins, **place)
+        self.wave = torch.empty(0, **place)
+
+    def joined(self, mel: Tensor, final: bool) -> Tensor | None:
+        """What is vocoded for the chunk mel [frames, mel_bins]; None if nothing is released.
+
+        Changes nothing.
+        """
+        if len(mel) == 0 and not final:
+            return None
+        return torch.cat([self.mel, mel.to(self.mel)])
+
+    def release(self, mel: Tensor, wave: Tensor, final: bool) -> Tensor:
+        """The part [samples] of ``wave``, the vocoded :meth:`joined` mel, that goes out."""
+        if final:
+            self.mel, self.wave = mel[:0], wave[:0]
+            return wave
+        held = len(self.mel)
+        frames = released_frames(held, len(mel))
+        released = wave[: frames * (len(wave) // len(mel))]
+        if held:
+            released = _cross_fade(self.wave, released)
+        # Copies, so that they do not keep all the rest.
+        self.mel, self.wave = mel[frames:].clone(), wave[len(released) :].clone()
+        return released
+
+
+def released_frames(held: int, joined: int) -> int:
+    """Mel frames that go out of those ``joined`` from the ``held`` ones and a chunk's.
+
+    Twice what was held back, the first half faded; of a short chunk, half.
+    """
+    return 2 * held if joined - held > held > 0 else joined // 2
+
+
+def _cross_fade(old: Tensor, new: Tensor) -> Tensor:
+    """``new`` with its first half faded in over the beginning of ``old``."""
+    # As published, computed in fp32 and then rounded to the dtype of the wave.
+    window = torch.hamming_window(len(new), periodic=True, device=new.device).to(new.dtype)
+    half = len(new) // 2
+    rise, fall = window[:half], window[len(new) - half :]
+    return torch.cat([old[:half] * fall + new[:half] * rise, new[half:]])
 
 
 def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from kimia_infer.models.kimi_audio.checkpoint import (
     VOCODER_FOLDER,
 )
 from kimia_infer.models.kimi_audio.config import DiTConfig
-from kimia_infer.models.kimi_audio.detokenizer import StreamConfig
 from kimia_infer.models.kimi_audio.dit import DiT, dit_component
+from kimia_infer.models.kimi_audio.flow import StreamConfig
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizerConfig
 from kimia_infer.training.network import Losses
 from kimia_infer.training.samples import LazySpeechCodes

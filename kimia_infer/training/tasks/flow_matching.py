@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.models.kimi_audio.detokenizer import CACHE_TIMESTEP, StreamConfig
 from kimia_infer.models.kimi_audio.dit import DiT, StepConditioning
+from kimia_infer.models.kimi_audio.flow import CACHE_TIMESTEP, StreamConfig
 
 TIMESTEPS = 1000  # of the flow, as the network is told (published implementation)
 
@@ -104,7 +104,6 @@ class FlowMatcher(nn.Module):
         """
         repeat, device = self.stream.frames_per_code, frames.device
         places = layout.codes.to(device)
-        rotary = self.dit.rotary(0, int(layout.codes.max() + 1) * repeat)
         positions = (places[:, None] * repeat + torch.arange(repeat, device=device)).flatten()
         valid = places < lengths[:, None]
         # Padding sees padding, since attention to nothing at all is not defined.
@@ -116,7 +115,7 @@ class FlowMatcher(nn.Module):
 
         blocks, final = self.dit.modulation(codes, times)
         conditioning = StepConditioning(list(blocks), final)
-        return self.dit(frames, conditioning, rotary[positions], attend)
+        return self.dit(frames, conditioning, self.dit.rotary(positions), attend)
 
     def loss(
         self,

@@ -13,14 +13,15 @@ from safetensors.torch import load_file
 
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.config import DiTConfig
-from kimia_infer.models.kimi_audio.detokenizer import (
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, MelStream
+from kimia_infer.models.kimi_audio.dit import DiT, dit_component
+from kimia_infer.models.kimi_audio.flow import (
     CACHE_TIMESTEP,
-    Detokenizer,
-    MelStream,
+    FlowNetwork,
+    Rows,
     StreamConfig,
     ode_timesteps,
 )
-from kimia_infer.models.kimi_audio.dit import DiT, FlowNetwork, dit_component
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.config import read_config
 from kimia_infer.training.plan import MicroBatch
@@ -74,23 +75,25 @@ def settings(sounds: Path, output: Path, *assignments: str) -> DetokenizerTraini
 
 
 @torch.no_grad()
-def test_the_attention_of_training_is_that_of_streaming():
+def test_the_attention_of_training_is_that_of_streaming(monkeypatch):
     dit = random_dit()
     codes = torch.randint(0, 9, (CHUNKS[-1].stop,))
-    network = FlowNetwork(dit, STREAM.cache_frames, 7, 4, graphs_for(CPU))
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    evaluate = network.velocity
+    evaluate = Rows.velocity
 
-    def recorded(x, conditioning, rotary):
-        velocity = evaluate(x, conditioning, rotary)
+    def recorded(rows, x, conditioning):
+        velocity = evaluate(rows, x, conditioning)
         seen.append((x.clone(), velocity.clone()))
         return velocity
 
-    network.velocity = recorded
+    monkeypatch.setattr(Rows, "velocity", recorded)
     generator = torch.Generator().manual_seed(1)
-    stream = MelStream(network, lambda _, n: torch.randn(n, 5, generator=generator), STREAM)
+    network = FlowNetwork(dit, STREAM, graphs_for(CPU))
+    stream = MelStream(network, lambda _, n: torch.randn(n, 5, generator=generator))
     for number, part in enumerate(codes.split(PUSHED), 1):
-        stream.push(part.tolist(), final=number == len(PUSHED))
+        final = number == len(PUSHED)
+        chunk = stream.chunk(part.tolist(), final)
+        stream.advance(part.tolist(), final, *network.solve([chunk]))
     steps = ode_timesteps(STREAM.ode_points)
     per_chunk = len(steps) + 1  # the last one makes the past, which a final chunk does not
     layout = chunk_layout(CHUNKS, STREAM.cache_frames // 4)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from kimia_infer.models.kimi_audio.config import VocoderConfig
 from kimia_infer.models.kimi_audio.dit import DiT, dit_component
 from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_component
 
@@ -36,6 +37,24 @@ def dit(checkpoint: Path) -> DiT:
 @pytest.fixture(scope="session")
 def vocoder(checkpoint: Path) -> Vocoder:
     return vocoder_component(checkpoint / "vocoder").load(CPU, torch.float32)
+
+
+@pytest.fixture(scope="session")
+def small_vocoder(dit: DiT) -> Vocoder:
+    """One stage of random weights: 8 samples per frame, whatever the shapes quickly computed."""
+    config = VocoderConfig(
+        mel_bins=dit.config.mel_bins,
+        initial_channels=4,
+        upsample_rates=(8,),
+        upsample_kernel_sizes=(8,),
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1,),),
+        sample_rate=400,
+    )
+    vocoder, generator = Vocoder(config).requires_grad_(False), torch.Generator().manual_seed(0)
+    for parameter in vocoder.parameters():
+        parameter.normal_(std=0.1, generator=generator)
+    return vocoder
 
 
 @pytest.fixture(scope="module", autouse=True)

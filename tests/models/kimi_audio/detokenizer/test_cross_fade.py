@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from kimia_infer.models.kimi_audio.detokenizer import _cross_fade
+from kimia_infer.models.kimi_audio.vocoder import _cross_fade
 
 
 def test_cross_fade_keeps_the_published_gain() -> None:

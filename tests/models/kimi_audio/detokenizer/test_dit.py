@@ -11,8 +11,15 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.models.kimi_audio.config import DiTConfig
-from kimia_infer.models.kimi_audio.detokenizer import CACHE_TIMESTEP, euler, ode_timesteps
-from kimia_infer.models.kimi_audio.dit import DiT, FlowNetwork, FrameCache, dit_component, dit_slots
+from kimia_infer.models.kimi_audio.dit import DiT, dit_component, dit_slots
+from kimia_infer.models.kimi_audio.flow import (
+    CACHE_TIMESTEP,
+    Chunk,
+    FlowNetwork,
+    FrameCache,
+    Past,
+    StreamConfig,
+)
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Direct
 from kimia_infer.weights.component import expected_tensors
@@ -58,6 +65,10 @@ def recorded(golden: Path) -> Recorded:
     return load_file(golden / "detok" / "unit.safetensors")
 
 
+def new_cache(dit: DiT, frames: int, past: Past | None = None) -> FrameCache:
+    return FrameCache.behind(past or Past.nothing(dit), frames)
+
+
 def recorded_times(recorded: Recorded) -> list[int]:
     return sorted(
         int(name[5:-4]) for name in recorded if name[:5] == "dit.t" and name[-4:] == ".out"
@@ -69,9 +80,9 @@ def test_single_evaluations(dit: DiT, recorded: Recorded) -> None:
     """Embedding, every block and the velocity; all times conditioned in one call."""
     times = recorded_times(recorded)
     assert times
-    positions = recorded["dit.position_ids"].tolist()
-    conditioning = dit.condition(recorded["dit.tokens"], times)
-    rotary = dit.rotary(positions[0], len(positions))
+    positions = recorded["dit.position_ids"]
+    conditioning = dit.condition(recorded["dit.tokens"], torch.tensor(times))
+    rotary = dit.rotary(positions)
     blocks: list[torch.Tensor] = []
     hooks = [
         block.register_forward_hook(lambda _m, _a, output: blocks.append(output.flatten(0, 1)))
@@ -79,9 +90,8 @@ def test_single_evaluations(dit: DiT, recorded: Recorded) -> None:
     ]
     for step, time in enumerate(times):
         blocks.clear()
-        out = dit(
-            recorded["dit.x"], conditioning.at(step), rotary, FrameCache(dit, len(positions)).attend
-        )
+        attend = new_cache(dit, len(positions)).attend
+        out = dit(recorded["dit.x"], conditioning.at(step), rotary, attend)
         close(dit.t_embedder(torch.tensor([time])), recorded[f"dit.t{time}.t_emb"])
         for index, block in enumerate(blocks):
             close(block, recorded[f"dit.t{time}.block.{index}"])
@@ -94,18 +104,17 @@ def test_single_evaluations(dit: DiT, recorded: Recorded) -> None:
 def test_incremental_evaluation(dit: DiT, recorded: Recorded) -> None:
     """Frames on top of a cache, as recorded: the second part at time 300."""
     x, tokens = recorded["dit.x"], recorded["dit.tokens"]
-    first, start = len(recorded["dit_inc.cache.0.k"]), int(recorded["dit.position_ids"][0])
-    cache = FrameCache(dit, len(x))
-    conditioning = dit.condition(tokens[:first], [CACHE_TIMESTEP])
-    dit(x[:first], conditioning.at(0), dit.rotary(start, first), cache.attend)
-    cache.keep(first, limit=len(x))
-    keys, values = cache.past()
-    close(keys[0].transpose(0, 1), recorded["dit_inc.cache.0.k"])
-    close(values[0].transpose(0, 1), recorded["dit_inc.cache.0.v"])
-    conditioning = dit.condition(tokens[first:], [300])
-    rotary = dit.rotary(start + first, len(x) - first)
+    first, positions = len(recorded["dit_inc.cache.0.k"]), recorded["dit.position_ids"]
+    cache = new_cache(dit, first)
+    conditioning = dit.condition(tokens[:first], torch.tensor([CACHE_TIMESTEP]))
+    dit(x[:first], conditioning.at(0), dit.rotary(positions[:first]), cache.attend)
+    past = cache.past(first, limit=len(x))
+    close(past.keys[0].transpose(0, 1), recorded["dit_inc.cache.0.k"])
+    close(past.values[0].transpose(0, 1), recorded["dit_inc.cache.0.v"])
+    cache = new_cache(dit, len(x) - first, past)
+    conditioning = dit.condition(tokens[first:], torch.tensor([300]))
     for _ in range(2):  # an evaluation leaves the past as it was
-        out = dit(x[first:], conditioning.at(0), rotary, cache.attend)
+        out = dit(x[first:], conditioning.at(0), dit.rotary(positions[first:]), cache.attend)
         close(out, recorded["dit_inc.out"])
 
 
@@ -114,38 +123,34 @@ def test_frames_of_a_code_share_their_modulation(dit: DiT) -> None:
     """Codes given once, or once per frame, are the same condition."""
     codes, repeat = torch.tensor([3, 1, 4]), 4
     x = torch.randn(len(codes) * repeat, dit.config.mel_bins)
-    rotary, times = dit.rotary(0, len(x)), [500]
-    once = dit(x, dit.condition(codes, times).at(0), rotary, FrameCache(dit, len(x)).attend)
+    rotary, times = dit.rotary(torch.arange(len(x))), torch.tensor([500])
+    once = dit(x, dit.condition(codes, times).at(0), rotary, new_cache(dit, len(x)).attend)
     each = dit.condition(codes.repeat_interleave(repeat), times).at(0)
-    out = dit(x, each, rotary, FrameCache(dit, len(x)).attend)
+    out = dit(x, each, rotary, new_cache(dit, len(x)).attend)
     torch.testing.assert_close(once, out)
 
 
 @torch.no_grad()
 def test_ode(dit: DiT, recorded: Recorded) -> None:
     """Ten grid points, nine Euler steps, mel de-normalized."""
-    noise, times = recorded["ode.noise"], ode_timesteps(10)
-    assert len(times) == 9
-    conditioning = dit.condition(recorded["ode.tokens"], times)
-    rotary = dit.rotary(0, len(noise))
-    frames_per_code = len(noise) // len(recorded["ode.tokens"])
-    network = FlowNetwork(dit, 0, len(recorded["ode.tokens"]), frames_per_code, Direct())
-    x = euler(network, noise, conditioning, rotary, len(times))
-    close(x * dit.config.mel_std + dit.config.mel_mean, recorded["ode.neural_ode_euler.mel"])
+    noise, tokens = recorded["ode.noise"], recorded["ode.tokens"].tolist()
+    config = StreamConfig(ode_points=10, frames_per_code=len(noise) // len(tokens))
+    network = FlowNetwork(dit, config, Direct())
+    chunk = Chunk(tokens, len(tokens), 0, Past.nothing(dit), noise, continues=False)
+    (solution,) = network.solve([chunk])
+    assert solution.past is None
+    close(network.mel(solution), recorded["ode.neural_ode_euler.mel"])
 
 
 def test_cache_forgets_the_oldest_frames(dit: DiT) -> None:
-    cache = FrameCache(dit, 7)
+    cache = new_cache(dit, 7)
     numbers = torch.arange(7.0)[:, None].expand(dit.config.heads, 7, dit.config.head_dim)
     for layer in range(dit.config.depth):
         cache.attend(numbers, numbers, -numbers, layer)
-    cache.keep(6, limit=4)
-    keys, values = cache.past()
-    assert keys[-1, 0, :, 0].tolist() == [2, 3, 4, 5]
-    torch.testing.assert_close(values, -keys)
-    longer = FrameCache(dit, 9)
-    longer.restore((keys, values))
-    torch.testing.assert_close(longer.past(), (keys, values))
+    past = cache.past(6, limit=4)
+    assert past.keys[-1, 0, :, 0].tolist() == [2, 3, 4, 5]
+    torch.testing.assert_close(past.values, -past.keys)
+    torch.testing.assert_close(new_cache(dit, 5, past).past(0, limit=4), past)
 
 
 def test_full_size_manifest() -> None:
@@ -218,8 +223,8 @@ def test_fields_that_may_be_left_out_or_differ() -> None:
 
 
 def test_interpolated_positions_are_closer_together(dit: DiT) -> None:
-    stretched = DiT(dataclasses.replace(dit.config, rope_interpolation=2.0)).rotary(0, 9)
-    torch.testing.assert_close(stretched[::2], dit.rotary(0, 5))
+    stretched = DiT(dataclasses.replace(dit.config, rope_interpolation=2.0))
+    torch.testing.assert_close(stretched.rotary(torch.arange(9))[::2], dit.rotary(torch.arange(5)))
 
 
 @pytest.mark.parametrize(

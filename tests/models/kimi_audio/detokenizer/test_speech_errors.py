@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Noise, StreamConfig
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Noise
 from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.flow import StreamConfig
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 
 
