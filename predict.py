@@ -2,16 +2,19 @@
 
 Cog's build reads this file without running it, so inputs must be plain literals. A test compares
 them with the models in kimia_infer/serving/cog/inputs.py and with the schema files beside it.
+
+``run`` is asynchronous because Cog admits several predictions at a time to such predictors alone;
+each is executed by a thread of its own (kimia_infer/serving/cog/slots.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cog import BaseModel, Input, Path, streaming
+from cog import BaseModel, Input, Path, concurrent, streaming
 
-from kimia_infer.api.events import AudioChunk, Completion, TextDelta
-from kimia_infer.api.transcription import Transcript, TranscriptSegment
+from kimia_infer.api.events import AudioChunk, Completion, Event, TextDelta
+from kimia_infer.api.transcription import Transcript, TranscriptEvent, TranscriptSegment
 from kimia_infer.serving.cog.runner import KimiRunner, wav_uri
 
 
@@ -160,8 +163,23 @@ def segment(event: TranscriptSegment) -> Segment:
     return Segment(start=event.start, end=event.end, text=event.text)
 
 
+def chunk(event: Event | TranscriptEvent) -> Chunk:
+    match event:
+        case TextDelta():
+            return Chunk(text=event.text)
+        case AudioChunk():
+            return Chunk(audio=wav_uri(event.wav, event.sample_rate))
+        case TranscriptSegment():
+            return Chunk(segment=segment(event))
+        case Transcript():
+            return Chunk(notes=event.notes)
+        case Completion():
+            return Chunk(audio_reason=event.audio_reason, notes=event.notes)
+
+
 class Predictor(KimiRunner):
-    def run(
+    @concurrent(max=64)
+    async def run(
         self,
         task: str = Inputs.task,
         audio: Path | None = Inputs.audio,
@@ -195,7 +213,8 @@ class Predictor(KimiRunner):
 
 class StreamingPredictor(KimiRunner):
     @streaming
-    def run(
+    @concurrent(max=64)
+    async def run(
         self,
         task: str = Inputs.task,
         audio: Path | None = Inputs.audio,
@@ -217,15 +236,4 @@ class StreamingPredictor(KimiRunner):
         preset: str = Inputs.preset,
     ) -> Iterator[Chunk]:
         """Answer one turn of a chat, or transcribe, while it is being generated."""
-        for event in self.respond(locals()):
-            match event:
-                case TextDelta():
-                    yield Chunk(text=event.text)
-                case AudioChunk():
-                    yield Chunk(audio=wav_uri(event.wav, event.sample_rate))
-                case TranscriptSegment():
-                    yield Chunk(segment=segment(event))
-                case Transcript():
-                    yield Chunk(notes=event.notes)
-                case Completion():
-                    yield Chunk(audio_reason=event.audio_reason, notes=event.notes)
+        return (chunk(event) for event in self.respond(locals()))

@@ -42,6 +42,9 @@ from kimia_infer.utils.files import OwnedDirectory
 
 STOP_SECONDS = 10
 
+MAX_CONCURRENCY = 64
+"""Predictions that the server admits at a time, those that wait for a slot among them."""
+
 LONGEST_LINE = 2000
 """Bytes of a line of the log; Cog's server writes unknown names of inputs in full."""
 
@@ -116,6 +119,7 @@ def start(arguments: Namespace, predictor: str, directory: Path) -> subprocess.P
     """The server process, in its own process group: signals reach it through this process."""
     variables = {"LOG_FORMAT": "console", **model_variables(arguments)}
     variables |= {"PORT": str(arguments.port), "COG_PREDICT_TYPE_STUB": predictor}
+    variables.setdefault("COG_MAX_CONCURRENCY", str(MAX_CONCURRENCY))
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if not sys.stdout.isatty():

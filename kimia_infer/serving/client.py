@@ -336,9 +336,11 @@ def _check_status(document: dict[str, Any]) -> None:
         raise PredictionError(
             f"the prediction is not finished (status {status}); fetch it again later"
         )
-    # Cog puts the first of these before every error, twice, or the second after it.
+    # Cog puts the first of these before every error, and one of the others after it.
     reason = re.sub(
-        r"^(Prediction failed: |Generator iteration error: )+", "", str(document.get("error") or "")
+        r"^(Prediction failed: |Async prediction failed: |Generator iteration error: )+",
+        "",
+        str(document.get("error") or ""),
     )
     raise PredictionError(f"the prediction ended as {status}: {reason or 'no reason'}")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.paths import ROOT
-from tests.serving.helpers import AUDIO, Server, data_uri, serve, serve_bare
+from tests.paths import MINI, ROOT
+from tests.serving.helpers import AUDIO, CLIENTS, Server, data_uri, serve, serve_bare
 
 SCRIPTED = ROOT / "tests" / "serving" / "scripted_predictors.py"
 
@@ -23,6 +23,28 @@ def server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 @pytest.fixture(scope="session")
 def streaming_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(golden, tmp_path_factory.mktemp("streaming"), "--stream") as server:
+        yield server
+
+
+MANY = {
+    "KIMI_AUDIO_WEIGHTS": str(MINI),
+    "KIMI_AUDIO_URLS": "any",
+    "COG_MAX_CONCURRENCY": str(CLIENTS),
+}
+
+
+@pytest.fixture(scope="session")
+def many_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The trained miniature, which answers as many predictions at a time as tests have clients."""
+    with serve(golden, tmp_path_factory.mktemp("many"), **MANY) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def many_streaming_server(
+    golden: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    with serve(golden, tmp_path_factory.mktemp("many-streaming"), "--stream", **MANY) as server:
         yield server
 
 

@@ -31,6 +31,9 @@ PATIENCE = 120
 """Seconds to wait for anything; only a broken server ever takes them."""
 
 AUDIO = GOLDEN / "e2e" / "audio"
+CLIENTS = 8
+"""Clients of the tests that ask at once."""
+
 CASES = [
     case
     for case in json.loads((GOLDEN / "e2e" / "cases.json").read_text())["cases"]
@@ -38,7 +41,19 @@ CASES = [
 ]
 """The recorded chats that a server can be asked for: greedy ones, with one speech code at most."""
 
+COG_PREFIX = "Prediction failed: Async prediction failed: "
+"""What Cog puts before every error of a predictor that does not stream."""
+
 GREEDY = {"audio_temperature": 0.0, "audio_top_k": 5}
+
+
+def data_uri(content: bytes, kind: str = "audio/wav") -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+SOUNDS = [
+    data_uri((AUDIO / name).read_bytes()) for name in ("station.wav", "train.wav", "stereo24k.wav")
+]
 
 
 @dataclasses.dataclass
@@ -129,10 +144,6 @@ class Server:
             connection.close()
 
 
-def data_uri(content: bytes, kind: str = "audio/wav") -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
 def silence(seconds: float) -> bytes:
     """A wav file of zeros, at 16 kHz."""
     return wav(bytes(2 * int(seconds * 16_000)))
@@ -148,6 +159,8 @@ def model_environment(golden: Path, files: Path) -> dict[str, str]:
         "KIMI_AUDIO_DTYPE": "float32",
         "KIMI_AUDIO_HEAD_ROWS": "full",
         "TMPDIR": str(files),
+        # One at a time, so that READY says that a prediction and its files are gone.
+        "COG_MAX_CONCURRENCY": "1",
     }
 
 

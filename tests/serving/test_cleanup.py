@@ -26,9 +26,10 @@ from kimia_infer.serving.cog.cleanup import (
     trim_heap,
 )
 from kimia_infer.serving.cog.runner import Uploads
-from kimia_infer.utils.errors import ConfigurationError
+from kimia_infer.utils.errors import ConfigurationError, RequestCancelled
+from kimia_infer.utils.files import OWNER
 from tests.paths import ROOT
-from tests.serving.helpers import PATIENCE, Server
+from tests.serving.helpers import PATIENCE
 
 
 def prediction(directory: Path, name: str, age: float, spill: float | None) -> Path:
@@ -89,23 +90,20 @@ def test_other_servers_of_the_machine_are_seen(tmp_path: Path) -> None:
     assert worker() in ("True", "False")  # other tests run servers, too
 
 
-def test_files_of_a_request_go_with_it_or_with_the_next(
+def test_files_of_a_request_go_with_it_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     uploads = Uploads()
     assert uploads.directory.parent == tmp_path
-    left = Path(tempfile.mkstemp()[1])
-    folder = Path(tempfile.mkdtemp())
-    beside = tmp_path / "tmp-of-others"
-    beside.touch()
-    assert left.parent == uploads.directory
-    (uploads.directory / "request").mkdir()  # of a request that was canceled while it was removed
-    (uploads.directory / "request" / "audio").touch()
-    with uploads.folder() as request:
-        assert not left.exists() and not any(request.iterdir())
-        (request / "audio").touch()
-    assert not request.exists() and folder.exists() and beside.exists()
+    with uploads.folder() as other:
+        (other / "audio").touch()
+        with pytest.raises(RequestCancelled), uploads.folder() as request:
+            assert not any(request.iterdir())
+            (request / "audio").touch()
+            raise RequestCancelled("by its caller")
+        assert not request.exists() and (other / "audio").exists()
+    assert {path.name for path in uploads.directory.iterdir()} == {OWNER}
     shutil.rmtree(uploads.directory)
     uploads.keep()
     assert tempfile.mkstemp()[1].startswith(str(uploads.directory))
@@ -127,15 +125,6 @@ def test_directories_that_cannot_be_written_are_named(
         Uploads()
     require_server_directory(tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_server_removes_what_a_canceled_prediction_left(server: Server) -> None:
-    server.wait_for("READY")
-    (directory,) = server.files.glob("kimi-audio-uploads-*")
-    left = directory / "upload"
-    left.touch()
-    assert server.succeed(text="a", output_type="text", max_new_tokens=2)
-    assert not left.exists()
 
 
 def test_tasks_are_repeated_even_after_errors() -> None:

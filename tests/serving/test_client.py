@@ -30,6 +30,7 @@ from kimia_infer.serving.client import (
     stream_prediction,
 )
 from kimia_infer.serving.cog import probe
+from tests.serving.helpers import COG_PREFIX
 from tests.serving.web import Web, answers, web
 
 SOUND = bytes(range(256))
@@ -183,7 +184,9 @@ def test_loopback_is_told_from_other_hosts() -> None:
         assert not is_loopback(url), url
 
 
-@pytest.mark.parametrize("prefix", ["", "Prediction failed: " * 2, "Generator iteration error: "])
+@pytest.mark.parametrize(
+    "prefix", ["", COG_PREFIX, "Prediction failed: Generator iteration error: "]
+)
 def test_what_cog_puts_before_an_error_is_left_out(prefix: str) -> None:
     document = {"status": "failed", "error": f"{prefix}audio: Prediction failed: x"}
     with pytest.raises(PredictionError, match=r"ended as failed: audio: Prediction failed: x$"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import dataclasses
 import io
 import ipaddress
 import socket
@@ -17,14 +17,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimia_infer.serving.cog import fetch as module
-from kimia_infer.serving.cog.fetch import Downloader, FetchError, Limits, is_public
+from kimia_infer.serving.cog.fetch import (
+    SPARE_THREADS,
+    Downloader,
+    FetchError,
+    Limits,
+    is_public,
+)
+from kimia_infer.utils.errors import RequestCancelled
 from tests.serving.helpers import PATIENCE
 from tests.serving.web import Behaviour, answers, drips, floods, is_silent, web
 
 SOUND = bytes(range(256)) * 1000
 OK = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
-DOWNLOADER = Downloader()
+DOWNLOADER = Downloader(1)
 fetch = DOWNLOADER.fetch
 
 LATE = 0.5
@@ -206,13 +213,13 @@ def test_server_without_encryption_is_named() -> None:
 
 
 def test_slow_name_server_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer, downloader = threading.Event(), Downloader(2)
+    answer, downloader = threading.Event(), Downloader(1)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: answer.wait(PATIENCE) and [])
 
     def attempt() -> None:
         downloader.fetch("http://slow.test/", io.BytesIO(), limits(0.1))
 
-    for _ in range(2):
+    for _ in range(1 + SPARE_THREADS):
         with pytest.raises(FetchError, match="not read completely"):
             attempt()
     with pytest.raises(FetchError, match="too many earlier downloads"):
@@ -226,17 +233,17 @@ def test_slow_name_server_is_left_in_time(monkeypatch: pytest.MonkeyPatch) -> No
         attempt()
 
 
-class Canceled(BaseException):
-    """As Cog raises it, from another thread, between two bytecodes."""
-
-
 def test_cancellation_reaches_a_download() -> None:
-    ended = threading.Event()
+    cancelled, ended = threading.Event(), threading.Event()
+
+    def check() -> None:
+        if cancelled.is_set():
+            raise RequestCancelled("by its caller")
 
     def download(url: str) -> None:
         try:
-            fetch(url, io.BytesIO(), limits())
-        except Canceled:
+            fetch(url, io.BytesIO(), dataclasses.replace(limits(), check=check))
+        except RequestCancelled:
             ended.set()
 
     with web(drips(OK)) as server:
@@ -245,9 +252,7 @@ def test_cancellation_reaches_a_download() -> None:
         while not server.called_at:
             time.sleep(0.01)
         begun = time.monotonic()
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(Canceled)
-        )
+        cancelled.set()
         assert ended.wait(PATIENCE) and time.monotonic() - begun < LATE
         assert server.left.wait(PATIENCE)
     thread.join()
@@ -255,7 +260,7 @@ def test_cancellation_reaches_a_download() -> None:
 
 
 def test_a_download_starts_no_thread() -> None:
-    """A cancellation may hit the wrong one of two threads while one starts the other."""
+    """They are started with the service, so that their number has a limit."""
     with web(answers(SOUND)) as server:
         before = threading.active_count()
         counts = []

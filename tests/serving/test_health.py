@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from kimia_infer.serving.cog import probe
-from kimia_infer.serving.cog.runner import (
+from kimia_infer.serving.cog.health import (
     GRACE_SECONDS,
     DeviceError,
     Health,
+    Load,
     SlotLost,
     SlotWatch,
 )
@@ -25,15 +26,12 @@ CPU = torch.device("cpu")
 
 
 def test_working_device_is_healthy() -> None:
-    health = Health(CPU)
-    health.check()
-    with health.predicting():
-        health.check()
-    health.check()
+    Health(CPU, Load()).check()
 
 
 def test_broken_device_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    health = Health(CPU)
+    load = Load()
+    health = Health(CPU, load)
 
     def lost(*arguments, **keywords):
         raise RuntimeError("device lost")
@@ -42,8 +40,9 @@ def test_broken_device_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="device lost"):
             health.check()
-    with health.predicting():
-        health.check()  # a busy device is not asked
+    load.running[1] = time.monotonic()
+    health.check()  # a busy device is not asked
+    load.running.clear()
     monkeypatch.undo()
     health.check()
 
@@ -51,11 +50,11 @@ def test_broken_device_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "arange", lambda *a, **k: torch.zeros(256))
     with pytest.raises(DeviceError, match="wrong results"):
-        Health(CPU).check()
+        Health(CPU, Load()).check()
 
 
 def test_device_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    health, asked, answer = Health(CPU), threading.Event(), threading.Event()
+    health, asked, answer = Health(CPU, Load()), threading.Event(), threading.Event()
     arange = torch.arange
 
     def hanging(*arguments, **keywords):
@@ -77,23 +76,30 @@ def test_device_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPat
 def test_prediction_far_beyond_its_limit_counts_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    limited, unlimited = Health(CPU, 10.0), Health(CPU)
-    with limited.predicting(), unlimited.predicting():
-        now += 10 + GRACE_SECONDS
-        limited.check()
-        now += 1
-        unlimited.check()
-        with pytest.raises(DeviceError, match="its limit is 10 s"):
-            limited.check()
+    load = Load(2, {1: now})
+    limited, unlimited = Health(CPU, load, 10.0), Health(CPU, load)
+    now += 10 + GRACE_SECONDS
+    limited.check()
+    now += 1
+    load.running[2] = now
+    unlimited.check()
+    with pytest.raises(DeviceError, match="its limit is 10 s"):
+        limited.check()  # of the two that run, the first is stuck
+    del load.running[1]
     limited.check()
 
 
-class Slot:
+class Slots:
     """A server's state as the watch sees it, and the model that it belongs to."""
 
     def __init__(self) -> None:
-        self.health, self.status = Health(CPU), "READY"
-        self.watch = SlotWatch(self.health, lambda: self.status)
+        self.load, self.status = Load(), "READY"
+        self.health = Health(CPU, self.load)
+        self.watch = SlotWatch(self.health, self.load, lambda: self.status)
+
+    def begin(self) -> None:
+        self.load.begun += 1
+        self.load.running[1] = time.monotonic()
 
     def lost(self) -> bool:
         self.watch.check()
@@ -105,28 +111,29 @@ class Slot:
 
 
 def test_busy_without_a_prediction_is_unhealthy_at_the_second_look() -> None:
-    slot = Slot()
-    assert not slot.lost()
-    slot.status = "BUSY"
-    assert not slot.lost()  # it may be about to begin
-    assert slot.lost()
-    slot.status = "UNHEALTHY"  # as the server says now
-    assert slot.lost() and slot.lost()
-    with slot.health.predicting():
-        assert not slot.lost()
+    slots = Slots()
+    assert not slots.lost()
+    slots.status = "BUSY"
+    assert not slots.lost()  # one may be about to begin
+    assert slots.lost()
+    slots.status = "UNHEALTHY"  # as the server says now
+    assert slots.lost() and slots.lost()
+    slots.begin()
+    assert not slots.lost()
 
 
 def test_busy_with_predictions_is_well() -> None:
-    slot = Slot()
-    slot.status = "BUSY"
+    slots = Slots()
+    slots.status = "BUSY"
     for _ in range(3):
-        assert not slot.lost()
-        with slot.health.predicting():
-            assert not slot.lost() and not slot.lost()
-    slot = Slot()
+        assert not slots.lost()
+        slots.begin()
+        assert not slots.lost() and not slots.lost()
+        slots.load.running.clear()
+    slots = Slots()
     for status in ("BUSY", "READY", "BUSY", None, "BUSY"):
-        slot.status = status
-        assert not slot.lost()
+        slots.status = status
+        assert not slots.lost()
 
 
 def test_server_reports_what_the_health_check_raises(scripted_server: Server) -> None:

@@ -31,7 +31,7 @@ from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer, special_
 from kimia_infer.serving.cog.schema import read_inputs
 from tests.audio.sounds import PLAYLISTS
 from tests.paths import ROOT
-from tests.serving.helpers import CASES, Server, inputs_of
+from tests.serving.helpers import CASES, COG_PREFIX, Server, inputs_of
 from tests.serving.hostile_audio import BOMB, Recipe, cook, originals, recipes
 from tests.serving.hostile_requests import (
     BODIES,
@@ -98,8 +98,7 @@ class Target:
     def names(self) -> re.Pattern[str]:
         """How an error of ours begins: with the input it is about."""
         names = "|".join(read_inputs("Predictor"))
-        prefix = "(Prediction failed: )+"
-        return re.compile(rf"{prefix}({names})\b")
+        return re.compile(rf"{COG_PREFIX}({names})\b")
 
     def __repr__(self) -> str:
         return f"Target({self.server})"

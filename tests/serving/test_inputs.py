@@ -42,9 +42,10 @@ def refused(name: str, value) -> str:
     return str(caught.value)
 
 
-def test_limit_of_the_service_is_a_parameter_that_no_caller_can_set() -> None:
-    inputs = parse_inputs(DEFAULTS | {"self": object(), "stop_repetition": True}, 2.5)
-    assert inputs.timeout_seconds == 2.5
+def test_limit_of_the_service_is_no_input() -> None:
+    given = {"self": object(), "stop_repetition": True, "timeout_seconds": 2.5}
+    inputs = parse_inputs(DEFAULTS | given)
+    assert inputs.timeout_seconds is None
     assert {name: getattr(inputs, name) for name in DEFAULTS} == DEFAULTS
     assert "timeout_seconds" not in SCHEMAS and "stop_repetition" not in SCHEMAS
 

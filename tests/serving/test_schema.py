@@ -88,9 +88,12 @@ def test_build_reads_the_inputs_as_python_does() -> None:
         for alias in node.names
         if alias.asname is None
     }
-    assert {("cog", name) for name in ("BaseModel", "Input", "Path", "streaming")} <= imported
+    assert {
+        ("cog", name) for name in ("BaseModel", "Input", "Path", "concurrent", "streaming")
+    } <= imported
     assert ("collections.abc", "Iterator") in imported
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name == "run":
+        if isinstance(node, ast.AsyncFunctionDef):
+            assert node.name == "run"
             names = [argument.arg for argument in node.args.args[1:]]
             assert [ast.unparse(d) for d in node.args.defaults] == [f"Inputs.{n}" for n in names]

@@ -11,6 +11,7 @@ import pytest
 from kimia_infer.serving.cog.schema import read_inputs, read_schema, with_null
 from tests.serving.helpers import (
     CASES,
+    COG_PREFIX,
     Server,
     data_uri,
     inputs_of,
@@ -21,9 +22,6 @@ from tests.serving.helpers import (
 )
 
 INPUTS = read_inputs("Predictor")
-
-COG_PREFIX = "Prediction failed: " * 2
-"""What Cog puts before every error of a predictor."""
 
 
 def test_schema_is_served(server: Server) -> None:

@@ -47,9 +47,11 @@ def test_values_are_taken(tmp_path: Path) -> None:
 
 
 def test_downloads_have_the_shorter_of_both_time_limits() -> None:
-    assert Settings(timeout=2, url_megabytes=3).limits(5.0) == Limits(5.0, 2.0, 3_000_000)
-    assert Settings(timeout=9e9).limits(5.0).seconds == DOWNLOAD_SECONDS
-    assert Settings(urls="any").limits(5.0) == Limits(5.0, DOWNLOAD_SECONDS, 500_000_000, True)
+    short = Settings(timeout=2, url_megabytes=3).limits(5.0, print)
+    assert short == Limits(5.0, 2.0, 3_000_000, False, print)
+    assert Settings(timeout=9e9).limits(5.0, print).seconds == DOWNLOAD_SECONDS
+    private = Settings(urls="any").limits(5.0, print)
+    assert private == Limits(5.0, DOWNLOAD_SECONDS, 500_000_000, True, print)
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,8 @@ from typing import Any
 
 import pytest
 
-from tests.paths import GOLDEN
-from tests.serving.helpers import Server, data_uri, silence
+from tests.serving.helpers import SOUNDS, Server, data_uri, silence
 
-SOUNDS = [
-    data_uri((GOLDEN / "e2e" / "audio" / name).read_bytes())
-    for name in ("station.wav", "train.wav", "stereo24k.wav")
-]
 LONG_ANSWER = {"text": "Tell me a story.", "audio_temperature": 2.0, "audio_top_k": 0}
 MEBIBYTE = 1 << 20
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.serving.helpers import AUDIO, PATIENCE, Server
+from tests.serving.helpers import AUDIO, COG_PREFIX, PATIENCE, Server
 from tests.serving.web import Web, answers, drips, floods, web
 
 TEXT = {"output_type": "text", "max_new_tokens": 2}
@@ -70,7 +70,7 @@ def test_a_download_that_fails_leaves_nothing(
         begun = time.monotonic()
         error = limited_server.fail(**TEXT, audio=outer.url)
         assert time.monotonic() - begun < LIMIT + 2
-        assert error == f"{'Prediction failed: ' * 2}audio: {error.rpartition(' audio: ')[2]}"
+        assert error == f"{COG_PREFIX}audio: {error.rpartition(' audio: ')[2]}"
         assert reason in error and stored(limited_server) == []
         assert outer.left.wait(PATIENCE)
 

@@ -3,7 +3,7 @@
 An ordinary HTTP client limits the time between two packets, not the whole, resolves a name again
 after it was checked, and cannot be stopped while it waits. Here the address that was checked is
 the one that is connected to, after every redirect as well, and the download has a thread of its
-own: the caller waits for it in short steps, in which a cancellation reaches it, and closes the
+own: the caller waits for it in short steps, between which it notices a cancellation, and closes the
 connection when it leaves. Proxies of the environment are not used, as they would resolve the name.
 """
 
@@ -20,6 +20,7 @@ import ssl
 import threading
 import time
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import BinaryIO
@@ -31,8 +32,8 @@ CHUNK_BYTES = 1 << 16
 STEP_SECONDS = 0.05
 """How long a cancellation may wait."""
 
-THREADS = 8
-"""Downloads at a time. One that is given up ends at once, unless it waits for a name server."""
+SPARE_THREADS = 8
+"""For downloads that were given up: one ends at once, unless it waits for a name server."""
 
 _EMBEDDED = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that stand for IPv4 ones behind a gateway (RFC 6052)."""
@@ -49,30 +50,26 @@ class FetchError(RequestError):
 class Limits:
     """What downloads may take: ``seconds`` from ``begun`` (monotonic) on, ``size`` in bytes.
 
-    With ``private`` they may come from addresses that are not of the internet.
+    With ``private`` they may come from addresses that are not of the internet. ``check`` is called
+    while they last, and may raise to end them.
     """
 
     begun: float
     seconds: float
     size: int
     private: bool = False
+    check: Callable[[], None] = lambda: None
 
 
 class Downloader:
-    """Threads that download, all started here.
+    """Threads that download, all started here, for ``count`` requests at a time."""
 
-    A prediction must not start a thread: Cog cancels it by CPython's PyThreadState_SetAsyncExc,
-    which takes a thread that is being started for the one that starts it. The new thread then
-    dies of the exception, and ``Thread.start`` waits for it forever.
-    """
-
-    def __init__(self, threads: int = THREADS):
+    def __init__(self, count: int):
         self._downloads: queue.SimpleQueue[_Download] = queue.SimpleQueue()
-        self._threads = threads
+        self._threads = count + SPARE_THREADS
         self._busy = 0
-        self._last: _Download | None = None
         self._lock = threading.Lock()
-        for _ in range(threads):
+        for _ in range(self._threads):
             threading.Thread(target=self._work, name="download", daemon=True).start()
 
     def _work(self) -> None:
@@ -95,14 +92,12 @@ class Downloader:
         Raises:
             FetchError: not a URL, not a permitted address, another status than 200, more than
                 ``limits.size`` bytes or ``limits.seconds``, less than was announced, or a
-                connection that broke.
+                connection that broke. What ``limits.check`` raises is raised, too.
         """
         deadline = limits.begun + limits.seconds
-        if self._last is not None:
-            self._last.stop()  # a second cancellation may have come before it was done below
         if self._busy >= self._threads:
             raise FetchError("too many earlier downloads are still ending; send it again later")
-        self._last = download = _Download(url, file, limits, deadline)
+        download = _Download(url, file, limits, deadline)
         try:
             self._downloads.put(download)
             while not download.done.wait(STEP_SECONDS):
@@ -111,6 +106,7 @@ class Downloader:
                         f"the URL was not read completely within {limits.seconds:g} s, the time "
                         "limit of this service"
                     )
+                limits.check()
         finally:
             download.stop()
         if download.error is not None:

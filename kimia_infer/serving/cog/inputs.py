@@ -24,6 +24,7 @@ from kimia_infer.utils.errors import RequestError
 if TYPE_CHECKING:
     from kimia_infer.api.events import Event
     from kimia_infer.api.kimia import KimiAudio
+    from kimia_infer.api.response import Deadline
     from kimia_infer.api.transcription import TranscriptEvent
 
 MAX_FILES = 64
@@ -79,14 +80,14 @@ class CogInputs(ServiceParameters):
         return {name: path for name, path in single.items() if path is not None} | listed
 
 
-def parse_inputs(values: Mapping[str, Any], timeout: float | None = None) -> CogInputs:
-    """The inputs among ``values``, checked; ``timeout`` is the service's limit in seconds.
+def parse_inputs(values: Mapping[str, Any]) -> CogInputs:
+    """The inputs among ``values``, checked.
 
     Raises:
         RequestError: naming the input, what is expected and what was found.
     """
     given = {name: value for name, value in values.items() if name in CogInputs.model_fields}
-    return parse_as(CogInputs, given | {"timeout_seconds": timeout})
+    return parse_as(CogInputs, given | {"timeout_seconds": None})
 
 
 def place_files(
@@ -115,12 +116,16 @@ def place_files(
 
 
 def respond(
-    model: KimiAudio, inputs: CogInputs, report: Report | None = None
+    model: KimiAudio,
+    inputs: CogInputs,
+    report: Report | None = None,
+    deadline: Deadline | None = None,
 ) -> Generator[Event | TranscriptEvent]:
     """The events of the answer, last its Completion or Transcript.
 
     ``report`` is called with what is done and the most there is to do, in steps of an answer or
     seconds of a recording. Closing the iterator stops generation: no further step is launched.
+    ``deadline`` limits the time, and can cancel.
 
     Raises:
         RequestError: naming inputs instead of messages.
@@ -128,13 +133,17 @@ def respond(
     chat = build_chat(inputs)
     try:
         if inputs.task == "chat":
-            events = model.respond(chat, inputs, on_step=report, voice=inputs.voice)
+            events = model.respond(
+                chat, inputs, on_step=report, voice=inputs.voice, deadline=deadline
+            )
         else:
             audio, parameters = inputs.audio, inputs.model_dump(include=TRANSCRIPTION_PARAMETERS)
             assert audio is not None, "checked by build_chat"
             if instruction := inputs.text.strip():
                 parameters["instruction"] = instruction
-            events = model.stream_transcription(audio, on_progress=report, **parameters)
+            events = model.stream_transcription(
+                audio, on_progress=report, deadline=deadline, **parameters
+            )
         with contextlib.closing(events):
             for event in events:
                 if notes := getattr(event, "notes", None):  # of the last event

@@ -1,33 +1,34 @@
-"""What the Cog predictors share: set-up, health, and one prediction with its files."""
+"""What the Cog predictors share: set-up, the threads that answer, and a prediction's files."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import contextvars
 import functools
-import http.client
-import json
+import itertools
 import logging
 import os
+import queue
 import shutil
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cog
-import torch
 from torch import Tensor
 
 from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.response import Deadline
 from kimia_infer.api.transcription import Transcript, TranscriptEvent
 from kimia_infer.audio.files import wav_bytes
 from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
-from kimia_infer.serving.client import open_url
 from kimia_infer.serving.cog.cleanup import (
     FILE_SECONDS,
     SERVER_DIRECTORY,
@@ -39,6 +40,7 @@ from kimia_infer.serving.cog.cleanup import (
     trim_heap,
 )
 from kimia_infer.serving.cog.fetch import Downloader
+from kimia_infer.serving.cog.health import Health, Load, SlotWatch, server_status
 from kimia_infer.serving.cog.inputs import (
     CogInputs,
     build_chat,
@@ -51,13 +53,16 @@ from kimia_infer.serving.cog.references import store_all
 from kimia_infer.serving.cog.schema import accept_null
 from kimia_infer.serving.cog.self_test import self_test
 from kimia_infer.serving.cog.settings import read_settings
-from kimia_infer.utils.errors import ConfigurationError, RequestError, RequestTimeout
-from kimia_infer.utils.files import OWNER, OwnedDirectory
+from kimia_infer.serving.cog.slots import DEADLINE, max_concurrency, run_on_slots
+from kimia_infer.utils.errors import (
+    ConfigurationError,
+    RequestCancelled,
+    RequestError,
+    RequestTimeout,
+)
+from kimia_infer.utils.files import OwnedDirectory
 
-log = logging.getLogger(__name__)
-
-GRACE_SECONDS = 30.0
-"""How much longer than its limit a prediction may take before the model counts as stuck."""
+Item = TypeVar("Item")
 
 WATCH_SECONDS = 5.0
 """Time between two checks of the server's state."""
@@ -84,14 +89,18 @@ class KimiRunner(cog.BaseRunner):
         require_server_directory(SERVER_DIRECTORY)
         if is_only_server():  # all that is there is of servers that were killed
             sweep_predictions(SERVER_DIRECTORY, 0.0, 0.0)
-        self.uploads, self.downloader = Uploads(), Downloader()
+        count = max_concurrency()
+        load = Load()
+        self.uploads, self.downloader = Uploads(), Downloader(count)
+        self.workers = Workers(count, load)
         self.model = KimiAudio(weights_from_environment(weights), **settings.model_arguments())
         self.settings = settings
-        self.health = Health(self.model.device, settings.timeout)
+        self.health = Health(self.model.device, load, settings.timeout)
         self_test(self.model)
         sweep = functools.partial(sweep_predictions, SERVER_DIRECTORY)
         run_periodically([self.uploads.keep, sweep, trim_heap], FILE_SECONDS)
-        run_periodically([SlotWatch(self.health, server_status).check], WATCH_SECONDS)
+        run_on_slots(settings.timeout)
+        run_periodically([SlotWatch(self.health, load, server_status).check], WATCH_SECONDS)
 
     def healthcheck(self) -> bool:
         """Whether the device computes; Cog reports the error raised otherwise."""
@@ -101,12 +110,26 @@ class KimiRunner(cog.BaseRunner):
     def respond(self, values: Mapping[str, Any]) -> Iterator[Event | TranscriptEvent]:
         """The events of the answer to the inputs in ``values``, last Completion or Transcript.
 
-        Closing the iterator stops generation, as does the CancellationException that Cog raises
-        wherever the prediction is: no further step is launched.
+        A cancellation, or closing the iterator, stops generation: no further step is launched.
         """
+        # Cog's context is that of this prediction until run() returns, and not for what it returns.
+        deadline = DEADLINE.get(None) or Deadline(self.settings.timeout)
+        answer = self._answer(values, deadline)
+        events = self.workers.run(answer, deadline, contextvars.copy_context())
+        return self._recorded(events, self.scope)
+
+    def _recorded(
+        self, events: Iterator[Event | TranscriptEvent], scope: Any
+    ) -> Iterator[Event | TranscriptEvent]:
+        """``events``, with the metrics among them recorded in ``scope``, and errors as Cog's."""
         try:
-            with self.health.predicting(), self.received(values) as inputs:
-                yield from self._answer(inputs)
+            for event in events:
+                if isinstance(event, Completion | Transcript):
+                    for name, value in event.metrics.items():
+                        scope.record_metric(name, value)
+                yield event
+        except (RequestCancelled, cog.CancelationException) as error:
+            raise cog.CancelationException("the prediction was cancelled") from error
         except RequestTimeout as error:
             raise as_cog_shows(
                 f"KIMI_AUDIO_TIMEOUT: the answer was not complete within {self.settings.timeout:g} "
@@ -116,29 +139,27 @@ class KimiRunner(cog.BaseRunner):
         except RequestError as error:
             raise as_cog_shows(str(error)) from error
 
-    def _answer(self, inputs: CogInputs) -> Iterator[Event | TranscriptEvent]:
-        try:
-            with contextlib.closing(respond(self.model, inputs)) as events:
-                for event in events:
-                    if isinstance(event, Completion | Transcript):
-                        for name, value in event.metrics.items():
-                            self.record_metric(name, value)
-                    yield event
-        except RequestTimeout:
-            raise
-        except RequestError as error:
-            raise type(error)(name_files(str(error), inputs)) from error
+    def _answer(
+        self, values: Mapping[str, Any], deadline: Deadline
+    ) -> Iterator[Event | TranscriptEvent]:
+        with self.received(values, deadline) as inputs:
+            try:
+                yield from respond(self.model, inputs, deadline=deadline)
+            except (RequestCancelled, RequestTimeout):
+                raise
+            except RequestError as error:
+                raise type(error)(name_files(str(error), inputs)) from error
 
     @contextlib.contextmanager
-    def received(self, values: Mapping[str, Any]) -> Iterator[CogInputs]:
+    def received(self, values: Mapping[str, Any], deadline: Deadline) -> Iterator[CogInputs]:
         """The checked inputs, with the files that came with them, which are removed at the end.
 
         A request that is refused for another reason costs no decoding and no download.
         """
-        begun, settings = time.monotonic(), self.settings
+        begun = time.monotonic()
         with self.uploads.folder() as folder:
             placed, references = place_files(values, folder)
-            inputs = parse_inputs(placed, settings.timeout)
+            inputs = parse_inputs(placed)
             build_chat(inputs)
             spoken = inputs.task == "chat" and inputs.output_type == "both"
             if spoken and self.model.detokenizer is None:
@@ -147,10 +168,8 @@ class KimiRunner(cog.BaseRunner):
                     "use 'text'"
                 )
             if references:
-                store_all(references, self.downloader, settings.limits(begun))
-            if settings.timeout is not None:
-                left = begun + settings.timeout - time.monotonic()
-                inputs = inputs.model_copy(update={"timeout_seconds": max(left, 0.001)})
+                limits = self.settings.limits(begun, deadline.check)
+                store_all(references, self.downloader, limits)
             yield inputs
 
     def complete(self, values: Mapping[str, Any]) -> Completion | Transcript:
@@ -164,8 +183,9 @@ def as_cog_shows(message: str) -> RequestError:
     """An error of which Cog shows exactly ``message``.
 
     It writes the name of the error's class before its text, so the class is called as the input.
+    What is said to be "cancelled" it (0.23) takes for a cancellation, and shows nothing.
     """
-    name, _, text = message.partition(": ")
+    name, _, text = message.replace("cancelled", "canceled").partition(": ")
     return type(name, (RequestError,), {})(text)
 
 
@@ -191,114 +211,65 @@ def show_log() -> None:
         package.propagate = False
 
 
-class DeviceError(RuntimeError):
-    """The model cannot answer; the message says why."""
+class Workers:
+    """Threads that make answers, ``count`` at a time, all started here."""
 
+    def __init__(self, count: int, load: Load):
+        self._load, self._lock = load, threading.Lock()
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        for _ in range(count):
+            threading.Thread(target=self._work, name="answer", daemon=True).start()
 
-class SlotLost(RuntimeError):
-    """The server gives its only slot to nobody any more."""
+    def _work(self) -> None:
+        while True:
+            self._tasks.get()()
 
+    def run(
+        self, items: Iterator[Item], deadline: Deadline, context: contextvars.Context
+    ) -> Iterator[Item]:
+        """``items``, which a worker computes ahead in ``context``.
 
-class Health:
-    """Watches one device.
-
-    Cog (0.23) calls the health check on a new thread for every request to ``/health-check``,
-    once at a time, also while a prediction runs, and waits up to 5 seconds for it. During that
-    wait it takes no cancellation, so :meth:`check` must be quick.
-
-    ``timeout`` is the limit in seconds of one prediction, None without a limit.
-    """
-
-    def __init__(self, device: torch.device, timeout: float | None = None):
-        self._device, self._timeout = device, timeout
-        self._lock = threading.Lock()
-        self.predictions = 0
-        self.slot_lost = False
-        self._predicting_since: float | None = None
-        self._checking_since: float | None = None
-
-    @property
-    def idle(self) -> bool:
-        return self._predicting_since is None
-
-    @contextlib.contextmanager
-    def predicting(self) -> Iterator[None]:
-        """Around every prediction: the device belongs to it alone."""
-        with self._lock:
-            self.predictions += 1
-            self.slot_lost = False
-            self._predicting_since = time.monotonic()
-            try:
-                yield
-            finally:
-                self._predicting_since = None
-
-    def check(self) -> None:
-        """Return if the device computes, or works on a prediction within its limit.
-
-        Raises DeviceError if it does not answer or computes nonsense, SlotLost if ``slot_lost`` is
-        set, and whatever PyTorch raises for a device that is lost or has no memory left.
+        It ends, or raises what ``items`` raise, when the worker has left them. Closing it cancels
+        ``deadline``, which ``items`` must check, and does not wait.
         """
-        if self.slot_lost:
-            raise SlotLost(
-                "the server counts a prediction that the model does not have and takes no other "
-                "(docs/deploy.md: prediction ids)"
-            )
-        now, asked, begun = time.monotonic(), self._checking_since, self._predicting_since
-        if asked is not None:
-            raise DeviceError(f"{self._device} has not answered for {now - asked:.0f} s")
-        limit = self._timeout
-        if begun is not None and limit is not None and now - begun > limit + GRACE_SECONDS:
-            raise DeviceError(
-                f"a prediction has run for {now - begun:.0f} s, though its limit is {limit:g} s"
-            )
-        if not self._lock.acquire(blocking=False):  # a busy device is left alone
-            return
+        arrived: queue.SimpleQueue[Item | _End] = queue.SimpleQueue()
         try:
-            self._checking_since = time.monotonic()
-            numbers = torch.arange(256, device=self._device, dtype=torch.float32)
-            total = (numbers * numbers).sum().item()
+            self._tasks.put(functools.partial(context.run, self._forward, items, arrived))
+            while not isinstance(item := arrived.get(), _End):
+                yield item
         finally:
-            self._checking_since = None
-            self._lock.release()
-        if total != sum(i * i for i in range(256)):
-            raise DeviceError(f"{self._device} computes wrong results: {total}")
+            deadline.cancel()
+        error = item.error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error, item  # they refer to this frame
+
+    def _forward(self, items: Iterator[Item], arrived: queue.SimpleQueue[Item | _End]) -> None:
+        with self._lock:
+            self._load.begun += 1
+        self._load.running[threading.get_ident()] = time.monotonic()
+        end = _End(None)
+        try:
+            for item in items:
+                arrived.put(item)
+        except BaseException as error:
+            end = _End(error)
+        del self._load.running[threading.get_ident()]
+        arrived.put(end)
+        del end  # it refers to this frame
 
 
-class SlotWatch:
-    """Notices when Cog's server is BUSY without a prediction.
+@dataclass(frozen=True)
+class _End:
+    """Comes after the last item."""
 
-    It (0.23) stays so forever if it can make no directory for the id of a prediction, or cannot
-    store a large request on a full disk. ``status`` asks it for its state, None if it is silent.
-    """
-
-    def __init__(self, health: Health, status: Callable[[], str | None]):
-        self._health, self._status = health, status
-        self._suspected: int | None = None
-
-    def check(self) -> None:
-        """Between two checks the server has time to begin or to end a prediction."""
-        count, idle = self._health.predictions, self._health.idle
-        if not idle or self._status() != "BUSY" or self._health.predictions != count:
-            self._suspected = None
-        elif self._suspected == count:
-            self._health.slot_lost = True
-        else:
-            self._suspected = count
-
-
-def server_status() -> str | None:
-    """The state that the server of this worker gives itself."""
-    url = f"http://127.0.0.1:{os.environ.get('PORT', '5000')}/health-check"
-    try:
-        with open_url(url, timeout=8.0) as response:
-            return json.load(response).get("status")
-    except (OSError, http.client.HTTPException, ValueError):
-        return None  # it may listen on another address only
+    error: BaseException | None
 
 
 class Uploads:
-    """A directory for the temporary files of this process, those of the request among them.
+    """A directory for the temporary files of this process, those of requests among them.
 
     It is removed when the process ends by itself, else at the next start of a service. Python
     takes another directory than the one in TMPDIR if that cannot be written; here it is an error.
@@ -321,6 +292,7 @@ class Uploads:
                 "room, make it writable for this user, or name another directory in TMPDIR"
             ) from error
         tempfile.tempdir = str(self.directory)
+        self._numbers = itertools.count()
 
     def keep(self) -> None:
         """Create the directory again if it is gone, and make it look used to cleaning jobs."""
@@ -329,22 +301,14 @@ class Uploads:
 
     @contextlib.contextmanager
     def folder(self) -> Iterator[Path]:
-        """An empty folder for the files of one request; a worker answers one at a time.
+        """An empty folder for the files of one request, which go with it at its end.
 
-        A cancellation may come while the folder of the last one is being removed. On a full disk
-        there is none: whoever stores a file in it notices.
+        On a full disk there is none: whoever stores a file in it notices.
         """
-        path = self.directory / "request"
-        self._sweep(path)
+        path = self.directory / f"request-{next(self._numbers)}"
         with contextlib.suppress(OSError):
             path.mkdir()
         try:
             yield path
         finally:
-            self._sweep(path)
-
-    def _sweep(self, folder: Path) -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        for path in self.directory.iterdir():
-            if path.name != OWNER and path.is_file() and not path.is_symlink():
-                path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)

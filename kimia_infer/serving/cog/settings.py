@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -95,11 +95,14 @@ class Settings(BaseModel):
         service = {"timeout", "output", "urls", "url_megabytes"}
         return self.model_dump(exclude=service) | {"load_detokenizer": self.output == "both"}
 
-    def limits(self, begun: float) -> Limits:
-        """What the downloads of a request may take that began at ``begun`` (monotonic seconds)."""
+    def limits(self, begun: float, check: Callable[[], None]) -> Limits:
+        """What the downloads of a request may take that began at ``begun`` (monotonic seconds).
+
+        ``check`` raises when the request has ended.
+        """
         seconds = min(self.timeout or DOWNLOAD_SECONDS, DOWNLOAD_SECONDS)
         size = self.url_megabytes * 1_000_000
-        return Limits(begun, seconds, size, private=self.urls == "any")
+        return Limits(begun, seconds, size, self.urls == "any", check)
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
