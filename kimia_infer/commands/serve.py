@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,7 +44,7 @@ from kimia_infer.utils.files import OwnedDirectory
 STOP_SECONDS = 10
 
 MAX_CONCURRENCY = 64
-"""Predictions that the server admits at a time, those that wait for a slot among them."""
+"""Predictions that the server takes at a time, with those that wait for a slot of the model."""
 
 LONGEST_LINE = 2000
 """Bytes of a line of the log; Cog's server writes unknown names of inputs in full."""
@@ -119,7 +120,7 @@ def start(arguments: Namespace, predictor: str, directory: Path) -> subprocess.P
     """The server process, in its own process group: signals reach it through this process."""
     variables = {"LOG_FORMAT": "console", **model_variables(arguments)}
     variables |= {"PORT": str(arguments.port), "COG_PREDICT_TYPE_STUB": predictor}
-    variables.setdefault("COG_MAX_CONCURRENCY", str(MAX_CONCURRENCY))
+    variables.setdefault("COG_MAX_CONCURRENCY", str(max_concurrency(variables)))
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     if not sys.stdout.isatty():
@@ -140,6 +141,12 @@ def start(arguments: Namespace, predictor: str, directory: Path) -> subprocess.P
     )
     threading.Thread(target=show_log, args=(server.stderr,), daemon=True).start()
     return server
+
+
+def max_concurrency(variables: Mapping[str, str]) -> int:
+    """As many predictions wait for a slot of the model as have one, where their number is set."""
+    slots = variables.get("KIMI_AUDIO_SLOTS", "")
+    return 2 * int(slots) if slots.isdecimal() and int(slots) else MAX_CONCURRENCY
 
 
 def show_log(lines: BinaryIO) -> None:

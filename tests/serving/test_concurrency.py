@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import predict
+from kimia_infer.commands import serve
 from tests.serving.helpers import (
     CLIENTS,
     PATIENCE,
@@ -155,7 +157,15 @@ def test_who_leaves_takes_nothing_from_the_others(many_streaming_server: Server)
         time.sleep(0.01)
 
 
+def test_server_takes_as_many_as_the_image_or_twice_the_slots() -> None:
+    taken = serve.max_concurrency({})
+    for predictor in (predict.Predictor, predict.StreamingPredictor):
+        assert predictor.run.__cog_concurrent_max__ == taken
+    assert serve.max_concurrency({"KIMI_AUDIO_SLOTS": "4"}) == 8
+    assert serve.max_concurrency({"KIMI_AUDIO_SLOTS": "many"}) == taken  # refused at set-up
+
+
 def test_client_that_asks_one_after_the_other_is_never_refused(many_server: Server) -> None:
-    for number in range(20):
+    for number in range(60):
         body = {"input": {"text": str(number), "output_type": "text", "max_new_tokens": 1}}
         assert many_server.request("POST", "/predictions", body)[0] == 200
