@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.paths import MINI, ROOT
-from tests.serving.helpers import AUDIO, CLIENTS, Server, data_uri, serve, serve_bare
+from tests.serving.helpers import ADMITTED, AUDIO, Server, data_uri, serve, serve_bare
 
 SCRIPTED = ROOT / "tests" / "serving" / "scripted_predictors.py"
 
@@ -29,13 +29,13 @@ def streaming_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 MANY = {
     "KIMI_AUDIO_WEIGHTS": str(MINI),
     "KIMI_AUDIO_URLS": "any",
-    "COG_MAX_CONCURRENCY": str(CLIENTS),
+    "COG_MAX_CONCURRENCY": str(ADMITTED),
 }
 
 
 @pytest.fixture(scope="session")
 def many_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The trained miniature, which answers as many predictions at a time as tests have clients."""
+    """The trained miniature, which takes many predictions at a time."""
     with serve(golden, tmp_path_factory.mktemp("many"), **MANY) as server:
         yield server
 

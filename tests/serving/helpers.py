@@ -31,8 +31,8 @@ PATIENCE = 120
 """Seconds to wait for anything; only a broken server ever takes them."""
 
 AUDIO = GOLDEN / "e2e" / "audio"
-CLIENTS = 8
-"""Clients of the tests that ask at once."""
+ADMITTED = 24
+"""Predictions that the servers of the tests with many clients take at a time."""
 
 CASES = [
     case
@@ -40,6 +40,9 @@ CASES = [
     if not case.get("draws") and len(case["codes"]) <= 1
 ]
 """The recorded chats that a server can be asked for: greedy ones, with one speech code at most."""
+
+REFUSAL = "At capacity - all prediction slots busy"
+"""Cog's error where it takes no more predictions."""
 
 COG_PREFIX = "Prediction failed: Async prediction failed: "
 """What Cog puts before every error of a predictor that does not stream."""

@@ -16,8 +16,9 @@ import pytest
 import predict
 from kimia_infer.commands import serve
 from tests.serving.helpers import (
-    CLIENTS,
+    ADMITTED,
     PATIENCE,
+    REFUSAL,
     SOUNDS,
     Server,
     data_uri,
@@ -74,7 +75,7 @@ def test_each_is_answered_as_if_alone(
     alone = [ask(server, inputs) for inputs in REQUESTS]
     assert len({found[0] for found in alone}) > 4, "the answers differ"
     assert sum(len(found[1]) > 48_000 for found in alone) > 3, "half speak for a second"
-    with ThreadPoolExecutor(CLIENTS) as clients:
+    with ThreadPoolExecutor(len(REQUESTS)) as clients:
         together = list(clients.map(lambda inputs: ask(server, inputs), REQUESTS))
     for one, other in zip(alone, together, strict=True):
         assert one == other
@@ -85,7 +86,7 @@ def test_each_is_answered_as_if_alone(
 @contextlib.contextmanager
 def all_slots_held(server: Server) -> Iterator[list[str]]:
     """As many predictions as are admitted, all of which wait for a sound; their ids."""
-    names = [f"held-{time.monotonic_ns()}-{index}" for index in range(CLIENTS)]
+    names = [f"held-{time.monotonic_ns()}-{index}" for index in range(ADMITTED)]
     with contextlib.ExitStack() as webs:
         for name in names:
             outer = webs.enter_context(web(drips(BODY)))
@@ -104,9 +105,9 @@ def test_more_than_the_maximum_are_refused_clearly(many_server: Server) -> None:
     server = many_server
     with all_slots_held(server) as names:
         assert server.status() == "BUSY"
-        assert len(stored(server)) == CLIENTS
+        assert len(stored(server)) == ADMITTED
         status, refusal = server.request("POST", "/predictions", {"input": {"text": "a"}})
-        assert (status, refusal["error"]) == (409, "At capacity - all prediction slots busy")
+        assert (status, refusal["error"]) == (409, REFUSAL)
         # One leaves, and there is room for one.
         assert server.request("POST", f"/predictions/{names[0]}/cancel")[0] == 200
         assert server.succeed(text="a", output_type="text", max_new_tokens=2)
@@ -145,7 +146,7 @@ def test_who_leaves_takes_nothing_from_the_others(many_streaming_server: Server)
             count += 1
         return count
 
-    with ThreadPoolExecutor(CLIENTS) as clients:
+    with ThreadPoolExecutor(len(REQUESTS)) as clients:
         leaving = [clients.submit(leave, number) for number in range(2)]
         together = list(clients.map(lambda inputs: streamed(server, inputs), asked))
         done.set()

@@ -1,4 +1,4 @@
-"""Many mixed requests, some of them given up: what the processes hold stays flat.
+"""Many mixed requests, some of them given up, alone and in a crowd: what is held stays flat.
 
 Resident memory, open files, threads and temporary files of the server and its worker are read
 whenever it is READY. The last part of the run may hold no more than the first part after the
@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import http.client
+import itertools
 import json
 import math
 import os
@@ -21,12 +22,22 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.serving.helpers import SOUNDS, Server, data_uri, silence
+from kimia_infer.serving.client import parse_events
+from tests.serving.helpers import (
+    PATIENCE,
+    REFUSAL,
+    SOUNDS,
+    Server,
+    data_uri,
+    joined,
+    silence,
+)
 
 LONG_ANSWER = {"text": "Tell me a story.", "audio_temperature": 2.0, "audio_top_k": 0}
 MEBIBYTE = 1 << 20
@@ -196,3 +207,114 @@ def test_nothing_grows(request: pytest.FixtureRequest, long: bool, name: str) ->
                 for window in (first, last)
             )
             assert after <= before + allowed, f"{name} of process {process}: {before} -> {after}"
+
+
+CROWD = 32
+"""Clients that ask at the same time, more than are admitted."""
+
+QUESTIONS = [
+    {"text": "Please answer the question", "audio": sound, "seed": seed, "max_new_tokens": steps}
+    for seed, (sound, steps) in enumerate(itertools.product(SOUNDS, (8, 20)))
+]
+QUESTIONS += [
+    {"task": "transcribe", "audio": SOUNDS[1], "max_new_tokens": 10, "seed": 10},
+    {"text": "Hi", "voice": SOUNDS[1], "max_new_tokens": 16, "seed": 11},
+    {"text": "Hi", "output_type": "text", "text_temperature": 1.5, "text_top_k": 0, "seed": 12},
+]
+Answered = tuple[str, bytes, int]
+
+
+class CrowdedClient:
+    """One of many that share a streaming server, and ask again when they are refused."""
+
+    def __init__(self, server: Server, seed: int):
+        self.host = server.url.partition("//")[2]
+        self.draw, self.counts = random.Random(seed), collections.Counter[str]()
+        self.connection = http.client.HTTPConnection(self.host, timeout=PATIENCE)
+
+    def open(self, inputs: dict[str, Any]) -> http.client.HTTPResponse:
+        """The response to a request that is taken at last."""
+        headers = {"Content-Type": "application/json", "Accept": "text/event-stream"}
+        while True:
+            self.connection.close()
+            self.connection.request("POST", "/predictions", json.dumps({"input": inputs}), headers)
+            response = self.connection.getresponse()
+            if response.status == 200:
+                return response
+            refusal = json.load(response)
+            assert (response.status, refusal["error"]) == (409, REFUSAL), refusal
+            self.counts["refused"] += 1
+            time.sleep(self.draw.uniform(0.05, 0.2))
+
+    def ask(self, question: dict[str, Any]) -> Answered:
+        with self.open(question) as response:
+            received = list(parse_events(response))
+        chunks = [data["chunk"] for name, data in received if name == "output"]
+        name, state = received[-1]
+        assert (name, state["status"]) == ("completed", "succeeded"), state
+        self.counts["answered"] += 1
+        return *joined(chunks), state["metrics"]["seed"]
+
+    def leave(self) -> None:
+        """Cancel or hang up within an answer, or before it begins."""
+        inputs = LONG_ANSWER | {"max_new_tokens": 300, "audio": self.draw.choice(SOUNDS)}
+        with self.open(inputs) as response:
+            events = parse_events(response)
+            _, start = next(events)
+            for _ in range(self.draw.choice([0, 0, 1, 4])):
+                next(events)
+            if self.draw.random() < 0.5:
+                other = http.client.HTTPConnection(self.host, timeout=PATIENCE)
+                while True:
+                    other.request("POST", f"/predictions/{start['id']}/cancel")
+                    response_to_cancel = other.getresponse()
+                    response_to_cancel.read()
+                    if response_to_cancel.status == 404:
+                        break
+                    time.sleep(0.02)
+                other.close()
+                assert collections.deque(events, 1)[0][1]["status"] in ("canceled", "succeeded")
+                self.counts["canceled"] += 1
+            else:
+                self.counts["hung up"] += 1
+        self.connection.close()
+
+    def work(self, count: int, expected: list[Answered]) -> None:
+        for _ in range(count):
+            if self.draw.random() < 0.3:
+                self.leave()
+                continue
+            number = self.draw.randrange(len(QUESTIONS))
+            if self.ask(QUESTIONS[number]) != expected[number]:
+                self.counts["wrong"] += 1
+
+
+def test_crowd(many_streaming_server: Server, long: bool) -> None:
+    """2,000 requests of 32 clients in a long run: no wrong answer, and nothing grows or stays."""
+    server, count = many_streaming_server, 2000 if long else 64
+    expected = [CrowdedClient(server, 0).ask(question) for question in QUESTIONS]
+    assert len(set(expected)) == len(QUESTIONS)
+    processes, readings = server.processes(), []
+    clients = [CrowdedClient(server, seed) for seed in range(CROWD)]
+    rounds = 5 if long else 2
+    for _ in range(rounds):
+        with ThreadPoolExecutor(CROWD) as pool:
+            share = count // CROWD // rounds
+            for future in [pool.submit(client.work, share, expected) for client in clients]:
+                future.result()
+        server.wait_for("READY")
+        deadline = time.monotonic() + PATIENCE
+        while {path.name for path in server.left_files()} != {".owner"}:
+            assert time.monotonic() < deadline, server.left_files()
+            time.sleep(0.01)
+        readings.append(Reading.of(server, processes))
+    counts = sum((client.counts for client in clients), collections.Counter())
+    print(f"{dict(counts)}; first: {readings[0]}; last: {readings[-1]}")
+    assert counts["wrong"] == 0 and server.processes() == processes
+    assert all(counts[kind] for kind in ("answered", "canceled", "hung up"))
+    assert CrowdedClient(server, 0).ask(QUESTIONS[0]) == expected[0]
+    for before, after in zip(readings[0].memory, readings[-1].memory, strict=True):
+        assert after <= before + GROWTH[long]
+    for name in ("files", "threads"):
+        before, after = getattr(readings[0], name), getattr(readings[-1], name)
+        assert all(b <= a + 4 for a, b in zip(before, after, strict=True)), name
