@@ -8,7 +8,8 @@
 
 /openapi.json describes the API once the server is ready. How the model runs is set with
 KIMI_AUDIO_DEVICE, _DTYPE, _QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS, _TIMEOUT,
-_ADAPTER and _OUTPUT (docs/deploy.md).
+_ADAPTER and _OUTPUT, and how many requests it takes at a time with COG_MAX_CONCURRENCY
+(docs/deploy.md).
 Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 usage.
 """
 

@@ -171,6 +171,7 @@ def test_request_errors_name_the_input(server: Server) -> None:
     for inputs, message in (
         ({"max_new_tokens": 0}, f"{COG_PREFIX}max_new_tokens: expected"),
         ({"text": "word " * 9000}, "positions"),
+        ({"history": '[{"cancelled": 1}]'}, "history[0]: unknown field 'canceled'"),
         ({"audio": data_uri(silence(600)), "output_type": "text"}, "transcribe"),
     ):
         assert message in server.fail(**{"text": "a", **inputs})

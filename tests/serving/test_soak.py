@@ -273,7 +273,8 @@ class CrowdedClient:
                         break
                     time.sleep(0.02)
                 other.close()
-                assert collections.deque(events, 1)[0][1]["status"] in ("canceled", "succeeded")
+                _, state = collections.deque(events, 1)[0]
+                assert state["status"] in ("canceled", "succeeded"), state
                 self.counts["canceled"] += 1
             else:
                 self.counts["hung up"] += 1
