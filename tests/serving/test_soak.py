@@ -274,7 +274,9 @@ class CrowdedClient:
                     time.sleep(0.02)
                 other.close()
                 _, state = collections.deque(events, 1)[0]
-                assert state["status"] in ("canceled", "succeeded"), state
+                # Cog calls one failed that was canceled while its worker took it over.
+                at_once = "CancelationException" in state.get("error", "")
+                assert state["status"] in ("canceled", "succeeded") or at_once, state
                 self.counts["canceled"] += 1
             else:
                 self.counts["hung up"] += 1
