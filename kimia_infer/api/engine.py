@@ -132,9 +132,10 @@ class ChatEncoder:
 
         Features are launched first and stay on the device while the host waits for the codes.
         """
-        features = [self.whisper_features.encode(waves[index]) for index in featured]
-        codes = {i: self.speech_codes.encode(wave).tolist() for i, wave in waves.items()}
-        return torch.cat(features) if features else None, codes
+        features = self.whisper_features.encode_all([waves[index] for index in featured])
+        codes = self.speech_codes.encode_all(list(waves.values()))
+        found = {index: part.tolist() for index, part in zip(waves, codes, strict=True)}
+        return torch.cat(features) if features else None, found
 
     def _layout(
         self,
@@ -192,8 +193,7 @@ class Engine:
             self.language_model, control, capacity, attention, kv_cache=kv_cache or "none"
         )
         self.decoder.warm_up()
-        if self.detokenizer is not None:
-            self.detokenizer.warm_up()
+        components.warm_up()
         log.info(
             "Kimi-Audio on %s, %s, quantization: %s, key/value cache: %s, offload: %s, "
             "attention: %s, head rows: %s, adapter: %s, output: %s",

@@ -65,6 +65,13 @@ class Components:
     segment_seconds: float = LONGEST_SECONDS
     offload: str | None = None
 
+    def warm_up(self) -> None:
+        """Record what encoders and speech need, so that nothing is recorded in a request."""
+        self.speech_tokenizer.warm_up()
+        self.whisper.warm_up()
+        if self.detokenizer is not None:
+            self.detokenizer.warm_up()
+
 
 def load_components(
     directory: Path,

@@ -199,7 +199,9 @@ def _start_worker() -> None:
 def _speech_codes(encoder: Encoder) -> SpeechCodes:
     component = speech_tokenizer_component(encoder.folder)
     module = component.load(torch.device(encoder.device), torch.float32)
-    return SpeechCodes(module, encoder.folder)
+    codes = SpeechCodes(module, encoder.folder)
+    codes.warm_up()
+    return codes
 
 
 def _encode(encoder: Encoder, recordings: list[Recording]) -> AudioIds | DataError:

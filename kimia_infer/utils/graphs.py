@@ -118,27 +118,23 @@ def graphs_for(device: torch.device) -> Graphs:
 
 
 class Recorded:
-    """A function of tensors, recorded for those given to :meth:`record` and ``shapes`` others.
+    """A function of tensors, recorded for the shapes of those given to :meth:`record`.
 
-    Those are the first that it meets. For other shapes, and where nothing is recorded, it is
-    launched operation by operation. Each shape has one dtype. The result belongs to the caller.
+    For other shapes, and where nothing is recorded, it is launched operation by operation. Each
+    shape has one dtype. The result belongs to the caller.
     """
 
-    def __init__(self, function: Callable[..., Tensor], graphs: Graphs, shapes: int = 0):
-        self.function, self.graphs, self.shapes = function, graphs, shapes
+    def __init__(self, function: Callable[..., Tensor], graphs: Graphs):
+        self.function, self.graphs = function, graphs
         self._recorded: dict[tuple[torch.Size, ...], tuple[list[Tensor], Work, Tensor]] = {}
         self._lock = threading.Lock()  # what a recording reads and writes is shared
 
     def __call__(self, *tensors: Tensor) -> Tensor:
-        if not self.graphs.captures:
+        recording = self._recorded.get(_shapes(tensors))
+        if recording is None:
             return self.function(*tensors)
-        key = tuple(tensor.shape for tensor in tensors)
+        given, launch, result = recording
         with self._lock:
-            if key not in self._recorded:
-                if len(self._recorded) >= self.shapes:
-                    return self.function(*tensors)
-                self._recorded[key] = self._record(tensors)
-            given, launch, result = self._recorded[key]
             for place, tensor in zip(given, tensors, strict=True):
                 place.copy_(tensor)
             launch()
@@ -146,10 +142,10 @@ class Recorded:
 
     def record(self, *tensors: Tensor) -> None:
         """Record the shapes of these tensors, whose values do not matter."""
-        key = tuple(tensor.shape for tensor in tensors)
-        with self._lock:
-            if self.graphs.captures and key not in self._recorded:
-                self._recorded[key] = self._record(tensors)
+        shapes = _shapes(tensors)
+        if self.graphs.captures and shapes not in self._recorded:
+            with self._lock:
+                self._recorded[shapes] = self._record(tensors)
 
     def _record(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Work, Tensor]:
         first = self.function(*tensors)
@@ -162,3 +158,7 @@ class Recorded:
         for place, tensor in zip(given, tensors, strict=True):
             place.copy_(tensor)
         return given, self.graphs.record(work), result
+
+
+def _shapes(tensors: Sequence[Tensor]) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in tensors)

@@ -226,6 +226,7 @@ def speech_streams(place: Place) -> Findings:
     vocoder = golden_vocoder(device)
     for launch, make_graphs in place.launches().items():
         detokenizer = Detokenizer(dit, vocoder, graphs=make_graphs(device))
+        detokenizer.warm_up()
         mel_error = wave_error = 0.0
         for name, run in runs.items():
             noise = lambda chunk, _, name=name: recorded[f"{name}.noise.{chunk}"]  # noqa: E731
@@ -255,6 +256,7 @@ def whisper(place: Place) -> Findings:
     encoder = whisper_component(folder).load(place.device, torch.float32)
     for launch, make_graphs in place.launches().items():
         features = WhisperFeatures(encoder, folder, make_graphs(place.device))
+        features.warm_up()
         errors = [
             _difference(
                 features.encode(load_audio(GOLDEN / "audio" / f"{name}.wav")),
@@ -277,6 +279,7 @@ def speech_codes(place: Place) -> Findings:
     module = speech_tokenizer_component(folder).load(place.device, torch.float32)
     for launch, make_graphs in place.launches().items():
         codes, different, total = SpeechCodes(module, folder, make_graphs(place.device)), 0, 0
+        codes.warm_up()
         for name in _recordings(recorded):
             found = codes.encode(load_audio(GOLDEN / "audio" / f"{name}.wav")).tolist()
             expected = recorded[name]["codes"]

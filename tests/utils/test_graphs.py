@@ -12,28 +12,21 @@ from kimia_infer.utils.graphs import Direct, Recorded
 from tests.traced import TracedGraphs
 
 
-def test_the_first_shapes_are_recorded_once() -> None:
+def test_given_shapes_are_recorded_once() -> None:
     graphs = TracedGraphs(torch.device("cpu"))
-    recorded = Recorded(lambda x: x.sin() * x.shape[0], graphs, shapes=2)
+    recorded = Recorded(lambda x: x.sin() * x.shape[0], graphs)
     for turn in range(3):
+        recorded.record(torch.zeros(3))
+        recorded.record(torch.zeros(5))
         for length in (3, 5, 7):
             x = torch.randn(length)
             torch.testing.assert_close(recorded(x), x.sin() * length)
         assert graphs.recorded == 2 and graphs.replayed == 2 * (turn + 1)
 
 
-def test_shapes_can_be_recorded_in_advance() -> None:
-    graphs = TracedGraphs(torch.device("cpu"))
-    recorded = Recorded(torch.neg, graphs)
-    for _ in range(2):
-        recorded.record(torch.zeros(3))
-    for length in (3, 5):
-        assert recorded(torch.ones(length)).tolist() == [-1] * length
-    assert (graphs.recorded, graphs.replayed) == (1, 1)
-
-
 def test_results_are_not_overwritten_by_later_ones() -> None:
-    recorded = Recorded(torch.neg, TracedGraphs(torch.device("cpu")), shapes=1)
+    recorded = Recorded(torch.neg, TracedGraphs(torch.device("cpu")))
+    recorded.record(torch.zeros(2))
     with torch.inference_mode():
         first, second = recorded(torch.ones(2)), recorded(torch.zeros(2))
     third = recorded(torch.full((2,), 3.0))
@@ -75,4 +68,6 @@ def test_nothing_is_recorded_without_graphs() -> None:
         return x
 
     x = torch.ones(1)
-    assert Recorded(function, Direct(), shapes=1)(x) is x and calls == [x]
+    recorded = Recorded(function, Direct())
+    recorded.record(x)
+    assert recorded(x) is x and calls == [x]

@@ -21,23 +21,23 @@ from kimia_infer.models.kimi_audio.config import SIZE, check_fixed, check_kind
 from kimia_infer.models.kimi_audio.whisper import (
     CODE_SAMPLES,
     FRAMES_PER_CODE,
-    LOG_MEL,
-    SEGMENT_SAMPLES,
+    LENGTH_STEP,
+    SEGMENT_FRAMES,
+    Inputs,
     SegmentEncoder,
     encoder_config,
     feature_extractor,
-    segment_codes,
 )
-from kimia_infer.utils.graphs import Graphs, Recorded
+from kimia_infer.utils.graphs import Graphs
 from kimia_infer.weights.component import Component, Slot, identity_slots, read_json
 from kimia_infer.weights.tensors import open_directory
 
 if TYPE_CHECKING:
     from transformers import WhisperConfig
 
-RECORDED_FRAMES = 200
-"""Where the encoder is recorded, spectrograms are padded to multiples of these 2 s, which divide
-the 30 s of a segment."""
+PADDED_TOGETHER = 128
+"""Segments of a recording that are padded to the longest, as published; the last code of a shorter
+one depends on its padding."""
 
 FIXED = {
     "pooling_type": "avg",
@@ -141,37 +141,33 @@ class SpeechCodes(SegmentEncoder):
     codes.
     """
 
-    batch = 128
-    """As published. Segments are padded to the longest, and the last frames of a shorter one depend
-    on its padding."""
+    lengths = range(LENGTH_STEP, SEGMENT_FRAMES + 1, LENGTH_STEP)
 
     def __init__(self, module: SpeechTokenizer, directory: Path, graphs: Graphs | None = None):
         super().__init__(module, directory, module.config.encoder.num_mel_bins, graphs)
-        # All lengths of one segment; several together keep a device busy without.
-        shapes = SEGMENT_SAMPLES // LOG_MEL["hop_length"] // RECORDED_FRAMES
-        self._codes = Recorded(
-            lambda mel, mask: module.quantize(module(mel, mask)), self.graphs, shapes
-        )
 
-    def _encode(self, segments: list[np.ndarray]) -> Tensor:
-        weight = self.module.conv1.weight
-        features = self.extractor(
-            segments,
-            sampling_rate=SAMPLE_RATE,
-            padding="longest",
-            pad_to_multiple_of=CODE_SAMPLES,
-            return_attention_mask=True,
-            return_tensors="pt",
-            device=str(weight.device),
-        )
-        mel = features.input_features.to(weight.device, weight.dtype)
-        mask = features.attention_mask.to(weight.device)
-        if self.graphs.captures:  # masked frames do not change the codes
-            added = (0, -mel.shape[2] % RECORDED_FRAMES)
-            mel, mask = F.pad(mel, added), F.pad(mask, added)
-        codes = self._codes(mel, mask)
-        kept = zip(codes, segments, strict=True)
-        return torch.cat([row[: segment_codes(len(segment))] for row, segment in kept])
+    def _spectrograms(self, segments: list[np.ndarray]) -> list[Inputs]:
+        weight, rows = self.module.conv1.weight, []
+        for first in range(0, len(segments), PADDED_TOGETHER):
+            features = self.extractor(
+                segments[first : first + PADDED_TOGETHER],
+                sampling_rate=SAMPLE_RATE,
+                padding="longest",
+                pad_to_multiple_of=CODE_SAMPLES,
+                return_attention_mask=True,
+                return_tensors="pt",
+                device=str(weight.device),
+            )
+            mel = features.input_features.to(weight.device, weight.dtype)
+            rows += zip(mel, features.attention_mask.to(weight.device), strict=True)
+        return rows
+
+    def _blank(self, frames: int) -> Inputs:
+        (mel,) = super()._blank(frames)
+        return mel, torch.ones(1, frames, device=mel.device, dtype=torch.int32)
+
+    def _compute(self, *inputs: Tensor) -> Tensor:
+        return self.module.quantize(self.module(*inputs))  # masked frames do not change the codes
 
 
 def _causal_conv(conv: nn.Conv1d, frames: Tensor) -> Tensor:

@@ -7,13 +7,15 @@ before an encoder runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kimia_infer.audio.files import SAMPLE_RATE
@@ -32,6 +34,23 @@ SEGMENT_SAMPLES = 30 * SAMPLE_RATE
 
 CODE_SAMPLES = 1_280
 """Samples per code: mel hop 160, second convolution 2, pooling 4; 12.5 codes a second."""
+
+
+SEGMENT_FRAMES = SEGMENT_SAMPLES // 160
+"""Mel frames of a segment."""
+
+LENGTH_STEP = 200
+"""Spectrograms are batched and recorded by multiples of these 2 s, which divide a segment."""
+
+BATCH_SEGMENTS = 16
+"""Segments that a device encodes at once, which bounds memory."""
+
+EAGER_FRAMES = 4000
+"""Mel frames, padding included, that are encoded at once where operations are launched one by one.
+With more of them the activations leave the caches of a CPU, where one segment of 30 s at a time is
+fastest."""
+
+Inputs = tuple[Tensor, ...]
 
 
 def as_samples(wave: np.ndarray | Tensor) -> np.ndarray:
@@ -135,8 +154,11 @@ def feature_extractor(directory: Path, mels: int) -> WhisperFeatureExtractor:
     return WhisperFeatureExtractor(**settings)
 
 
-class SegmentEncoder:
-    """Encodes audio in segments of 30 s, ``batch`` of them together.
+class SegmentEncoder(ABC):
+    """Encodes audio in segments of 30 s, those of several recordings together.
+
+    Segments do not see each other. Those whose spectrograms round up to the same multiple of
+    ``LENGTH_STEP`` frames make a batch.
 
     Args:
         module: the loaded network.
@@ -147,27 +169,80 @@ class SegmentEncoder:
     Within the context ``placed()`` the parameters are where they are computed with.
     """
 
-    batch: int
+    lengths: Sequence[int]
+    """Frames of a spectrogram that are recorded, one segment at a time; several keep a device busy
+    without."""
 
     def __init__(self, module: Any, directory: Path, mels: int, graphs: Graphs | None):
         self.module = module
         self.extractor = feature_extractor(directory, mels)
         self.graphs = graphs or graphs_for(module.conv1.weight.device)
         self.placed: Callable[[], AbstractContextManager] = nullcontext
+        self._network = Recorded(self._compute, self.graphs)
 
-    @torch.no_grad()
     def encode(self, wave: np.ndarray | Tensor) -> Tensor:
         """What the segments of a 16 kHz wave [samples] give, joined: [codes, ...].
 
         A segment gives ``(samples - 1) // 1280 + 1`` codes or vectors, on the device of the module.
         """
-        segments = split_segments(as_samples(wave))
-        batches = range(0, len(segments), self.batch)
-        with self.placed():
-            return torch.cat([self._encode(segments[i : i + self.batch]) for i in batches])
+        return self.encode_all([wave])[0]
 
-    def _encode(self, segments: list[np.ndarray]) -> Tensor:
-        raise NotImplementedError
+    @torch.no_grad()
+    def encode_all(self, waves: Sequence[np.ndarray | Tensor]) -> list[Tensor]:
+        """What :meth:`encode` gives for each wave."""
+        cut = [split_segments(as_samples(wave)) for wave in waves]
+        counts = [[segment_codes(len(segment)) for segment in segments] for segments in cut]
+        with self.placed():
+            rows = [row for segments in cut for row in self._spectrograms(segments)]
+            found: dict[int, Tensor] = {}
+            for batch in self._batches([row[0].shape[1] for row in rows]):
+                given = self._stacked([rows[place] for place in batch])
+                found.update(zip(batch, self._network(*given), strict=True))
+        places = iter(range(len(rows)))
+        return [torch.cat([found[next(places)][:n] for n in codes]) for codes in counts]
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """The places of the spectrograms that are encoded together, by their frames."""
+        groups: dict[int, list[int]] = {}
+        for place, frames in enumerate(lengths):
+            groups.setdefault(_rounded(frames), []).append(place)
+        for frames, places in groups.items():
+            rows = BATCH_SEGMENTS if self.graphs.captures else max(1, EAGER_FRAMES // frames)
+            yield from (places[first : first + rows] for first in range(0, len(places), rows))
+
+    def _stacked(self, rows: Sequence[Inputs]) -> Inputs:
+        """Inputs of a batch, padded with zeros; to a recorded length where that is needed."""
+        frames = max(row[0].shape[1] for row in rows)
+        if self.graphs.captures:
+            frames = _rounded(frames)
+        return tuple(
+            torch.stack([F.pad(part, (0, frames - part.shape[-1])) for part in parts])
+            for parts in zip(*rows, strict=True)
+        )
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Record what is recorded, so that no request has to wait for it."""
+        for frames in self.lengths:
+            self._network.record(*self._blank(frames))
+
+    @abstractmethod
+    def _spectrograms(self, segments: list[np.ndarray]) -> list[Inputs]:
+        """What the network reads of each segment of one recording; [mels, frames] comes first."""
+
+    def _blank(self, frames: int) -> Inputs:
+        """Inputs of one segment of so many frames."""
+        weight = self.module.conv1.weight
+        shape = (1, weight.shape[1], frames)
+        return (torch.zeros(shape, device=weight.device, dtype=weight.dtype),)
+
+    @abstractmethod
+    def _compute(self, *inputs: Tensor) -> Tensor:
+        """The codes or vectors [segments, codes, ...] of a batch; those of padding come last."""
+
+
+def _rounded(frames: int) -> int:
+    return -(-frames // LENGTH_STEP) * LENGTH_STEP
 
 
 class WhisperFeatures(SegmentEncoder):
@@ -177,25 +252,21 @@ class WhisperFeatures(SegmentEncoder):
     Each segment is padded with silence, which is attended to, as published.
     """
 
-    batch = 16
-    """Bounds memory. Segments do not see each other."""
+    lengths = (SEGMENT_FRAMES,)
 
     def __init__(self, module: WhisperEncoder, directory: Path, graphs: Graphs | None = None):
         super().__init__(module, directory, module.config.num_mel_bins, graphs)
-        # One shape: a single segment.
-        self._frames = Recorded(lambda mel: module(mel).last_hidden_state, self.graphs, shapes=1)
 
-    def _encode(self, segments: list[np.ndarray]) -> Tensor:
+    def _spectrograms(self, segments: list[np.ndarray]) -> list[Inputs]:
         weight = self.module.conv1.weight
         mel = self.extractor(
             segments, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(weight.device)
         ).input_features
-        frames = self._frames(mel.to(weight.device, weight.dtype))
-        kept = [
-            rows[: FRAMES_PER_CODE * segment_codes(len(segment))]
-            for rows, segment in zip(frames, segments, strict=True)
-        ]
-        return torch.cat(kept).reshape(-1, FRAMES_PER_CODE * frames.shape[2])
+        return [(row,) for row in mel.to(weight.device, weight.dtype)]
+
+    def _compute(self, *inputs: Tensor) -> Tensor:
+        frames = self.module(*inputs).last_hidden_state
+        return frames.unflatten(1, (-1, FRAMES_PER_CODE)).flatten(2)
 
 
 def whisper_slots(config: WhisperConfig) -> list[Slot]:

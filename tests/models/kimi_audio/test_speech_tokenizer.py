@@ -23,6 +23,7 @@ from kimia_infer.models.kimi_audio.speech_tokenizer import (
 )
 from kimia_infer.models.kimi_audio.whisper import split_segments
 from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.utils.graphs import Direct, Graphs
 from kimia_infer.weights.component import expected_tensors
 from tests.paths import GOLDEN
 from tests.traced import FixedShapes, TracedGraphs
@@ -70,16 +71,39 @@ def test_recorded_codes_of_the_checkpoint(name: str, checkpoint_codes: SpeechCod
 
 
 def test_recorded_codes_with_recorded_graphs() -> None:
+    """All lengths of one segment are recorded before the first request."""
     graphs = TracedGraphs(CPU)
     part = speech_tokenizer_component(COMPONENT)
     codes = SpeechCodes(part.load(CPU, torch.float32), COMPONENT, graphs)
+    codes.warm_up()
+    assert graphs.recorded == 15
     for name in NAMES:
         assert codes.encode(recorded_wave(name)).tolist() == CODES[name]["codes"]
-    known = graphs.recorded
-    assert known
-    for name in NAMES:
-        assert codes.encode(recorded_wave(name)).tolist() == CODES[name]["codes"]
-    assert graphs.recorded == known
+    assert graphs.recorded == 15 and graphs.replayed
+
+
+@pytest.mark.parametrize("graphs", [Direct(), FixedShapes(CPU)])
+def test_sounds_encoded_together(graphs: Graphs, codes: SpeechCodes) -> None:
+    together = SpeechCodes(codes.module, COMPONENT, graphs)
+    found = together.encode_all([recorded_wave(name) for name in NAMES])
+    assert [row.tolist() for row in found] == [CODES[name]["codes"] for name in NAMES]
+
+
+@given(lengths=st.lists(st.integers(1, 5 * SAMPLE_RATE), min_size=2, max_size=8), data=st.data())
+@settings(max_examples=10, deadline=None)
+def test_company_changes_no_code(
+    lengths: list[int], data: st.DataObject, codes: SpeechCodes
+) -> None:
+    """Short sounds of a few lengths, so that most of them share a batch."""
+    graphs = data.draw(st.sampled_from([Direct(), FixedShapes(CPU)]))
+    together, batches = SpeechCodes(codes.module, COMPONENT, graphs), []
+    waves = [np.random.default_rng(n).uniform(-0.5, 0.5, n).astype(np.float32) for n in lengths]
+    hook = codes.module.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+    found = together.encode_all(waves)
+    hook.remove()
+    assert len(batches) <= 3  # lengths of 2, 4 and 6 s
+    for wave, row in zip(waves, found, strict=True):
+        assert row.tolist() == codes.encode(wave).tolist()
 
 
 @given(samples=st.integers(1, 30 * SAMPLE_RATE))
@@ -97,17 +121,20 @@ def test_tensors_are_waves_too(codes: SpeechCodes) -> None:
 
 
 class Spy(torch.nn.Module):
-    """Keeps what passes through a speech tokenizer."""
+    """Keeps what passes through a speech tokenizer, segment by segment."""
 
     def __init__(self, module: SpeechTokenizer):
         super().__init__()
         self.config, self.conv1, self.quantize = module.config, module.conv1, module.quantize
         self.inner = [module]
+        self.mel, self.mask, self.vectors = [], [], []
 
     def forward(self, mel: Tensor, mask: Tensor) -> Tensor:
-        self.mel, self.mask = mel, mask
-        self.vectors = self.inner[0](mel, mask)
-        return self.vectors
+        vectors = self.inner[0](mel, mask)
+        self.mel += mel
+        self.mask += mask
+        self.vectors += vectors
+        return vectors
 
 
 @pytest.fixture
@@ -120,7 +147,7 @@ def spy(codes: SpeechCodes) -> tuple[Spy, SpeechCodes]:
 def test_recorded_vectors_before_quantization(key: str, spy: tuple[Spy, SpeechCodes]) -> None:
     spy[1].encode(recorded_wave(key.split(".")[0]))
     expected = REFERENCE[key]
-    found = spy[0].vectors if expected.dim() == 3 else spy[0].vectors[0]
+    found = torch.stack(spy[0].vectors) if expected.dim() == 3 else spy[0].vectors[0]
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 

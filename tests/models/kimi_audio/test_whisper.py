@@ -12,10 +12,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.audio.files import load_audio
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component, whisper_slots
+from kimia_infer.models.kimi_audio.whisper import (
+    BATCH_SEGMENTS,
+    SEGMENT_SAMPLES,
+    WhisperFeatures,
+    whisper_component,
+    whisper_slots,
+)
 from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.utils.graphs import Direct, Graphs
 from tests.paths import GOLDEN
-from tests.traced import TracedGraphs
+from tests.traced import FixedShapes, TracedGraphs
 
 COMPONENT = GOLDEN / "whisper"
 CHECKPOINT = GOLDEN / "e2e" / "checkpoint" / "whisper-large-v3"
@@ -57,10 +64,26 @@ def test_recorded_features_with_recorded_graphs() -> None:
     graphs = TracedGraphs(CPU)
     encoder = whisper_component(COMPONENT).load(CPU, torch.float32)
     features = WhisperFeatures(encoder, COMPONENT, graphs)
+    features.warm_up()
     for name in NAMES:
         encoded = features.encode(recorded_wave(name))
         torch.testing.assert_close(encoded, REFERENCE[f"{name}.features"], rtol=0, atol=TOLERANCE)
     assert graphs.recorded == 1 <= graphs.replayed
+
+
+@pytest.mark.parametrize("graphs", [Direct(), FixedShapes(CPU)])
+def test_sounds_encoded_together(graphs: Graphs, features: WhisperFeatures) -> None:
+    together = WhisperFeatures(features.module, COMPONENT, graphs)
+    batches = []
+    hook = features.module.register_forward_pre_hook(lambda _, given: batches.append(len(given[0])))
+    found = together.encode_all([recorded_wave(name) for name in NAMES])
+    hook.remove()
+    for name, encoded in zip(NAMES, found, strict=True):
+        torch.testing.assert_close(encoded, REFERENCE[f"{name}.features"], rtol=0, atol=TOLERANCE)
+    segments = sum(-(-META[name]["samples"] // SEGMENT_SAMPLES) for name in NAMES)
+    assert sum(batches) == segments
+    assert max(batches) == (min(BATCH_SEGMENTS, segments) if graphs.captures else 1)
+    assert together.encode_all([]) == []
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -98,15 +121,6 @@ def test_recorded_hidden_states(key: str, features: WhisperFeatures) -> None:
     del seen[-2]
     expected = REFERENCE[key]
     torch.testing.assert_close(seen[index][0, : len(expected)], expected, rtol=0, atol=TOLERANCE)
-
-
-def test_batching_changes_nothing(
-    features: WhisperFeatures, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    wave = recorded_wave(max(NAMES, key=lambda name: META[name]["samples"]))
-    together = features.encode(wave)
-    monkeypatch.setattr(features, "batch", 1)
-    torch.testing.assert_close(features.encode(wave), together, rtol=0, atol=1e-6)
 
 
 def test_bfloat16(checkpoint_features: WhisperFeatures) -> None:
