@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -164,7 +164,8 @@ class Engine:
         model = components.language_model
         self.device, self.dtype, self.head_rows = model.device, model.dtype, head_rows
         self.adapter, self.quantization = components.adapter, model.quantization
-        self.offload = components.offload or "none"
+        self.offload, self.capacity = components.offload or "none", components.capacity
+        self.speech_device = components.speech_device or self.device
         # On the CPU a poll costs nothing, and a thread would compete for its cores.
         self.background = self.device.type != "cpu"
         self.poll_interval = POLL_INTERVAL if self.background else 1
@@ -175,9 +176,10 @@ class Engine:
         self.language_model = model.with_cut_heads() if head_rows == "track" else model
         self.detokenizer = components.detokenizer
         self._use_onednn()
-        if self.device.type != "cpu":
+        for device in {self.device, self.speech_device}:
             # The detokenizer's CUDA stream does not wait for the one that loaded the weights.
-            torch.accelerator.synchronize(self.device)
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
         config, special = self.language_model.config, self.text_tokenizer.special
         self.kimia_token_offset = config.token_offset
         self.prompt_builder = PromptBuilder(special, config.token_offset, config.audio_delay)
@@ -195,10 +197,12 @@ class Engine:
         self.decoder.warm_up()
         components.warm_up()
         log.info(
-            "Kimi-Audio on %s, %s, quantization: %s, key/value cache: %s, offload: %s, "
-            "attention: %s, head rows: %s, adapter: %s, output: %s",
-            self.device, self.dtype, self.quantization, self.decoder.kv_cache, self.offload,
-            self.decoder.backend.name, head_rows, self.adapter or "none",
+            "Kimi-Audio on %s, encoders and speech on %s, %s, slots: %s, positions: %s, "
+            "quantization: %s, key/value cache: %s, offload: %s, attention: %s, head rows: %s, "
+            "adapter: %s, output: %s",
+            self.device, self.speech_device, self.dtype, *astuple(self.capacity),
+            self.quantization, self.decoder.kv_cache, self.offload, self.decoder.backend.name,
+            head_rows, self.adapter or "none",
             "text" if self.detokenizer is None else "text and speech",
         )  # fmt: skip
 

@@ -19,6 +19,7 @@ from kimia_infer.api.engine import (
 )
 from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.loading import Components, load_components, parse_device, parse_dtype
+from kimia_infer.api.memory import check_slots
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
 from kimia_infer.api.response import Deadline, OnStep, Request, Stopwatch, named
@@ -64,6 +65,9 @@ class KimiAudio(Engine):
     layers are stored; weights that were quantized when they were prepared need no argument.
     ``kv_cache="fp8"`` keeps keys and values of attention in 8 bits instead of ``dtype``.
     ``offload="encoders"`` keeps both encoders in host memory while they are not used.
+    ``slots`` is how many requests run at a time, 1 to 32; by default as many as fit in the free
+    memory of an accelerator, which is then filled, and 8 on the CPU. ``speech_device`` is another
+    device for encoders, detokenizer and vocoder, so that the language model has ``device`` alone.
 
     Raises ConfigurationError for an argument that is unknown or cannot be used here, and for a
     model that does not fit in the memory of the device; CheckpointError or WeightsError if a file
@@ -83,8 +87,13 @@ class KimiAudio(Engine):
         quantization: str | None = None,
         kv_cache: str | None = None,
         offload: str | None = None,
+        slots: int | None = None,
+        speech_device: str | torch.device | None = None,
     ):
         place = parse_device(device)
+        speech_place = place
+        if speech_device is not None:
+            speech_place = parse_device(speech_device, "speech_device")
         dtype = parse_dtype(dtype, place)
         check_head_rows(head_rows)
         if quantization is not None:
@@ -92,11 +101,22 @@ class KimiAudio(Engine):
         if kv_cache is not None:
             check_kv_cache(kv_cache, place)
         if offload is not None:
-            check_offload(offload, place)
+            check_offload(offload, speech_place)
+        if slots is not None:
+            check_slots(slots)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
         change = Path(adapter) if adapter is not None else None
         components = load_components(
-            directory, load_detokenizer, place, dtype, change, quantization, kv_cache, offload
+            directory,
+            load_detokenizer,
+            place,
+            dtype,
+            change,
+            quantization,
+            kv_cache,
+            offload,
+            slots,
+            speech_place,
         )
         super().__init__(components, head_rows, attention, kv_cache)
 

@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from kimia_infer.api.memory import MemoryPlan, free_memory, weight_bytes
+from kimia_infer.api.memory import (
+    DEFAULT_CAPACITY,
+    Capacity,
+    MemoryPlan,
+    SpeechSizes,
+    free_memory,
+)
 from kimia_infer.api.offloading import ENCODERS
 from kimia_infer.api.offloading import offload as offload_encoder
 from kimia_infer.api.transcription import longest_segment
@@ -40,6 +46,7 @@ from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from kimia_infer.utils.errors import CheckpointError, ConfigurationError
 from kimia_infer.utils.progress import progress
 from kimia_infer.weights.adapter import Adapter
+from kimia_infer.weights.component import Component
 from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
 from kimia_infer.weights.parallel import load_modules
 from kimia_infer.weights.tensors import StoredTensor
@@ -51,7 +58,8 @@ class Components:
 
     ``vocoder_folder`` holds the ``config.json`` with which reference voices are read.
     ``adapter`` is the directory of the adapter that was added to the weights. ``offload`` names
-    what stays in host memory. Recordings are transcribed in segments of at most
+    what stays in host memory. Encoders and detokenizer compute on ``speech_device``, None for the
+    device of the language model. Recordings are transcribed in segments of at most
     ``segment_seconds``.
     """
 
@@ -64,6 +72,8 @@ class Components:
     adapter: Path | None = None
     segment_seconds: float = LONGEST_SECONDS
     offload: str | None = None
+    speech_device: torch.device | None = None
+    capacity: Capacity = DEFAULT_CAPACITY
 
     def warm_up(self) -> None:
         """Record what encoders and speech need, so that nothing is recorded in a request."""
@@ -82,8 +92,10 @@ def load_components(
     quantization: str | None = None,
     kv_cache: str | None = None,
     offload: str | None = None,
+    slots: int | None = None,
+    speech_device: torch.device | None = None,
 ) -> Components:
-    """Load a checkpoint directory to ``device`` with a progress bar.
+    """Load a checkpoint directory with a progress bar.
 
     A slim checkpoint is verified by its manifest: file sizes, configurations and headers before
     any weight is read, every tensor while it is read.
@@ -91,18 +103,21 @@ def load_components(
     Args:
         directory: a complete checkpoint.
         detokenizer: whether the components for speech output are loaded.
-        device: where the model computes.
+        device: where the language model computes.
         dtype: of all components but the speech tokenizer, which stays in float32.
         adapter: directory of an adapter that is added to the weights.
         quantization: one of ``SCHEMES``; None: as the weights are stored.
         kv_cache: one of ``KV_CACHES``, what requests will use; None: "none".
         offload: "encoders" keeps speech tokenizer and Whisper encoder in host memory and copies
-            them to the device for each recording.
+            them to their device for each recording.
+        slots: requests at a time; None: what fits, on the CPU HOST_SLOTS.
+        speech_device: where encoders, detokenizer and vocoder compute; None: on ``device``.
 
     Raises:
         CheckpointError: the first file or tensor that does not fit.
         ConfigurationError: the quantization cannot be used here, or too little memory is free.
     """
+    devices = device, speech_device or device
     scheme = choose_scheme(directory, quantization, adapter)
     check_quantization(scheme, device, stored_scheme(directory))
     change = Adapter.read(adapter) if adapter is not None else None
@@ -112,24 +127,15 @@ def load_components(
     segment_seconds = longest_segment(directory)
     text_tokenizer = checked_text_tokenizer(directory)
     stored = checkpoint_components(directory, detokenizer, quantized=True)
-    free = free_memory(device)
-    if free is not None:
-        plan = memory_plan(directory, stored, dtype, kv_cache or "none", offload is not None)
-        plan.check(scheme, detokenizer, device, free)
-    if change is not None:
-        language_model, whisper = stored.language_model.component, stored.whisper.component
-        adapted = change.adapted({"language_model": language_model, "whisper": whisper})
-        stored = stored.changed(**adapted)
-    if scheme != stored_scheme(directory):
-        quantized = quantized_component(stored.language_model.component, scheme)
-        stored = stored.changed(language_model=quantized)
+    plan = memory_plan(directory, stored, dtype, kv_cache or "none", offload is not None, devices)
+    capacity = plan.check(scheme, detokenizer, free_memory(set(devices)), slots)
+    stored = _changed(stored, change, None if scheme == plan.stored else scheme)
     checksum = partial(slim.checksum, directory) if slim is not None else None
-    modules = _load(stored, device, dtype, checksum, offload)
+    modules = _load(stored, devices, dtype, checksum, offload)
     codes = SpeechCodes(modules["speech_tokenizer"], directory / SPEECH_TOKENIZER_FOLDER)
     features = WhisperFeatures(modules["whisper"], directory / WHISPER_FOLDER)
-    if offload is not None:
-        offload_encoder(codes, device)
-        offload_encoder(features, device)
+    for encoder in (codes, features) if offload is not None else ():
+        offload_encoder(encoder, devices[1])
     return Components(
         text_tokenizer,
         codes,
@@ -140,25 +146,50 @@ def load_components(
         adapter,
         segment_seconds,
         offload,
+        devices[1],
+        capacity,
     )
+
+
+def _changed(
+    components: StoredComponents, adapter: Adapter | None, scheme: str | None
+) -> StoredComponents:
+    """``components`` with the adapter added, and then quantized."""
+    if adapter is not None:
+        model, whisper = components.language_model.component, components.whisper.component
+        changed = adapter.adapted({"language_model": model, "whisper": whisper})
+        components = components.changed(**changed)
+    if scheme is None:
+        return components
+    quantized = quantized_component(components.language_model.component, scheme)
+    return components.changed(language_model=quantized)
 
 
 def _load(
     components: StoredComponents,
-    device: torch.device,
+    devices: tuple[torch.device, torch.device],
     dtype: torch.dtype,
     checksum: Callable[[StoredTensor], int] | None,
     offload: str | None,
 ) -> dict[str, Any]:
-    """The modules of all components, both encoders in host memory if they are offloaded."""
-    host, placed = {}, {}
+    """The modules of all components.
+
+    The language model is on the first of ``devices``, the others are on the second, but both
+    encoders in host memory if they are offloaded.
+    """
+    device, speech_device = devices
+    placed: dict[torch.device, dict[str, tuple[Component, torch.dtype]]] = {}
     for name, stored in components.items():
-        group = host if offload is not None and name in ENCODERS else placed
-        group[name] = (stored.component, stored.served(dtype))
-    total = sum(component.elements for component, _ in (host | placed).values())
+        place = device if name == "language_model" else speech_device
+        if offload is not None and name in ENCODERS:
+            place = torch.device("cpu")
+        placed.setdefault(place, {})[name] = stored.component, stored.served(dtype)
+    total = sum(stored.component.elements for _, stored in components.items())
+    modules: dict[str, Any] = {}
     with progress("Loading weights", total, "values", unit_scale=True) as bar:
-        modules = load_modules(host, torch.device("cpu"), bar.update, checksum)
-        return modules | load_modules(placed, device, bar.update, checksum)
+        for place, group in placed.items():
+            modules |= load_modules(group, place, bar.update, checksum)
+    return modules
 
 
 def memory_plan(
@@ -167,19 +198,21 @@ def memory_plan(
     dtype: torch.dtype,
     kv_cache: str,
     offload: bool,
+    devices: tuple[torch.device, torch.device],
 ) -> MemoryPlan:
-    """The memory that the :func:`checkpoint_components` of a directory will need."""
-    with torch.device("meta"):
-        sizes = {
-            name: weight_bytes(stored.component.build(), stored.served(dtype))
-            for name, stored in components.items()
-        }
+    """What the :func:`checkpoint_components` of a directory will need on ``devices``."""
+    meta = torch.device("meta")
+    modules = {
+        name: stored.component.allocate(meta, stored.served(dtype))
+        for name, stored in components.items()
+        if name != "language_model"
+    }
     return MemoryPlan(
         LanguageModelConfig.from_directory(directory),
         dtype,
         kv_cache,
-        tuple(sizes[name] for name in ENCODERS),
-        sizes.get("dit", 0) + sizes.get("vocoder", 0),
+        SpeechSizes.of(**modules),
+        *devices,
         offload,
         stored_scheme(directory),
     )
@@ -225,13 +258,14 @@ def available_devices() -> list[str]:
     return ["cpu", accelerator.type, *indexed]
 
 
-def parse_device(value: str | torch.device | None) -> torch.device:
-    """A device by value or name; None is :func:`default_device`.
+def parse_device(value: str | torch.device | None, name: str = "device") -> torch.device:
+    """A device by value or name, with its index; None is :func:`default_device`.
 
-    Raises ConfigurationError for a device that is not there, and for what is no device.
+    Raises ConfigurationError, which begins with ``name``, for a device that is not there, and for
+    what is no device.
     """
     if value is None:
-        return default_device()
+        value = default_device()
     known = available_devices()
     try:
         device = torch.device(value)
@@ -241,9 +275,11 @@ def parse_device(value: str | torch.device | None) -> torch.device:
         return torch.device("cpu")
     if device is None or str(device) not in known:
         raise ConfigurationError(
-            f"device: expected one of the devices here ({', '.join(known)}), found "
+            f"{name}: expected one of the devices here ({', '.join(known)}), found "
             f"{str(value)[:60]!r}"
         )
+    if device.index is None:
+        return torch.device(device.type, torch.accelerator.current_device_index())
     return device
 
 

@@ -1,111 +1,280 @@
-"""Check that a model fits in the memory of its device, before anything is loaded."""
+"""What a model needs in memory, and how many requests at a time fit, before anything is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-from kimia_infer.api.parameters import BUDGETS
+from kimia_infer.api.parameters import BUDGETS, MAX_SLOTS
 from kimia_infer.layers.attention import KV_CACHES, check_kv_cache
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, stored_build
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.detokenizer import StreamConfig
+from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
+from kimia_infer.models.kimi_audio.vocoder import Vocoder
+from kimia_infer.models.kimi_audio.whisper import POSITIONS
 from kimia_infer.utils.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 GB = 10**9
 RESERVE = 1 * GB
-"""Bytes for recorded graphs, workspaces of libraries and fragmentation of the allocator."""
+"""Bytes on each device for recorded graphs, workspaces of libraries and fragmentation of the
+allocator."""
+
+LONGEST, CONVERSATION = max(BUDGETS.values()), BUDGETS["both"]
+"""Positions of the longest request, and of the longest one with speech."""
+
+HOST_SLOTS = 8
+"""Requests at a time by default where the language model is in the memory of the host."""
+
+PIECE = 512
+"""Positions of a prompt that are read together."""
+
+SEGMENTS = 4
+"""Segments of 30 seconds that an encoder reads together."""
 
 STREAMS = 6
 """Tensors [positions, hidden_size] that are alive in a feed-forward: the residual stream and what
 is added to it, at the fork and below, its norm and the result."""
+
+EMBEDDINGS = 5
+"""Tensors [positions, hidden_size] that are alive while a prompt is embedded."""
+
+LOGITS = 8
+"""Float32 tensors [slots, vocab_size] that are alive while ids are chosen: the logits of both
+tracks and what sampling makes of them."""
 
 SHARED = ("cpu", "mps")
 """Devices that use the memory of the host, whose free size is not checked."""
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """What is to be loaded; ``encoders`` and ``detokenizer`` are bytes of weights.
+class Capacity:
+    """How many requests run at a time, and how many positions of keys and values they share."""
 
-    With ``offload`` one encoder at a time is on the device, and none while a prompt is read.
-    ``stored`` is how the weights of the checkpoint are quantized, which is how they are loaded.
+    slots: int
+    positions: int
+
+
+DEFAULT_CAPACITY = Capacity(HOST_SLOTS, HOST_SLOTS * LONGEST)
+
+
+@dataclass(frozen=True)
+class SpeechSizes:
+    """Bytes of what hears and speaks, which may be on a device of its own.
+
+    ``encoders`` are the weights of each encoder and ``encoding`` what the larger one works with.
+    ``detokenizer`` are the weights of DiT and vocoder, ``stream`` is what an answer that is being
+    spoken keeps, and ``synthesis`` what a chunk is made with; all three are 0 without speech.
+    """
+
+    encoders: tuple[int, ...]
+    encoding: int
+    detokenizer: int = 0
+    stream: int = 0
+    synthesis: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        speech_tokenizer: SpeechTokenizer,
+        whisper: WhisperEncoder,
+        dit: DiT | None = None,
+        vocoder: Vocoder | None = None,
+    ) -> SpeechSizes:
+        """Of modules in the dtype in which they are served; they need no values."""
+        encoding = 0
+        for module, config in (
+            (speech_tokenizer, speech_tokenizer.config.encoder),
+            (whisper, whisper.config),
+        ):
+            row = 2 * config.encoder_ffn_dim + 4 * config.d_model  # the widest place of a layer
+            values = SEGMENTS * POSITIONS * row
+            encoding = max(encoding, values * module.conv1.weight.dtype.itemsize)
+        encoders = weight_bytes(speech_tokenizer), weight_bytes(whisper)
+        if dit is None or vocoder is None:
+            return cls(encoders, encoding)
+        speech, config, size = StreamConfig(), dit.config, dit.dtype.itemsize
+        frames = speech.cache_frames + speech.largest_chunk_frames
+        stream = 2 * config.depth * frames * config.hidden_size
+        # Modulation of a chunk at every time of the flow, and what one layer's is made from.
+        layer = speech.ode_points * speech.largest_chunk_codes * 6 * config.hidden_size
+        return cls(
+            encoders,
+            encoding,
+            weight_bytes(dit) + weight_bytes(vocoder),
+            stream * size,
+            (config.depth + 3) * layer * size,
+        )
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """What is to be loaded, and where.
+
+    The language model, keys and values are on ``device``, all of ``sizes`` is on
+    ``speech_device``, which may be the same. With ``offload`` one encoder at a time is there, and
+    none while a prompt is read. ``stored`` is how the weights of the checkpoint are quantized,
+    which is how they are loaded.
     """
 
     config: LanguageModelConfig
     dtype: torch.dtype
     kv_cache: str
-    encoders: tuple[int, ...]
-    detokenizer: int
+    sizes: SpeechSizes
+    device: torch.device
+    speech_device: torch.device
     offload: bool = False
     stored: str = "none"
 
-    def needed(self, scheme: str, speech: bool) -> int:
-        """Bytes while the longest prompt is read, RESERVE included."""
-        weights = weight_bytes(language_model(self.config, scheme), self.dtype)
-        spoken = self.detokenizer if speech else 0
-        encoders, work = sum(self.encoders), self.work_bytes(scheme)
-        if self.offload:
-            encoders, work = 0, max(work, *self.encoders)
-        return weights + encoders + spoken + self.cache_bytes() + work + RESERVE
+    def needed(self, scheme: str, speech: bool, slots: int = 1) -> dict[torch.device, int]:
+        """Bytes on each device for ``slots`` requests at a time, RESERVE included.
 
-    def cache_bytes(self) -> int:
-        """Bytes of the key/value cache of the longest request."""
+        Every slot can hold a conversation, and the longest request fits.
+        """
+        sizes, apart = self.sizes, self.speech_device != self.device
+        model = language_model_bytes(self.config, scheme, self.dtype) + RESERVE
+        model += least_positions(slots) * self.position_bytes(speech)
+        model += slots * LOGITS * self.config.vocab_size * torch.float32.itemsize
+        heard = 0 if self.offload else sum(sizes.encoders)
+        spoken = sizes.detokenizer + slots * sizes.stream + sizes.synthesis if speech else 0
+        encoding = sizes.encoding + (max(sizes.encoders) if self.offload else 0)
+        reading = self.reading_bytes(scheme)
+        if apart:
+            return {
+                self.device: model + reading,
+                self.speech_device: heard + spoken + encoding + RESERVE,
+            }
+        return {self.device: model + heard + spoken + max(encoding, reading)}
+
+    def position_bytes(self, speech: bool) -> int:
+        """Bytes of keys and values per position; the MIMO layers are for speech only."""
         config, stored = self.config, KV_CACHES[self.kv_cache] or self.dtype
-        values = 2 * config.total_layers * config.kv_heads * config.head_dim
-        return max(BUDGETS.values()) * values * stored.itemsize
+        layers = config.total_layers if speech else config.trunk_layers
+        return 2 * layers * config.kv_heads * config.head_dim * stored.itemsize
 
-    def work_bytes(self, scheme: str) -> int:
-        """Bytes of the largest feed-forward: gate and up joined, their product, and the input."""
-        config, positions = self.config, max(BUDGETS.values())
+    def reading_bytes(self, scheme: str) -> int:
+        """Bytes to embed the longest prompt with its features, or to read a piece of it.
+
+        Of a piece, the largest feed-forward: gate and up joined, their product, and the input.
+        """
+        config, size = self.config, self.dtype.itemsize
+        embedded = LONGEST * config.hidden_size
+        embedding = EMBEDDINGS * embedded + LONGEST * config.adaptor_input_dim
         row = 4 * config.intermediate_size + STREAMS * config.hidden_size
         matrix = 0
         if scheme != "none":  # gate and up in the working dtype; int4 is unpacked to bytes first
             values = 2 * config.intermediate_size * config.hidden_size
-            matrix = values * (self.dtype.itemsize + (scheme == "int4"))
-        return positions * row * self.dtype.itemsize + matrix
+            matrix = values * (size + (scheme == "int4"))
+        return max(embedding * size, (embedded + PIECE * row) * size + matrix)
 
-    def check(self, scheme: str, speech: bool, device: torch.device, free: int) -> None:
-        """Raise ConfigurationError, naming what would fit, unless ``free`` bytes are enough."""
-        needed = self.needed(scheme, speech)
-        if needed <= free:
-            return
-        others = " or ".join(self._alternatives(speech, device, free))
+    def capacity(
+        self, scheme: str, speech: bool, free: Mapping[torch.device, int], slots: int | None = None
+    ) -> Capacity | None:
+        """What fits in the ``free`` bytes of devices; others are not limited.
+
+        None if ``slots`` do not fit, or not even one where that is None. The positions fill what
+        is left, up to the longest request in every slot.
+        """
+        left = free.get(self.device)
+        most = HOST_SLOTS if left is None else MAX_SLOTS
+        for count in range(most, 0, -1) if slots is None else [slots]:
+            needed = self.needed(scheme, speech, count)
+            if _lacking(needed, free) is not None:
+                continue
+            positions = count * LONGEST
+            if left is not None:
+                spare = (left - needed[self.device]) // self.position_bytes(speech)
+                positions = min(positions, least_positions(count) + spare)
+            return Capacity(count, positions)
+        return None
+
+    def check(
+        self, scheme: str, speech: bool, free: Mapping[torch.device, int], slots: int | None = None
+    ) -> Capacity:
+        """:meth:`capacity`; raises ConfigurationError, naming what would fit, if nothing does."""
+        found = self.capacity(scheme, speech, free, slots)
+        if found is not None:
+            return found
+        if slots is not None and (fitting := self.capacity(scheme, speech, free)) is not None:
+            raise ConfigurationError(
+                f"slots: {self._shortage(scheme, speech, free, slots)}, for {slots} requests at "
+                f"a time; {fitting.slots} fit"
+            )
+        others = " or ".join(self._alternatives(scheme, speech, free))
         raise ConfigurationError(
-            f"memory: {self._described(scheme, speech)} needs {needed / GB:.1f} GB, and {device} "
-            f"has {free / GB:.1f} GB free; {f'use {others}' if others else 'nothing smaller fits'}"
+            f"memory: {self._shortage(scheme, speech, free)}; "
+            f"{f'use {others}' if others else 'nothing smaller fits'}"
         )
 
-    def _alternatives(self, speech: bool, device: torch.device, free: int) -> list[str]:
+    def _shortage(
+        self, scheme: str, speech: bool, free: Mapping[torch.device, int], slots: int = 1
+    ) -> str:
+        needed = self.needed(scheme, speech, slots)
+        device = _lacking(needed, free)
+        assert device is not None, "what is free is not enough"
+        return (
+            f"{self._described(scheme, speech)} needs {needed[device] / GB:.1f} GB on {device}, "
+            f"where {free[device] / GB:.1f} GB are free"
+        )
+
+    def _alternatives(
+        self, scheme: str, speech: bool, free: Mapping[torch.device, int]
+    ) -> list[str]:
         """What would fit: with speech if asked for, else without.
 
-        The stored quantization comes first, then a narrow cache, then offloading, then both.
+        A second device comes first, as it costs no quality. Then the stored quantization, then a
+        narrow cache, then offloading, then both.
         """
         schemes = [
             scheme
             for scheme in SCHEMES
-            if _possible(check_quantization, scheme, device)
+            if _possible(check_quantization, scheme, self.device)
             and _possible(language_model, self.config, scheme)
         ]
-        caches = [self.kv_cache, *(["fp8"] if _possible(check_kv_cache, "fp8", device) else [])]
+        narrow = ["fp8"] if _possible(check_kv_cache, "fp8", self.device) else []
         given = product(
             (True, False) if speech else (False,),
             [schemes] if self.stored == "none" else [[self.stored], schemes],
-            [replace(self, offload=off, kv_cache=c) for off in (False, True) for c in caches],
+            [
+                replace(self, offload=off, kv_cache=cache)
+                for off in (False, True)
+                for cache in (self.kv_cache, *narrow)
+            ],
         )
+        found = list(self._on_two_devices(dict.fromkeys([scheme, *schemes]), speech, free))[:1]
         for spoken, loaded, plan in given:
             fitting = [
-                f"{plan._described(scheme, spoken)} ({needed / GB:.1f} GB)"
+                f"{plan._described(scheme, spoken)} ({_sum(plan.needed(scheme, spoken))})"
                 for scheme in loaded
-                if (needed := plan.needed(scheme, spoken)) <= free
+                if plan.capacity(scheme, spoken, free, slots=1) is not None
             ]
             if fitting:
-                return fitting
-        return []
+                return found + fitting
+        return found
+
+    def _on_two_devices(
+        self, schemes: Iterable[str], speech: bool, free: Mapping[torch.device, int]
+    ) -> Iterator[str]:
+        if self.speech_device != self.device:
+            return
+        others = free_memory(other_devices(self.device))
+        for scheme, other in product(schemes, others):
+            plan = replace(self, speech_device=other)
+            if plan.capacity(scheme, speech, {**free, **others}, slots=1) is not None:
+                needed = _sum(plan.needed(scheme, speech))
+                yield f"{plan._described(scheme, speech)} ({needed})"
 
     def _described(self, scheme: str, speech: bool) -> str:
         words = [f"quantization {scheme!r}"]
@@ -115,8 +284,15 @@ class MemoryPlan:
             words.append(f"and kv_cache {self.kv_cache!r}")
         if self.offload:
             words.append("and offload 'encoders'")
+        if self.speech_device != self.device:
+            words.append(f"and speech_device '{self.speech_device}'")
         alone = "text alone (load_detokenizer=False, in a service KIMI_AUDIO_OUTPUT=text)"
         return " ".join([*words, "with", "text and speech" if speech else alone])
+
+
+def least_positions(slots: int) -> int:
+    """Positions for the longest request, and for a conversation in each of ``slots``."""
+    return max(LONGEST, slots * CONVERSATION)
 
 
 def language_model(config: LanguageModelConfig, scheme: str) -> LanguageModel:
@@ -125,7 +301,13 @@ def language_model(config: LanguageModelConfig, scheme: str) -> LanguageModel:
         return stored_build(lambda: LanguageModel(config), scheme)()
 
 
-def weight_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int:
+@cache
+def language_model_bytes(config: LanguageModelConfig, scheme: str, dtype: torch.dtype) -> int:
+    """Bytes of the weights of :func:`language_model` served in ``dtype``."""
+    return weight_bytes(language_model(config, scheme), dtype)
+
+
+def weight_bytes(module: nn.Module, dtype: torch.dtype = torch.float32) -> int:
     """Bytes of the parameters of ``module`` served in ``dtype``, which replaces float32 only."""
     return sum(
         p.numel() * (dtype if p.dtype is torch.float32 else p.dtype).itemsize
@@ -133,12 +315,40 @@ def weight_bytes(module: torch.nn.Module, dtype: torch.dtype) -> int:
     )
 
 
-def free_memory(device: torch.device) -> int | None:
-    """Free bytes of ``device``; None if it uses the memory of the host."""
+def free_memory(devices: Iterable[torch.device]) -> dict[torch.device, int]:
+    """Free bytes of each device that does not use the memory of the host."""
+    found = {}
+    for device in devices:
+        if device.type not in SHARED:
+            torch.accelerator.empty_cache()  # of a model that was loaded before
+            found[device] = torch.accelerator.get_memory_info(device)[0]
+    return found
+
+
+def other_devices(device: torch.device) -> list[torch.device]:
+    """The accelerators besides ``device``."""
     if device.type in SHARED:
-        return None
-    torch.accelerator.empty_cache()  # of a model that was loaded before
-    return torch.accelerator.get_memory_info(device)[0]
+        return []
+    count = torch.accelerator.device_count()
+    return [torch.device(device.type, i) for i in range(count) if i != device.index]
+
+
+def check_slots(value: int) -> None:
+    """Raise ConfigurationError unless so many requests can run at a time."""
+    if type(value) is not int or not 1 <= value <= MAX_SLOTS:
+        raise ConfigurationError(f"slots: expected 1 to {MAX_SLOTS}, found {value!r}")
+
+
+def _lacking(
+    needed: Mapping[torch.device, int], free: Mapping[torch.device, int]
+) -> torch.device | None:
+    """The first device without room for what is needed on it."""
+    return next((d for d, size in needed.items() if size > free.get(d, math.inf)), None)
+
+
+def _sum(needed: Mapping[torch.device, int]) -> str:
+    """``21.4 GB``, or ``21.4 GB and 8.3 GB`` on two devices."""
+    return " and ".join(f"{size / GB:.1f} GB" for size in needed.values())
 
 
 def _possible(check: Callable[..., object], *given: Any) -> bool:

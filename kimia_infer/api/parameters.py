@@ -23,6 +23,9 @@ BUDGETS = {"both": 1500, "text": 7500}
 """Positions that prompt and answer may fill together, as published: 120 s at 12.5 codes per
 second with speech, and a fixed number of tokens without."""
 
+MAX_SLOTS = 32
+"""Requests that can run at a time."""
+
 CONTEXT = 8192
 """Positions of the model (published configuration)."""
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kimia_infer.commands.parser import (
+    MODEL_ARGUMENTS,
     WEIGHTS_HELP,
     Parser,
     UsageError,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from kimia_infer.serving.client import Chunk, Prediction
 
 FILES = ("audio", "history", "voice")
-LOCAL_ONLY = ("device", "dtype", "adapter", "quantization")
 
 EPILOG = """\
 With --url, KIMI_AUDIO_TOKEN is sent as bearer token. --stream needs a server that was started with
@@ -104,9 +104,10 @@ def check(parser: Parser, arguments: Namespace) -> None:
     """Refuse combinations in which an argument would be ignored."""
     given = given_inputs(arguments)
     if arguments.url is not None or arguments.answer is not None:
-        for name in LOCAL_ONLY:
+        for name in MODEL_ARGUMENTS:
             if getattr(arguments, name) is not None:
-                parser.error(f"--{name} has no effect with --url or --answer")
+                option = name.replace("_", "-")
+                parser.error(f"--{option} has no effect with --url or --answer")
     else:
         check_adapter(parser, arguments)
     if arguments.url is not None and not arguments.url.lower().startswith(("http://", "https://")):

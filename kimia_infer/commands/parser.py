@@ -64,20 +64,37 @@ def add_change(group: Any) -> None:
     )
 
 
+def add_slots(group: Any) -> None:
+    group.add_argument(
+        "--slots",
+        type=int,
+        metavar="N",
+        help="requests at a time [KIMI_AUDIO_SLOTS, else what fits; 8 on the CPU]",
+    )
+
+
 def add_model(group: Any) -> None:
     """How a model is loaded; environment variables are the defaults."""
     group.add_argument("--device", help=DEVICE_HELP)
+    group.add_argument(
+        "--speech-device",
+        metavar="DEVICE",
+        help="for encoders, detokenizer and vocoder [--device]",
+    )
+    add_slots(group)
     group.add_argument("--dtype", choices=DTYPES, help="[bfloat16 on accelerators, float32 on CPU]")
     add_change(group)
 
 
-MODEL_ARGUMENTS = ("device", "dtype", "quantization", "adapter")
+MODEL_ARGUMENTS = ("device", "speech_device", "slots", "dtype", "quantization", "adapter")
 
 
 def model_variables(arguments: argparse.Namespace) -> dict[str, str]:
     """The environment, overridden by the arguments of :func:`add_model`."""
     given = {f"KIMI_AUDIO_{n.upper()}": getattr(arguments, n, None) for n in MODEL_ARGUMENTS}
-    return os.environ | {name: value for name, value in given.items() if value}
+    return os.environ | {
+        name: str(value) for name, value in given.items() if value not in (None, "")
+    }
 
 
 def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -93,8 +110,9 @@ def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     except ConfigurationError as error:
         name, _, reason = str(error).partition(": ")
         short = name.removeprefix("KIMI_AUDIO_").lower()
-        given = short in MODEL_ARGUMENTS and getattr(arguments, short, None)
-        raise UsageError(f"{f'--{short}' if given else name}: {reason}") from error
+        given = short in MODEL_ARGUMENTS and getattr(arguments, short, None) is not None
+        option = f"--{short.replace('_', '-')}"
+        raise UsageError(f"{option if given else name}: {reason}") from error
 
 
 def check_adapter(parser: Parser, arguments: argparse.Namespace) -> None:

@@ -36,6 +36,7 @@ from kimia_infer.commands.parser import (
     WEIGHTS_HELP,
     Parser,
     add_change,
+    add_slots,
     check_adapter,
     model_variables,
 )
@@ -61,6 +62,7 @@ def add_arguments(parser: Parser) -> None:
         help="serve the streaming predictor: text and speech as server-sent events",
     )
     add_change(parser)
+    add_slots(parser)
 
 
 def check(parser: Parser, arguments: Namespace) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.memory import MemoryPlan
+from kimia_infer.api.memory import LONGEST, Capacity, MemoryPlan, SpeechSizes
 from kimia_infer.api.parameters import BUDGETS
 from kimia_infer.audio.files import load_audio
 from kimia_infer.layers.quantization import SCHEMES
@@ -81,13 +81,18 @@ def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str]:
         free = torch.accelerator.get_memory_info(device)[0]
     components = bench.load_components(scheme)
     assert components.detokenizer is not None
-    modules = components.speech_tokenizer.module, components.whisper.module
-    encoders = tuple(map(parameter_bytes, modules))
-    spoken = sum(map(parameter_bytes, (components.detokenizer.dit, components.detokenizer.vocoder)))
-    weights = parameter_bytes(components.language_model) + sum(encoders) + spoken
-    plan = MemoryPlan(components.language_model.config, bench.dtype, "none", encoders, spoken)
+    sizes = SpeechSizes.of(
+        components.speech_tokenizer.module,
+        components.whisper.module,
+        components.detokenizer.dit,
+        components.detokenizer.vocoder,
+    )
+    weights = parameter_bytes(components.language_model) + sum(sizes.encoders) + sizes.detokenizer
+    config = components.language_model.config
+    plan = MemoryPlan(config, bench.dtype, "none", sizes, device, device)
+    components.capacity = Capacity(slots=1, positions=LONGEST)
     model = KimiAudio.from_components(components, head_rows="track")
-    del components, modules
+    del components
     words = " ".join("abcdefghijklmnopqrstuvwxyz") + " "
     for output, budget in BUDGETS.items():
         tokens = (budget if accelerator else budget // 8) - 50
@@ -95,7 +100,7 @@ def _memory_of(bench: Bench, scheme: str) -> dict[str, float | str]:
         chat = [{"role": "user", "message_type": "text", "content": text}]
         model.generate(chat, output_type=output, max_new_tokens=20)
     row: dict[str, float | str] = {"weights": scheme, "weights, GB": weights / 1e9}
-    row["promised, GB"] = plan.needed(scheme, True) / 1e9
+    row["promised, GB"] = plan.needed(scheme, True)[device] / 1e9
     if accelerator:
         row["taken of the card, GB"] = (free - torch.accelerator.get_memory_info(device)[0]) / 1e9
         row |= used_memory(device)

@@ -6,50 +6,38 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from kimia_infer.api import loading
+from kimia_infer.api import loading, memory
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.memory import (
+    CONVERSATION,
+    DEFAULT_CAPACITY,
     GB,
+    LOGITS,
+    LONGEST,
     RESERVE,
+    Capacity,
     MemoryPlan,
+    SpeechSizes,
     free_memory,
-    language_model,
-    weight_bytes,
 )
+from kimia_infer.api.parameters import MAX_SLOTS
 from kimia_infer.layers import operators
 from kimia_infer.layers.quantization import SCHEMES
-from kimia_infer.models.kimi_audio.components import checkpoint_components
-from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.slim import prepare_weights
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
-from kimia_infer.models.kimi_audio.vocoder import Vocoder
 from kimia_infer.utils.errors import ConfigurationError
+from scripts.benchmark.serving_memory import FIRST as GPU
+from scripts.benchmark.serving_memory import SECOND, free_bytes, published_plan
 from scripts.benchmark.sizes import PUBLISHED
 from tests.paths import ROOT
 
 MINI = ROOT / "weights" / "mini"
-CPU, GPU, HALF = torch.device("cpu"), torch.device("cuda:0"), torch.bfloat16
-CONTEXT = 0.4 * GB
-"""Of a CUDA device, before anything is loaded."""
-
-CARDS = {16: 15.6, 24: 23.6, 48: 47.4, 80: 79.2, 141: 139.8}
-"""GiB that the driver shows, by the GB on the box."""
+CPU, HALF = torch.device("cpu"), torch.bfloat16
 
 
 @pytest.fixture(scope="module")
 def published() -> MemoryPlan:
-    with torch.device("meta"):
-        encoders = (
-            weight_bytes(SpeechTokenizer(PUBLISHED.speech_tokenizer), torch.float32),
-            weight_bytes(WhisperEncoder(PUBLISHED.whisper), HALF),
-        )
-        detokenizer = sum(
-            weight_bytes(module, HALF)
-            for module in (DiT(PUBLISHED.dit), Vocoder(PUBLISHED.vocoder))
-        )
-    return MemoryPlan(PUBLISHED.language_model, HALF, "none", encoders, detokenizer)
+    return published_plan()
 
 
 @pytest.fixture
@@ -60,12 +48,11 @@ def ada(monkeypatch: pytest.MonkeyPatch) -> None:
         def get_device_capability(self, device: torch.device) -> tuple[int, int]:
             return 8, 9
 
+        def device_count(self) -> int:
+            return 1
+
     monkeypatch.setattr(operators, "missing", lambda device: None)
     monkeypatch.setattr(torch, "get_device_module", lambda device: Ada())
-
-
-def room(card: int) -> int:
-    return round(CARDS[card] * 2**30 - CONTEXT)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +61,8 @@ def room(card: int) -> int:
         (16, "int4", True, False, False),
         (16, "int4", True, True, True),
         (16, "int4", False, False, True),
-        (16, "int8", False, False, False),
+        (16, "int8", False, False, True),
+        (16, "none", False, True, False),
         (16, "int8", True, True, False),
         (24, "none", True, False, False),
         (24, "int8", True, False, True),
@@ -87,67 +75,133 @@ def room(card: int) -> int:
 def test_what_fits_where(
     card: int, scheme: str, speech: bool, offload: bool, fits: bool, published: MemoryPlan
 ) -> None:
-    needed = replace(published, offload=offload).needed(scheme, speech)
-    assert (needed <= room(card)) == fits
+    plan = replace(published, offload=offload)
+    found = plan.capacity(scheme, speech, {GPU: free_bytes(card)})
+    assert (found is not None) == fits == (plan.needed(scheme, speech)[GPU] <= free_bytes(card))
 
 
 def test_the_limits_that_are_promised(published: MemoryPlan) -> None:
-    assert published.needed("int8", True) <= 22 * GB
-    assert published.needed("int4", False) <= 15 * GB
+    assert published.needed("int8", True)[GPU] <= 22 * GB
+    assert published.needed("int4", False)[GPU] <= 15 * GB
 
 
 def test_what_is_counted(published: MemoryPlan) -> None:
-    config = PUBLISHED.language_model
-    cache = 2 * 34 * 4 * 128 * 7500
+    config, sizes = PUBLISHED.language_model, published.sizes
+
+    def total(plan: MemoryPlan, scheme: str, speech: bool, slots: int = 1) -> int:
+        return plan.needed(scheme, speech, slots)[GPU]
+
+    cache = 2 * 34 * 4 * 128
     narrow = replace(published, kv_cache="fp8")
-    assert published.needed("none", True) - narrow.needed("none", True) == cache
-    spoken = published.needed("int8", True) - published.needed("int8", False)
-    assert spoken == published.detokenizer > 3.5 * GB
+    assert total(published, "none", True) - total(narrow, "none", True) == cache * 7500
+    spoken = total(published, "int8", True) - total(published, "int8", False)
+    mimo = 2 * 6 * 4 * 128 * 2 * 7500  # keys and values of layers that text does without
+    assert spoken == mimo + sizes.detokenizer + sizes.stream + sizes.synthesis
+    assert sizes.detokenizer > 3.5 * GB
+    # A slot has logits and a cache of past frames, and from the sixth on a conversation of its own.
+    logits = LOGITS * 4 * config.vocab_size
+    assert sizes.stream == 2 * 16 * 18 * (900 + 42 * 4) * 128 * 2
+    for slots, positions in ((4, 0), (5, 1500)):
+        more = total(published, "int8", True, slots + 1) - total(published, "int8", True, slots)
+        assert more == logits + sizes.stream + 2 * cache * positions
     # Attention stays in 8 bits: the feed-forward matrices lose 3.5 bits a value and the scales
     # of rows; gate and up are unpacked to bytes on their way.
     values = 34 * 3 * config.hidden_size * config.intermediate_size
     scales = 34 * 2 * (2 * config.intermediate_size + config.hidden_size)
     matrix = 2 * config.hidden_size * config.intermediate_size
-    saved = published.needed("int8", True) - published.needed("int4", True)
-    assert saved == values - values * 9 // 16 + scales - matrix
+    reading = published.reading_bytes("int8"), published.reading_bytes("int4")
+    saved = total(published, "int8", True) - total(published, "int4", True)
+    assert saved == values - values * 9 // 16 + scales + reading[0] - reading[1]
+    assert reading[1] == reading[0] + matrix
+    # Reading a prompt takes more than encoding, unless an encoder has to be copied for that.
     offloaded = replace(published, offload=True)
-    assert published.needed("int4", True) - offloaded.needed("int4", True) == sum(
-        published.encoders
-    )
-    # Where reading a prompt takes less than an encoder, it is the encoder that needs the room.
-    tiny = replace(published, config=replace(config, intermediate_size=32), offload=True)
-    weights = weight_bytes(language_model(tiny.config, "int8"), HALF)
-    assert tiny.needed("int8", False) == weights + max(tiny.encoders) + 2 * cache + RESERVE
+    visiting = max(sizes.encoders) + sizes.encoding
+    saved = total(published, "int4", True) - total(offloaded, "int4", True)
+    assert saved == sum(sizes.encoders) + reading[1] - visiting
+
+
+def test_two_devices(published: MemoryPlan) -> None:
+    """Everything is counted once, and what both need on both."""
+    plan, sizes = replace(published, speech_device=SECOND), published.sizes
+    for scheme, slots in (("none", 1), ("int4", 9)):
+        needed = plan.needed(scheme, True, slots)
+        together = published.needed(scheme, True, slots)[GPU]
+        spared = min(plan.reading_bytes(scheme), sizes.encoding)  # not at the same time
+        assert list(needed) == [GPU, SECOND]
+        assert sum(needed.values()) == together + RESERVE + spared
+        streams = slots * sizes.stream + sizes.synthesis
+        heard = sum(sizes.encoders) + sizes.encoding
+        assert needed[SECOND] == heard + sizes.detokenizer + streams + RESERVE
+    silent = plan.needed("none", False)
+    assert silent[SECOND] == heard + RESERVE
+    host = replace(plan, speech_device=CPU)
+    free = {GPU: needed[GPU]}
+    assert host.capacity("int4", True, free, 9) == Capacity(9, 9 * CONVERSATION)
+    assert host.capacity("int4", True, {GPU: needed[GPU] - 1}, 9) is None
+
+
+def test_as_many_slots_as_fit(published: MemoryPlan) -> None:
+    for slots in (1, 2, 5, 7, MAX_SLOTS):
+        needed = published.needed("int8", True, slots)[GPU]
+        least = max(LONGEST, slots * CONVERSATION)
+        assert published.capacity("int8", True, {GPU: needed}) == Capacity(slots, least)
+        assert published.capacity("int8", True, {GPU: needed}, slots) == Capacity(slots, least)
+        fewer = published.capacity("int8", True, {GPU: needed - 1})
+        assert fewer is None if slots == 1 else fewer.slots == slots - 1
+        assert published.capacity("int8", True, {GPU: needed - 1}, slots) is None
+    # What is left is for longer requests, down to the last position, up to the longest in each.
+    size = published.position_bytes(True)
+    spare = {GPU: published.needed("int8", True, 2)[GPU] + 9 * size - 1}
+    assert published.capacity("int8", True, spare, 2) == Capacity(2, LONGEST + 8)
+    assert published.capacity("int8", True, {GPU: 80 * GB}) == Capacity(32, 32 * LONGEST)
+    # The scarcer of two devices decides.
+    plan = replace(published, speech_device=SECOND)
+    needed = plan.needed("none", True, 3)
+    for free in ({**needed, GPU: 80 * GB}, {**needed, SECOND: 80 * GB}):
+        found = plan.capacity("none", True, free)
+        assert found is not None and found.slots == 3
+
+
+def test_slots_that_do_not_fit_are_refused(published: MemoryPlan) -> None:
+    free = {GPU: free_bytes(24)}
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^slots: quantization 'int8' with text and speech needs 28\.\d GB on cuda:0, where "
+        r"24\.9 GB are free, for 32 requests at a time; 18 fit$",
+    ):
+        published.check("int8", True, free, 32)
+    assert published.check("int8", True, free, 18).slots == 18
 
 
 @pytest.mark.parametrize(
     ("card", "scheme", "speech", "message"),
     [
-        (24, "none", True, r"'none' with text and speech needs 28\.\d GB, and cuda:0 has 24\.9 GB "
-         r"free; use quantization 'fp8' .* or quantization 'int8' with text and speech "
-         r"\(21\.\d GB\) or quantization 'int4' with text and speech \(18\.\d GB\)$"),
+        (24, "none", True, r"'none' with text and speech needs 28\.\d GB on cuda:0, where 24\.9 GB "
+         r"are free; use quantization 'fp8' .* or quantization 'int8' with text and speech "
+         r"\(20\.\d GB\) or quantization 'int4' with text and speech \(17\.\d GB\)$"),
         (16, "int8", True, r"use quantization 'int4' and offload 'encoders' with text and speech "
-         r"\(15\.\d GB\)$"),
-        (16, "int8", False, r"use quantization 'int4' with text alone \(load_detokenizer=False, in "
-         r"a service KIMI_AUDIO_OUTPUT=text\) \(14\.\d GB\)$"),
+         r"\(16\.\d GB\)$"),
+        (16, "none", False, r"use quantization 'fp8' with text alone \(load_detokenizer=False, in "
+         r"a service KIMI_AUDIO_OUTPUT=text\) \(16\.\d GB\) or quantization 'int8' with "
+         r"text alone .* or quantization 'int4' with text alone"),
     ],
 )  # fmt: skip
 def test_refusals_name_what_fits(
     card: int, scheme: str, speech: bool, message: str, published: MemoryPlan, ada
 ) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        published.check(scheme, speech, GPU, room(card))
+        published.check(scheme, speech, {GPU: free_bytes(card)})
 
 
 @pytest.mark.parametrize(
     ("free", "speech", "message"),
     [
-        (21.0, True, r"use quantization 'int8' and kv_cache 'fp8' with text and speech \(2.*\)$"),
+        (20.5, True, r"use quantization 'int8' and kv_cache 'fp8' with text and speech \(2.*\)$"),
         (20.0, True, r"use quantization 'int8' and offload 'encoders' with text and speech "
-         r"\(18\.\d GB\)$"),
-        (16.0, True, r"use quantization 'int4' of the checkpoint that this one was made from and "
-         r"offload 'encoders' with text and speech \(15\.\d GB\)$"),
-        (15.2, True, r"use quantization 'int8' and offload 'encoders' with text alone \("),
+         r"\(19\.\d GB\)$"),
+        (16.5, True, r"use quantization 'int4' of the checkpoint that this one was made from and "
+         r"offload 'encoders' with text and speech \(16\.\d GB\)$"),
+        (15.0, True, r"use quantization 'int8' and offload 'encoders' with text alone \("),
         (9.0, True, "nothing smaller fits$"),
     ],
 )  # fmt: skip
@@ -156,16 +210,18 @@ def test_quantized_checkpoints_are_offered_as_they_are_first(
 ) -> None:
     plan = replace(published, stored="int8")
     with pytest.raises(ConfigurationError, match=message):
-        plan.check("int8", speech, GPU, round(free * GB))
+        plan.check("int8", speech, {GPU: round(free * GB)})
 
 
 def test_schemes_that_do_not_suit_the_model_are_not_offered(published: MemoryPlan, ada) -> None:
     """Rows of 48 values are no whole groups of int4, whatever was asked for."""
     odd = replace(published, config=replace(PUBLISHED.language_model, intermediate_size=48))
-    with pytest.raises(ConfigurationError, match=r"'none' with text and speech needs .* GB free; "):
-        odd.check("none", True, GPU, odd.needed("none", True) - 1)
+    with pytest.raises(
+        ConfigurationError, match=r"'none' with text and speech needs .* are free; "
+    ):
+        odd.check("none", True, {GPU: odd.needed("none", True)[GPU] - 1})
     with pytest.raises(ConfigurationError) as caught:
-        odd.check("int8", True, GPU, odd.needed("fp8", False) - 1)
+        odd.check("int8", True, {GPU: odd.needed("fp8", False)[GPU] - 1})
     assert "int4" not in str(caught.value)
 
 
@@ -174,10 +230,38 @@ def test_what_the_device_cannot_compute_is_not_offered(
 ) -> None:
     monkeypatch.setattr(operators, "missing", lambda device: "no C compiler is found")
     with pytest.raises(ConfigurationError, match=r"use quantization 'none' with text alone"):
-        published.check("none", True, GPU, round(25.5 * GB))
+        published.check("none", True, {GPU: round(25.5 * GB)})
     with pytest.raises(ConfigurationError, match="nothing smaller fits"):
-        published.check("none", True, GPU, 10 * GB)
-    published.check("none", True, GPU, 30 * GB)
+        published.check("none", True, {GPU: 10 * GB})
+    published.check("none", True, {GPU: 30 * GB})
+
+
+@pytest.mark.parametrize(
+    ("scheme", "second", "message"),
+    [
+        ("none", 15.6, r"use quantization 'none' and speech_device 'cuda:1' with text and speech "
+         r"\(21\.\d GB and 8\.\d GB\) or quantization 'fp8' with text and speech \(20\.\d GB\)"),
+        ("none", 7.0, r"use quantization 'fp8' with text and speech \("),
+    ],
+)  # fmt: skip
+def test_a_second_device_is_offered(
+    scheme: str, second: float, message: str, published: MemoryPlan, ada, monkeypatch
+) -> None:
+    free = {GPU: free_bytes(24), SECOND: round(second * 2**30)}
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    monkeypatch.setattr(memory, "free_memory", lambda devices: {d: free[d] for d in devices})
+    with pytest.raises(ConfigurationError, match=message):
+        published.check(scheme, True, {GPU: free[GPU]})
+    plan = replace(published, speech_device=SECOND)
+    if second > 10:
+        assert plan.check(scheme, True, free).slots == MAX_SLOTS
+    else:
+        with pytest.raises(
+            ConfigurationError,
+            match=r"'none' and speech_device 'cuda:1' with text and speech needs 8\.\d GB on "
+            r"cuda:1, where 7\.\d GB are free; ",
+        ):
+            plan.check(scheme, True, free)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -185,7 +269,7 @@ def test_refused_before_anything_is_loaded(scheme: str, monkeypatch: pytest.Monk
     def load(*arguments) -> None:
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(loading, "free_memory", lambda device: RESERVE)
+    monkeypatch.setattr(loading, "free_memory", lambda devices: {CPU: RESERVE})
     monkeypatch.setattr(loading, "load_modules", load)
     with pytest.raises(
         ConfigurationError, match=rf"memory: quantization '{scheme}' with text and speech"
@@ -195,12 +279,28 @@ def test_refused_before_anything_is_loaded(scheme: str, monkeypatch: pytest.Monk
         KimiAudio(str(MINI), False, device="cpu", quantization=scheme)
 
 
+def planned(monkeypatch: pytest.MonkeyPatch, free: int | None, *given, **named):
+    """The components loaded with ``free`` bytes, None for the host's, and the plan for them."""
+    seen, check = [], MemoryPlan.check
+
+    def watched(plan: MemoryPlan, *asked) -> Capacity:
+        seen.append(plan)
+        return check(plan, *asked)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryPlan, "check", watched)
+        if free is not None:
+            patch.setattr(loading, "free_memory", lambda devices: dict.fromkeys(devices, free))
+        components = loading.load_components(*given, **named)
+    return components, seen[0]
+
+
 def test_a_prepared_checkpoint_offers_what_can_be_done_with_it(tmp_path, monkeypatch) -> None:
     prepare_weights(MINI, tmp_path / "int8", quantization="int8")
-    parts = checkpoint_components(tmp_path / "int8", quantized=True)
-    plan = loading.memory_plan(tmp_path / "int8", parts, torch.float32, "none", False)
+    _, plan = planned(monkeypatch, None, tmp_path / "int8", True, CPU, torch.float32)
     assert plan.stored == "int8"
-    monkeypatch.setattr(loading, "free_memory", lambda device: plan.needed("int8", True) - 1)
+    free = {CPU: plan.needed("int8", True)[CPU] - 1}
+    monkeypatch.setattr(loading, "free_memory", lambda devices: free)
     with pytest.raises(ConfigurationError) as caught:
         KimiAudio(str(tmp_path / "int8"), device="cpu")
     assert str(caught.value).count("quantization 'int8'") == 2  # what was asked, and what fits
@@ -213,27 +313,57 @@ def test_a_prepared_checkpoint_offers_what_can_be_done_with_it(tmp_path, monkeyp
 
 
 def test_a_checkpoint_is_counted_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    monkeypatch.setattr(loading, "free_memory", lambda device: 2 * RESERVE)
-    plan = loading.memory_plan
-    monkeypatch.setattr(loading, "memory_plan", lambda *given: seen.append(plan(*given)) or seen[0])
-    components = loading.load_components(MINI, True, CPU, HALF, quantization="int8", kv_cache="fp8")
+    components, found = planned(
+        monkeypatch, 2 * RESERVE, MINI, True, CPU, HALF, quantization="int8", kv_cache="fp8"
+    )
 
     def held(*modules: torch.nn.Module) -> int:
         return sum(p.nbytes for module in modules for p in module.parameters())
 
-    (found,) = seen
     assert found.kv_cache == "fp8" and not found.offload
+    assert found.device == found.speech_device == CPU
     encoders = components.speech_tokenizer.module, components.whisper.module
-    assert found.encoders == tuple(held(module) for module in encoders)
-    assert found.detokenizer == held(components.detokenizer.dit, components.detokenizer.vocoder)
-    rest = replace(found, detokenizer=0, encoders=()).needed("int8", False)
-    empty = rest - found.cache_bytes() - found.work_bytes("int8") - RESERVE
-    assert empty == held(components.language_model)
+    speaking = components.detokenizer.dit, components.detokenizer.vocoder
+    assert found.sizes == SpeechSizes.of(*encoders, *speaking)
+    assert found.sizes.encoders == tuple(held(module) for module in encoders)
+    assert found.sizes.detokenizer == held(*speaking)
+    network = components.detokenizer.start(lambda chunk, frames: None).mel_stream.network
+    assert found.sizes.stream == network.cache.keys.nbytes + network.cache.values.nbytes
+    rest = replace(found, sizes=SpeechSizes((), 0)).needed("int8", False)[CPU]
+    cache = LONGEST * found.position_bytes(False)
+    logits = LOGITS * 4 * found.config.vocab_size
+    weights = rest - cache - logits - found.reading_bytes("int8") - RESERVE
+    assert weights == held(components.language_model)
+    assert components.capacity.slots == 32 and components.capacity.positions > LONGEST
+
+
+def test_slots_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host's memory is not counted: 8 requests by default, each as long as it may be."""
+    assert KimiAudio(str(MINI), device="cpu").capacity == DEFAULT_CAPACITY == Capacity(8, 60000)
+    assert KimiAudio(str(MINI), device="cpu", slots=3).capacity == Capacity(3, 22500)
+    monkeypatch.setattr(loading, "load_modules", None)
+    for wrong in (0, 33, -1, 2.0, True, "8"):
+        with pytest.raises(ConfigurationError, match=r"^slots: expected 1 to 32, found "):
+            KimiAudio(str(MINI), device="cpu", slots=wrong)
+    with pytest.raises(ConfigurationError, match=r"^speech_device: .* found 'cuda:99'"):
+        KimiAudio(str(MINI), device="cpu", speech_device="cuda:99")
+
+
+def test_devices_are_told_apart_by_their_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["cpu", "cuda", "cuda:0", "cuda:1"]
+    monkeypatch.setattr(loading, "available_devices", lambda: names)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)
+    for name, device in (("cuda", SECOND), ("cuda:1", SECOND), ("cuda:0", GPU), ("cpu:0", CPU)):
+        assert loading.parse_device(name) == device
+    monkeypatch.setattr(loading, "default_device", lambda: torch.device("cuda"))
+    assert loading.parse_device(None) == SECOND
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
+    assert memory.other_devices(SECOND) == [GPU, torch.device("cuda:2")]
+    assert memory.other_devices(CPU) == []
 
 
 def test_the_memory_of_the_host_is_left_to_it() -> None:
-    assert free_memory(CPU) is free_memory(torch.device("mps")) is None
+    assert free_memory([CPU, torch.device("mps")]) == {}
 
 
 def test_what_the_allocator_holds_idle_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,4 +373,4 @@ def test_what_the_allocator_holds_idle_is_free(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(
         torch.accelerator, "get_memory_info", lambda device: (10 * GB - sum(idle), 10 * GB)
     )
-    assert free_memory(GPU) == 10 * GB
+    assert free_memory([GPU, CPU]) == {GPU: 10 * GB}

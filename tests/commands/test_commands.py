@@ -206,3 +206,18 @@ def test_model_arguments_are_named_as_they_were_given(monkeypatch: pytest.Monkey
     for given, named in (("cuda:99", "--device"), (None, "KIMI_AUDIO_DEVICE")):
         with pytest.raises(parser.UsageError, match=f"^{named}: expected one of the devices here"):
             parser.model_arguments(Namespace(device=given))
+
+
+def test_options_and_variables_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An option takes the place of its variable."""
+    monkeypatch.setenv("KIMI_AUDIO_SLOTS", "7")
+    given = Namespace(slots=None, speech_device="cpu")
+    arguments = parser.model_arguments(given)
+    assert (arguments["slots"], arguments["speech_device"]) == (7, "cpu")
+    assert parser.model_arguments(Namespace(slots=3))["slots"] == 3
+    for wrong, named in (
+        (Namespace(slots=0), "--slots"),
+        (Namespace(speech_device="tpu"), "--speech-device"),
+    ):
+        with pytest.raises(parser.UsageError, match=f"^{named}: expected"):
+            parser.model_arguments(wrong)

@@ -1,4 +1,4 @@
-"""A CUDA device that is not there: tensors without values, and a ledger of what is done to them.
+"""CUDA devices that are not there: tensors without values, and a ledger of what is done to them.
 
 Under FakeTensorMode a mixed device, a wrong dtype in a product and a value that the host reads
 raise. What the mode does not know is added here: what may be recorded in a graph, the dtypes of
@@ -30,7 +30,7 @@ from kimia_infer.utils.graphs import Direct, Work
 from kimia_infer.weights import parallel
 from kimia_infer.weights.tensors import TensorStore
 
-CUDA = torch.device("cuda", 0)
+CUDA, SECOND = torch.device("cuda", 0), torch.device("cuda", 1)
 CARD_BYTES = 80 * 10**9
 
 
@@ -50,26 +50,31 @@ class CannotBeRecorded(RuntimeError):
 
 
 class HostWaits(RuntimeError):
-    """The host would wait for the device, or the device for memory that is not pinned."""
+    """The host would wait for a device, or a device for memory that is not pinned."""
 
 
 class Call(NamedTuple):
-    """An operation: its name, the dtypes that it read, dtype and size of results on the device."""
+    """An operation: its name, the dtypes that it read, and the devices of all its tensors.
+
+    ``outputs`` are dtype and size of the results that are not on the host.
+    """
 
     name: str
     inputs: tuple[torch.dtype, ...]
     outputs: tuple[tuple[torch.dtype, int], ...]
+    devices: frozenset[torch.device]
 
 
 class Ledger(TorchDispatchMode):
-    """Counts the bytes of live tensors on the device, and lists operations within :meth:`calls`.
+    """Counts the bytes of live tensors on devices, and lists operations within :meth:`calls`.
 
-    While ``recording``, an operation that reads from or writes to the host raises.
+    While ``recording`` a graph of a device, an operation that has a tensor elsewhere raises.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.recording = self.launching = self.uploading = False
+        self.recording: torch.device | None = None
+        self.launching = self.uploading = False
         self.live = self.peak = 0
         self._calls: list[Call] | None = None
         self._storages: dict[int, weakref.ref] = {}
@@ -108,19 +113,19 @@ class Ledger(TorchDispatchMode):
         given = [*tensors_in(args), *tensors_in((kwargs or {}).values())]
         result = func(*args, **(kwargs or {}))
         made = tensors_in((result,))
-        on_host = [x for x in given + made if not x.is_cuda]
-        if self.recording and on_host:
-            raise CannotBeRecorded(f"{name} moves values between host and device")
-        if self.launching and not self.uploading and on_host and len(on_host) < len(given + made):
-            raise HostWaits(f"{name} moves values between host and device")
-        if func.namespace == "kimia" and on_host:
-            raise RuntimeError(f"{name} got a tensor on the host")  # no fake checks its devices
+        devices = frozenset(x.device for x in given + made)
+        if self.recording is not None and devices - {self.recording}:
+            raise CannotBeRecorded(f"{name} moves values between devices: {set(devices)}")
+        if self.launching and not self.uploading and len(devices) > 1:
+            raise HostWaits(f"{name} moves values between devices: {set(devices)}")
+        if func.namespace == "kimia" and (len(devices) > 1 or not made[0].is_cuda):
+            raise RuntimeError(f"{name} got tensors on {set(devices)}")  # no fake checks this
         for tensor in made:
             if tensor.is_cuda:
                 self._count(tensor)
         if self._calls is not None:
             outputs = tuple((x.dtype, x.numel()) for x in made if x.is_cuda)
-            self._calls.append(Call(name, tuple(x.dtype for x in given), outputs))
+            self._calls.append(Call(name, tuple(x.dtype for x in given), outputs, devices))
         return result
 
     def _count(self, tensor: Tensor) -> None:
@@ -148,13 +153,14 @@ class FakeGraphs(Direct):
 
     def __init__(self, device: torch.device):
         assert device.type == "cuda"
+        self.device = device
 
     def record(self, work: Work) -> Work:
-        self.ledger.recording = True
+        self.ledger.recording = self.device
         try:
             work()
         finally:
-            self.ledger.recording = False
+            self.ledger.recording = None
         return lambda: None
 
     def upload(self, values: Tensor, device: torch.device) -> Tensor:
@@ -165,7 +171,7 @@ class FakeGraphs(Direct):
             self.ledger.uploading = False
 
     def fetch(self, values: Tensor) -> Callable[[], list[int]]:
-        assert values.is_cuda and values.dtype is torch.int64 and values.ndim == 1
+        assert values.device == self.device and values.dtype is torch.int64 and values.ndim == 1
         return lambda: [0] * len(values)
 
 
@@ -188,14 +194,16 @@ def no_values(self: TensorStore, name: str, buffer: Tensor) -> Iterator[Tensor]:
 
 
 class FakeCuda:
-    """Within :meth:`active`, device "cuda" can be used; what asks the driver is answered here."""
+    """Within :meth:`active`, CUDA and SECOND can be used; what asks the driver is answered here."""
 
     def __init__(self, patch: pytest.MonkeyPatch):
         self.ledger = FakeGraphs.ledger = Ledger()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         free = CARD_BYTES, CARD_BYTES
         patch.setattr(graphs, "CudaGraphs", FakeGraphs)
-        patch.setattr(operators, "missing", lambda device: None if device == CUDA else "no GPU")
+        patch.setattr(
+            operators, "missing", lambda device: None if device.type == "cuda" else "no GPU"
+        )
         patch.setattr(torch.accelerator, "synchronize", lambda device=None: None)
         patch.setattr(torch.accelerator, "empty_cache", lambda: None)
         patch.setattr(torch.accelerator, "get_memory_info", lambda device=None: free)

@@ -1,17 +1,26 @@
-"""A checkpoint directory of the published size that takes no space: its tensors are holes."""
+"""The published size: a checkpoint directory that takes no space, as its tensors are holes; and a
+question to the model loaded from it."""
 
 from __future__ import annotations
 
 import base64
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import torch
 import yaml
+from torch import Tensor
 
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.loading import Components
+from kimia_infer.api.parameters import parse_parameters
+from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
@@ -20,13 +29,59 @@ from kimia_infer.models.kimi_audio.checkpoint import (
 )
 from kimia_infer.models.kimi_audio.dit import dit_slots
 from kimia_infer.models.kimi_audio.language_model import language_model_slots
+from kimia_infer.models.kimi_audio.prompt import EncodedMessage
 from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_slots
 from kimia_infer.models.kimi_audio.vocoder import vocoder_slots
 from kimia_infer.models.kimi_audio.whisper import whisper_slots
 from kimia_infer.weights.component import Slot, expected_tensors
 from scripts.benchmark.sizes import FIELDS, PUBLISHED
+from tests.rehearsal.fake_cuda import Call, FakeCuda
 
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+
+SECONDS = 20
+WAVE = np.zeros(SECONDS * 16_000, dtype=np.float32)
+CODES = SECONDS * 25 // 2
+SAMPLED = {
+    "output_type": "both",
+    "audio_temperature": 0.8,
+    "audio_top_k": 0,
+    "text_temperature": 0.5,
+    "audio_repetition_penalty": 1.1,
+    "text_repetition_penalty": 1.1,
+}
+
+
+@dataclass
+class Loaded:
+    """A model with speech, as it is served by default, and the most memory that loading took."""
+
+    components: Components
+    model: KimiAudio
+    peak: int
+
+
+def features_of(waves: Sequence[np.ndarray], **asked: object) -> SimpleNamespace:
+    """In place of the feature extractor, whose spectrograms come from the host."""
+    frames = 3000
+    if asked.get("padding") == "longest":
+        frames = -(-max(len(wave) for wave in waves) // 1280) * 8
+    return SimpleNamespace(
+        input_features=torch.zeros(len(waves), 128, frames),
+        attention_mask=torch.ones(len(waves), frames, dtype=torch.int32),
+    )
+
+
+def answer(card: FakeCuda, model: KimiAudio, features: Tensor, steps: int = 20) -> list[Call]:
+    """A spoken question read and answered for a few steps; the operations of it."""
+    with card.active() as ledger, ledger.calls() as calls:
+        prompt = model.prompt_builder.build(
+            [EncodedMessage("user", "audio", codes=[0] * CODES)], "both"
+        )
+        parameters = parse_parameters(max_new_tokens=steps, **SAMPLED)
+        generation = model.generation(prompt, features, parameters, SeededRandomness(1))
+        assert [progress.finished for progress in generation.run()][-1]
+    return calls
 
 
 def write_checkpoint(directory: Path) -> None:

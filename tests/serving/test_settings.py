@@ -23,7 +23,7 @@ from tests.paths import ROOT
 
 def test_unset_and_empty_mean_the_default() -> None:
     names = ("DEVICE", "DTYPE", "HEAD_ROWS", "ATTENTION", "TIMEOUT", "ADAPTER", "QUANTIZATION")
-    names += ("KV_CACHE", "OFFLOAD", "OUTPUT", "URLS", "URL_MEGABYTES")
+    names += ("KV_CACHE", "OFFLOAD", "SLOTS", "SPEECH_DEVICE", "OUTPUT", "URLS", "URL_MEGABYTES")
     assert read_settings({}) == read_settings({f"KIMI_AUDIO_{n}": "" for n in names}) == Settings()
 
 
@@ -38,12 +38,15 @@ def test_values_are_taken(tmp_path: Path) -> None:
         "KIMI_AUDIO_QUANTIZATION": "int4",
         "KIMI_AUDIO_KV_CACHE": "fp8",
         "KIMI_AUDIO_OFFLOAD": "encoders",
+        "KIMI_AUDIO_SLOTS": "16",
+        "KIMI_AUDIO_SPEECH_DEVICE": "cpu",
         "KIMI_AUDIO_OUTPUT": "text",
         "KIMI_AUDIO_URLS": "any",
         "KIMI_AUDIO_URL_MEGABYTES": "3",
     }
     expected = ("cpu", "bfloat16", "full", "sdpa", 1.5, str(tmp_path), "int4", "fp8", "encoders")
-    assert tuple(read_settings(variables).model_dump().values()) == (*expected, "text", "any", 3)
+    expected += (16, "cpu", "text", "any", 3)
+    assert tuple(read_settings(variables).model_dump().values()) == expected
 
 
 def test_downloads_have_the_shorter_of_both_time_limits() -> None:
@@ -73,6 +76,10 @@ def test_downloads_have_the_shorter_of_both_time_limits() -> None:
         ("KIMI_AUDIO_QUANTIZATION", "int2", ["none", "fp8", "int8", "int4"]),
         ("KIMI_AUDIO_KV_CACHE", "int8", ["none", "fp8"]),
         ("KIMI_AUDIO_OFFLOAD", "detokenizer", ["encoders"]),
+        ("KIMI_AUDIO_SLOTS", "0", ["at least 1", "at most 32"]),
+        ("KIMI_AUDIO_SLOTS", "33", ["at least 1", "at most 32"]),
+        ("KIMI_AUDIO_SLOTS", "many", ["whole number"]),
+        ("KIMI_AUDIO_SPEECH_DEVICE", "cuda:99", ["cpu"]),
         ("KIMI_AUDIO_OUTPUT", "audio", ["text", "both"]),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from kimia_infer.api.parameters import explain
+from kimia_infer.api.parameters import MAX_SLOTS, explain
 from kimia_infer.serving.cog.fetch import Limits
 from kimia_infer.utils.errors import ConfigurationError
 
@@ -57,6 +57,12 @@ class Settings(BaseModel):
     offload: Literal["encoders"] | None = Field(
         None, description="Components kept in host memory while they are not used"
     )
+    slots: int | None = Field(
+        None, ge=1, le=MAX_SLOTS, description="Requests at a time; as many as fit if unset"
+    )
+    speech_device: str | None = Field(
+        None, description="Device of encoders, detokenizer and vocoder, such as cuda:1"
+    )
     output: Literal["text", "both"] = Field(
         "both", description="With text, no detokenizer is loaded and there is no speech"
     )
@@ -77,7 +83,7 @@ class Settings(BaseModel):
             raise ValueError("expected a local directory")
         return value
 
-    @field_validator("device")
+    @field_validator("device", "speech_device")
     @classmethod
     def _available(cls, value: str | None) -> str | None:
         if value is None or value == "cpu":

@@ -12,16 +12,13 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from kimia_infer.api.memory import RESERVE, MemoryPlan
-from kimia_infer.api.parameters import BUDGETS
-from kimia_infer.engine.decode import BOTH, TEXT, ControlTokens, DecodeState, Tracks
+from kimia_infer.api.memory import LONGEST, PIECE, RESERVE, MemoryPlan, SpeechSizes
 from kimia_infer.layers.attention import Backend, CachedAttention
 from kimia_infer.layers.quantization import SCHEMES, stored_build
 from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
-from kimia_infer.utils.graphs import Direct
 from kimia_infer.weights.component import Component
 from kimia_infer.weights.tensors import TensorStore
 from scripts.benchmark.sizes import PUBLISHED
@@ -30,8 +27,7 @@ from tests.paths import GOLDEN
 
 CPU = torch.device("cpu")
 GB = 10**9
-# What the card needs besides: the CUDA context, libraries' workspaces and recorded graphs. The
-# work of encoders and detokenizer is small beside that of a long prompt.
+# What the card needs besides: the CUDA context, libraries' workspaces and recorded graphs.
 REST = 1.5 * GB
 # Whose output is as large as its query, as that of fused attention.
 FUSED = Backend("fused", lambda query, keys, values: torch.empty_like(query), None, True)
@@ -69,21 +65,22 @@ def loaded(scheme: str, speech: bool) -> Iterator[Loaded]:
 
 
 def peak(scheme: str, speech: bool) -> int:
-    """With everything loaded, while the longest prompt is read, which is one for text."""
-    tracks: Tracks = BOTH if speech else TEXT
-    length = max(BUDGETS.values())
+    """With everything loaded, while the longest prompt, one for text, is embedded and read."""
     with loaded(scheme, speech) as model, PeakMemory({}) as counted, torch.inference_mode():
         counted.see(model.parameters())
         weights = counted.now
-        control = ControlTokens(0, 0, (0,))
-        capacity = max(BUDGETS.values())
-        attention = CachedAttention(FUSED, model.language_model.new_cache(capacity))
-        state = DecodeState(model.language_model, control, attention, Direct())
-        ids = torch.zeros(1, length, dtype=torch.int64)
-        state.prefill(model.language_model.embed(ids, ids), tracks)
-        cache = 2 * state.attention.cache.keys.nbytes
+        network, config = model.language_model, PUBLISHED.language_model
+        cache = network.new_cache(LONGEST, mimo=speech)
+        attention = CachedAttention(FUSED, cache)
+        ids = torch.zeros(1, LONGEST, dtype=torch.int64)
+        features = torch.zeros(LONGEST, config.adaptor_input_dim, dtype=torch.bfloat16)
+        x = network.embed(ids, ids, ids == 0, features)
+        del features
+        for start in range(0, LONGEST, PIECE):
+            network(x[:, start : start + PIECE], attention.at(start), audio=speech)
+        cached = 2 * cache.keys.nbytes
     assert weights == sum(p.nbytes for p in model.parameters())
-    assert counted.most > weights + cache
+    assert counted.most > weights + cached
     return counted.most
 
 
@@ -96,10 +93,11 @@ def test_peak(scheme: str, speech: bool, limit: int) -> None:
     found = peak(scheme, speech)
     assert found + REST <= limit * GB
     with loaded(scheme, speech) as model:
-        rest = [sum(p.nbytes for p in module.parameters()) for module in model.rest]
-    encoders, speaking = tuple(rest[:2]), sum(rest[2:])
-    plan = MemoryPlan(PUBLISHED.language_model, torch.bfloat16, "none", encoders, speaking)
-    assert found <= plan.needed(scheme, speech) - RESERVE <= 1.03 * found
+        sizes = SpeechSizes.of(*model.rest)
+    plan = MemoryPlan(PUBLISHED.language_model, torch.bfloat16, "none", sizes, CPU, CPU)
+    speaking = sizes.stream + sizes.synthesis  # beside it, for others
+    planned = plan.needed(scheme, speech)[CPU] - RESERVE - speaking
+    assert found <= planned <= 1.03 * found
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

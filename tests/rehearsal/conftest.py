@@ -1,0 +1,55 @@
+"""The published model on a CUDA device that is not there, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.loading import load_components
+from kimia_infer.layers import quantization
+from tests.rehearsal.fake_cuda import CUDA, FakeCuda, install_flash_attention
+from tests.rehearsal.published import WAVE, Loaded, features_of, write_checkpoint
+
+
+@pytest.fixture(scope="package")
+def patch() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quantization, "BLOCK_VALUES", 2**28)  # a matrix at once
+        yield patch
+
+
+@pytest.fixture(scope="package")
+def card(patch: pytest.MonkeyPatch) -> FakeCuda:
+    install_flash_attention(patch)
+    return FakeCuda(patch)
+
+
+@pytest.fixture(scope="package")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("published")
+    write_checkpoint(directory)
+    return directory
+
+
+@pytest.fixture(scope="package")
+def loaded(card: FakeCuda, directory: Path) -> Loaded:
+    with card.active() as ledger, ledger.peak_within() as peak:
+        components = load_components(directory, True, CUDA, torch.bfloat16)
+        model = KimiAudio.from_components(components)
+    model.background = False  # other threads would not see the device
+    return Loaded(components, model, peak[0])
+
+
+@pytest.fixture(scope="package")
+def features(card: FakeCuda, loaded: Loaded) -> Tensor:
+    """Whisper features of the question."""
+    model = loaded.model
+    for encoder in (model.whisper_features, model.speech_codes):
+        encoder.extractor = features_of
+    with card.active():
+        return model.whisper_features.encode(WAVE)
