@@ -134,6 +134,9 @@ def load_components(
     modules = _load(stored, devices, dtype, checksum, offload)
     codes = SpeechCodes(modules["speech_tokenizer"], directory / SPEECH_TOKENIZER_FOLDER)
     features = WhisperFeatures(modules["whisper"], directory / WHISPER_FOLDER)
+    spoken = None
+    if detokenizer:
+        spoken = Detokenizer(modules["dit"], modules["vocoder"], streams=capacity.slots)
     for encoder in (codes, features) if offload is not None else ():
         offload_encoder(encoder, devices[1])
     return Components(
@@ -141,7 +144,7 @@ def load_components(
         codes,
         features,
         modules["language_model"],
-        Detokenizer(modules["dit"], modules["vocoder"]) if detokenizer else None,
+        spoken,
         directory / VOCODER_FOLDER if detokenizer else None,
         adapter,
         segment_seconds,

@@ -16,8 +16,9 @@ from kimia_infer.api.parameters import BUDGETS, MAX_SLOTS
 from kimia_infer.layers.attention import KV_CACHES, check_kv_cache
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, stored_build
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.detokenizer import StreamConfig
+from kimia_infer.models.kimi_audio.detokenizer import recorded_rows
 from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.flow import CONDITIONED, StreamConfig
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
@@ -75,15 +76,17 @@ class SpeechSizes:
     """Bytes of what hears and speaks, which may be on a device of its own.
 
     ``encoders`` are the weights of each encoder and ``encoding`` what the larger one works with.
-    ``detokenizer`` are the weights of DiT and vocoder, ``stream`` is what an answer that is being
-    spoken keeps, and ``synthesis`` what a chunk is made with; all three are 0 without speech.
+    The others are 0 without speech: ``detokenizer`` are the weights of DiT and vocoder, ``past``
+    is the frames that a stream has seen, ``row`` what chunks that are computed together need each,
+    and ``conditioning`` what they need together.
     """
 
     encoders: tuple[int, ...]
     encoding: int
     detokenizer: int = 0
-    stream: int = 0
-    synthesis: int = 0
+    past: int = 0
+    row: int = 0
+    conditioning: int = 0
 
     @classmethod
     def of(
@@ -106,17 +109,24 @@ class SpeechSizes:
         if dit is None or vocoder is None:
             return cls(encoders, encoding)
         speech, config, size = StreamConfig(), dit.config, dit.dtype.itemsize
-        frames = speech.cache_frames + speech.largest_chunk_frames
-        stream = 2 * config.depth * frames * config.hidden_size
-        # Modulation of a chunk at every time of the flow, and what one layer's is made from.
-        layer = speech.ode_points * speech.largest_chunk_codes * 6 * config.hidden_size
+        frame = 2 * config.depth * config.hidden_size * size
+        modulation = 6 * config.hidden_size * size  # of a code in a layer
         return cls(
             encoders,
             encoding,
             weight_bytes(dit) + weight_bytes(vocoder),
-            stream * size,
-            (config.depth + 3) * layer * size,
+            speech.cache_frames * frame,
+            speech.recorded_frames * frame + speech.largest_chunk_codes * config.depth * modulation,
+            CONDITIONED * (config.depth + 3) * modulation,  # 3: what a layer's is made from
         )
+
+    def speaking(self, slots: int) -> tuple[int, int]:
+        """What ``slots`` streams keep, and what synthesis works with.
+
+        A stream may have a reference voice, to which it goes back: a second past.
+        """
+        rows = recorded_rows(slots)[-1]
+        return slots * 2 * self.past + rows * self.row, rows * self.past + self.conditioning
 
 
 @dataclass(frozen=True)
@@ -143,20 +153,24 @@ class MemoryPlan:
 
         Every slot can hold a conversation, and the longest request fits.
         """
-        sizes, apart = self.sizes, self.speech_device != self.device
-        model = language_model_bytes(self.config, scheme, self.dtype) + RESERVE
+        sizes = self.sizes
+        model = language_model_bytes(self.config, scheme, self.dtype)
         model += least_positions(slots) * self.position_bytes(speech)
         model += slots * LOGITS * self.config.vocab_size * torch.float32.itemsize
-        heard = 0 if self.offload else sum(sizes.encoders)
-        spoken = sizes.detokenizer + slots * sizes.stream + sizes.synthesis if speech else 0
+        kept, synthesis = sizes.speaking(slots) if speech else (0, 0)
+        kept += sizes.detokenizer if speech else 0
+        kept += 0 if self.offload else sum(sizes.encoders)
         encoding = sizes.encoding + (max(sizes.encoders) if self.offload else 0)
         reading = self.reading_bytes(scheme)
-        if apart:
-            return {
-                self.device: model + reading,
-                self.speech_device: heard + spoken + encoding + RESERVE,
-            }
-        return {self.device: model + heard + spoken + max(encoding, reading)}
+        # The stages of a single request follow one another.
+        together = max if slots == 1 else sum
+        if self.speech_device == self.device:
+            work = together([synthesis, max(encoding, reading)])
+            return {self.device: model + kept + work + RESERVE}
+        return {
+            self.device: model + reading + RESERVE,
+            self.speech_device: kept + together([synthesis, encoding]) + RESERVE,
+        }
 
     def position_bytes(self, speech: bool) -> int:
         """Bytes of keys and values per position; the MIMO layers are for speech only."""

@@ -102,7 +102,8 @@ class CudaGraphs:
 
     def upload(self, values: Tensor, device: torch.device) -> Tensor:
         """See :meth:`Direct.upload`."""
-        return values if values.is_cuda else values.pin_memory().to(device, non_blocking=True)
+        source = values if values.is_cuda else values.pin_memory()
+        return source.to(device, non_blocking=True)
 
     def stream(self) -> contextlib.AbstractContextManager:
         """See :meth:`Direct.stream`."""

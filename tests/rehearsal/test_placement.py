@@ -21,7 +21,7 @@ from kimia_infer.api.memory import (
     SpeechSizes,
 )
 from kimia_infer.layers.attention import BACKENDS, CachedAttention
-from kimia_infer.models.kimi_audio.detokenizer import SpeechStream
+from kimia_infer.models.kimi_audio.detokenizer import ChunkJob, SpeechStream
 from tests.rehearsal.fake_cuda import CUDA, SECOND, FakeCuda, Ledger
 from tests.rehearsal.published import WAVE, Loaded, answer, features_of
 
@@ -64,25 +64,31 @@ def test_memory(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
         for start in (0, LONGEST - PIECE):
             language_model(x[:, start : start + PIECE], attention.at(start))
 
-    def speak(ledger: Ledger) -> SpeechStream:
+    def speak(ledger: Ledger) -> list[SpeechStream]:
+        """Four streams at once, in a voice, until they have as much past as they keep."""
         bins = detokenizer.dit.config.mel_bins
-        detokenizer.idle.clear()
-        stream = detokenizer.start(lambda chunk, frames: torch.zeros(frames, bins))
-        for _ in range(2):
-            stream.push([0] * detokenizer.config.chunk_codes, False)
-        return stream
+        streams = [detokenizer.start(lambda _, frames: torch.zeros(frames, bins)) for _ in range(4)]
+        for stream in streams:
+            stream.prefill(torch.zeros(900, bins), [0] * 900)
+        for codes in (30, 30):
+            detokenizer.push_together([ChunkJob(stream, [0] * codes, False) for stream in streams])
+        return streams
 
     detokenizer = loaded.components.detokenizer
     with card.active():
         cache = language_model.new_cache(LONGEST)
         attention = CachedAttention(BACKENDS["sdpa"], cache)
     assert cache.keys.nbytes + cache.values.nbytes == LONGEST * plan.position_bytes(True)
+    calls = detokenizer.network.calls
+    tensors = [x for x in vars(calls).values() if isinstance(x, Tensor)]
+    recorded = sum(x.nbytes for x in tensors)
+    assert abs(recorded - 4 * sizes.row) < 0.01 * recorded
     wave = np.zeros(SEGMENTS * 30 * 16_000, dtype=np.float32)
     for stage, planned in (
         (read, plan.reading_bytes("none")),
         (lambda ledger: loaded.model.speech_codes.encode(wave), sizes.encoding),
         (lambda ledger: loaded.model.whisper_features.encode(wave), sizes.encoding),
-        (speak, sizes.stream + sizes.synthesis),
+        (speak, sum(sizes.speaking(4)) - recorded),
     ):
         found = work(stage)
         # Whisper, in half the bytes, is not what decides.

@@ -44,6 +44,11 @@ EAGER_ROWS = 4
 """Chunks that are computed together where operations are launched one by one."""
 
 
+def recorded_rows(streams: int | None) -> tuple[int, ...]:
+    """Numbers of chunks that are recorded together where there are ``streams`` at a time."""
+    return tuple(rows for rows in RECORDED_ROWS if streams is None or rows <= streams)
+
+
 class Voice(NamedTuple):
     """A reference voice, see :meth:`SpeechStream.prefill`.
 
@@ -249,7 +254,8 @@ class Detokenizer:
     """The loaded modules and how they are used; every stream has its own state.
 
     DiT and vocoder each compute in the dtype of their parameters. As published, that includes
-    the noise, the ODE state and the cross-fade. ``batch_limit`` chunks are computed together.
+    the noise, the ODE state and the cross-fade. ``streams`` is how many there are at a time, None
+    for any number; of these, chunks of up to ``batch_limit`` are computed together.
     """
 
     def __init__(
@@ -258,6 +264,7 @@ class Detokenizer:
         vocoder: Vocoder,
         config: StreamConfig | None = None,
         graphs: Graphs | None = None,
+        streams: int | None = None,
     ):
         if dit.config.mel_bins != vocoder.config.mel_bins:
             raise ValueError(
@@ -267,9 +274,10 @@ class Detokenizer:
         self.dit, self.vocoder = dit, vocoder
         self.config = config or StreamConfig()
         self.graphs = graphs or graphs_for(dit.device)
-        self.batch_limit = RECORDED_ROWS[-1] if self.graphs.captures else EAGER_ROWS
-        self.network = FlowNetwork(dit, self.config, self.graphs)
-        self._vocoder = BatchedVocoder(vocoder, self.graphs, RECORDED_ROWS)
+        rows = recorded_rows(streams)
+        self.batch_limit = rows[-1] if self.graphs.captures else EAGER_ROWS
+        self.network = FlowNetwork(dit, self.config, self.graphs, rows)
+        self._vocoder = BatchedVocoder(vocoder, self.graphs, rows)
         # Recorded calls share what they read and write.
         self._lock = threading.Lock() if self.graphs.captures else nullcontext()
 

@@ -65,6 +65,11 @@ class StreamConfig:
     def largest_chunk_frames(self) -> int:
         return self.largest_chunk_codes * self.frames_per_code
 
+    @property
+    def recorded_frames(self) -> int:
+        """The past and the largest chunk, rounded up to what kernels are fastest with."""
+        return _round_up(self.cache_frames + self.largest_chunk_frames, 64)
+
 
 @functools.cache
 def ode_timesteps(points: int) -> tuple[int, ...]:
@@ -151,16 +156,19 @@ class FrameCache:
 
 
 class FlowNetwork:
-    """Follows the flow for one chunk or several; keeps nothing of them."""
+    """Follows the flow for one chunk or several, at most ``rows[-1]`` where calls are recorded.
 
-    def __init__(self, dit: DiT, config: StreamConfig, graphs: Graphs):
+    Keeps nothing of them.
+    """
+
+    def __init__(self, dit: DiT, config: StreamConfig, graphs: Graphs, rows: Sequence[int]):
         self.dit, self.config, self.graphs = dit, config, graphs
         times = [*ode_timesteps(config.ode_points), CACHE_TIMESTEP]
         self._times = graphs.upload(torch.tensor(times), dit.device)
-        self.calls = RecordedCalls(dit, config, graphs) if graphs.captures else None
+        self.calls = RecordedCalls(dit, config, graphs, rows) if graphs.captures else None
 
     def solve(self, chunks: Sequence[Chunk]) -> list[Solution]:
-        """Frames and new past of every chunk; at most four where calls are recorded."""
+        """Frames and new past of every chunk."""
         repeat, limit = self.config.frames_per_code, self.config.cache_frames
         rows = Rows(self, chunks) if self.calls is None else PaddedRows(self.calls, chunks)
         rows.begin([chunk.codes for chunk in chunks])
@@ -278,23 +286,19 @@ class RecordedCalls:
     """
 
     @torch.inference_mode(False)  # so that later calls can write in any mode
-    def __init__(self, dit: DiT, config: StreamConfig, graphs: Graphs):
-        self.dit, self.config, self.graphs = dit, config, graphs
+    def __init__(self, dit: DiT, config: StreamConfig, graphs: Graphs, rows: Sequence[int]):
+        self.dit, self.config, self.graphs, self.rows = dit, config, graphs, rows
         sizes, place = dit.config, {"device": dit.device, "dtype": dit.dtype}
-        rows, codes, frames = (
-            RECORDED_ROWS[-1],
-            config.largest_chunk_codes,
-            config.largest_chunk_frames,
-        )
-        capacity = _round_up(config.cache_frames + frames, 64)  # which kernels are fastest with
-        self.keys = torch.zeros(sizes.depth, rows, sizes.heads, capacity, sizes.head_dim, **place)
+        most, codes, frames = rows[-1], config.largest_chunk_codes, config.largest_chunk_frames
+        capacity = config.recorded_frames
+        self.keys = torch.zeros(sizes.depth, most, sizes.heads, capacity, sizes.head_dim, **place)
         self.values = torch.zeros_like(self.keys)
-        self.x = torch.zeros(rows, frames, sizes.mel_bins, **place)
+        self.x = torch.zeros(most, frames, sizes.mel_bins, **place)
         self.velocity = torch.zeros_like(self.x)
-        self.blocks = torch.zeros(sizes.depth, rows, codes, 6, sizes.hidden_size, **place)
-        self.final = torch.zeros(rows, codes, 2, sizes.hidden_size, **place)
-        self.rotary = torch.zeros(rows, 1, frames, sizes.head_dim // 2, 2, device=dit.device)
-        self.filled = torch.zeros(rows, 1, dtype=torch.int64, device=dit.device)
+        self.blocks = torch.zeros(sizes.depth, most, codes, 6, sizes.hidden_size, **place)
+        self.final = torch.zeros(most, codes, 2, sizes.hidden_size, **place)
+        self.rotary = torch.zeros(most, 1, frames, sizes.head_dim // 2, 2, device=dit.device)
+        self.filled = torch.zeros(most, 1, dtype=torch.int64, device=dit.device)
         self.frames = torch.zeros_like(self.filled)
         self._recorded: dict[CallSize, Work] = {}
         self._codes = sorted({*range(CODES_STEP, codes, CODES_STEP), codes})
@@ -302,12 +306,12 @@ class RecordedCalls:
 
     def size(self, rows: int, codes: int, keys: int) -> CallSize:
         """The smallest size that holds so many."""
-        known = (RECORDED_ROWS, rows), (self._codes, codes), (self._keys, keys)
+        known = (self.rows, rows), (self._codes, codes), (self._keys, keys)
         return CallSize(*(min(s for s in sizes if s >= least) for sizes, least in known))
 
     def record_all(self) -> None:
         """Record every size, so that nothing is recorded later."""
-        for size in product(RECORDED_ROWS, self._codes, self._keys):
+        for size in product(self.rows, self._codes, self._keys):
             self._record(CallSize(*size))
 
     def launch(self, size: CallSize) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from kimia_infer.api.memory import GB, LONGEST
+from kimia_infer.api.memory import GB, LOGITS, LONGEST
 from scripts.benchmark.serving_memory import (
     FIRST,
     SECOND,
@@ -57,14 +57,17 @@ def test_what_variants_need(
 
 def test_the_figures_of_the_text() -> None:
     plan = published_plan()
+    two = published_plan(speech_device=SECOND).needed("none", True)
     for figure in (
         f"{plan.position_bytes(True):,} bytes per position",
         f"{plan.position_bytes(False):,} without speech",
-        f"{plan.sizes.stream / 1e6:.0f} MB of past frames",
-        f"({plan.sizes.synthesis / GB:.2f} GB)",
+        f"{2 * plan.sizes.past / 1e6:.0f} MB of past frames",
+        f"{LOGITS * 4 * plan.config.vocab_size / 1e6:.0f} MB of logits",
+        f"{(4 * plan.sizes.row + plan.sizes.speaking(4)[1]) / GB:.1f} GB to make four chunks",
         f"{plan.needed('int8', True, 32)[FIRST] / GB:.1f} GB on cuda:0, where 24.9 GB are free",
         f"{sum(plan.sizes.encoders) / GB:.1f} GB of encoders",
         f"instead of {plan.needed('int4', True)[FIRST] / GB:.1f}.",
+        "{:.1f} GB and {:.1f} GB".format(*(size / GB for size in two.values())),
     ):
         assert figure in MEMORY.replace("\n", " "), figure
 

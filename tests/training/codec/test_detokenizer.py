@@ -88,7 +88,7 @@ def test_the_attention_of_training_is_that_of_streaming(monkeypatch):
 
     monkeypatch.setattr(Rows, "velocity", recorded)
     generator = torch.Generator().manual_seed(1)
-    network = FlowNetwork(dit, STREAM, graphs_for(CPU))
+    network = FlowNetwork(dit, STREAM, graphs_for(CPU), (1,))
     stream = MelStream(network, lambda _, n: torch.randn(n, 5, generator=generator))
     for number, part in enumerate(codes.split(PUSHED), 1):
         final = number == len(PUSHED)

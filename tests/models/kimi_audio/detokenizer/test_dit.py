@@ -135,7 +135,7 @@ def test_ode(dit: DiT, recorded: Recorded) -> None:
     """Ten grid points, nine Euler steps, mel de-normalized."""
     noise, tokens = recorded["ode.noise"], recorded["ode.tokens"].tolist()
     config = StreamConfig(ode_points=10, frames_per_code=len(noise) // len(tokens))
-    network = FlowNetwork(dit, config, Direct())
+    network = FlowNetwork(dit, config, Direct(), (1,))
     chunk = Chunk(tokens, len(tokens), 0, Past.nothing(dit), noise, continues=False)
     (solution,) = network.solve([chunk])
     assert solution.past is None
