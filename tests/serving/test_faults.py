@@ -66,7 +66,7 @@ def test_slot_that_is_lost_ends_the_service(golden: Path, tmp_path: Path) -> Non
         assert server.status() == "BUSY" and probe.main([server.url]) == 0
         wait_for_end(server.pid)
         assert "(UNHEALTHY); start the server again" in log_of(server)
-        assert "serve: the server counts a prediction" in log_of(server)
+        assert "serve: the server counts predictions" in log_of(server)
 
 
 @pytest.mark.parametrize("place", ["/{}", "../../../{}"])
