@@ -275,7 +275,8 @@ class CrowdedClient:
                 other.close()
                 _, state = collections.deque(events, 1)[0]
                 # Cog calls one failed that was canceled while its worker took it over.
-                at_once = "CancelationException" in state.get("error", "")
+                error = state.get("error", "")
+                at_once = "CancelationException" in error or error.endswith(" error: ")
                 assert state["status"] in ("canceled", "succeeded") or at_once, state
                 self.counts["canceled"] += 1
             else:
