@@ -22,7 +22,7 @@ from kimia_infer.models.kimi_audio.flow import CONDITIONED, StreamConfig
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
-from kimia_infer.models.kimi_audio.whisper import POSITIONS
+from kimia_infer.models.kimi_audio.whisper import BATCH_SEGMENTS, POSITIONS
 from kimia_infer.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ HOST_SLOTS = 8
 
 PIECE = 512
 """Positions of a prompt that are read together."""
-
-SEGMENTS = 4
-"""Segments of 30 seconds that an encoder reads together."""
 
 STREAMS = 6
 """Tensors [positions, hidden_size] that are alive in a feed-forward: the residual stream and what
@@ -103,7 +100,7 @@ class SpeechSizes:
             (whisper, whisper.config),
         ):
             row = 2 * config.encoder_ffn_dim + 4 * config.d_model  # the widest place of a layer
-            values = SEGMENTS * POSITIONS * row
+            values = BATCH_SEGMENTS * POSITIONS * row
             encoding = max(encoding, values * module.conv1.weight.dtype.itemsize)
         encoders = weight_bytes(speech_tokenizer), weight_bytes(whisper)
         if dit is None or vocoder is None:

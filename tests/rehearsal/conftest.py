@@ -16,27 +16,27 @@ from tests.rehearsal.fake_cuda import CUDA, FakeCuda, install_flash_attention
 from tests.rehearsal.published import WAVE, Loaded, features_of, write_checkpoint
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def patch() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantization, "BLOCK_VALUES", 2**28)  # a matrix at once
         yield patch
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def card(patch: pytest.MonkeyPatch) -> FakeCuda:
     install_flash_attention(patch)
     return FakeCuda(patch)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("published")
     write_checkpoint(directory)
     return directory
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def loaded(card: FakeCuda, directory: Path) -> Loaded:
     with card.active() as ledger, ledger.peak_within() as peak:
         components = load_components(directory, True, CUDA, torch.bfloat16)
@@ -45,7 +45,7 @@ def loaded(card: FakeCuda, directory: Path) -> Loaded:
     return Loaded(components, model, peak[0])
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def features(card: FakeCuda, loaded: Loaded) -> Tensor:
     """Whisper features of the question."""
     model = loaded.model

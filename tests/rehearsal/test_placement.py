@@ -15,7 +15,6 @@ from kimia_infer.api.loading import Components, load_components
 from kimia_infer.api.memory import (
     LONGEST,
     PIECE,
-    SEGMENTS,
     Capacity,
     MemoryPlan,
     SpeechSizes,
@@ -83,7 +82,7 @@ def test_memory(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
     tensors = [x for x in vars(calls).values() if isinstance(x, Tensor)]
     recorded = sum(x.nbytes for x in tensors)
     assert abs(recorded - 4 * sizes.row) < 0.01 * recorded
-    wave = np.zeros(SEGMENTS * 30 * 16_000, dtype=np.float32)
+    wave = np.zeros(8 * 30 * 16_000, dtype=np.float32)
     for stage, planned in (
         (read, plan.reading_bytes("none")),
         (lambda ledger: loaded.model.speech_codes.encode(wave), sizes.encoding),
@@ -91,8 +90,8 @@ def test_memory(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
         (speak, sum(sizes.speaking(4)) - recorded),
     ):
         found = work(stage)
-        # Whisper, in half the bytes, is not what decides.
-        assert found <= planned * 1.03 and planned <= found * 2.1, (stage, found, planned)
+        # Whisper, in half the bytes, is not what decides; the reserve has room for spectrograms.
+        assert found <= planned * 1.1 and planned <= found * 2.1, (stage, found, planned)
 
 
 def test_two_devices(card: FakeCuda, directory: Path) -> None:

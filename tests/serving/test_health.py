@@ -26,12 +26,12 @@ CPU = torch.device("cpu")
 
 
 def test_working_device_is_healthy() -> None:
-    Health(CPU, Load()).check()
+    Health([CPU], Load()).check()
 
 
 def test_broken_device_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     load = Load()
-    health = Health(CPU, load)
+    health = Health([CPU], load)
 
     def lost(*arguments, **keywords):
         raise RuntimeError("device lost")
@@ -47,14 +47,20 @@ def test_broken_device_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     health.check()
 
 
+def test_both_devices_are_asked() -> None:
+    """The second one has no values to return."""
+    with pytest.raises(RuntimeError, match="meta"):
+        Health([CPU, torch.device("meta")], Load()).check()
+
+
 def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "arange", lambda *a, **k: torch.zeros(256))
     with pytest.raises(DeviceError, match="wrong results"):
-        Health(CPU, Load()).check()
+        Health([CPU], Load()).check()
 
 
 def test_device_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    health, asked, answer = Health(CPU, Load()), threading.Event(), threading.Event()
+    health, asked, answer = Health([CPU], Load()), threading.Event(), threading.Event()
     arange = torch.arange
 
     def hanging(*arguments, **keywords):
@@ -77,7 +83,7 @@ def test_prediction_far_beyond_its_limit_counts_as_stuck(monkeypatch: pytest.Mon
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     load = Load(2, {1: now})
-    limited, unlimited = Health(CPU, load, 10.0), Health(CPU, load)
+    limited, unlimited = Health([CPU], load, 10.0), Health([CPU], load)
     now += 10 + GRACE_SECONDS
     limited.check()
     now += 1
@@ -94,7 +100,7 @@ class Slots:
 
     def __init__(self) -> None:
         self.load, self.status = Load(), "READY"
-        self.health = Health(CPU, self.load)
+        self.health = Health([CPU], self.load)
         self.watch = SlotWatch(self.health, self.load, lambda: self.status)
 
     def begin(self) -> None:

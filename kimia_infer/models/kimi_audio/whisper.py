@@ -42,8 +42,9 @@ SEGMENT_FRAMES = SEGMENT_SAMPLES // 160
 LENGTH_STEP = 200
 """Spectrograms are batched and recorded by multiples of these 2 s, which divide a segment."""
 
-BATCH_SEGMENTS = 16
-"""Segments that a device encodes at once, which bounds memory."""
+BATCH_SEGMENTS = 4
+"""Segments that a device encodes at once. Four have 6,000 frames; more would keep it no busier and
+take memory from requests (0.37 GB at the published size)."""
 
 EAGER_FRAMES = 4000
 """Mel frames, padding included, that are encoded at once where operations are launched one by one.

@@ -6,7 +6,7 @@ import http.client
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -34,7 +34,7 @@ class SlotLost(RuntimeError):
 
 
 class Health:
-    """Watches one device.
+    """Watches the devices of the model.
 
     Cog (0.23) calls the health check on a new thread for every request to ``/health-check``,
     once at a time, also while predictions run, and waits up to 5 seconds for it. During that
@@ -43,15 +43,15 @@ class Health:
     ``timeout`` is the limit in seconds of one prediction, None without a limit.
     """
 
-    def __init__(self, device: torch.device, load: Load, timeout: float | None = None):
-        self._device, self._load, self._timeout = device, load, timeout
+    def __init__(self, devices: Collection[torch.device], load: Load, timeout: float | None = None):
+        self._devices, self._load, self._timeout = devices, load, timeout
         self.lost_after: int | None = None
-        self._checking_since: float | None = None
+        self._asked: tuple[torch.device, float] | None = None
 
     def check(self) -> None:
-        """Return if the device computes, or works on predictions within their limit.
+        """Return if every device computes, or works on predictions within their limit.
 
-        Raises DeviceError if it does not answer or computes nonsense, SlotLost if no prediction
+        Raises DeviceError if one does not answer or computes nonsense, SlotLost if no prediction
         has begun after ``lost_after``, and whatever PyTorch raises for a device that is lost or
         has no memory left.
         """
@@ -60,9 +60,9 @@ class Health:
                 "the server counts predictions that the model does not have and takes no other "
                 "(docs/deploy.md: prediction ids)"
             )
-        now, asked, limit = time.monotonic(), self._checking_since, self._timeout
-        if asked is not None:
-            raise DeviceError(f"{self._device} has not answered for {now - asked:.0f} s")
+        now, limit = time.monotonic(), self._timeout
+        if (asked := self._asked) is not None:
+            raise DeviceError(f"{asked[0]} has not answered for {now - asked[1]:.0f} s")
         oldest = min(list(self._load.running.values()), default=None)
         if oldest is not None:  # a busy device is left alone
             if limit is not None and now - oldest > limit + GRACE_SECONDS:
@@ -72,13 +72,14 @@ class Health:
                 )
             return
         try:
-            self._checking_since = now
-            numbers = torch.arange(256, device=self._device, dtype=torch.float32)
-            total = (numbers * numbers).sum().item()
+            for device in self._devices:
+                self._asked = device, now
+                numbers = torch.arange(256, device=device, dtype=torch.float32)
+                total = (numbers * numbers).sum().item()
+                if total != sum(i * i for i in range(256)):
+                    raise DeviceError(f"{device} computes wrong results: {total}")
         finally:
-            self._checking_since = None
-        if total != sum(i * i for i in range(256)):
-            raise DeviceError(f"{self._device} computes wrong results: {total}")
+            self._asked = None
 
 
 class SlotWatch:

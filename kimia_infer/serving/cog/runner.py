@@ -95,7 +95,8 @@ class KimiRunner(cog.BaseRunner):
         self.workers = Workers(count, load)
         self.model = KimiAudio(weights_from_environment(weights), **settings.model_arguments())
         self.settings = settings
-        self.health = Health(self.model.device, load, settings.timeout)
+        devices = {self.model.device, self.model.speech_device}
+        self.health = Health(devices, load, settings.timeout)
         self_test(self.model)
         sweep = functools.partial(sweep_predictions, SERVER_DIRECTORY)
         run_periodically([self.uploads.keep, sweep, trim_heap], FILE_SECONDS)
