@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import takewhile
 from typing import NamedTuple
 
 import torch
@@ -40,8 +41,10 @@ Noise = Callable[[int, int], Tensor]
 FIRST_CHUNKS = {"quality": (), "low_latency": (16, 8, 16)}
 PRESETS = tuple(FIRST_CHUNKS)
 
-EAGER_ROWS = 4
-"""Chunks that are computed together where operations are launched one by one."""
+EAGER_ROWS, EAGER_CODES = 4, 20
+"""Chunks that are computed together where operations are launched one by one, and the most codes
+of each. On a CPU four chunks of 16 codes take 0.8 times as long together as one by one. Four full
+ones take 0.97 times as long, for which the first listener would wait four times as long."""
 
 
 def recorded_rows(streams: int | None) -> tuple[int, ...]:
@@ -310,19 +313,27 @@ class Detokenizer:
             job.stream.mel_stream.chunk(given, job.final)
             for job, given in zip(jobs, codes, strict=True)
         ]
-        limit = self.batch_limit
+        sizes = [0 if chunk is None else len(chunk.codes) for chunk in chunks]
+        results: list[ChunkResult] = []
         with self._lock:
-            results = [
-                result
-                for first in range(0, len(jobs), limit)
-                for result in self._compute(
-                    jobs[first : first + limit], chunks[first : first + limit]
-                )
-            ]
+            while (first := len(results)) < len(jobs):
+                batch = slice(first, first + self.fitting(sizes[first:]))
+                results += self._compute(jobs[batch], chunks[batch])
         return [
             job.stream.advance(result, given, job.final)
             for job, result, given in zip(jobs, results, codes, strict=True)
         ]
+
+    def fitting(self, sizes: Sequence[int]) -> int:
+        """How many of the next chunks are computed together, at least one.
+
+        ``sizes`` are the codes of each, those that wait in its stream included.
+        """
+        most = min(len(sizes), self.batch_limit)
+        if self.graphs.captures:
+            return most
+        short = takewhile(lambda codes: codes <= EAGER_CODES, sizes[:most])
+        return max(1, len(list(short)))
 
     def _compute(
         self, jobs: Sequence[ChunkJob], chunks: Sequence[Chunk | None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kimia_infer.models.kimi_audio import detokenizer as detokenizer_module
 from kimia_infer.models.kimi_audio.detokenizer import (
     ChunkJob,
     Detokenizer,
@@ -80,11 +82,13 @@ def graphs(request: pytest.FixtureRequest) -> Graphs:
 @pytest.fixture(scope="module", params=CONFIGS)
 def pair(
     request: pytest.FixtureRequest, dit: DiT, small_vocoder: Vocoder, graphs: Graphs
-) -> tuple[Detokenizer, Detokenizer]:
+) -> Iterator[tuple[Detokenizer, Detokenizer]]:
     """The one under test, which goes on from example to example, and one to compare with."""
     config = CONFIGS[request.param]
     tested = Detokenizer(dit, small_vocoder, config, graphs)
-    return tested, Detokenizer(dit, small_vocoder, config, Direct())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detokenizer_module, "EAGER_CODES", config.largest_chunk_codes)
+        yield tested, Detokenizer(dit, small_vocoder, config, Direct())
 
 
 @settings(max_examples=15)
@@ -165,6 +169,20 @@ def test_a_failure_while_computing_changes_nothing(
             stream.push([1, 2], final=True)
     assert all(a is b or a == b for a, b in zip(state_of(stream), before, strict=True))
     assert stream.push([1, 2], final=True).isfinite().all()
+
+
+def test_how_many_chunks_are_computed_together(dit: DiT, small_vocoder: Vocoder) -> None:
+    """On a CPU short ones alone gain enough."""
+    eager = Detokenizer(dit, small_vocoder, graphs=Direct())
+    recorded = Detokenizer(dit, small_vocoder, graphs=TracedGraphs(CPU))
+    for sizes, on_cpu, elsewhere in (
+        ([42], 1, 1),
+        ([42, 42, 42, 42, 42], 1, 4),
+        ([16, 20, 42, 16], 2, 4),
+        ([16] * 9, 4, 4),
+        ([42, 16], 1, 2),
+    ):
+        assert (eager.fitting(sizes), recorded.fitting(sizes)) == (on_cpu, elsewhere)
 
 
 def test_two_chunks_of_a_stream_cannot_be_one_batch(dit: DiT, small_vocoder: Vocoder) -> None:
