@@ -151,8 +151,8 @@ def test_too_much_audio_is_refused_before_any_encoder_runs(
         file.setparams((1, 2, 16000, 0, "NONE", ""))
         file.writeframes(bytes(2 * 16000 * seconds))
     ran = []
-    monkeypatch.setattr(model.speech_codes, "encode", ran.append)
-    monkeypatch.setattr(model.whisper_features, "encode", ran.append)
+    monkeypatch.setattr(model.speech_codes, "encode_all", ran.append)
+    monkeypatch.setattr(model.whisper_features, "encode_all", ran.append)
     chat = [{"role": "user", "message_type": "audio", "content": str(path)}]
     with pytest.raises(RequestError, match=message):
         model.generate(chat)

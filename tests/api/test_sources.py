@@ -161,8 +161,8 @@ def test_the_time_limit_holds_while_audio_is_read(
     """Nothing is encoded once the time is over, which is 1 s later whenever it is asked for."""
     clock = itertools.count()
     monkeypatch.setattr(response.time, "monotonic", lambda: float(next(clock)))
-    monkeypatch.setattr(model.speech_codes, "encode", lambda wave: pytest.fail("encoded"))
-    monkeypatch.setattr(model.whisper_features, "encode", lambda wave: pytest.fail("encoded"))
+    monkeypatch.setattr(model.speech_codes, "encode_all", lambda waves: pytest.fail("encoded"))
+    monkeypatch.setattr(model.whisper_features, "encode_all", lambda waves: pytest.fail("encoded"))
     monkeypatch.setattr(model, "answer", lambda request: pytest.fail("answered"))
     audio = wav_bytes(noise(25, rate), rate)
     with pytest.raises(RequestTimeout, match=r"timeout_seconds: .* 0\.5 s"):

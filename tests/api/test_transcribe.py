@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from kimia_infer.api.engine import ChatEncoder
 from kimia_infer.api.events import TextDelta
@@ -161,12 +162,13 @@ def test_silent_segments_are_not_answered(
     speech = recording(golden, 20)
     wave = np.concatenate([speech, np.zeros(40 * SAMPLE_RATE, np.float32), speech])
     seconds: list[float] = []
-    encode = model.speech_codes.encode
-    monkeypatch.setattr(
-        model.speech_codes,
-        "encode",
-        lambda wave: (seconds.append(len(wave) / SAMPLE_RATE), encode(wave))[1],
-    )
+    encode = model.speech_codes.encode_all
+
+    def watched(waves: list[np.ndarray]) -> list[Tensor]:
+        seconds.extend(len(wave) / SAMPLE_RATE for wave in waves)
+        return encode(waves)
+
+    monkeypatch.setattr(model.speech_codes, "encode_all", watched)
     transcript = model.transcribe(wav_bytes(wave), **LIMIT)
     check_cover(transcript.segments, 80)
     silent = [segment.silent for segment in transcript.segments]
@@ -178,7 +180,9 @@ def test_silent_segments_are_not_answered(
 
 
 def test_a_silent_recording_has_no_text(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model.speech_codes, "encode", lambda wave: pytest.fail("encoded silence"))
+    monkeypatch.setattr(
+        model.speech_codes, "encode_all", lambda waves: pytest.fail("encoded silence")
+    )
     transcript = model.transcribe(wav_bytes(np.zeros(70 * SAMPLE_RATE)))
     assert transcript.segments == [TranscriptSegment(0.0, 70.0, "", silent=True)]
     assert transcript.text == ""
