@@ -152,8 +152,9 @@ class LanguageModel(nn.Module):
 
         audio_ids, text_ids int64 [batch, length]; at the positions where ``is_continuous``
         (bool, same shape) holds, the adapted ``features`` [positions, adaptor_input_dim], in
-        their order, are added to the audio embedding and the sum is scaled by sqrt(2). ``dtype``
-        is that of the embedding by default; in training parameters may have another one.
+        their order, are added to the audio embedding and the sum is scaled by sqrt(2). They may
+        be on another device, from which they are copied here. ``dtype`` is that of the embedding
+        by default; in training parameters may have another one.
 
         As published, a row whose text ids are all 0 gets no text embedding at all; during
         decoding that affects every step whose text id is 0 (``!`` in the published

@@ -87,3 +87,16 @@ def test_the_warm_up_records_every_vocoded_shape(
     rows, lengths = (set(values) for values in zip(*shapes, strict=True))
     assert rows == {1, 2, 4} and {72, 156, 204, 16} <= lengths
     assert len(shapes) == len(set(shapes)) == len(rows) * len(lengths)
+
+
+@pytest.mark.parametrize(("streams", "rows"), [(1, (1,)), (3, (1, 2)), (32, (1, 2, 4))])
+def test_few_streams_need_few_rows(
+    streams: int, rows: tuple[int, ...], dit: DiT, small_vocoder: Vocoder
+) -> None:
+    """Neither memory nor recordings for more chunks than there are streams."""
+    detokenizer = Detokenizer(dit, small_vocoder, FEW_STEPS, FixedShapes(CPU), streams)
+    calls = detokenizer.network.calls
+    assert calls is not None and calls.keys.shape[1] == calls.x.shape[0] == rows[-1]
+    assert detokenizer.batch_limit == rows[-1] and detokenizer._vocoder.rows == rows
+    calls.record_all()
+    assert {size.rows for size in calls._recorded} == set(rows)
