@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.engine.decode import TrackState
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.rows import TrackRows
 
 
 def script(
@@ -24,13 +25,12 @@ def script(
     """
     control, delay = model.decoder.control, model.language_model.config.audio_delay
 
-    def sample(track: TrackState, step: Tensor, sampling: object) -> Tensor:
-        at = int(step)
-        if track.head is model.language_model.text_head:
-            chosen = text[at] if at < len(text) else control.text_end
-        else:
-            at -= delay
-            chosen = audio[at] if 0 <= at < len(audio) else control.audio_ends[0]
-        return torch.tensor([chosen])
+    def sample(decoder: Decoder, track: TrackRows, step: Tensor, *rest: object) -> Tensor:
+        store = decoder.rows.text.store.untyped_storage().data_ptr()
+        if track.store.untyped_storage().data_ptr() == store:
+            return torch.tensor([text[i] if i < len(text) else control.text_end for i in step])
+        said = (int(i) - delay for i in step)
+        end = control.audio_ends[0]
+        return torch.tensor([audio[i] if 0 <= i < len(audio) else end for i in said])
 
-    monkeypatch.setattr(TrackState, "sample", sample)
+    monkeypatch.setattr(Decoder, "_sample", sample)

@@ -13,6 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.scheduler import Scheduler
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.utils.graphs import Direct, Work
 
 aten = torch.ops.aten
@@ -77,6 +81,21 @@ class TracedGraphs(Direct):
             tape.replay()
 
         return replay
+
+
+def record_steps(model: KimiAudio, slots: int = 2) -> KimiAudio:
+    """Have a model launch its steps and its speech as on a GPU: recorded, and polled late."""
+    old, detokenizer = model.decoder, model.detokenizer
+    model.decoder = Decoder(
+        old.model, old.control, old.capacity, make_graphs=TracedGraphs, slots=slots
+    )
+    if detokenizer is not None:
+        model.detokenizer = Detokenizer(
+            detokenizer.dit, detokenizer.vocoder, detokenizer.config, TracedGraphs(model.device)
+        )
+    model.scheduler.stop()
+    model.scheduler = Scheduler(model.decoder, model.detokenizer, model.encoder.encode)
+    return model
 
 
 class FixedShapes(Direct):

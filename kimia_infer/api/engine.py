@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+import weakref
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import astuple
 from typing import Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.api.events import Event
+from kimia_infer.api.encoding import ChatEncoder
+from kimia_infer.api.events import Event, Metrics
 from kimia_infer.api.loading import Components
 from kimia_infer.api.parameters import BUDGETS, Parameters
 from kimia_infer.api.response import (
@@ -20,26 +20,20 @@ from kimia_infer.api.response import (
     OnStep,
     Request,
     Response,
-    SpeechPipeline,
     Stopwatch,
-    named,
 )
 from kimia_infer.api.voice import VoiceReader
-from kimia_infer.audio.files import (
-    SAMPLE_RATE,
-    AudioError,
-    AudioTooLong,
-    Check,
-    Note,
-    load_audio,
-)
-from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.failures import as_request_error
+from kimia_infer.engine.generation import ControlTokens, Generation
 from kimia_infer.engine.repetition import RepetitionGuard
+from kimia_infer.engine.scheduler import Scheduler
+from kimia_infer.engine.speech import Speech
+from kimia_infer.engine.task import Task
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
 from kimia_infer.models.kimi_audio.prompt import (
     AudioInput,
-    EncodedMessage,
     Message,
     Prompt,
     PromptBuilder,
@@ -47,108 +41,13 @@ from kimia_infer.models.kimi_audio.prompt import (
     parse_messages,
     require_content,
 )
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
-from kimia_infer.models.kimi_audio.text_tokenizer import TextStream, TextTokenizer
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, code_count
-from kimia_infer.utils.errors import RequestError, RequestOutOfMemory
+from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
+from kimia_infer.utils.errors import RequestError
 
 HeadRows = Literal["full", "track"]
 Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
-
-POLL_INTERVAL = 8
-"""Steps between polls where steps are recorded."""
-
-
-@dataclass(frozen=True)
-class ChatEncoder:
-    """Encodes chats with the tokenizers and encoders of a checkpoint."""
-
-    text_tokenizer: TextTokenizer
-    speech_codes: SpeechCodes
-    whisper_features: WhisperFeatures
-    prompt_builder: PromptBuilder
-
-    def load(
-        self,
-        messages: Sequence[Message],
-        options: Parameters,
-        clock: Stopwatch,
-        note: Note = log.warning,
-        check: Check | None = None,
-    ) -> dict[int, np.ndarray]:
-        """The audio of a chat by message, float32 [samples] at 16 kHz.
-
-        Audio that alone would exceed the budget is refused without decoding the rest. ``note`` and
-        ``check`` are those of ``load_audio``; notes begin with the name of the message.
-        """
-        waves = {}
-        with clock.timed("load_audio"):
-            for index, message in enumerate(messages):
-                if message.audio is None:
-                    continue
-                where = f"chats[{index}].content: "
-                noted = named(where, note)
-                try:
-                    waves[index] = load_audio(
-                        message.audio, options.max_audio_seconds, note=noted, check=check
-                    )
-                except AudioTooLong as error:
-                    raise AudioTooLong(f"{where}{error} ({options.budget_explained})") from error
-                except AudioError as error:
-                    raise AudioError(f"{where}{error}") from error
-        return waves
-
-    def encode(
-        self,
-        messages: Sequence[Message],
-        waves: Mapping[int, np.ndarray],
-        options: Parameters,
-        clock: Stopwatch,
-    ) -> tuple[Prompt, Tensor | None]:
-        """The prompt and the Whisper features [positions, dim] it refers to.
-
-        A prompt that leaves no budget is refused before any encoder runs.
-        """
-        with clock.timed("prompt"):
-            text_ids = [self.text_tokenizer.encode(m.text or "") for m in messages]
-            unknown = {i: [0] * code_count(len(wave)) for i, wave in waves.items()}
-            draft = self._layout(messages, text_ids, unknown, options)
-            options.step_limit(len(draft))
-        with clock.timed("encoders"):
-            features, codes = self.encode_waves(waves, draft.feature_messages)
-        with clock.timed("prompt"):
-            prompt = self._layout(messages, text_ids, codes, options)
-        seconds = sum(len(wave) for wave in waves.values()) / SAMPLE_RATE
-        clock.metrics |= {"input_audio_seconds": seconds, "prompt_tokens": len(prompt)}
-        return prompt, features
-
-    @torch.inference_mode()
-    def encode_waves(
-        self, waves: Mapping[int, np.ndarray], featured: Sequence[int]
-    ) -> tuple[Tensor | None, dict[int, list[int]]]:
-        """Whisper features of the ``featured`` waves, joined, and the speech codes of all.
-
-        Features are launched first and stay on the device while the host waits for the codes.
-        """
-        features = self.whisper_features.encode_all([waves[index] for index in featured])
-        codes = self.speech_codes.encode_all(list(waves.values()))
-        found = {index: part.tolist() for index, part in zip(waves, codes, strict=True)}
-        return torch.cat(features) if features else None, found
-
-    def _layout(
-        self,
-        messages: Sequence[Message],
-        text_ids: Sequence[list[int]],
-        codes: Mapping[int, list[int]],
-        options: Parameters,
-    ) -> Prompt:
-        encoded = [
-            EncodedMessage(m.role, m.message_type, text_ids[i], codes.get(i, ()))
-            for i, m in enumerate(messages)
-        ]
-        return self.prompt_builder.build(encoded, options.output_type)
 
 
 class Engine:
@@ -166,9 +65,6 @@ class Engine:
         self.adapter, self.quantization = components.adapter, model.quantization
         self.offload, self.capacity = components.offload or "none", components.capacity
         self.speech_device = components.speech_device or self.device
-        # On the CPU a poll costs nothing, and a thread would compete for its cores.
-        self.background = self.device.type != "cpu"
-        self.poll_interval = POLL_INTERVAL if self.background else 1
         self.text_tokenizer = components.text_tokenizer
         self.segment_seconds = components.segment_seconds
         self.speech_codes = components.speech_tokenizer
@@ -184,18 +80,31 @@ class Engine:
         self.kimia_token_offset = config.token_offset
         self.prompt_builder = PromptBuilder(special, config.token_offset, config.audio_delay)
         self.encoder = ChatEncoder(
-            self.text_tokenizer, self.speech_codes, self.whisper_features, self.prompt_builder
+            self.text_tokenizer,
+            self.speech_codes,
+            self.whisper_features,
+            self.prompt_builder,
+            self.device,
         )
         self.voice_reader = VoiceReader.of(components)
         control = ControlTokens(
             special.text_blank, special.text_eos, (special.msg_end, special.media_end)
         )
-        capacity = max(BUDGETS.values())
         self.decoder = Decoder(
-            self.language_model, control, capacity, attention, kv_cache=kv_cache or "none"
+            self.language_model,
+            control,
+            max(BUDGETS.values()),
+            attention,
+            kv_cache=kv_cache or "none",
+            slots=self.capacity.slots,
+            places=self.capacity.positions,
+            speaks=self.detokenizer is not None,
         )
         self.decoder.warm_up()
         components.warm_up()
+        self.scheduler = Scheduler(self.decoder, self.detokenizer, self.encoder.encode)
+        # Its thread would keep the weights in memory.
+        weakref.finalize(self, self.scheduler.stop)
         log.info(
             "Kimi-Audio on %s, encoders and speech on %s, %s, slots: %s, positions: %s, "
             "quantization: %s, key/value cache: %s, offload: %s, attention: %s, head rows: %s, "
@@ -205,6 +114,20 @@ class Engine:
             head_rows, self.adapter or "none",
             "text" if self.detokenizer is None else "text and speech",
         )  # fmt: skip
+
+    @property
+    def described(self) -> Metrics:
+        """How the model runs, for the metrics of answers."""
+        described: Metrics = {
+            "attention": self.decoder.backend.name,
+            "head_rows": self.head_rows,
+            "quantization": self.quantization,
+            "kv_cache": self.decoder.kv_cache,
+            "offload": self.offload,
+        }
+        if self.adapter is not None:
+            described["adapter"] = "/".join(self.adapter.parts[-2:])  # no path of the host
+        return described
 
     def _use_onednn(self) -> None:
         use_onednn(self.speech_codes.module)
@@ -255,7 +178,7 @@ class Engine:
             if voice is not None and self.voice_reader is not None:  # as checked
                 source = parse_audio("voice", voice)
                 read = self.voice_reader.read(source, notes.append, deadline.check)
-        yield from self.answer(
+        response = self.begin(
             Request(
                 messages,
                 self.encoder.load(messages, options, clock, notes.append, deadline.check),
@@ -269,38 +192,32 @@ class Engine:
                 notes,
             )
         )
-
-    def answer(self, request: Request) -> Generator[Event]:
-        """The events of one answer, last the Completion."""
-        clock = request.clock
-        clock.metrics |= {
-            "attention": self.decoder.backend.name,
-            "head_rows": self.head_rows,
-            "quantization": self.quantization,
-            "kv_cache": self.decoder.kv_cache,
-            "offload": self.offload,
-        }
-        if self.adapter is not None:
-            clock.metrics["adapter"] = "/".join(self.adapter.parts[-2:])  # no path of the host
-        response = self.begin(request)
-        yield from response.events()
-        yield response.completion()
+        yield from response.all_events()
 
     def begin(self, request: Request) -> Response:
-        """Encode the chat of a request, for the response that runs its generation."""
+        """Put a request in the queue of the engine. Raises ServiceBusy if that is full."""
         require_content(request.messages)
-        prompt, features = self.encoder.encode(
-            request.messages, request.waves, request.options, request.clock
-        )
+        request.clock.metrics |= self.described
+        options = request.options
+        chat, length = self.encoder.prepare(request.messages, request.waves, options, request.clock)
         request.deadline.check()
-        return Response(
-            request,
-            self.generation(prompt, features, request.options, request.randomness),
-            TextStream(self.text_tokenizer),
-            self._pipeline(request),
-            self.kimia_token_offset,
-            0 if self.detokenizer is None else self.detokenizer.sample_rate,
+        offset = self.kimia_token_offset
+        task = Task(
+            chat,
+            length,
+            options.step_limit(length),
+            options.output_type,
+            options.sampling,
+            request.randomness,
+            request.deadline.check,
+            request.guard,
+            self._speech(request),
+            lambda audio_id: audio_id - offset if audio_id >= offset else None,
         )
+        self.scheduler.submit(task)
+        sample_rate = 0 if self.detokenizer is None else self.detokenizer.sample_rate
+        text = TextStream(self.text_tokenizer)
+        return Response(request, task, self.scheduler, text, offset, sample_rate)
 
     def check(self, options: Parameters, voice: bool = False) -> None:
         """Raise RequestError for what this model, as it was loaded, cannot do."""
@@ -331,38 +248,29 @@ class Engine:
         """
         clock = clock or Stopwatch()
         waves = self.encoder.load(messages, options, clock)
-        return self.encoder.encode(messages, waves, options, clock)
+        chat, _ = self.encoder.prepare(messages, waves, options, clock)
+        return self.encoder.encode_all([chat])[0]
 
     def generation(
         self, prompt: Prompt, features: Tensor | None, options: Parameters, randomness: Randomness
     ) -> Generation:
-        """The generation of the answer to an encoded chat."""
+        """The answer to an encoded chat, to be generated alone, while no request is answered."""
         return Generation(
             self.decoder,
-            DecodeInput(
-                torch.tensor([prompt.audio_ids]).to(self.device),
-                torch.tensor([prompt.text_ids]).to(self.device),
-                torch.tensor([prompt.is_continuous]).to(self.device),
-                features,
-            ),
+            self.encoder.decode_input(prompt, features),
             options.output_type,
             options.step_limit(len(prompt)),
             options.sampling,
             randomness,
-            self.poll_interval,
+            self.scheduler.poll_interval,
         )
 
-    def _pipeline(self, request: Request) -> SpeechPipeline | None:
+    def _speech(self, request: Request) -> Speech | None:
         if request.options.output_type == "text":
             return None
         assert self.detokenizer is not None, "checked"
-        return SpeechPipeline(
-            self.detokenizer,
-            self._noise(request.randomness),
-            request.options.preset,
-            self.background,
-            request.voice,
-        )
+        noise = self._noise(request.randomness)
+        return Speech(self.detokenizer, noise, request.options.preset, request.voice)
 
     def _noise(self, randomness: Randomness) -> Callable[[int, int], Tensor]:
         assert self.detokenizer is not None, "checked"
@@ -370,31 +278,12 @@ class Engine:
         return lambda chunk, frames: randomness.noise(chunk, frames, mel_bins)
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation has failed, which on the CPU only the message says."""
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "DefaultCPUAllocator:" in str(error)
-
-
 def surviving_out_of_memory(items: Generator[Item]) -> Generator[Item]:
     """``items``, whose lack of memory becomes a RequestOutOfMemory.
 
-    The memory of the failed call is freed before the error is raised, and the allocator's idle
-    memory goes back to the device for the next request. Closing this iterator closes ``items``.
+    Closing this iterator closes ``items``.
     """
     try:
         yield from items
-        return
     except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = (str(error).splitlines() or ["MemoryError"])[0]
-        # Every frame on the way refers to tensors, and the traceback to the frames.
-        traceback.clear_frames(error.__traceback__)
-    del items
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
-    raise RequestOutOfMemory(
-        f"out of memory while answering ({reason}); send less audio, text or history, or a "
-        "smaller max_new_tokens. The memory is free again for other requests"
-    )
+        raise as_request_error(error) from None

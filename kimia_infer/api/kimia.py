@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from kimia_infer.api.engine import (
-    POLL_INTERVAL,
     Engine,
     HeadRows,
     surviving_out_of_memory,
@@ -22,7 +21,7 @@ from kimia_infer.api.loading import Components, load_components, parse_device, p
 from kimia_infer.api.memory import check_slots
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
-from kimia_infer.api.response import Deadline, OnStep, Request, Stopwatch, named
+from kimia_infer.api.response import Deadline, OnStep, Request, Response, Stopwatch, named
 from kimia_infer.api.transcription import (
     INSTRUCTION,
     MAX_SECONDS,
@@ -40,7 +39,7 @@ from kimia_infer.models.kimi_audio.checkpoint import resolve_weights
 from kimia_infer.models.kimi_audio.prompt import AudioInput, Message, parse_audio, parse_text
 from kimia_infer.utils.errors import ConfigurationError, RequestError
 
-__all__ = ["POLL_INTERVAL", "Completion", "KimiAudio"]
+__all__ = ["Completion", "KimiAudio"]
 
 
 def check_head_rows(value: str) -> None:
@@ -58,7 +57,7 @@ class KimiAudio(Engine):
     torch.dtype or its name) to bfloat16 on accelerators and float32 on the CPU. The speech
     tokenizer always runs in float32, since bfloat16 changes codes. ``head_rows="track"``
     computes only the logits each track can use; the published ``"full"`` is the default.
-    ``attention`` names a backend (``"triton"``, ``"flash-attn"``, ``"sdpa"``) instead of the best
+    ``attention`` names a backend (``"triton"``, ``"sdpa"``) instead of the best
     one that device and installation allow. ``adapter`` is the local directory of an adapter that
     ``scripts/finetune`` made for these weights, to which it is added. ``quantization``
     (``"none"``, ``"fp8"``, ``"int8"``, ``"int4"``) says how the matrices of the language model's
@@ -292,9 +291,9 @@ class KimiAudio(Engine):
         audio = messages[-1].audio
         assert audio is not None
 
-        def answer(segment: np.ndarray, report: Callable[[], None]) -> Generator[Event]:
+        def begin(segment: np.ndarray, report: Callable[[], None]) -> Response:
             guard = RepetitionGuard.for_speech(len(segment) / SAMPLE_RATE)
-            return self.answer(
+            return self.begin(
                 Request(
                     messages,
                     {len(messages) - 1: segment},
@@ -313,7 +312,13 @@ class KimiAudio(Engine):
                 note = named("audio: ", notes.append)
                 stream = AudioStream(audio, max_seconds, note=note, check=deadline.check)
             yield from transcribe_stream(
-                stream, answer, clock, on_progress, self.segment_seconds, notes
+                stream,
+                begin,
+                clock,
+                on_progress,
+                self.segment_seconds,
+                notes,
+                self.scheduler.slots,
             )
         except AudioError as error:
             raise type(error)(f"audio: {error}") from error

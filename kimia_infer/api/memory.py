@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from kimia_infer.api.parameters import BUDGETS, MAX_SLOTS
+from kimia_infer.engine.decode import PIECE
 from kimia_infer.layers.attention import KV_CACHES, check_kv_cache
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, stored_build
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
@@ -38,9 +39,6 @@ LONGEST, CONVERSATION = max(BUDGETS.values()), BUDGETS["both"]
 
 HOST_SLOTS = 8
 """Requests at a time by default where the language model is in the memory of the host."""
-
-PIECE = 512
-"""Positions of a prompt that are read together."""
 
 STREAMS = 6
 """Tensors [positions, hidden_size] that are alive in a feed-forward: the residual stream and what

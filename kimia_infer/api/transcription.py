@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -50,8 +53,16 @@ class SoundStream(Protocol):
     def __iter__(self) -> Iterator[np.ndarray]: ...
 
 
+class Answer(Protocol):
+    """An answer that is under way: its events, last the Completion. ``close`` gives it up."""
+
+    def all_events(self) -> Iterator[Event]: ...
+
+    def close(self) -> None: ...
+
+
 OnProgress = Callable[[float, float], None]
-Answer = Callable[[np.ndarray, Callable[[], None]], Iterator[Event]]
+Begin = Callable[[np.ndarray, Callable[[], None]], Answer]
 
 SUMMED = (
     "prompt_seconds",
@@ -112,20 +123,32 @@ def longest_segment(directory: Path) -> float:
     return float(seconds)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A piece of a recording, in seconds; ``answer`` is None for silence of one ``constant``."""
+
+    start: float
+    stop: float
+    answer: Answer | None
+    constant: float = 0.0
+
+
 def transcribe_stream(
     stream: SoundStream,
-    answer: Answer,
+    begin: Begin,
     clock: Stopwatch,
     on_progress: OnProgress | None = None,
     longest: float = LONGEST_SECONDS,
     notes: Sequence[str] = (),
+    together: int = 1,
 ) -> Iterator[TranscriptEvent]:
     """Transcribe a recording at 16 kHz while it is decoded, block by block.
 
     It is cut into segments of at most ``longest`` seconds, of which silent ones in a row become
-    one. For every other one ``answer(segment, on_step)`` answers, and calls ``on_step()`` as it
-    goes. ``on_progress`` is then called with seconds transcribed and in all, and may raise. The
-    text deltas joined are the text of the Transcript, whose notes begin with ``notes``.
+    one. ``begin(segment, on_step)`` begins the answer to every other one, up to ``together`` at a
+    time, and the answer calls ``on_step()`` as it goes. ``on_progress`` is then called with
+    seconds transcribed and in all, and may raise. The text deltas joined are the text of the
+    Transcript, whose notes begin with ``notes``.
     """
     segments: list[TranscriptSegment] = []
     silences: list[tuple[float, float]] = []
@@ -133,37 +156,38 @@ def transcribe_stream(
     gap: TranscriptSegment | None = None
     search = min(SEARCH_SECONDS, longest)
     cut = split_at_quiet(clock.timing("load_audio", stream), longest=longest, search=search)
-    for begin, samples in cut:
-        start, stop = begin / SAMPLE_RATE, (begin + len(samples)) / SAMPLE_RATE
 
-        def report(done: float = start) -> None:
-            if on_progress is not None:
-                on_progress(done, total)
+    def report(done: float) -> None:
+        if on_progress is not None:
+            on_progress(done, total)
 
-        report()
-        if is_silent(loudest_dbfs(samples, SAMPLE_RATE)):
-            silences.append((stop - start, constant_value(samples)))
-            gap = TranscriptSegment(start if gap is None else gap.start, stop, "", silent=True)
-            continue
-        if gap is not None:
-            segments.append(gap)
-            yield gap
-            gap = None
-        joined.begin_segment()
-        for event in answer(samples, report):
-            if isinstance(event, Completion):
-                segments.append(_segment(start, stop, event))
-                notes += [f"{start:.2f} to {stop:.2f} s: {note}" for note in event.notes]
-                _add(metrics, event.metrics)
-            elif isinstance(event, TextDelta) and (delta := joined.push(event.text)):
-                clock.first("first_text")
-                yield TextDelta(delta)
-        yield segments[-1]
+    with contextlib.closing(_ahead(cut, begin, report, together)) as parts:
+        for part in parts:
+            report(part.start)
+            if part.answer is None:
+                silences.append((part.stop - part.start, part.constant))
+                start = part.start if gap is None else gap.start
+                gap = TranscriptSegment(start, part.stop, "", silent=True)
+                continue
+            if gap is not None:
+                segments.append(gap)
+                yield gap
+                gap = None
+            joined.begin_segment()
+            for event in part.answer.all_events():
+                if isinstance(event, Completion):
+                    segments.append(_segment(part.start, part.stop, event))
+                    span = f"{part.start:.2f} to {part.stop:.2f} s"
+                    notes += [f"{span}: {note}" for note in event.notes]
+                    _add(metrics, event.metrics)
+                elif isinstance(event, TextDelta) and (delta := joined.push(event.text)):
+                    clock.first("first_text")
+                    yield TextDelta(delta)
+            yield segments[-1]
     if gap is not None:
         segments.append(gap)
         yield gap
-    if on_progress is not None:
-        on_progress(total, total)
+    report(total)
     notes += _quiet_notes(silences, total)
     metrics |= clock.metrics | {
         "input_audio_seconds": total,
@@ -173,6 +197,36 @@ def transcribe_stream(
         "total_seconds": time.perf_counter() - clock.started,
     }
     yield Transcript(joined.text, segments, metrics, notes)
+
+
+def _ahead(
+    cut: Iterator[tuple[int, np.ndarray]],
+    begin: Begin,
+    report: Callable[[float], None],
+    together: int,
+) -> Generator[_Part]:
+    """The parts of a recording, in order; the answers to the next ones are under way.
+
+    Closing the iterator gives up those that are not complete.
+    """
+    parts: deque[_Part] = deque()
+    current: _Part | None = None
+    try:
+        for first, samples in cut:
+            start, stop = first / SAMPLE_RATE, (first + len(samples)) / SAMPLE_RATE
+            if is_silent(loudest_dbfs(samples, SAMPLE_RATE)):
+                parts.append(_Part(start, stop, None, constant_value(samples)))
+            else:
+                answer = begin(samples, functools.partial(report, start))
+                parts.append(_Part(start, stop, answer))
+            while sum(part.answer is not None for part in parts) >= together:
+                yield (current := parts.popleft())
+        while parts:
+            yield (current := parts.popleft())
+    finally:
+        for part in parts if current is None else [current, *parts]:
+            if part.answer is not None:
+                part.answer.close()
 
 
 def _quiet_notes(silences: Sequence[tuple[float, float]], total: float) -> Iterator[str]:

@@ -1,15 +1,13 @@
 """The key/value cache, and the one place that chooses how attention over it is computed.
 
-Every backend has two forms: of a sequence whose position the host knows, and of a single token
-whose position is in a device tensor, with fixed shapes, so that it can be recorded in a graph.
-All read grouped keys and values as they are stored; Triton's kernel reads e4m3 as well, for the
-others these are widened first.
+Where the host knows the positions, PyTorch's attention reads what is filled. Where it does not, in
+recorded steps of fixed shapes, a backend reads them on the device: Triton's kernel, or PyTorch's
+attention over a copy of a whole bucket of places. Triton's kernel reads e4m3; for PyTorch's it is
+widened first.
 """
 
 from __future__ import annotations
 
-import copy
-import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -32,12 +30,13 @@ Attend = Callable[[Tensor, int], Tensor]
 
 
 class KeyValueCache:
-    """Keys (after rotation) and values of every layer, allocated once.
+    """Keys (after rotation) and values of every layer for ``places`` tokens, allocated once.
 
-    ``keys`` and ``values`` [layers, kv_heads, slots * capacity, head_dim] are stored in
-    ``cache_dtype``, or in ``dtype`` where that is None, and read in ``dtype``. ``cos`` and
-    ``sin`` [capacity, head_dim] are the rotary tables of the positions, computed in fp32 and cast
-    to ``dtype``. Each of the ``slots`` belongs to one request.
+    All requests share it: each has a span of places, and its token at position p stands at the
+    start of the span plus p. ``keys`` and ``values`` [layers, kv_heads, places, head_dim] are
+    stored in ``cache_dtype``, or in ``dtype`` where that is None, and read in ``dtype``. ``cos``
+    and ``sin`` [positions, head_dim] are the rotary tables of the positions of the longest
+    request, computed in fp32 and cast to ``dtype``.
     """
 
     def __init__(
@@ -45,24 +44,24 @@ class KeyValueCache:
         layers: int,
         kv_heads: int,
         head_dim: int,
-        capacity: int,
+        places: int,
+        positions: int,
         *,
         rope_theta: float,
         device: torch.device,
         dtype: torch.dtype,
         cache_dtype: torch.dtype | None = None,
-        slots: int = 1,
     ):
-        self.capacity, self.dtype, self.slots = capacity, dtype, slots
-        shape = (layers, kv_heads, slots * capacity, head_dim)
+        self.places, self.dtype = places, dtype
+        shape = (layers, kv_heads, places, head_dim)
         self.keys = torch.empty(shape, device=device, dtype=cache_dtype or dtype)
         self.values = torch.empty_like(self.keys)
-        self.cos, self.sin = rotary_tables(head_dim, rope_theta, capacity, device, dtype)
+        self.cos, self.sin = rotary_tables(head_dim, rope_theta, positions, device, dtype)
 
-    def clear(self) -> None:
-        """Fill with zeros: attention over a whole bucket multiplies unfilled positions by 0."""
-        self.keys.zero_()
-        self.values.zero_()
+    @property
+    def positions(self) -> int:
+        """Positions of the longest request."""
+        return self.cos.shape[0]
 
     def store(self, layer: int, place: slice | Tensor, keys: Tensor, values: Tensor) -> None:
         """Put keys and values [kv_heads, n, head_dim] at ``place``, a span or int64 [n]."""
@@ -78,26 +77,29 @@ class KeyValueCache:
             else:
                 stored.index_copy_(1, place, new)
 
-    def read(self, layer: int, end: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [slots, kv_heads, end, head_dim] of the first ``end`` positions."""
-        keys, values = (
-            joined[layer].unflatten(1, (self.slots, self.capacity))[:, :, :end].transpose(0, 1)
-            for joined in (self.keys, self.values)
-        )
+    def read(self, layer: int, start: int, end: int) -> tuple[Tensor, Tensor]:
+        """Keys and values [1, kv_heads, end - start, head_dim] of the places from ``start``."""
+        keys, values = self.keys[layer, None, :, start:end], self.values[layer, None, :, start:end]
         return keys.to(self.dtype), values.to(self.dtype)
 
-    def places(self, positions: Tensor) -> Tensor:
-        """Where :meth:`store` puts one position of each slot, int64 [slots]."""
-        if self.slots == 1:
-            return positions
-        slots = torch.arange(self.slots, device=positions.device)
-        return slots * self.capacity + positions
+    def gather(self, layer: int, start: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [rows, kv_heads, n, head_dim] of n places from ``start`` int64 [rows].
 
-    def slot(self, index: int) -> KeyValueCache:
-        """A view of one slot."""
-        view, span = copy.copy(self), slice(index * self.capacity, (index + 1) * self.capacity)
-        view.slots, view.keys, view.values = 1, self.keys[:, :, span], self.values[:, :, span]
-        return view
+        They are 0 where ``seen`` bool [rows, n] does not hold: those may belong to others, or to
+        nobody, and what is multiplied by 0 has to be finite.
+        """
+        rows, count = seen.shape
+        places = start[:, None] + torch.arange(count, device=start.device)
+        # A span near the end may be shorter than what is read of it.
+        places = places.clamp(max=self.places - 1).flatten()
+
+        def read(stored: Tensor) -> Tensor:
+            narrow = stored.view(torch.uint8) if stored.dtype is FP8 else stored
+            found = narrow.index_select(1, places).view(stored.dtype).to(self.dtype)
+            found = found.unflatten(1, (rows, count)).transpose(0, 1)
+            return found.masked_fill(~seen[:, None, :, None], 0)
+
+        return read(self.keys[layer]), read(self.values[layer])
 
 
 def check_kv_cache(name: str, device: torch.device) -> None:
@@ -130,74 +132,86 @@ def rotary_tables(
 
 @dataclass(frozen=True)
 class Backend:
-    """An implementation of attention, with scale 1/sqrt(head_dim).
+    """How a token of every row is attended where the host knows no positions.
 
-    ``sequence(query, keys, values)``: query [1, heads, length, head_dim] is at the end of keys and
-    values [1, kv_heads, total, head_dim]; returns the shape of query. Each query sees the keys up
-    to its own position.
-    ``token(qkv, cache, layer, position, bucket)``: qkv [slots, 1, rows] of the joined projection
-    at ``position`` int64 [slots]; stores keys and values and returns [slots, 1, heads * head_dim].
-    Every position is below ``bucket``, which bounds the positions that are read. Only ``"sdpa"``
-    takes more than one slot. With ``reads_filled`` only filled positions are read, so that one
-    bucket, the capacity, is enough.
+    ``tokens(qkv, cache, layer, start, position, bucket)``: qkv [rows, 1, n] of the joined
+    projection; each row's span of places begins at ``start`` int64 [rows], and its token is at
+    ``position`` int64 [rows], below ``bucket``. Stores keys and values and returns [rows, 1,
+    heads * head_dim], with scale 1/sqrt(head_dim). With ``reads_filled`` only filled places are
+    read, so that one bucket, all positions, is enough.
     """
 
     name: str
-    sequence: Callable[[Tensor, Tensor, Tensor], Tensor]
-    token: Callable[[Tensor, KeyValueCache, int, Tensor, int], Tensor]
+    tokens: Callable[[Tensor, KeyValueCache, int, Tensor, Tensor, int], Tensor]
     reads_filled: bool
 
 
 class CachedAttention:
-    """A backend that works on the cache of one request."""
+    """Attention of requests whose keys and values are in ``cache``."""
 
     def __init__(self, backend: Backend, cache: KeyValueCache):
         self.backend, self.cache = backend, cache
 
-    def at(self, start: int) -> Attend:
-        """Attention of positions from ``start`` on; those before are filled."""
+    def sequence(self, start: int, position: int) -> Attend:
+        """Attention of tokens from ``position`` on of the request whose span is at ``start``.
+
+        The positions before are filled; each token sees those up to its own.
+        """
         cache = self.cache
 
         def attend(qkv: Tensor, layer: int) -> Tensor:
-            kv_heads, _, head_dim = cache.keys[layer].shape
-            query, keys, values = split_heads(qkv, kv_heads, head_dim)
-            end = start + qkv.shape[1]
-            cos, sin = cache.cos[start:end], cache.sin[start:end]
-            cache.store(layer, slice(start, end), rotate(keys[0], cos, sin), values[0])
-            mixed = self.backend.sequence(rotate(query, cos, sin), *cache.read(layer, end))
-            return mixed.transpose(1, 2).flatten(2)
+            query, keys, values = split_heads(qkv, *cache.keys.shape[1::2])
+            end = position + qkv.shape[1]
+            cos, sin = cache.cos[position:end], cache.sin[position:end]
+            places = slice(start + position, start + end)
+            cache.store(layer, places, rotate(keys[0], cos, sin), values[0])
+            filled = cache.read(layer, start, start + end)
+            return _causal(rotate(query, cos, sin), *filled).transpose(1, 2).flatten(2)
 
         return attend
 
-    def at_position(self, position: Tensor, bucket: int) -> Attend:
-        """Attention of one token at ``position`` int64 [1], which is below ``bucket``."""
-        return lambda qkv, layer: self.backend.token(qkv, self.cache, layer, position, bucket)
+    def tokens(self, starts: Sequence[int], positions: Sequence[int]) -> Attend:
+        """Attention of one token for every row, at the given positions of the given spans."""
+        cache = self.cache
+        starting, at = (torch.tensor(given).to(cache.keys.device) for given in (starts, positions))
+        cos, sin = (table[at][:, None, None] for table in (cache.cos, cache.sin))
+        places = starting + at
+        spans = [(start, start + p + 1) for start, p in zip(starts, positions, strict=True)]
+
+        def attend(qkv: Tensor, layer: int) -> Tensor:
+            query, keys, values = split_heads(qkv, *cache.keys.shape[1::2])
+            query, keys = rotate(query, cos, sin), rotate(keys, cos, sin)
+            cache.store(layer, places, *(x.squeeze(2).transpose(0, 1) for x in (keys, values)))
+            rows = [
+                _causal(query[row : row + 1], *cache.read(layer, *span))
+                for row, span in enumerate(spans)
+            ]
+            return torch.cat(rows).flatten(1)[:, None]
+
+        return attend
+
+    def recorded_tokens(self, start: Tensor, position: Tensor, bucket: int) -> Attend:
+        """As :meth:`tokens`, of fixed shapes, with ``start`` and ``position`` on the device."""
+        tokens, cache = self.backend.tokens, self.cache
+        return lambda qkv, layer: tokens(qkv, cache, layer, start, position, bucket)
 
 
-def choose_backend(
-    device: torch.device,
-    dtype: torch.dtype,
-    head_dim: int,
-    name: str | None = None,
-    cache_dtype: torch.dtype | None = None,
-) -> Backend:
-    """The backend called ``name``, or the best one for tensors of this kind.
+def choose_backend(device: torch.device, head_dim: int, name: str | None = None) -> Backend:
+    """The backend called ``name``, or the best one on ``device``.
 
-    ``cache_dtype`` is the dtype of the cache, None for ``dtype``. Raises ConfigurationError for a
-    name that is unknown, or that cannot be used, with what is missing.
+    Raises ConfigurationError for a name that is unknown, or that cannot be used, with what is
+    missing.
     """
     if name is not None and name not in BACKENDS:
         raise ConfigurationError(
             f"attention: expected one of {', '.join(BACKENDS)}, found {name!r}"
         )
-    lacking = None
-    for candidate in BACKENDS if name is None else [name]:
-        lacking = _LACKING[candidate](device, dtype, head_dim, cache_dtype)
-        if lacking is None:
-            return BACKENDS[candidate]
-    raise ConfigurationError(
-        f"attention: {name!r} cannot be used here, {lacking}; leave it out to use the best one"
-    )
+    lacking = _lacks_triton(device, head_dim)
+    if name == "triton" and lacking is not None:
+        raise ConfigurationError(
+            f"attention: 'triton' cannot be used here, {lacking}; leave it out to use the best one"
+        )
+    return BACKENDS[name or ("triton" if lacking is None else "sdpa")]
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -213,7 +227,11 @@ def split_heads(qkv: Tensor, kv_heads: int, head_dim: int) -> tuple[Tensor, Tens
     return query, key, value
 
 
-def _sdpa_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def _causal(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of query [1, heads, length, head_dim] at the end of keys and values.
+
+    These are [1, kv_heads, total, head_dim]; each query sees the keys up to its own position.
+    """
     length, total = query.shape[2], keys.shape[2]
     mask = None
     if 1 < length < total:
@@ -224,100 +242,52 @@ def _sdpa_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     )
 
 
-def _sdpa_token(
-    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, bucket: int
+def _sdpa_tokens(
+    qkv: Tensor, cache: KeyValueCache, layer: int, start: Tensor, position: Tensor, bucket: int
 ) -> Tensor:
-    # Query heads that share a key head take the place of a sequence: [slots, kv, group, dim].
-    query = _store(qkv, cache, layer, position).squeeze(2).unflatten(1, (cache.keys.shape[1], -1))
-    seen = torch.arange(bucket, device=qkv.device) <= position[:, None, None, None]
-    mixed = F.scaled_dot_product_attention(
-        query, *cache.read(layer, bucket), attn_mask=seen.expand(-1, 1, query.shape[2], -1)
-    )
+    _, kv_heads, _, head_dim = cache.keys.shape
+    query, keys, values = split_heads(qkv, kv_heads, head_dim)
+    cos, sin = cache.cos[position, None, None], cache.sin[position, None, None]
+    keys = rotate(keys, cos, sin)
+    new = (x.squeeze(2).transpose(0, 1) for x in (keys, values))
+    cache.store(layer, start + position, *new)
+    # Query heads that share a key head take the place of a sequence: [rows, kv, group, dim].
+    query = rotate(query, cos, sin).squeeze(2).unflatten(1, (kv_heads, -1))
+    seen = torch.arange(bucket, device=qkv.device) <= position[:, None]
+    mask = seen[:, None, None].expand(-1, 1, query.shape[2], -1)
+    filled = cache.gather(layer, start, seen)
+    mixed = F.scaled_dot_product_attention(query, *filled, attn_mask=mask)
     return mixed.flatten(1)[:, None]
-
-
-def _flash_sequence(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    from flash_attn import flash_attn_func  # pyrefly: ignore[missing-import]
-
-    # flash-attn aligns the causal mask to the end of the keys, as wanted here.
-    out = flash_attn_func(
-        query.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2), causal=True
-    )
-    return out.transpose(1, 2)
-
-
-def _flash_token(
-    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, bucket: int
-) -> Tensor:
-    from flash_attn import flash_attn_with_kvcache  # pyrefly: ignore[missing-import]
-
-    query = _store(qkv, cache, layer, position)
-    out = flash_attn_with_kvcache(
-        query.transpose(1, 2),
-        cache.keys[layer, None].transpose(1, 2),
-        cache.values[layer, None].transpose(1, 2),
-        cache_seqlens=(position + 1).int(),
-    )
-    return out.reshape(1, 1, -1)
 
 
 rotate_append_attend = operators.kernel_operator(
     "rotate_append_attend(Tensor qkv, Tensor(a!) keys, Tensor(b!) values, Tensor cos, Tensor sin,"
-    " Tensor position, int heads, int kv_heads) -> Tensor",
+    " Tensor start, Tensor position, int heads, int kv_heads) -> Tensor",
     "attention_kernels.rotate_append_attend",
-    fake=lambda qkv, keys, values, cos, sin, position, heads, kv_heads: qkv.new_empty(
-        1, 1, heads * keys.shape[-1]
+    fake=lambda qkv, keys, values, cos, sin, start, position, heads, kv_heads: qkv.new_empty(
+        qkv.shape[0], 1, heads * keys.shape[-1]
     ),
 )
 
 
-def _triton_token(
-    qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor, bucket: int
+def _triton_tokens(
+    qkv: Tensor, cache: KeyValueCache, layer: int, start: Tensor, position: Tensor, bucket: int
 ) -> Tensor:
     kv_heads, _, head_dim = cache.keys[layer].shape
     heads = qkv.shape[-1] // head_dim - 2 * kv_heads
+    stored = cache.keys[layer], cache.values[layer]
     return rotate_append_attend(
-        qkv, cache.keys[layer], cache.values[layer], cache.cos, cache.sin, position, heads, kv_heads
+        qkv, *stored, cache.cos, cache.sin, start, position, heads, kv_heads
     )
 
 
-def _store(qkv: Tensor, cache: KeyValueCache, layer: int, position: Tensor) -> Tensor:
-    """Store key and value of one token per slot; its rotated query [slots, heads, 1, dim]."""
-    query, keys, values = split_heads(qkv, cache.keys.shape[1], cache.keys.shape[-1])
-    cos, sin = cache.cos[position, None, None], cache.sin[position, None, None]
-    keys, values = rotate(keys, cos, sin).squeeze(2), values.squeeze(2)
-    cache.store(layer, cache.places(position), keys.transpose(0, 1), values.transpose(0, 1))
-    return rotate(query, cos, sin)
-
-
-def _lacks_flash(
-    device: torch.device, dtype: torch.dtype, head_dim: int, cache_dtype: torch.dtype | None
-) -> str | None:
-    if device.type != "cuda" or dtype not in (torch.float16, torch.bfloat16):
-        return f"it computes in bfloat16 on CUDA devices, not in {dtype} on {device}"
-    if importlib.util.find_spec("flash_attn") is None:
-        return "the package flash-attn is not installed"
-    if cache_dtype is not None:
-        return f"it reads keys and values in {dtype}, not in {cache_dtype}"
-    return None
-
-
-def _lacks_triton(
-    device: torch.device, dtype: torch.dtype, head_dim: int, cache_dtype: torch.dtype | None
-) -> str | None:
+def _lacks_triton(device: torch.device, head_dim: int) -> str | None:
     if head_dim < 16 or head_dim & (head_dim - 1):
         return f"its kernel needs a head size of 16, 32, 64 or 128, not {head_dim}"
     return operators.missing(device)
 
 
 BACKENDS = {
-    # The best one first. Triton's kernel also rotates and stores, so it leads flash-attn.
-    "triton": Backend("triton", _sdpa_sequence, _triton_token, reads_filled=True),
-    "flash-attn": Backend("flash-attn", _flash_sequence, _flash_token, reads_filled=True),
-    "sdpa": Backend("sdpa", _sdpa_sequence, _sdpa_token, reads_filled=False),
-}
-_LACKING: dict[str, Callable[[torch.device, torch.dtype, int, torch.dtype | None], str | None]] = {
-    "triton": _lacks_triton,
-    "flash-attn": _lacks_flash,
-    "sdpa": lambda device, dtype, head_dim, cache_dtype: None,
+    "triton": Backend("triton", _triton_tokens, reads_filled=True),
+    "sdpa": Backend("sdpa", _sdpa_tokens, reads_filled=False),
 }

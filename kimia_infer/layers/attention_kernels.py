@@ -1,4 +1,4 @@
-"""Triton kernels of single-token decoding, batch 1.
+"""Triton kernels of decode steps, one token a row.
 
 Shapes are fixed and positions are read on the device, so that a step can be recorded in a
 graph. Values are rounded to the tensors' dtype where the equivalent chain of PyTorch operations
@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Programs among which the positions of one key head are divided: with four key heads, about one
-# for every multiprocessor of a large GPU.
+# Programs among which the positions of one key head are divided: with four key heads and one row,
+# about one for every multiprocessor of a large GPU. Several rows share as many.
 SPLITS = 32
+FEWEST_SPLITS = 4
 # The smallest matrix product that tensor cores compute, in rows, columns and terms.
 MIN_TILE = 16
 BLOCK_BYTES = 128  # of one column of the keys read together: 64 positions in bf16, 32 in fp32
@@ -114,33 +115,36 @@ def rotate_append_attend(
     values: Tensor,
     cos: Tensor,
     sin: Tensor,
+    start: Tensor,
     position: Tensor,
     heads: int,
     kv_heads: int,
 ) -> Tensor:
-    """Attention [1, 1, heads * head_dim] of one token, whose key and value it also stores.
+    """Attention [rows, 1, heads * head_dim] of a token of each row; its key and value are stored.
 
-    qkv [1, 1, (heads + 2 * kv_heads) * head_dim] is the joined projection of the token at
-    ``position`` int64 [1]. keys and values [kv_heads, capacity, head_dim], of the same dtype or
-    e4m3, are one layer of the cache; only positions below the token's are read. cos and sin
-    [capacity, head_dim] are the rotary tables. Raises ValueError where head_dim is not a power of
-    two of at least 16.
+    qkv [rows, 1, (heads + 2 * kv_heads) * head_dim] is the joined projection of the tokens at
+    ``position`` int64 [rows] of their requests, whose places begin at ``start`` int64 [rows]. keys
+    and values [kv_heads, places, head_dim], of the same dtype or e4m3, are one layer of the cache;
+    of each row only positions below its token's are read. cos and sin [positions, head_dim] are
+    the rotary tables. Raises ValueError where head_dim is not a power of two of at least 16.
     """
     head_dim = keys.shape[-1]
     if head_dim < MIN_TILE or head_dim & (head_dim - 1):
         raise ValueError(f"head_dim must be a power of two from {MIN_TILE} up, found {head_dim}")
-    qkv, group = qkv.contiguous(), heads // kv_heads
+    qkv, group, rows = qkv.contiguous(), heads // kv_heads, qkv.shape[0]
+    splits = max(FEWEST_SPLITS, SPLITS // triton.next_power_of_2(rows))
     # Unnormalized sums, their largest scores and their total weights, of each head and split.
-    sums = qkv.new_empty(heads, SPLITS, head_dim, dtype=torch.float32)
-    weights = qkv.new_empty(2, heads, SPLITS, dtype=torch.float32)
-    mixed = qkv.new_empty(1, 1, heads * head_dim)
+    sums = qkv.new_empty(rows, heads, splits, head_dim, dtype=torch.float32)
+    weights = qkv.new_empty(2, rows, heads, splits, dtype=torch.float32)
+    mixed = qkv.new_empty(rows, 1, heads * head_dim)
     with torch.accelerator.device_index(qkv.device.index):
-        _attend_split[(kv_heads, SPLITS)](
+        _attend_split[(kv_heads, splits, rows)](
             qkv,
             keys,
             values,
             cos,
             sin,
+            start,
             position,
             sums,
             weights[0],
@@ -155,12 +159,12 @@ def rotate_append_attend(
             ROWS=max(MIN_TILE, triton.next_power_of_2(group)),
             DIM=head_dim,
             BLOCK=BLOCK_BYTES // qkv.element_size(),
-            SPLITS=SPLITS,
+            SPLITS=splits,
             num_warps=4,
             num_stages=3,
         )
-        _combine_splits[(heads,)](
-            sums, weights[0], weights[1], mixed, DIM=head_dim, SPLITS=SPLITS, num_warps=4
+        _combine_splits[(rows * heads,)](
+            sums, weights[0], weights[1], mixed, DIM=head_dim, SPLITS=splits, num_warps=4
         )
     return mixed
 
@@ -229,6 +233,7 @@ def _attend_split(
     values,
     cos,
     sin,
+    start,
     position,
     sums,
     maxima,
@@ -245,9 +250,11 @@ def _attend_split(
     BLOCK: tl.constexpr,
     SPLITS: tl.constexpr,
 ):
-    """One split of the positions, for all query heads that share a key head."""
+    """One split of the positions of a row, for all query heads that share a key head."""
     kv_head, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    at = tl.load(position)
+    request = tl.program_id(2).to(tl.int64)
+    at, begins = tl.load(position + request), tl.load(start + request)
+    qkv += request * (KV_HEADS * (GROUP + 2) * DIM)
     filled = at.to(tl.int32)  # the positions before the token's own, which is not read
     dim, row = tl.arange(0, DIM), tl.arange(0, ROWS)
     head, inside = kv_head * GROUP + row, row < GROUP
@@ -256,8 +263,8 @@ def _attend_split(
     query = _rotated(
         qkv, head[:, None] * DIM, dim[None, :], inside[:, None], cosine[None, :], sine[None, :], DIM
     )
-    keys += kv_head * key_head
-    values += kv_head * value_head
+    keys += kv_head * key_head + begins * key_row
+    values += kv_head * value_head + begins * value_row
 
     maximum = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.full([ROWS], 0.0, tl.float32)
@@ -275,13 +282,13 @@ def _attend_split(
 
     span = tl.cdiv(tl.cdiv(filled, SPLITS), BLOCK) * BLOCK
     begin = split * span
-    for start in range(begin, tl.minimum(begin + span, filled), BLOCK):
+    for block in range(begin, tl.minimum(begin + span, filled), BLOCK):
         maximum, total, mixed = _attend_block(
-            query, keys, values, start, filled, key_row, value_row, maximum, total, mixed,
+            query, keys, values, block, filled, key_row, value_row, maximum, total, mixed,
             SCALE, DIM, BLOCK,
         )  # fmt: skip
 
-    slot = head * SPLITS + split
+    slot = (request * (KV_HEADS * GROUP) + head) * SPLITS + split
     tl.store(maxima + slot, maximum, mask=inside)
     tl.store(totals + slot, total, mask=inside)
     tl.store(sums + slot[:, None] * DIM + dim[None, :], mixed, mask=inside[:, None])
@@ -289,7 +296,7 @@ def _attend_split(
 
 @triton.jit
 def _combine_splits(sums, maxima, totals, out, DIM: tl.constexpr, SPLITS: tl.constexpr):
-    """Attention of one head from its splits; those that saw nothing have maximum -inf."""
+    """Attention of one head of a row from its splits; those that saw nothing have maximum -inf."""
     slot = tl.program_id(0) * SPLITS + tl.arange(0, SPLITS)
     dim = tl.arange(0, DIM)
     maximum = tl.load(maxima + slot)

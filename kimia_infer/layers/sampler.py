@@ -137,14 +137,21 @@ def form_of(samplings: Iterable[TrackSampling], recorded: bool = False) -> Form:
     return next(f for f in RECORDED_FORMS if f.covers(form)) if recorded else form
 
 
+@dataclass
 class SamplingRows:
     """The sampling of every row on the device, where a step reads it; [rows] each."""
 
-    def __init__(self, rows: int, device: torch.device):
-        self.temperature = torch.zeros(rows, device=device)
-        self.top_k = torch.zeros(rows, dtype=torch.int64, device=device)
-        self.penalty = torch.ones(rows, device=device)
-        self.window = torch.zeros_like(self.top_k)
+    temperature: Tensor
+    top_k: Tensor
+    penalty: Tensor
+    window: Tensor
+
+    @classmethod
+    def create(cls, rows: int, device: torch.device) -> SamplingRows:
+        """Rows that take the largest logit."""
+        zeros = torch.zeros(rows, dtype=torch.int64, device=device)
+        ones = torch.ones(rows, device=device)
+        return cls(torch.zeros_like(ones), zeros, ones, torch.zeros_like(zeros))
 
     def put(self, row: int, sampling: TrackSampling) -> None:
         self.temperature[row] = sampling.temperature

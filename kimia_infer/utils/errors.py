@@ -31,6 +31,14 @@ class RequestOutOfMemory(RequestError):
     """A request needed more memory than the device has left; the next one can be served."""
 
 
+class ServiceBusy(RequestError):
+    """Too many requests wait; ``retry_ms`` is when to try again."""
+
+    def __init__(self, waiting: int, retry_ms: int):
+        super().__init__(f"busy: {waiting} requests are waiting; try again in {retry_ms} ms")
+        self.retry_ms = retry_ms
+
+
 class WeightsError(RuntimeError):
     """The weights cannot be found, fetched or prepared; the message says what to do."""
 

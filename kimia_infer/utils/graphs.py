@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,15 +17,11 @@ from torch import Tensor
 Work = Callable[[], None]
 
 
-@cache
-def side_thread() -> ThreadPoolExecutor:
-    """The thread for a second stream of device work; a server starts it with its self-test.
+class HostCopy(NamedTuple):
+    """A copy on its way to the host: whether it is there, and the tensor, waited for."""
 
-    An answer must not start a thread: a server may cancel it by PyThreadState_SetAsyncExc, which
-    takes a thread that is being started for the one that starts it, and that one then waits for
-    ever for the other to begin.
-    """
-    return ThreadPoolExecutor(1, "side")
+    done: Callable[[], bool]
+    wait: Callable[[], Tensor]
 
 
 class Direct:
@@ -43,10 +37,10 @@ class Direct:
         """
         return work
 
-    def fetch(self, values: Tensor) -> Callable[[], list[int]]:
-        """Begin to copy int64 [n] to the host; the result waits for them and returns them."""
-        fetched = values.tolist()
-        return lambda: fetched
+    def copy_to_host(self, values: Tensor) -> HostCopy:
+        """Begin to copy ``values`` to the host, after the work launched so far in this stream."""
+        copy = values.cpu()
+        return HostCopy(lambda: True, lambda: copy)
 
     def upload(self, values: Tensor, device: torch.device) -> Tensor:
         """``values`` on ``device``; the host does not wait for it."""
@@ -87,18 +81,18 @@ class CudaGraphs:
             current.wait_stream(self._recorder)
         return graph.replay
 
-    def fetch(self, values: Tensor) -> Callable[[], list[int]]:
-        """See :meth:`Direct.fetch`."""
+    def copy_to_host(self, values: Tensor) -> HostCopy:
+        """See :meth:`Direct.copy_to_host`."""
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         host.copy_(values, non_blocking=True)
         copied = torch.cuda.Event()
         copied.record(torch.cuda.current_stream(values.device))
 
-        def wait() -> list[int]:
+        def wait() -> Tensor:
             copied.synchronize()
-            return host.tolist()
+            return host
 
-        return wait
+        return HostCopy(copied.query, wait)
 
     def upload(self, values: Tensor, device: torch.device) -> Tensor:
         """See :meth:`Direct.upload`."""

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from kimia_infer.api.kimia import POLL_INTERVAL
-from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.generation import ControlTokens, DecodeInput, Generation
+from kimia_infer.engine.scheduler import POLL_INTERVAL
 from kimia_infer.layers.attention import KV_CACHES
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.quantization import QuantizedLinear
@@ -45,7 +46,7 @@ Loop = Generation | PlainGeneration
 
 
 def poll_interval(device: torch.device) -> int:
-    """Decode steps between two polls of the device, as in KimiAudio."""
+    """Decode steps between two polls of the device, as the engine makes them."""
     return 1 if device.type == "cpu" else POLL_INTERVAL
 
 
@@ -152,14 +153,11 @@ def contenders(
     name: str, model: LanguageModel, head_rows: str, steps: int, kv_cache: str = "none"
 ) -> list[Contender]:
     """The library's loop in every mode."""
-    decoder = library_decoder(model, steps, kv_cache)
-    return [
-        Contender(
-            name, mode, head_rows, model, partial(library_loop, decoder, mode, steps),
-            KV_CACHES[kv_cache],
-        )
-        for mode in MODES
-    ]  # fmt: skip
+    found = []
+    for mode in MODES:  # a decoder each, as they take turns
+        make = partial(library_loop, library_decoder(model, steps, kv_cache), mode, steps)
+        found.append(Contender(name, mode, head_rows, model, make, KV_CACHES[kv_cache]))
+    return found
 
 
 def race(entered: Sequence[Contender], runs: int) -> None:

@@ -10,7 +10,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from kimia_infer.engine.decode import Decoder, Generation
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.generation import Generation
 from kimia_infer.layers import operators
 from kimia_infer.layers.attention import BACKENDS, KV_CACHES, CachedAttention
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, quantize_model
@@ -59,15 +60,14 @@ def step_logits(
     """
     prompt, _ = random_prompt(model)
     audio, text = prompt.audio_ids[:, :length], prompt.text_ids[:, :length]
-    cache = model.new_cache(2 * length, KV_CACHES[kv_cache])
-    cache.clear()
+    cache = model.new_cache(2 * length, 2 * length, KV_CACHES[kv_cache])
     attention = CachedAttention(BACKENDS[backend], cache)
     # Kernels have no gradient, so they are not used where one may be needed.
     with torch.inference_mode(not eager), torch.set_grad_enabled(eager):
-        model(model.embed(audio, text), attention.at(0))
-        position = torch.tensor([length], device=model.device)
+        model(model.embed(audio, text), attention.sequence(0, 0))
+        start, position = torch.tensor([[0], [length]], device=model.device)
         x = model.embed(audio[:, :1], text[:, :1])
-        hidden = model(x, attention.at_position(position, 2 * length))
+        hidden = model(x, attention.recorded_tokens(start, position, 2 * length))
         tracks = model.text_head(hidden.text[0, 0]), model.audio_head(hidden.audio[0, 0])
         return torch.stack(tracks).float().cpu()
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.engine.decode import ControlTokens, DecodeInput
+from kimia_infer.engine.generation import ControlTokens, DecodeInput
 from kimia_infer.layers.attention import rotary_tables, rotate
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import (

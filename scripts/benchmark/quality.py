@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimia_infer.engine.decode import DecodeInput, Decoder, Generation
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.generation import DecodeInput, Generation
 from kimia_infer.layers.attention import KV_CACHES, CachedAttention
 from kimia_infer.layers.sampler import SeededRandomness
 from scripts.benchmark.decoding import GREEDY, common_prefix
@@ -82,9 +83,8 @@ def _greedy(
     generation = Generation(decoder, prompt, "both", steps, GREEDY, SeededRandomness(0))
     for _ in generation.run():
         pass
-    with decoder.borrow() as state:  # the one that it has just given back
-        stores = {"text": state.text.store, "audio": state.audio.store}
-        return {track: s[0, : generation.steps].cpu() for track, s in stores.items()}, generation
+    stores = {"text": decoder.rows.text.store, "audio": decoder.rows.audio.store}
+    return {track: s[0, : generation.steps].cpu() for track, s in stores.items()}, generation
 
 
 @torch.inference_mode()
@@ -96,8 +96,8 @@ def _logits(decoder: Decoder, prompt: DecodeInput, ids: dict[str, Tensor]) -> di
     given = model.embed(audio, text).transpose(0, 1)
     read = model.embed(prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features)
     x = torch.cat([read, given], dim=1)
-    cache = model.new_cache(x.shape[1], KV_CACHES[decoder.kv_cache])
-    hidden = model(x, CachedAttention(decoder.backend, cache).at(0))
+    cache = model.new_cache(x.shape[1], x.shape[1], KV_CACHES[decoder.kv_cache])
+    hidden = model(x, CachedAttention(decoder.backend, cache).sequence(0, 0))
     first = prompt.length - 1
     return {
         "text": model.text_head(hidden.text[0, first:]).cpu(),

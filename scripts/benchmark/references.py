@@ -17,8 +17,8 @@ from torch import Tensor
 
 from kimia_infer.api.parameters import Parameters
 from kimia_infer.audio.files import load_audio
-from kimia_infer.engine.batch import TextBatch
-from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.generation import ControlTokens, DecodeInput, Generation
 from kimia_infer.layers.attention import BACKENDS, CachedAttention, choose_backend
 from kimia_infer.layers.sampler import Sampling, SeededRandomness
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
@@ -75,24 +75,23 @@ def logits(place: Place) -> Findings:
     length, steps = on["prefill.audio_ids"].shape[1], len(on["decode.audio_ids"])
     for name in BACKENDS:
         try:
-            backend = choose_backend(device, model.dtype, model.config.head_dim, name)
+            backend = choose_backend(device, model.config.head_dim, name)
         except ValueError as error:
             yield f"logits, {name}", Found(None, FLOAT_LIMIT, skipped(error))
             continue
-        cache = model.new_cache(length + steps)
-        cache.clear()
+        cache = model.new_cache(length + steps, length + steps)
         attention = CachedAttention(backend, cache)
         audio, text = on["prefill.audio_ids"], on["prefill.text_ids"]
         x = model.embed(audio, text, on["prefill.is_continuous_mask"], features)
-        hidden = model(x, attention.at(0))
+        hidden = model(x, attention.sequence(0, 0))
         found = model.text_head(hidden.text[0]), model.audio_head(hidden.audio[0])
         expected = on["prefill.text_logits"], on["prefill.audio_logits"]
         yield f"prompt, {name}", Found(max(map(_difference, found, expected)), FLOAT_LIMIT)
         errors = []
         for step in range(steps):
             audio, text = (on[f"decode.{t}_ids"][step].view(1, 1) for t in ("audio", "text"))
-            position = torch.tensor([length + step], device=device)
-            attend = attention.at_position(position, length + steps)
+            start, position = torch.tensor([[0], [length + step]], device=device)
+            attend = attention.recorded_tokens(start, position, length + steps)
             hidden = model(model.embed(audio, text), attend)
             found = model.text_head(hidden.text[0, 0]), model.audio_head(hidden.audio[0, 0])
             expected = on["decode.text_logits"][step], on["decode.audio_logits"][step]
@@ -178,29 +177,31 @@ def generated(generation: Generation) -> tuple[list[int], list[int]]:
 
 
 def batched(place: Place) -> Findings:
-    """How many texts that are generated side by side differ from those generated alone."""
+    """How many answers that are generated side by side differ from those generated alone."""
     model, control, steps = _golden_model(place.device), recorded_control(), 40
     prompts = [recorded_prompt(name, place.device) for name in ("two_audio", "text_only")]
     sampling = recorded_sampling({"text_temperature": 0.8})
     capacity = steps + max(prompt.length for prompt in prompts)
     for launch, make_graphs in place.launches().items():
-        decoder = Decoder(model, control, capacity, "sdpa", make_graphs)
+        decoder = Decoder(model, control, capacity, make_graphs=make_graphs, slots=3)
 
         def start(seed: int, decoder: Decoder = decoder) -> Generation:
             prompt, draws = prompts[seed % len(prompts)], SeededRandomness(seed)
-            return Generation(decoder, prompt, "text", steps, sampling, draws)
+            output = "text" if seed == 1 else "both"
+            return Generation(decoder, prompt, output, steps, sampling, draws)
 
-        alone = [generated(start(seed))[0] for seed in range(3)]
-        batch = TextBatch(decoder, 3, make_graphs=make_graphs)
+        alone = [generated(start(seed)) for seed in range(3)]
         together = [start(seed) for seed in range(3)]
         for generation in together:
-            batch.begin(generation)
-        while batch.running:
-            for slot, progress in batch.advance():
+            for _ in decoder.begin(generation):
+                pass
+        while decoder.running:
+            for generation, progress in decoder.step():
                 if progress.finished:
-                    batch.release(slot)
-        different = sum(g.text_ids != ids for g, ids in zip(together, alone, strict=True))
-        yield f"3 texts side by side, {launch}", Found(different, 0)
+                    decoder.release(generation)
+        found = [(generation.text_ids, generation.audio_ids) for generation in together]
+        different = sum(one != other for one, other in zip(found, alone, strict=True))
+        yield f"3 answers side by side, {launch}", Found(different, 0)
 
 
 def golden_vocoder(device: torch.device) -> Vocoder:

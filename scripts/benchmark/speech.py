@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kimia_infer.api.encoding import Chat
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import CODES_PER_SECOND
 from kimia_infer.audio.files import SAMPLE_RATE
@@ -26,6 +27,7 @@ from kimia_infer.models.kimi_audio.detokenizer import (
     SpeechStream,
 )
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.prompt import Message
 from scripts.benchmark.decoding import (
     Contender,
     library_decoder,
@@ -154,10 +156,11 @@ def chunks_together(detokenizer: Detokenizer, runs: int) -> Table:
 
 def measure_encoders(model: KimiAudio, wave: np.ndarray, runs: int) -> Table:
     """Both encoders alone and as a request runs them, on a wave [samples] at 16 kHz."""
+    chat = Chat([Message("user", "audio", audio=b"")], {0: wave}, [[]], "text")
     actions = {
         "speech codes": lambda: model.speech_codes.encode(wave),
         "Whisper": lambda: model.whisper_features.encode(wave),
-        "both, as in a request": lambda: model.encoder.encode_waves({0: wave}, [0]),
+        "both, as in a request": lambda: model.encoder.encode([chat]),
     }
     length = len(wave) / SAMPLE_RATE
     seconds = medians(list(actions.values()), runs, model.device)

@@ -9,7 +9,7 @@ import torch
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import CODES_PER_SECOND, parse_parameters
-from kimia_infer.engine.decode import DecodeInput
+from kimia_infer.engine.generation import DecodeInput
 from kimia_infer.layers.quantization import check_quantization
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.prompt import parse_messages

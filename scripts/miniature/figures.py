@@ -14,9 +14,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.response import SpeechPipeline
 from kimia_infer.audio.files import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
+from kimia_infer.engine import speech
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.checkpoint import VOCODER_FOLDER
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
@@ -131,18 +131,14 @@ def _spoken(model: KimiAudio, codes: Tensor) -> dict[str, np.ndarray]:
         return dict.fromkeys(("one-shot", "streamed"), np.zeros(0))
     detokenizer, randomness = _detokenizer(model), SeededRandomness(0)
     bins = detokenizer.dit.config.mel_bins
-    pipeline = SpeechPipeline(
+    pieces = speech.speak(
         detokenizer,
+        codes.tolist(),
         lambda chunk, frames: randomness.noise(chunk, frames, bins),
         "low_latency",
-        background=False,
     )
-    pipeline.feed(codes.tolist())
-    pipeline.finish()
-    pieces = torch.cat(list(pipeline.rest()))
-    pipeline.close()
     whole = model.detokenize_audio(codes, seed=0)
-    return {"one-shot": recognizable(whole), "streamed": recognizable(pieces)}
+    return {"one-shot": recognizable(whole), "streamed": recognizable(torch.cat(list(pieces)))}
 
 
 def _detokenizer(model: KimiAudio) -> Detokenizer:

@@ -8,10 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.api.kimia import POLL_INTERVAL, Completion, KimiAudio
+from kimia_infer.api.kimia import Completion, KimiAudio
 from kimia_infer.audio.files import load_audio
-from kimia_infer.engine.decode import Decoder
-from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.prompt import parse_messages
 from tests.api.recorded_chats import (
     CASES,
@@ -21,7 +19,7 @@ from tests.api.recorded_chats import (
     options_of,
     randomness_of,
 )
-from tests.traced import TracedGraphs
+from tests.traced import record_steps
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +34,8 @@ def tensors() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def recorded_model() -> KimiAudio:
-    """As on a GPU: recorded steps, late looks, speech on a thread of its own."""
-    model = KimiAudio(str(SET / "checkpoint"), device="cpu", dtype="float32")
-    model.background, model.poll_interval = True, POLL_INTERVAL
-    old, detokenizer = model.decoder, model.detokenizer
-    model.decoder = Decoder(old.model, old.control, old.capacity, make_graphs=TracedGraphs)
-    model.detokenizer = Detokenizer(
-        detokenizer.dit, detokenizer.vocoder, detokenizer.config, TracedGraphs(model.device)
-    )
-    return model
+    """As on a GPU: recorded steps and late polls."""
+    return record_steps(KimiAudio(str(SET / "checkpoint"), device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="module", params=["direct", "recorded"])
@@ -134,14 +125,14 @@ def test_first_logits(model: KimiAudio, tensors: dict[str, torch.Tensor]) -> Non
             continue
         prompt, features = model.encode_chat(parse_messages(chat_of(case)), options_of(case))
         language_model = model.language_model
-        with torch.inference_mode(), model.decoder.borrow() as state:
+        with torch.inference_mode():
             x = language_model.embed(
                 torch.tensor([prompt.audio_ids]),
                 torch.tensor([prompt.text_ids]),
                 torch.tensor([prompt.is_continuous]),
                 features,
             )
-            hidden = language_model(x, state.attention.at(0))
+            hidden = language_model(x, model.decoder.attention.sequence(0, 0))
             logits = {
                 "text": language_model.text_head(hidden.text[0, -1]),
                 "audio": language_model.audio_head(hidden.audio[0, -1]),

@@ -26,13 +26,22 @@ DITHER = (np.random.default_rng(0).uniform(-1, 1, 60 * SAMPLE_RATE) / 32_768).as
 METRICS = dict.fromkeys(KEPT, "none") | {"stop_reason": "end"}
 
 
-def answer(segment: np.ndarray, on_step: Callable[[], None]) -> Iterator[Event]:
+@dataclass
+class Word:
     """One word for any sound: its loudest sample."""
-    assert not is_silent(loudest_dbfs(segment, SAMPLE_RATE))
-    on_step()
-    word = f"{np.abs(segment).max():.6f}"
-    yield TextDelta(word)
-    yield Completion(None, 0, word, [], [], [], METRICS)
+
+    segment: np.ndarray
+    on_step: Callable[[], None] = lambda: None
+
+    def all_events(self) -> Iterator[Event]:
+        assert not is_silent(loudest_dbfs(self.segment, SAMPLE_RATE))
+        self.on_step()
+        word = f"{np.abs(self.segment).max():.6f}"
+        yield TextDelta(word)
+        yield Completion(None, 0, word, [], [], [], METRICS)
+
+    def close(self) -> None:
+        pass
 
 
 @dataclass
@@ -46,7 +55,7 @@ class Sound:
 
 def transcribe(blocks: Iterable[np.ndarray], seconds: float, longest: float) -> Transcript:
     sound = Sound(blocks, seconds)
-    events = list(transcribe_stream(sound, answer, Stopwatch(), longest=longest))
+    events = list(transcribe_stream(sound, Word, Stopwatch(), longest=longest, together=3))
     *_, transcript = events
     assert isinstance(transcript, Transcript)
     rows = [event for event in events if isinstance(event, TranscriptSegment)]
@@ -73,7 +82,7 @@ def test_gaps_do_not_change_what_is_spoken(parts: list[tuple[bool, float]], long
         TranscriptSegment(start / SAMPLE_RATE, (start + len(samples)) / SAMPLE_RATE, event.text)
         for start, samples in pieces
         if not is_silent(loudest_dbfs(samples, SAMPLE_RATE))
-        for event in answer(samples, lambda: None)
+        for event in Word(samples).all_events()
         if isinstance(event, TextDelta)
     ]
     assert spoken == expected

@@ -148,23 +148,23 @@ def test_loops_are_stopped_where_asked(
     assert len(whole.text_ids) == 200
 
 
-@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("output_type", ["text", "both"])
-def test_time_limit(
-    model: KimiAudio, monkeypatch: pytest.MonkeyPatch, output_type: str, background: bool
-) -> None:
-    monkeypatch.setattr(model, "background", background)
+def test_time_limit(model: KimiAudio, monkeypatch: pytest.MonkeyPatch, output_type: str) -> None:
     steps: list[int] = []
+    launch = model.decoder._launch
 
-    def slow(done: int, limit: int) -> None:
-        steps.append(done)
-        if done == 3:
+    def slow() -> None:
+        launch()
+        if model.decoder.running[0].launched == 3:
             time.sleep(0.6)
 
     asked = {"output_type": output_type, "max_new_tokens": 50, "seed": 1}
     expected = model.generate(CHAT, **asked, timeout_seconds=600)
-    with pytest.raises(RequestTimeout, match=r"timeout_seconds: .* 0\.5 s"):
-        model.complete(CHAT, parse_parameters(timeout_seconds=0.5, **asked), on_step=slow)
+    options = parse_parameters(timeout_seconds=0.5, **asked)
+    with monkeypatch.context() as patch:
+        patch.setattr(model.decoder, "_launch", slow)
+        with pytest.raises(RequestTimeout, match=r"timeout_seconds: .* 0\.5 s"):
+            model.complete(CHAT, options, on_step=lambda done, _: steps.append(done))
     assert steps[-1] <= 3
     again = model.generate(CHAT, **asked)
     assert again[1] == expected[1]
@@ -193,13 +193,9 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("stage", STAGES)
-def test_out_of_memory(
-    model: KimiAudio, monkeypatch: pytest.MonkeyPatch, stage: str, background: bool
-) -> None:
+def test_out_of_memory(model: KimiAudio, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
     """One clear error; everything that the request held is free when it arrives."""
-    monkeypatch.setattr(model, "background", background)
     find, calls = STAGES[stage]
     module, held, made = find(model), [], []
     forward = module.forward
@@ -207,7 +203,6 @@ def test_out_of_memory(
     script(monkeypatch, model, model.text_tokenizer.encode("some words"), codes)
     chat = [*CHAT, sound(wav_bytes(noise(1)))]
     expected = ask(model, chat)
-    idle = len(model.decoder._free)
 
     def full(*arguments: object, **keywords: object) -> torch.Tensor:
         made.append(1)
@@ -228,8 +223,7 @@ def test_out_of_memory(
         finally:
             gc.enable()
     assert failure.value.__context__ is None
-    left = len(model.decoder._free)
-    assert left == (idle - 1 if stage in ("prefill", "decode") else idle)
+    assert model.decoder.spans.free == model.decoder.spans.places
     answer = ask(model, chat)
     assert answer.text == expected.text
     assert torch.equal(answer.wav, expected.wav)

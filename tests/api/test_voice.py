@@ -87,14 +87,10 @@ def test_another_voice_sounds_different(model: KimiAudio) -> None:
     assert torch.equal(model.generate(CHAT, **ARGUMENTS)[0], plain), "the voice is not kept"
 
 
-@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_streamed_pieces_are_the_answer(
-    model: KimiAudio, monkeypatch: pytest.MonkeyPatch, preset: str, background: bool
-) -> None:
+def test_streamed_pieces_are_the_answer(model: KimiAudio, preset: str) -> None:
     arguments = ARGUMENTS | {"preset": preset, "voice": VOICE}
     wav, _ = model.generate(CHAT, **arguments)
-    monkeypatch.setattr(model, "background", background)
     waves = [
         event.wav for event in model.stream(CHAT, **arguments) if isinstance(event, AudioChunk)
     ]

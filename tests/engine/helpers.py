@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.engine.decode import ControlTokens, DecodeInput
+from kimia_infer.engine.generation import ControlTokens, DecodeInput
 from kimia_infer.layers.sampler import Sampling, TrackSampling
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from tests.paths import GOLDEN

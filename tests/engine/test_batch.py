@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
@@ -11,35 +12,32 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kimia_infer.engine.batch import TextBatch
-from kimia_infer.engine.decode import ControlTokens, Decoder, Generation
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.generation import ControlTokens, Generation
+from kimia_infer.engine.spans import Spans
 from kimia_infer.layers.quantization import quantize_model
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from kimia_infer.utils.graphs import graphs_for
-from tests.engine.helpers import (
-    RUNS,
-    recorded_uniforms,
-    sampling_of,
-)
+from tests.engine.helpers import RUNS, recorded_uniforms, sampling_of
 from tests.paths import GOLDEN
 from tests.randomness import RecordedRandomness
 from tests.traced import TracedGraphs
 
-TEXT_RUNS = [run for run in RUNS if run["params"]["output_type"] == "text"]
 SAMPLINGS = [
     {},
     {"text_temperature": 0.9, "text_repetition_penalty": 1.3, "text_repetition_window_size": 4},
     {"text_temperature": 1.3, "text_top_k": 0, "text_repetition_penalty": 1.2,
-     "text_repetition_window_size": 0},
+     "text_repetition_window_size": 0, "audio_temperature": 1.1, "audio_top_k": 0},
+    {"audio_temperature": 0.8, "audio_top_k": 10, "audio_repetition_penalty": 1.4},
 ]  # fmt: skip
 CAPACITY = 100
 
-Found = tuple[list[int], int, bool]
+Found = tuple[list[int], list[int], int, bool]
 
 
 def found(generation: Generation) -> Found:
-    return generation.text_ids, generation.steps, generation.ended
+    return generation.text_ids, generation.audio_ids, generation.steps, generation.ended
 
 
 def alone(generation: Generation) -> Found:
@@ -48,28 +46,43 @@ def alone(generation: Generation) -> Found:
     return found(generation)
 
 
-def together(batch: TextBatch, generations: Sequence[Generation]) -> list[Found]:
-    """What the batch brings, slots being filled as they get free; the looks agree with it."""
-    waiting, looks = deque(generations), {id(generation): [] for generation in generations}
-    while waiting or batch.running:
-        while waiting and not batch.full:
-            batch.begin(waiting.popleft())
-        for slot, progress in batch.advance():
-            generation = batch.generations[slot]
-            looks[id(generation)].append(progress)
-            assert progress.steps == generation.launched
-            if progress.finished:
-                batch.release(slot)
+def together(
+    decoder: Decoder,
+    generations: Sequence[Generation],
+    arrives: Callable[[], bool] = lambda: True,
+    stop: Callable[[Generation], bool] = lambda generation: False,
+) -> list[Found]:
+    """What the batch brings, slots being filled as they get free; the polls agree with it.
+
+    ``arrives`` says whether the next one comes before the next step, ``stop`` whether one is
+    released early.
+    """
+    waiting, polls = deque(generations), {generation: [] for generation in generations}
+    stopped, reading = set(), None
+    while waiting or reading or decoder.running:
+        if waiting and not reading and arrives() and decoder.fits(waiting[0].positions):
+            reading = decoder.begin(waiting.popleft())
+        if reading is not None and next(reading, "read") == "read":
+            reading = None
+        for generation, progress in decoder.step():
+            polls[generation].append(progress)
+            if progress.finished or stop(generation):
+                stopped |= set() if progress.finished else {generation}
+                decoder.release(generation)
+    assert decoder.spans.free == decoder.spans.places
     for generation in generations:
-        seen = looks[id(generation)]
-        assert [i for look in seen for i in look.text_ids] == generation.text_ids
-        assert [look.finished for look in seen] == [False] * (len(seen) - 1) + [True]
+        seen = polls[generation]
+        assert [i for progress in seen for i in progress.text_ids] == generation.text_ids
+        assert [i for progress in seen for i in progress.audio_ids] == generation.audio_ids
+        if generation not in stopped:
+            ends = [progress.finished for progress in seen]
+            assert ends == [False] * (len(seen) - 1) + [True]
     return [found(generation) for generation in generations]
 
 
 @pytest.mark.parametrize("poll_interval", [1, 7])
 @pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
-@pytest.mark.parametrize("run", TEXT_RUNS, ids=lambda run: run["name"])
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run["name"])
 def test_recorded_run(
     run: dict, make_graphs, poll_interval: int, model: LanguageModel, control, prompts, with_heads
 ) -> None:
@@ -77,86 +90,107 @@ def test_recorded_run(
     with_heads(run["heads"])
     params, sampling = run["params"], sampling_of(run["params"])
     steps = params["max_new_tokens"]
-    decoder = Decoder(model, control, max(p.length for p in prompts.values()) + steps + 9)
+    capacity = max(p.length for p in prompts.values()) + steps + 9
+    decoder = Decoder(model, control, capacity, make_graphs=make_graphs, slots=3)
     uniforms = recorded_uniforms(run, sampling)
 
     def recorded() -> Generation:
-        randomness = RecordedRandomness(uniforms, {})
-        return Generation(decoder, prompts[run["prompt"]], "text", steps, sampling, randomness)
+        given = prompts[run["prompt"]], params["output_type"], steps, sampling
+        return Generation(decoder, *given, RecordedRandomness(uniforms, {}), poll_interval)
 
-    def other(name: str, steps: int) -> Generation:
-        others = sampling_of(SAMPLINGS[steps % 3])
-        return Generation(decoder, prompts[name], "text", steps, others, SeededRandomness(steps))
+    def other(name: str, output: str, steps: int) -> Generation:
+        others = sampling_of(SAMPLINGS[steps % 4])
+        given = prompts[name], output, steps, others, SeededRandomness(steps)
+        return Generation(decoder, *given, poll_interval)
 
-    batch = TextBatch(decoder, 2, poll_interval, make_graphs)
     first, _, _, last = together(
-        batch, [recorded(), other("text_only", 4), other("two_audio", steps + 9), recorded()]
-    )
+        decoder,
+        [
+            recorded(), other("text_only", "both", 4), other("two_audio", "text", steps + 9),
+            recorded(),
+        ],
+    )  # fmt: skip
     assert first == last
-    assert first[:2] == (run["returned_text"], run["n_forward"])
+    assert first[:3] == (run["returned_text"], run["returned_audio"], run["n_forward"])
 
 
 @pytest.fixture(scope="module")
-def decoders(model: LanguageModel, prompts: dict, control) -> dict[str, Decoder]:
+def models(model: LanguageModel, prompts: dict, control) -> dict[str, tuple]:
     """One for each way in which a model may be held; texts end early by a token they say."""
     quantized = language_model_component(GOLDEN / "llm")
     int8 = quantize_model(quantized.load(torch.device("cpu"), torch.float32), "int8")
     probe = Decoder(model, control, CAPACITY)
-    often, _, _ = alone(Generation(probe, prompts["two_audio"], "text", 40, sampling_of({}),
-                                   SeededRandomness(0)))  # fmt: skip
+    often = alone(Generation(probe, prompts["two_audio"], "text", 40, sampling_of({}),
+                             SeededRandomness(0)))[0]  # fmt: skip
     ends = ControlTokens(control.blank, often[20], control.audio_ends)
     return {
-        "full": Decoder(model, ends, CAPACITY),
-        "track": Decoder(model.with_cut_heads(), ends, CAPACITY),
-        "int8": Decoder(int8, ends, CAPACITY),
-        "fp8 cache": Decoder(model, ends, CAPACITY, kv_cache="fp8"),
+        "full": (model, ends, "none"),
+        "track": (model.with_cut_heads(), ends, "none"),
+        "int8": (int8, ends, "none"),
+        "fp8 cache": (model, ends, "fp8"),
     }
 
 
 requests = st.lists(
     st.tuples(
         st.sampled_from(["text_only", "two_audio"]),
+        st.sampled_from(["text", "both"]),
         st.integers(1, 40),
         st.integers(0, 2**32 - 1),
         st.sampled_from(SAMPLINGS),
     ),
-    max_size=6,
+    max_size=7,
 )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     requests=requests,
-    slots=st.integers(1, 4),
+    slots=st.integers(1, 5),
+    places=st.integers(CAPACITY, 3 * CAPACITY),
     interval=st.integers(1, 12),
     held=st.sampled_from(["full", "track", "int8", "fp8 cache"]),
+    order=st.randoms(use_true_random=False),
 )
-def test_ids_are_those_of_the_single_loop(
-    requests, slots, interval, held, decoders: dict[str, Decoder], prompts: dict
+def test_ids_are_those_found_alone(
+    requests, slots, places, interval, held, order: random.Random, models: dict, prompts: dict
 ) -> None:
-    """Each with its own sampling, whatever the others have."""
-    decoder = decoders[held]
+    """Whoever arrives and leaves beside them, each with its own sampling."""
+    model, ends, cache = models[held]
+    single = Decoder(model, ends, CAPACITY, kv_cache=cache)
+    decoder = Decoder(model, ends, CAPACITY, kv_cache=cache, slots=slots, places=places)
 
-    def generations() -> Iterator[Generation]:
-        for name, steps, seed, params in requests:
-            randomness, sampling = SeededRandomness(seed), sampling_of(params)
-            yield Generation(decoder, prompts[name], "text", steps, sampling, randomness)
+    def generations(decoder: Decoder) -> Iterator[Generation]:
+        for name, output, steps, seed, params in requests:
+            given = prompts[name], output, steps, sampling_of(params), SeededRandomness(seed)
+            yield Generation(decoder, *given, interval)
 
-    expected = [alone(generation) for generation in generations()]
-    batch = TextBatch(decoder, slots, interval)
-    assert together(batch, list(generations())) == expected
+    expected = [alone(generation) for generation in generations(single)]
+    left = set()
+
+    def leaves(generation: Generation) -> bool:
+        if order.random() < 0.02:
+            left.add(generation)
+        return generation in left
+
+    beside = list(generations(decoder))
+    answers = together(decoder, beside, lambda: order.random() < 0.5, leaves)
+    for generation, answer, whole in zip(beside, answers, expected, strict=True):
+        if generation in left:
+            assert answer[0] == whole[0][: len(answer[0])]
+            assert answer[1] == whole[1][: len(answer[1])]
+        else:
+            assert answer == whole
 
 
-def test_some_texts_end_and_others_do_not(decoders: dict[str, Decoder], prompts: dict) -> None:
+def test_some_answers_end_and_others_do_not(models: dict, prompts: dict) -> None:
     """What the property above is about does occur."""
-    ends = set()
-    for params in SAMPLINGS:
-        for seed in range(4):
-            randomness = SeededRandomness(seed)
-            generation = Generation(
-                decoders["full"], prompts["two_audio"], "text", 40, sampling_of(params), randomness
-            )
-            ends.add(alone(generation)[2])
+    decoder = Decoder(*models["full"][:2], CAPACITY)
+    ends = {
+        alone(Generation(decoder, prompts["two_audio"], output, 40, sampling_of(params),
+                         SeededRandomness(seed)))[3]
+        for params in SAMPLINGS for seed in range(4) for output in ("text", "both")
+    }  # fmt: skip
     assert ends == {True, False}
 
 
@@ -174,9 +208,10 @@ def test_a_row_of_id_zero_gets_no_text_embedding(
     make_graphs, says_zero: LanguageModel, control, prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As published; of each row by itself, whatever the others say."""
-    decoder, sampling = Decoder(says_zero, control, CAPACITY), sampling_of({})
+    decoder = Decoder(says_zero, control, CAPACITY, make_graphs=make_graphs, slots=3)
+    sampling = sampling_of({})
 
-    def generations() -> list[Generation]:
+    def generations(decoder: Decoder = decoder) -> list[Generation]:
         return [
             Generation(decoder, prompts[name], "text", 30, sampling, SeededRandomness(0))
             for name in ("two_audio", "text_only")
@@ -186,10 +221,9 @@ def test_a_row_of_id_zero_gets_no_text_embedding(
     head = says_zero.text_head.weight.data
     head[[0, common]] = head[[common, 0]]
     expected = [alone(generation) for generation in generations()]
-    zeros = [[i == 0 for i in ids[:-1]] for ids, _, _ in expected]
+    zeros = [[i == 0 for i in ids[:-1]] for ids, *_ in expected]
     assert any(one != other for one, other in zip(*zeros, strict=True))
-    batch = TextBatch(decoder, 3, 2, make_graphs)
-    assert together(batch, generations()) == expected
+    assert together(decoder, generations()) == expected
 
     def embed_all(audio_ids: Tensor, text_ids: Tensor, *rest) -> Tensor:
         return original(audio_ids, text_ids, *rest) + (text_ids == 0).all() * says_zero.embedding(
@@ -198,88 +232,116 @@ def test_a_row_of_id_zero_gets_no_text_embedding(
 
     original = says_zero.embed
     monkeypatch.setattr(says_zero, "embed", embed_all)
-    assert [alone(generation) for generation in generations()] != expected
+    other = Decoder(says_zero, control, CAPACITY)
+    assert [alone(generation) for generation in generations(other)] != expected
 
 
-def test_steps_are_recorded_once_for_each_bucket(model: LanguageModel, control, prompts) -> None:
-    decoder = Decoder(model, control, CAPACITY, buckets=(64, 80))
-    sampling = sampling_of(SAMPLINGS[1])
-
-    def generations() -> list[Generation]:
-        return [
-            Generation(decoder, prompts[name], "text", steps, sampling, SeededRandomness(steps))
-            for name, steps in (("text_only", 20), ("two_audio", 40), ("text_only", 60))
-        ]
-
-    batch = TextBatch(decoder, 2, 5, TracedGraphs)
-    expected = [alone(generation) for generation in generations()]
-    assert together(batch, generations()) == expected
-    recorded, replayed = batch.graphs.recorded, batch.graphs.replayed
-    assert recorded == 6  # three ways to choose ids, and attention over 64, 80 and 100 positions
-    assert together(batch, generations()) == expected
-    assert (batch.graphs.recorded, batch.graphs.replayed) == (recorded, 2 * replayed)
+def test_nothing_is_recorded_after_the_start(model: LanguageModel, control, prompts) -> None:
+    """Whatever is asked for, and however many run."""
+    decoder = Decoder(model, control, CAPACITY, make_graphs=TracedGraphs, buckets=(64, 80), slots=4)
+    recorded, chance = decoder.graphs.recorded, random.Random(0)
+    generations = []
+    for seed in range(24):
+        name, output = chance.choice(["text_only", "two_audio"]), chance.choice(["text", "both"])
+        given = prompts[name], output, chance.randint(1, 40), sampling_of(chance.choice(SAMPLINGS))
+        generations.append(Generation(decoder, *given, SeededRandomness(seed), 5))
+    together(decoder, generations, lambda: chance.random() < 0.3)
+    assert decoder.graphs.recorded == recorded > 0
 
 
 def test_a_slot_that_is_released_early_disturbs_no_other(
     model: LanguageModel, control, prompts
 ) -> None:
-    decoder, sampling = Decoder(model, control, CAPACITY), sampling_of({})
+    decoder = Decoder(model, control, CAPACITY, slots=2)
 
     def generation(name: str) -> Generation:
-        return Generation(decoder, prompts[name], "text", 30, sampling, SeededRandomness(0))
+        given = prompts[name], "both", 30, sampling_of({}), SeededRandomness(0)
+        return Generation(decoder, *given)
 
-    batch = TextBatch(decoder, 2, 4)
+    expected = {name: alone(generation(name)) for name in ("two_audio", "text_only")}
     stopped, kept, later = (generation(n) for n in ("two_audio", "text_only", "two_audio"))
-    assert [batch.begin(stopped), batch.begin(kept)] == [0, 1]
-    batch.advance()
-    batch.release(0)
-    assert (batch.running, len(stopped.text_ids)) == ([1], 4)
-    assert [slot for slot, _ in batch.advance()] == [1]
-    assert batch.begin(later) == 0
+    for one in (stopped, kept):
+        assert list(decoder.begin(one))
+    assert not decoder.fits(1)
+    list(decoder.step())
+    decoder.release(stopped)
+    for _ in decoder.begin(later):
+        assert [g for g, _ in decoder.step()] == [kept]
     while later.launched != later.max_steps:
-        batch.advance()
-    assert len(stopped.text_ids) == 4
-    for name, done in (("text_only", kept), ("two_audio", later)):
-        assert found(done) == alone(generation(name))
+        list(decoder.step())
+    assert found(kept) == expected["text_only"] and found(later) == expected["two_audio"]
 
 
-def test_what_is_finished_and_not_released_stays_as_it_is(
-    decoders: dict[str, Decoder], prompts: dict
+@pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
+def test_logits_that_are_not_finite_end_their_own_answer(
+    make_graphs, model: LanguageModel, control, prompts
 ) -> None:
-    decoder, sampling = decoders["full"], sampling_of({})
+    """And leave nothing behind in the places that the next one gets."""
+    decoder = Decoder(model, control, CAPACITY, make_graphs=make_graphs, slots=2)
 
-    def generation() -> Generation:
-        return Generation(decoder, prompts["two_audio"], "text", 40, sampling, SeededRandomness(0))
+    def generation(name: str) -> Generation:
+        given = prompts[name], "both", 30, sampling_of({}), SeededRandomness(0)
+        return Generation(decoder, *given)
 
-    batch, kept = TextBatch(decoder, 1, 4), generation()
-    batch.begin(kept)
-    looks = [progress for _ in range(40) for _, progress in batch.advance()]
-    assert found(kept) == alone(generation()) and kept.ended
-    after = looks[[look.finished for look in looks].index(True) + 1 :]
-    assert len(after) > 1 and not any(look.text_ids for look in after)
+    expected = alone(generation("text_only"))
+    kept, broken, later = (generation(n) for n in ("text_only", "two_audio", "text_only"))
+    for one in (kept, broken):
+        list(decoder.begin(one))
+    with torch.inference_mode():
+        start = decoder._spans[broken]
+        decoder.attention.cache.values[:, :, start : start + broken.positions] = torch.nan
+    while decoder.running:
+        for one, progress in decoder.step():
+            if progress.finished:
+                decoder.release(one)
+    assert broken.broken and len(broken.text_ids) < 30
+    assert alone(later) == expected and not later.broken
+    assert found(kept) == expected and not kept.broken
 
 
-def test_what_does_not_fit_into_the_batch_is_refused(
-    model: LanguageModel, control, prompts
-) -> None:
-    decoder, sampling = Decoder(model, control, CAPACITY), sampling_of({})
+def test_what_does_not_fit_is_refused(model: LanguageModel, control, prompts) -> None:
+    prompt, sampling = prompts["text_only"], sampling_of({})
 
-    def make(output: str) -> Generation:
-        prompt, randomness = prompts["text_only"], SeededRandomness(0)
-        return Generation(decoder, prompt, output, 5, sampling, randomness)
+    def make(decoder: Decoder) -> Generation:
+        return Generation(decoder, prompt, "text", 5, sampling, SeededRandomness(0))
 
-    batch = TextBatch(decoder, 1)
-    with pytest.raises(ValueError, match="a batch generates text"):
-        batch.begin(make("both"))
-    batch.begin(make("text"))
-    with pytest.raises(ValueError, match="no slot is free"):
-        batch.begin(make("text"))
+    length = prompt.length + 5
+    few_slots = Decoder(model, control, CAPACITY, slots=1)
+    few_places = Decoder(model, control, CAPACITY, slots=3, places=2 * length - 1)
+    for decoder in (few_slots, few_places):
+        list(decoder.begin(make(decoder)))
+        assert not decoder.fits(length)
+        with pytest.raises(ValueError, match="no slot is free"):
+            decoder.begin(make(decoder))
+    assert few_places.fits(length - 1)
 
 
 @pytest.mark.parametrize(("kv_cache", "size"), [("none", 4), ("fp8", 1)])
-def test_bytes_of_a_slot(kv_cache: str, size: int, model: LanguageModel, control) -> None:
-    """Keys and values of the trunk's 5 layers, 2 heads of 16."""
-    decoder = Decoder(model, control, CAPACITY, kv_cache=kv_cache)
-    for slots in (1, 3):
-        batch = TextBatch(decoder, slots)
-        assert batch.slot_bytes == 2 * 5 * 2 * 16 * CAPACITY * size
+def test_requests_share_one_cache(kv_cache: str, size: int, model: LanguageModel, control) -> None:
+    """Keys and values of 2 heads of 16 in the trunk's 5 layers and the MIMO branch's, if any."""
+    for speaks, layers in ((True, model.config.total_layers), (False, 5)):
+        decoder = Decoder(
+            model, control, CAPACITY, kv_cache=kv_cache, slots=3, places=250, speaks=speaks
+        )
+        cache = decoder.attention.cache
+        assert cache.keys.nbytes == cache.values.nbytes == layers * 2 * 16 * 251 * size
+
+
+@given(st.integers(1, 60), st.lists(st.tuples(st.booleans(), st.integers(1, 30))))
+def test_spans(places: int, wanted: list[tuple[bool, int]]) -> None:
+    """No two overlap, none goes beyond the end, and one is found wherever there is room."""
+    spans, taken = Spans(places), {}
+    for give, length in wanted:
+        if give and taken:
+            start = sorted(taken)[length % len(taken)]
+            spans.release(start)
+            del taken[start]
+        free = [all(not s <= p < s + n for s, n in taken.items()) for p in range(places)]
+        gaps = [p for p in range(places - length + 1) if all(free[p : p + length])]
+        assert spans.find(length) == (gaps[0] if gaps else None)
+        assert spans.free == sum(free)
+        if gaps:
+            taken[spans.take(length)] = length
+        else:
+            with pytest.raises(ValueError, match=f"no {length} free places"):
+                spans.take(length)

@@ -8,7 +8,8 @@ import os
 import pytest
 import torch
 
-from kimia_infer.engine.decode import ControlTokens, Decoder, Generation
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.generation import ControlTokens, Generation
 from kimia_infer.layers.attention import BACKENDS, choose_backend
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import language_model_component
@@ -38,7 +39,7 @@ def generate(run: dict, steps: int) -> tuple[list[int], list[int]]:
     assert os.environ["TRITON_INTERPRET"] == "1"
     model = language_model_component(GOLDEN / "llm").load(torch.device("cpu"), torch.float32)
     put_heads(model, run["heads"])
-    assert choose_backend(model.device, model.dtype, HEAD_DIM) is BACKENDS["triton"]
+    assert choose_backend(model.device, HEAD_DIM) is BACKENDS["triton"]
     ids = json.loads((GOLDEN / "llm" / "special_tokens.json").read_text())
     ends = (ids["msg_end"], ids["media_end"])
     control = ControlTokens(ids["kimia_text_blank"], ids["kimia_text_eos"], ends)

@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-import time
-from collections.abc import Callable
+from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from kimia_infer.api import response
-from kimia_infer.api.engine import ChatEncoder
+from kimia_infer.api.encoding import ChatEncoder
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters, parse_parameters
-from kimia_infer.engine import batch as batch_module
+from kimia_infer.api.response import Deadline, Request, Response
 from kimia_infer.engine import decode
-from kimia_infer.engine.batch import TextBatch
-from kimia_infer.engine.decode import Generation
+from kimia_infer.engine.decode import Decoder
 from kimia_infer.evaluation import answering
-from kimia_infer.evaluation.answering import (
-    Finished,
-    answer_items,
-    answer_together,
-    load_ahead,
-)
+from kimia_infer.evaluation.answering import Finished, Turn, answer_items, load_ahead
 from kimia_infer.evaluation.items import Defaults, Item, read_manifest
 from kimia_infer.layers.sampler import sample
-from kimia_infer.models.kimi_audio.prompt import parse_messages
-from kimia_infer.utils.errors import ConfigurationError, RequestError
-from kimia_infer.utils.graphs import Graphs, graphs_for
-from tests.api.recorded_chats import CASES, SET, chat_of, options_of, randomness_of
+from kimia_infer.utils.errors import RequestError
+from tests.api.recorded_chats import CASES, SET, chat_of, options_of
 from tests.evaluation.helpers import (
     CONFIG,
     SAMPLING,
@@ -44,7 +33,6 @@ from tests.evaluation.helpers import (
     report,
     results,
 )
-from tests.traced import TracedGraphs
 from tests.training.runs import write_sound
 
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory")
@@ -65,53 +53,21 @@ def items(tmp_path: Path, write: Write) -> list[Item]:
     return read_manifest(path, Defaults(tmp_path, language="en")).items
 
 
-def answered(
-    model: KimiAudio, items: list[Item], options: Parameters, size: int, make_graphs=graphs_for
-) -> list[Finished]:
+def answered(model: KimiAudio, items: list[Item], options: Parameters, size: int) -> list[Finished]:
     """The outcomes of several items at a time, in the order of the items."""
-    found = {f.item.key: f for f in answer_items(items, model, options, size, make_graphs)}
+    found = {f.item.key: f for f in answer_items(items, model, options, size)}
     return [found[item.key] for item in items]
 
 
-@pytest.mark.parametrize(("make_graphs", "interval"), [(graphs_for, 1), (TracedGraphs, 8)])
-def test_recorded_greedy_answers(
-    recorded_model: KimiAudio, monkeypatch: pytest.MonkeyPatch, make_graphs, interval: int
-):
+def test_recorded_greedy_answers(recorded_model: KimiAudio):
     cases = [case for case in TEXT_CASES if options_of(case) == options_of(TEXT_CASES[0])]
     assert len(cases) == 5
     items = [Item("e2e", "", case["name"], "none", chat_of(case), "") for case in cases]
-    monkeypatch.setattr(recorded_model, "poll_interval", interval)
-    found = answered(recorded_model, items, options_of(cases[0]), 3, make_graphs)
+    found = answered(recorded_model, items, options_of(cases[0]), 3)
     for case, answer in zip(cases, found, strict=True):
         assert answer.outcome.text_ids == case["text_ids"]
         assert answer.outcome.text == case["text"]
         assert answer.outcome.metrics["decode_steps"] == case["steps"]
-
-
-@pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
-def test_recorded_answers_with_other_sampling(
-    recorded_model: KimiAudio, make_graphs: Callable[[torch.device], Graphs]
-):
-    """Penalties and recorded draws: each case twice in a batch with a chat of another length."""
-    tensors = load_file(SET / "cases.safetensors")
-    cases = [case for case in TEXT_CASES if options_of(case) != options_of(TEXT_CASES[0])]
-    assert sum("draws" in case for case in cases) == 2
-    for case in cases:
-        options = options_of(case)
-        batch = TextBatch(recorded_model.decoder, 3, 4, make_graphs)
-
-        def begin(chat: dict, options: Parameters = options, case: dict = case) -> Generation:
-            messages = parse_messages(chat_of(chat))
-            encoded = recorded_model.encode_chat(messages, options)
-            return recorded_model.generation(*encoded, options, randomness_of(case, tensors))
-
-        generations = [begin(chat) for chat in (case, TEXT_CASES[0], case)]
-        for generation in generations:
-            batch.begin(generation)
-        while not (generations[0].ended or generations[0].launched == generations[0].max_steps):
-            batch.advance()
-        assert generations[0].text_ids == generations[2].text_ids == case["text_ids"]
-        assert generations[0].steps == case["steps"]
 
 
 @pytest.mark.parametrize("size", [2, 3, 12])
@@ -139,14 +95,14 @@ def test_interrupted_run_goes_on_with_any_size(
 ):
     with monkeypatch.context() as patch:
         begun = itertools.count()
-        original = TextBatch.advance
+        original = KimiAudio.begin
 
-        def advance(batch: TextBatch):
+        def begin(model: KimiAudio, request: Request) -> Response:
             if results(tmp_path / "cut") >= stop and next(begun) > 1:
                 raise KeyboardInterrupt
-            return original(batch)
+            return original(model, request)
 
-        patch.setattr(TextBatch, "advance", advance)
+        patch.setattr(KimiAudio, "begin", begin)
         with pytest.raises(KeyboardInterrupt):
             run("cut", batch_size=3)
     done = results(tmp_path / "cut")
@@ -162,29 +118,23 @@ def test_interrupted_run_goes_on_with_any_size(
 def test_an_item_out_of_time_concerns_only_itself(
     model: KimiAudio, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ):
-    """Every step takes a second; the longer answers are refused, the shorter ones given."""
+    """One has no time left when its turn comes; the others are answered."""
     options = parse_parameters(max_new_tokens=60, seed=0)
     expected = [model.complete(item.messages, options) for item in items]
-    steps = sorted(completion.metrics["decode_steps"] for completion in expected)
-    allowed = steps[len(steps) // 2] - 1
-    assert steps[0] <= allowed
-    clock = [100.0]
-    fake = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr(response, "time", fake)
-    original = TextBatch.advance
+    request, calls = Turn.request, itertools.count()
 
-    def advance(batch: TextBatch):
-        clock[0] += 1
-        return original(batch)
+    def late(turn: Turn, options: Parameters, deadline: Deadline) -> Request:
+        if next(calls) == 2:
+            deadline = Deadline(0.0)
+        return request(turn, options, deadline)
 
-    monkeypatch.setattr(TextBatch, "advance", advance)
-    limited = options.model_copy(update={"timeout_seconds": float(allowed)})
-    for completion, answer in zip(expected, answered(model, items, limited, 3), strict=True):
-        if completion.metrics["decode_steps"] <= allowed + 1:
-            assert answer.outcome.text == completion.text
-        else:
-            assert isinstance(answer.outcome, RequestError)
-            assert "timeout_seconds" in str(answer.outcome)
+    monkeypatch.setattr(Turn, "request", late)
+    limited = options.model_copy(update={"timeout_seconds": 600.0})
+    outcomes = [finished.outcome for finished in answered(model, items, limited, 3)]
+    refused = [outcome for outcome in outcomes if isinstance(outcome, RequestError)]
+    assert len(refused) == 1 and "timeout_seconds" in str(refused[0])
+    for completion, outcome in zip(expected, outcomes, strict=True):
+        assert isinstance(outcome, RequestError) or outcome.text == completion.text
 
 
 def test_repetition_is_cut(model: KimiAudio, items: list[Item], monkeypatch: pytest.MonkeyPatch):
@@ -195,7 +145,6 @@ def test_repetition_is_cut(model: KimiAudio, items: list[Item], monkeypatch: pyt
         return torch.where(step < 4, usual, history.gather(1, 2 + step[:, None] % 2)[:, 0])
 
     monkeypatch.setattr(decode, "sample", looping)
-    monkeypatch.setattr(batch_module, "sample", looping)
     options = parse_parameters(
         max_new_tokens=400, text_temperature=1.0, text_top_k=0, seed=1, stop_repetition=True
     )
@@ -213,14 +162,14 @@ def test_repetition_is_cut(model: KimiAudio, items: list[Item], monkeypatch: pyt
 def test_memory_that_an_item_lacks_concerns_only_itself(
     finished: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    encode, calls = ChatEncoder.encode, itertools.count()
+    encode, calls = ChatEncoder.encode_all, itertools.count()
 
     def fail_once(encoder: ChatEncoder, *arguments):
         if next(calls) == 2:
             raise OUT_OF_MEMORY
         return encode(encoder, *arguments)
 
-    monkeypatch.setattr(ChatEncoder, "encode", fail_once)
+    monkeypatch.setattr(ChatEncoder, "encode_all", fail_once)
     outcome = run("out", batch_size=3)
     assert (outcome.answered, outcome.errors) == (7, 2)
     third = answers(tmp_path / "out")[2]
@@ -229,50 +178,30 @@ def test_memory_that_an_item_lacks_concerns_only_itself(
     assert_same(finished, tmp_path / "out")
 
 
-def test_memory_that_a_step_lacks_concerns_what_is_being_answered(
+def test_memory_that_a_step_lacks_concerns_the_last_to_come(
     finished: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    advance, calls = TextBatch.advance, itertools.count()
+    launch, calls = Decoder._launch, itertools.count()
 
-    def fail_once(batch: TextBatch):
-        if next(calls) == 1:  # no answer is that short
+    def fail_once(decoder: Decoder) -> None:
+        if len(decoder.running) > 1 and not next(calls):
             raise OUT_OF_MEMORY
-        return advance(batch)
+        launch(decoder)
 
-    monkeypatch.setattr(TextBatch, "advance", fail_once)
-    assert run("out", batch_size=3).errors == 1 + 3
-    for row in answers(tmp_path / "out")[:3]:
-        assert "while 3 items were answered together: out of memory" in row["error"]
-        assert "--batch-size" in row["error"]
+    monkeypatch.setattr(Decoder, "_launch", fail_once)
+    assert run("out", batch_size=3).errors == 1 + 1
+    errors = [row["error"] for row in answers(tmp_path / "out") if row.get("error")]
+    assert sum("out of memory while answering" in error for error in errors) == 1
     assert run("out", batch_size=2, retry_errors=True).errors == 1
     assert_same(finished, tmp_path / "out")
 
 
-def test_a_batch_without_memory_is_refused_before_anything_is_answered(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-):
-    def fail(*arguments: object) -> None:
-        raise OUT_OF_MEMORY
-
-    monkeypatch.setattr(answering, "TextBatch", fail)
-    with pytest.raises(ConfigurationError, match=r"no memory for 5 answers .*--batch-size"):
-        run("out", batch_size=5)
-    assert results(tmp_path / "out") == 0
-    assert run("out").answered == 8
-
-
-def test_a_batch_beyond_all_memory_is_refused(model: KimiAudio):
-    """On the CPU, whose allocator has no error of its own."""
-    with pytest.raises(ConfigurationError, match=r"no memory for 10{9} answers .*--batch-size"):
-        next(answer_items([], model, parse_parameters(), 10**9))
-
-
 def test_other_failures_end_the_run(run: Run, monkeypatch: pytest.MonkeyPatch):
-    def fail(batch: TextBatch) -> None:
+    def fail(decoder: Decoder) -> None:
         raise RuntimeError("the device is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TextBatch, "advance", fail)
+        patch.setattr(Decoder, "_launch", fail)
         with pytest.raises(RuntimeError, match="the device is gone"):
             run("out", batch_size=3)
     assert run("out", batch_size=3).answered == 8
@@ -281,26 +210,24 @@ def test_other_failures_end_the_run(run: Run, monkeypatch: pytest.MonkeyPatch):
 def test_seconds_are_from_an_items_turn_to_its_end(
     model: KimiAudio, items: list[Item], monkeypatch: pytest.MonkeyPatch
 ):
-    """Every step takes a second, nothing else any: waiting for a turn does not count."""
+    """Waiting for a turn does not count, loading does."""
     seconds = [0.0]
     monkeypatch.setattr(answering, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
-    original = TextBatch.advance
+    begin = KimiAudio.begin
 
-    def advance(batch: TextBatch):
-        seconds[0] += 1
-        return original(batch)
+    def slow(model: KimiAudio, request: Request) -> Response:
+        seconds[0] += 6
+        return begin(model, request)
 
-    monkeypatch.setattr(TextBatch, "advance", advance)
-    monkeypatch.setattr(batch_module, "sample", lambda logits, *rest: logits[:, 0].long() * 0 + 66)
-    options = parse_parameters(max_new_tokens=6)
-    turns = (
-        dataclasses.replace(turn, started=turn.started - 0.5)
-        for turn in load_ahead(items[:3], 600.0)
-    )
-    found = list(answer_together(turns, model, options, 2, graphs_for))
+    def loaded(items: list[Item], most: float) -> Generator[Turn]:
+        for turn in list(load_ahead(items, most)):
+            yield replace(turn, started=seconds[0] - 0.5)
+
+    monkeypatch.setattr(KimiAudio, "begin", slow)
+    monkeypatch.setattr(answering, "load_ahead", loaded)
+    found = list(answer_items(items[:3], model, parse_parameters(max_new_tokens=6), 1))
     assert [answer.item.key for answer in found] == [item.key for item in items[:3]]
     assert [answer.seconds for answer in found] == [6.5, 6.5, 6.5]
-    assert seconds == [12.0]
 
 
 def test_report_tells_how_many_at_a_time(finished: Path, tmp_path: Path, run: Run):

@@ -9,15 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jiwer
 import pytest
 
-from kimia_infer.api.events import Event
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.response import Request
+from kimia_infer.api.response import Request, Response
 from kimia_infer.audio.files import load_audio, wav_bytes
 from kimia_infer.evaluation import answering
 from kimia_infer.evaluation.items import Defaults, Manifest, read_manifest
@@ -130,15 +128,15 @@ def test_interrupted_run_goes_on(
     torn: int,
 ):
     """``stop`` requests are answered before the interruption; the missing file needs none."""
-    original, asked = model.answer, []
+    original, asked = model.begin, []
 
-    def interrupted(request: Request) -> Iterator[Event]:
+    def interrupted(request: Request) -> Response:
         if len(asked) == stop:
             raise KeyboardInterrupt
         asked.append(request)
         return original(request)
 
-    monkeypatch.setattr(model, "answer", interrupted)
+    monkeypatch.setattr(model, "begin", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run("cut")
     path = tmp_path / "cut" / "results.jsonl"
@@ -149,7 +147,7 @@ def test_interrupted_run_goes_on(
             file.truncate(path.stat().st_size - torn)
         done -= 1
     again = []
-    monkeypatch.setattr(model, "answer", lambda r: (again.append(r), original(r))[1])
+    monkeypatch.setattr(model, "begin", lambda r: (again.append(r), original(r))[1])
     run("cut")
     assert len(again) == (9 - done) - (done < 4)
     assert_same(finished, tmp_path / "cut")
@@ -258,10 +256,10 @@ def test_damaged_results_are_named(finished: Path, run: Run):
 def test_failures_that_are_no_answers_end_the_run(
     tmp_path: Path, model: KimiAudio, run: Run, monkeypatch: pytest.MonkeyPatch
 ):
-    def fail(request) -> Iterator:
+    def fail(request: Request) -> Response:
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(model, "answer", fail)
+    monkeypatch.setattr(model, "begin", fail)
     with pytest.raises(RuntimeError, match="the device is gone"):
         run("out")
     monkeypatch.undo()

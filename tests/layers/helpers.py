@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.engine.decode import DecodeInput
+from kimia_infer.engine.generation import DecodeInput
 from kimia_infer.layers.attention import CachedAttention, choose_backend
 from kimia_infer.layers.sampler import Sampling, TrackSampling
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
@@ -70,9 +70,9 @@ def logits(
 ) -> tuple[Tensor, Tensor]:
     """Of both heads at every position; ``cache_dtype`` is the dtype of the cache."""
     x = model.embed(prompt.audio_ids, prompt.text_ids, prompt.is_continuous, prompt.features)
-    backend = choose_backend(CPU, model.dtype, model.config.head_dim)
-    cache = model.new_cache(x.shape[1], cache_dtype)
-    hidden = model(x, CachedAttention(backend, cache).at(0))
+    backend = choose_backend(CPU, model.config.head_dim)
+    cache = model.new_cache(x.shape[1], x.shape[1], cache_dtype)
+    hidden = model(x, CachedAttention(backend, cache).sequence(0, 0))
     return model.text_head(hidden.text[0]), model.audio_head(hidden.audio[0])
 
 

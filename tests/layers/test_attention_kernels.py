@@ -73,8 +73,11 @@ def test_silu_mul(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     interpreted(check_silu_mul, shape, dtype)
 
 
+START = 3
+
+
 class Decoding:
-    """One token and a cache that holds NaN wherever nothing has to be read."""
+    """A token of two rows and a cache that holds NaN wherever nothing has to be read."""
 
     def __init__(
         self,
@@ -86,32 +89,42 @@ class Decoding:
         dtype: torch.dtype,
         held: torch.dtype | None = None,
     ):
-        self.kv_heads, self.group, self.position = kv_heads, group, position
+        self.kv_heads, self.group = kv_heads, group
         capacity = position + 1 + room
-        self.qkv = random(1, 1, (group + 2) * kv_heads * head_dim, dtype=dtype, seed=1)
+        # Behind the row in question, in places before it, is one that is at its beginning.
+        self.starts, self.positions = [START, 0], [position, 1]
+        places = START + capacity
+        self.qkv = random(2, 1, (group + 2) * kv_heads * head_dim, dtype=dtype, seed=1)
         # One layer of several; the heads of the values lie within each position.
-        self.keys = torch.full((3, kv_heads, capacity, head_dim), NAN, dtype=dtype)[1]
-        self.values = torch.full((capacity, kv_heads, head_dim), NAN, dtype=dtype).transpose(0, 1)
-        self.keys[:, :position] = random(kv_heads, position, head_dim, dtype=dtype, seed=2)
-        self.values[:, :position] = random(kv_heads, position, head_dim, dtype=dtype, seed=3)
+        self.keys = torch.full((3, kv_heads, places, head_dim), NAN, dtype=dtype)[1]
+        self.values = torch.full((places, kv_heads, head_dim), NAN, dtype=dtype).transpose(0, 1)
+        for start, at in zip(self.starts, self.positions, strict=True):
+            filled = slice(start, start + at)
+            self.keys[:, filled] = random(kv_heads, at, head_dim, dtype=dtype, seed=2)
+            self.values[:, filled] = random(kv_heads, at, head_dim, dtype=dtype, seed=3)
         self.held = held or dtype
         self.keys, self.values = self.keys.to(self.held), self.values.to(self.held)
         angles = random(head_dim // 2, dtype=torch.float32, seed=4).repeat(2)
-        self.cos, self.sin = torch.full((2, capacity, head_dim), NAN, dtype=dtype)
-        self.cos[position], self.sin[position] = angles.cos(), angles.sin()
+        self.cos, self.sin = torch.full((2, max(2, capacity), head_dim), NAN, dtype=dtype)
+        for at in self.positions:
+            self.cos[at], self.sin[at] = angles.cos(), angles.sin()
 
     def by_kernel(self) -> Tensor:
         from kimia_infer.layers.attention_kernels import rotate_append_attend
 
-        tables = self.keys, self.values, self.cos, self.sin, torch.tensor([self.position])
-        return rotate_append_attend(self.qkv, *tables, self.kv_heads * self.group, self.kv_heads)
+        tables = self.keys, self.values, self.cos, self.sin
+        places = torch.tensor(self.starts), torch.tensor(self.positions)
+        heads = self.kv_heads * self.group
+        return rotate_append_attend(self.qkv, *tables, *places, heads, self.kv_heads)
 
-    def by_torch(self) -> tuple[Tensor, Tensor, Tensor]:
+    def by_torch(self, row: int) -> tuple[Tensor, Tensor, Tensor]:
         """Query, keys and values [1, heads, length, head_dim], the token's own included."""
-        at = self.position
-        query, key, value = split_heads(self.qkv, self.kv_heads, self.keys.shape[-1])
+        start, at = self.starts[row], self.positions[row]
+        qkv = self.qkv[row : row + 1]
+        query, key, value = split_heads(qkv, self.kv_heads, self.keys.shape[-1])
         query, key = (rotate(x, self.cos[at], self.sin[at]) for x in (query, key))
-        keys, values = (x[None, :, :at].to(query.dtype) for x in (self.keys, self.values))
+        filled = slice(start, start + at)
+        keys, values = (x[None, :, filled].to(query.dtype) for x in (self.keys, self.values))
         key, value = (x.clamp(*LARGEST).to(self.held).to(x.dtype) for x in (key, value))
         return query, torch.cat([keys, key], dim=2), torch.cat([values, value], dim=2)
 
@@ -126,13 +139,14 @@ def check_attention(
 ) -> None:
     from kimia_infer.layers import attention_kernels as kernels
 
-    kernels.SPLITS = splits
+    kernels.SPLITS, kernels.FEWEST_SPLITS = 2 * splits, 1  # shared by two rows
     decoding = Decoding(*sizes, dtype, held)
     if held is not None:  # beyond what it can hold
         decoding.qkv[0, 0, -1], decoding.qkv[0, 0, -2] = 1000.0, -1000.0
-    expected = decoding.by_torch()
     keys, values = decoding.keys.float(), decoding.values.float()
-    keys[:, decoding.position], values[:, decoding.position] = (x[0, :, -1] for x in expected[1:])
+    rows = [decoding.by_torch(row) for row in range(2)]
+    for (_, *stored), start, at in zip(rows, decoding.starts, decoding.positions, strict=True):
+        keys[:, start + at], values[:, start + at] = (x[0, :, -1] for x in stored)
     actual = decoding.by_kernel()
     # Stored as it is without the kernel, and nothing else is touched.
     exactly = {"atol": 0, "rtol": 0, "equal_nan": True}
@@ -140,9 +154,10 @@ def check_attention(
     torch.testing.assert_close(decoding.values.float(), values, **exactly)
     # In bf16 weights and result are rounded.
     error = 1e-5 if dtype is torch.float32 else torch.finfo(dtype).eps
-    bound = error * expected[2].abs().max().item()
-    reference = attend(*(x.double() for x in expected))
-    torch.testing.assert_close(actual.double(), reference, atol=bound, rtol=0)
+    for row, expected in enumerate(rows):
+        bound = error * expected[2].abs().max().item()
+        reference = attend(*(x.double() for x in expected))
+        torch.testing.assert_close(actual[row : row + 1].double(), reference, atol=bound, rtol=0)
     assert actual.dtype is dtype
 
 
@@ -197,11 +212,10 @@ def test_attention_of_random_sizes(splits: int, dtype: torch.dtype, **sizes: int
 
 def check_as_precise_as_torch() -> None:
     decoding = Decoding(2, 7, 64, 700, 0, torch.bfloat16)
-    expected = decoding.by_torch()
+    expected = decoding.by_torch(0)
     reference = attend(*(x.double() for x in expected))
-    errors = [
-        (x.double() - reference).square().mean() for x in (decoding.by_kernel(), attend(*expected))
-    ]
+    found = decoding.by_kernel()[:1], attend(*expected)
+    errors = [(x.double() - reference).square().mean() for x in found]
     assert errors[0] < 1.2 * errors[1]
 
 
@@ -220,7 +234,7 @@ def test_other_head_sizes_are_refused(head_dim: int) -> None:
     interpreted(check_refusal, head_dim)
 
 
-def decode_at_full_size(dtype: torch.dtype) -> None:
+def decode_at_full_size(dtype: torch.dtype, rows: int = 1) -> None:
     from kimia_infer.layers.attention_kernels import (
         add_rms_norm,
         rms_norm,
@@ -234,20 +248,20 @@ def decode_at_full_size(dtype: torch.dtype) -> None:
     silu_mul(torch.empty(1, 1, 2 * 18944, dtype=dtype))
     keys, values = torch.empty(2, 4, 7500, 128, dtype=dtype)
     angles = torch.empty(7500, 128, dtype=dtype)
-    qkv = torch.empty(1, 1, 36 * 128, dtype=dtype)
+    qkv = torch.empty(rows, 1, 36 * 128, dtype=dtype)
     rotate_append_attend(
-        qkv, keys, values, angles, angles, torch.empty(1, dtype=torch.int64), 28, 4
+        qkv, keys, values, angles, angles, *torch.empty(2, rows, dtype=torch.int64), 28, 4
     )
 
 
-def attend_in_8_bits(dtype: torch.dtype) -> None:
+def attend_in_8_bits(dtype: torch.dtype, rows: int = 8) -> None:
     from kimia_infer.layers.attention_kernels import rotate_append_attend
 
     keys, values = torch.empty(2, 4, 7500, 128, dtype=FP8)
     angles = torch.empty(7500, 128, dtype=dtype)
-    qkv = torch.empty(1, 1, 36 * 128, dtype=dtype)
+    qkv = torch.empty(rows, 1, 36 * 128, dtype=dtype)
     rotate_append_attend(
-        qkv, keys, values, angles, angles, torch.empty(1, dtype=torch.int64), 28, 4
+        qkv, keys, values, angles, angles, *torch.empty(2, rows, dtype=torch.int64), 28, 4
     )
 
 
@@ -282,7 +296,7 @@ def decode_at_smallest_size(dtype: torch.dtype) -> None:
     vectors = torch.empty(1, 1, 16, dtype=dtype)
     position = torch.empty(1, dtype=torch.int64)
     qkv = torch.empty(1, 1, 48, dtype=dtype)
-    rotate_append_attend(qkv, vectors, vectors, vectors[0], vectors[0], position, 1, 1)
+    rotate_append_attend(qkv, vectors, vectors, vectors[0], vectors[0], position, position, 1, 1)
 
 
 @pytest.mark.parametrize("capability", [80, 90])

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kimia_infer.engine.decode import ControlTokens, Decoder, Generation
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.generation import ControlTokens, Generation
 from kimia_infer.layers.attention import (
     BACKENDS,
     KV_CACHES,
     CachedAttention,
     KeyValueCache,
     check_kv_cache,
-    choose_backend,
     rotate,
     split_heads,
 )
@@ -45,9 +45,10 @@ HELD = [1.125, -288.0, 448.0, -448.0, 0.0, 2.0**-9, 16.0, -1.0]
 
 def narrow_cache(capacity: int = 6, dtype: torch.dtype = torch.float32) -> KeyValueCache:
     cache = KeyValueCache(
-        3, 2, 8, capacity, rope_theta=1e6, device=CPU, dtype=dtype, cache_dtype=FP8
+        3, 2, 8, capacity, capacity, rope_theta=1e6, device=CPU, dtype=dtype, cache_dtype=FP8
     )
-    cache.clear()
+    cache.keys.zero_()
+    cache.values.zero_()
     return cache
 
 
@@ -58,11 +59,11 @@ def test_what_is_read_is_what_e4m3_holds(place, dtype: torch.dtype) -> None:
     _, heads, _, dim = cache.keys.shape
     given = torch.tensor(GIVEN, dtype=dtype).repeat(dim // 8).expand(heads, 1, dim)
     cache.store(1, place, given, -given)
-    keys, values = cache.read(1, 4)
+    keys, values = cache.read(1, 0, 4)
     assert keys.dtype is values.dtype is dtype and keys.shape == (1, heads, 4, dim)
     held = torch.tensor(HELD, dtype=dtype).repeat(dim // 8).expand(heads, dim)
     assert torch.equal(keys[0, :, 2], held) and torch.equal(values[0, :, 2], -held)
-    assert not keys[0, :, [0, 1, 3]].any() and not cache.read(0, 6)[0].any()
+    assert not keys[0, :, [0, 1, 3]].any() and not cache.read(0, 0, 6)[0].any()
     assert cache.keys.dtype is cache.values.dtype is FP8 and cache.keys.itemsize == 1
 
 
@@ -80,9 +81,10 @@ def test_attention_reads_rounded_keys_and_values() -> None:
     query, keys = (rotate(x, cache.cos[:6], cache.sin[:6]) for x in (query, keys))
     expected = reference(query, rounded(keys), rounded(values)).transpose(1, 2).flatten(2)
     attention = CachedAttention(BACKENDS["sdpa"], cache)
-    torch.testing.assert_close(attention.at(0)(qkv[:, :5], 2), expected[:, :5])
-    token = attention.at_position(torch.tensor([5]), 9)(qkv[:, 5:], 2)
-    torch.testing.assert_close(token, expected[:, 5:])
+    torch.testing.assert_close(attention.sequence(0, 0)(qkv[:, :5], 2), expected[:, :5])
+    start, position = torch.tensor([0]), torch.tensor([5])
+    for attend in (attention.tokens([0], [5]), attention.recorded_tokens(start, position, 9)):
+        torch.testing.assert_close(attend(qkv[:, 5:], 2), expected[:, 5:])
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
@@ -98,8 +100,7 @@ def test_recorded_graphs_choose_the_same_tokens(scheme: str, model: LanguageMode
         generation = Generation(decoder, prompt, "both", 12, SAMPLING, SeededRandomness(5))
         for _ in generation.run():
             pass
-        with decoder.borrow() as state:
-            assert state.attention.cache.keys.dtype is FP8
+        assert decoder.attention.cache.keys.dtype is FP8
         answers.append((generation.text_ids, generation.audio_ids))
     assert answers[0] == answers[1]
     assert len(answers[0][0]) == 12 and answers[0][1]
@@ -135,18 +136,6 @@ def test_other_accelerators_have_no_narrow_cache(kind: str) -> None:
     check_kv_cache("none", torch.device(kind))
     with pytest.raises(ConfigurationError, match=rf"'fp8' needs a CUDA .* not {kind}; use 'none'"):
         check_kv_cache("fp8", torch.device(kind))
-
-
-def test_flash_attention_does_not_read_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kimia_infer.layers import attention
-
-    monkeypatch.setattr(attention.importlib.util, "find_spec", lambda name: True)
-    monkeypatch.setattr(attention.operators, "missing", lambda device: "no C compiler")
-    place = torch.device("cuda"), torch.bfloat16, 128
-    assert choose_backend(*place).name == "flash-attn"
-    assert choose_backend(*place, cache_dtype=FP8).name == "sdpa"
-    with pytest.raises(ConfigurationError, match=r"flash-attn.*not in torch\.float8_e4m3fn"):
-        choose_backend(*place, "flash-attn", FP8)
 
 
 def test_a_decoder_refuses_unknown_caches(model: LanguageModel) -> None:

@@ -172,9 +172,9 @@ def test_recorded_language_model(golden: Path) -> None:
     features = torch.cat([recorded[name] for name in names])
     ids = (recorded[f"prefill.{track}_ids"] for track in ("audio", "text"))
     x = model.embed(*ids, recorded["prefill.is_continuous_mask"], features)
-    backend = choose_backend(CPU, torch.float32, model.config.head_dim)
-    cache = model.new_cache(x.shape[1])
-    hidden = model(x, CachedAttention(backend, cache).at(0))
+    backend = choose_backend(CPU, model.config.head_dim)
+    cache = model.new_cache(x.shape[1], x.shape[1])
+    hidden = model(x, CachedAttention(backend, cache).sequence(0, 0))
     close(model.text_head(hidden.text[0]), recorded["prefill.text_logits"])
     close(model.audio_head(hidden.audio[0]), recorded["prefill.audio_logits"])
 

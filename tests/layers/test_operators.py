@@ -163,9 +163,9 @@ def check_operators(dtype: torch.dtype) -> None:
         cases.append((ops.matrix_vector, (x[:1], *matrix.values(), None)))
     keys, values = torch.zeros(2, 2, 5, 16, dtype=dtype)
     tables = torch.ones(2, 5, 16, dtype=dtype)
-    qkv = torch.randn(1, 1, 6 * 16).to(dtype)
-    position = torch.tensor([3])
-    cases.append((ops.rotate_append_attend, (qkv, keys, values, *tables, position, 2, 2)))
+    qkv = torch.randn(2, 1, 6 * 16).to(dtype)
+    places = torch.tensor([0, 4]), torch.tensor([3, 0])
+    cases.append((ops.rotate_append_attend, (qkv, keys, values, *tables, *places, 2, 2)))
     assert attention.rotate_append_attend is ops.rotate_append_attend.default
     with torch.no_grad():
         for op, given in cases:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.engine.decode import ControlTokens, DecodeInput, Decoder, Generation
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.generation import ControlTokens, DecodeInput, Generation
 from kimia_infer.layers import operators, quantization
 from kimia_infer.layers.quantization import (
     SCHEMES,

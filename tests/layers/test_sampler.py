@@ -34,7 +34,7 @@ def sample_rows(
 ) -> list[int]:
     """An id for each sampling, all of the same logits [ids] and history [steps]."""
     count = len(samplings)
-    rows = SamplingRows(count, torch.device("cpu"))
+    rows = SamplingRows.create(count, torch.device("cpu"))
     for row, sampling in enumerate(samplings):
         rows.put(row, sampling)
     steps = torch.full((count,), step)

@@ -12,7 +12,7 @@ from torch import Tensor
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_components
 from kimia_infer.layers import quantization
-from tests.rehearsal.fake_cuda import CUDA, FakeCuda, install_flash_attention
+from tests.rehearsal.fake_cuda import CUDA, FakeCuda
 from tests.rehearsal.published import WAVE, Loaded, features_of, write_checkpoint
 
 
@@ -25,7 +25,6 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="module")
 def card(patch: pytest.MonkeyPatch) -> FakeCuda:
-    install_flash_attention(patch)
     return FakeCuda(patch)
 
 
@@ -39,9 +38,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def loaded(card: FakeCuda, directory: Path) -> Loaded:
     with card.active() as ledger, ledger.peak_within() as peak:
-        components = load_components(directory, True, CUDA, torch.bfloat16)
+        components = load_components(directory, True, CUDA, torch.bfloat16, slots=2)
         model = KimiAudio.from_components(components)
-    model.background = False  # other threads would not see the device
     return Loaded(components, model, peak[0])
 
 

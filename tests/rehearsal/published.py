@@ -75,10 +75,11 @@ def features_of(waves: Sequence[np.ndarray], **asked: object) -> SimpleNamespace
 def answer(card: FakeCuda, model: KimiAudio, features: Tensor, steps: int = 20) -> list[Call]:
     """A spoken question read and answered for a few steps; the operations of it."""
     with card.active() as ledger, ledger.calls() as calls:
-        prompt = model.prompt_builder.build(
-            [EncodedMessage("user", "audio", codes=[0] * CODES)], "both"
-        )
-        parameters = parse_parameters(max_new_tokens=steps, **SAMPLED)
+        output = "text" if model.detokenizer is None else "both"
+        question = EncodedMessage("user", "audio", codes=[0] * CODES)
+        prompt = model.prompt_builder.build([question], output)
+        asked = SAMPLED | {"output_type": output, "max_new_tokens": steps}
+        parameters = parse_parameters(**asked)
         generation = model.generation(prompt, features, parameters, SeededRandomness(1))
         assert [progress.finished for progress in generation.run()][-1]
     return calls

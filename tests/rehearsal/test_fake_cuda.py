@@ -20,10 +20,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_components
-from kimia_infer.api.memory import language_model, weight_bytes
+from kimia_infer.api.memory import LONGEST, Capacity, language_model, weight_bytes
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.engine.batch import TextBatch
-from kimia_infer.engine.decode import Decoder, DecodeState, Tracks
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.generation import Tracks
 from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER, WHISPER_FOLDER
@@ -40,12 +40,12 @@ from tests.rehearsal.fake_cuda import (
     FakeGraphs,
     HostWaits,
 )
-from tests.rehearsal.published import CODES, SECONDS, WAVE, Loaded, answer, features_of
+from tests.rehearsal.published import CODES, SAMPLED, SECONDS, WAVE, Loaded, answer, features_of
 
 HALF = torch.bfloat16
 # Operations that read weights or mix positions, by the beginnings of their names.
 PRODUCTS = ("linear", "mm", "addmm", "bmm", "baddbmm", "matmul", "conv", "_conv", "scaled_dot")
-PRODUCTS += ("matrix_vector", "rotate_append_attend", "flash_attn", "_scaled_dot")
+PRODUCTS += ("matrix_vector", "rotate_append_attend", "_scaled_dot")
 
 
 def check_dtypes(calls: Sequence[Call], dtype: torch.dtype, widest: int = 0) -> None:
@@ -62,17 +62,19 @@ def check_dtypes(calls: Sequence[Call], dtype: torch.dtype, widest: int = 0) -> 
 
 
 def record_steps(card: FakeCuda, decoder: Decoder) -> list[Call]:
-    """The operations of all forms of step, as a further state records them, but for samplers."""
+    """The operations of all forms of step, as a further decoder records them, but for samplers."""
     calls: list[Call] = []
-    original = DecodeState.forward
+    original = Decoder._replay_forward
 
-    def forward(state: DecodeState, tracks: Tracks, position: int) -> None:
+    def forward(decoder: Decoder, batch: int, tracks: Tracks, bucket: int) -> None:
         with ledger.calls() as made:
-            original(state, tracks, position)
+            original(decoder, batch, tracks, bucket)
         calls.extend(made)
 
-    patched = mock.patch.object(DecodeState, "forward", forward)
-    with card.active() as ledger, patched, decoder.borrow(), decoder.borrow():
+    patched = mock.patch.object(Decoder, "_replay_forward", forward)
+    given = decoder.model, decoder.control, decoder.capacity, decoder.backend.name
+    with card.active() as ledger, patched:
+        Decoder(*given, kv_cache=decoder.kv_cache, slots=2, places=decoder.capacity)
         return calls
 
 
@@ -109,7 +111,6 @@ def test_encoders(card: FakeCuda, loaded: Loaded, directory: Path, features: Ten
     [
         ("triton", "none", "full"),
         ("triton", "fp8", "track"),
-        ("flash-attn", "none", "track"),
         ("sdpa", "none", "track"),
         ("sdpa", "fp8", "full"),
     ],
@@ -126,7 +127,7 @@ def test_generation(
     """Prefill, all steps and samplers, with every kind of attention and cache."""
     if (attention, kv_cache) == ("sdpa", "none") and not long:
         pytest.skip("the other cache of sdpa is read in the same way; runs with --long")
-    components = replace(loaded.components, detokenizer=None)
+    components = replace(loaded.components, capacity=Capacity(2, LONGEST))
     with card.active():
         model = KimiAudio.from_components(
             components, head_rows=head_rows, attention=attention, kv_cache=kv_cache
@@ -136,26 +137,28 @@ def test_generation(
     names = {call.name for call in calls}
     assert {"add_rms_norm", "rms_norm", "silu_mul"} <= names
     assert ("rotate_append_attend" in names) == (attention == "triton")
-    assert ("flash_attn" in names) == (attention == "flash-attn")
     rows = model.language_model.text_head.weight.shape[0]
     assert (rows < model.language_model.config.vocab_size) == (head_rows == "track")
     check_dtypes(answer(card, model, features), HALF, widest=168448)
 
 
 def test_batch(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
-    """Several texts at a time, one of which has more to read than what is recorded first."""
-    components = replace(loaded.components, detokenizer=None)
+    """Text and speech side by side, one of which has more to read than what is recorded first."""
+    components = replace(loaded.components, capacity=Capacity(2, LONGEST))
     with card.active() as ledger, ledger.calls() as calls:
         model = KimiAudio.from_components(components, kv_cache="fp8")
-        parameters = parse_parameters(text_temperature=0.5, text_repetition_penalty=1.1)
-        batch = TextBatch(model.decoder, 4)
-        for copies in (1, 4):
+        decoder = model.decoder
+        for copies, output in ((1, "both"), (4, "text")):
             message = EncodedMessage("user", "audio", codes=[0] * CODES)
-            prompt = model.prompt_builder.build([message] * copies, "text")
+            prompt = model.prompt_builder.build([message] * copies, output)
             heard = torch.cat([features] * copies)
-            batch.begin(model.generation(prompt, heard, parameters, SeededRandomness(copies)))
-            for _ in range(2):
-                assert len(batch.advance()) == len(batch.running)
+            parameters = parse_parameters(**SAMPLED | {"output_type": output})
+            generation = model.generation(prompt, heard, parameters, SeededRandomness(copies))
+            for _ in decoder.begin(generation):
+                pass
+            for _ in range(3):
+                list(decoder.step())
+            assert decoder.running[-1] is generation
     check_dtypes(calls, HALF, widest=4 * 168448)
 
 
@@ -169,7 +172,7 @@ def test_quantization(
     gc.collect()
     with card.active() as ledger:
         before = ledger.live
-        components = load_components(directory, False, CUDA, HALF, quantization=scheme)
+        components = load_components(directory, False, CUDA, HALF, quantization=scheme, slots=2)
         taken = ledger.live - before
         model = KimiAudio.from_components(components)
     calls = record_steps(card, model.decoder)
@@ -293,7 +296,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_found(fault: str, card: FakeCuda, loaded: Loaded) -> None:
     plant, error = FAULTS[fault]
-    components = replace(loaded.components, detokenizer=None)
+    components = replace(loaded.components, capacity=Capacity(2, LONGEST))
     with card.active():
         model = KimiAudio.from_components(components)
         remove = plant(model)

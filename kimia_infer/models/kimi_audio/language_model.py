@@ -195,12 +195,12 @@ class LanguageModel(nn.Module):
 
     def new_cache(
         self,
-        capacity: int,
+        places: int,
+        positions: int,
         cache_dtype: torch.dtype | None = None,
-        slots: int = 1,
         mimo: bool = True,
     ) -> KeyValueCache:
-        """A key/value cache for ``capacity`` positions in each of ``slots``.
+        """A key/value cache of ``places`` for requests of at most ``positions``.
 
         ``cache_dtype`` is the dtype of what is stored, None for the dtype of the model. Without
         ``mimo`` it has only the layers of the trunk, which is enough for text.
@@ -210,12 +210,12 @@ class LanguageModel(nn.Module):
             config.total_layers if mimo else config.trunk_layers,
             config.kv_heads,
             config.head_dim,
-            capacity,
+            places,
+            positions,
             rope_theta=config.rope_theta,
             device=self.device,
             dtype=self.dtype,
             cache_dtype=cache_dtype,
-            slots=slots,
         )
 
     def with_cut_heads(self) -> LanguageModel:

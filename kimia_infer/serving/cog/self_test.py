@@ -102,11 +102,13 @@ def _try_answers(model: KimiAudio) -> None:
     for output_type in ("text",) if model.detokenizer is None else ("text", "both"):
         options = parse_parameters(output_type=output_type, max_new_tokens=STEPS, seed=0)
         with _trying(f"an answer with output_type={output_type!r}"):
-            wave = model.complete(chat, options).wav
-            with model.decoder.borrow() as state:
-                _check("language model, text track", state.text.logits, model)
-                if output_type == "both":
-                    _check("language model, audio track", state.audio.logits, model)
+            wave = None
+            with contextlib.suppress(FloatingPointError):  # the check below says more
+                wave = model.complete(chat, options).wav
+            rows = model.decoder.rows
+            _check("language model, text track", rows.text.logits[:1], model)
+            if output_type == "both":
+                _check("language model, audio track", rows.audio.logits[:1], model)
         if wave is not None:  # a model may choose to say nothing
             _check("speech of an answer", wave, model)
 

@@ -38,7 +38,7 @@ class Settings(BaseModel):
     head_rows: Literal["track", "full"] = Field(
         "track", description="Compute only the logits that each track can use, or all of them"
     )
-    attention: Literal["triton", "flash-attn", "sdpa"] | None = Field(
+    attention: Literal["triton", "sdpa"] | None = Field(
         None, description="Attention kernels; the best available ones if unset"
     )
     timeout: float | None = Field(

@@ -23,8 +23,8 @@ def close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float = TOLER
 
 
 def new_attention(model: LanguageModel, capacity: int) -> CachedAttention:
-    backend = choose_backend(model.device, model.dtype, model.config.head_dim)
-    cache = model.new_cache(capacity)
+    backend = choose_backend(model.device, model.config.head_dim)
+    cache = model.new_cache(capacity, capacity)
     return CachedAttention(backend, cache)
 
 
@@ -49,7 +49,7 @@ def prefilled(model: LanguageModel, recorded: Recorded, features: torch.Tensor):
         )
         length = x.shape[1]
         attention = new_attention(model, length + len(recorded["decode.audio_ids"]))
-        hidden = model(x, attention.at(0))
+        hidden = model(x, attention.sequence(0, 0))
     for hook in hooks:
         hook.remove()
     return x, streams, hidden, attention, length
@@ -91,7 +91,7 @@ def test_decode_steps(model: LanguageModel, recorded: Recorded, prefilled) -> No
     ):
         with torch.inference_mode():
             x = model.embed(audio.view(1, 1), text.view(1, 1))
-            hidden = model(x, attention.at(length + step))
+            hidden = model(x, attention.sequence(0, length + step))
         close(model.audio_head(hidden.audio[0, 0]), recorded["decode.audio_logits"][step])
         close(model.text_head(hidden.text[0, 0]), recorded["decode.text_logits"][step])
 
@@ -105,8 +105,8 @@ def test_several_positions_on_a_filled_cache(
     with torch.inference_mode():
         x = model.embed(recorded["prefill.audio_ids"], recorded["prefill.text_ids"], mask, features)
         attention = new_attention(model, x.shape[1])
-        model(x[:, :cut], attention.at(0))
-        hidden = model(x[:, cut:], attention.at(cut))
+        model(x[:, :cut], attention.sequence(0, 0))
+        hidden = model(x[:, cut:], attention.sequence(0, cut))
     close(model.text_head(hidden.text[0]), recorded["prefill.text_logits"][cut:])
     close(model.audio_head(hidden.audio[0]), recorded["prefill.audio_logits"][cut:])
 
@@ -119,7 +119,7 @@ def test_prompts_without_features(model: LanguageModel, recorded: Recorded, name
     if name == "zero_text":
         text = torch.zeros_like(text)
     with torch.inference_mode():
-        hidden = model(model.embed(audio, text), new_attention(model, length).at(0))
+        hidden = model(model.embed(audio, text), new_attention(model, length).sequence(0, 0))
     close(model.audio_head(hidden.audio[0]), recorded[f"{name}.audio_logits"])
     close(model.text_head(hidden.text[0]), recorded[f"{name}.text_logits"])
 
@@ -129,8 +129,8 @@ def test_skipping_a_track_leaves_the_other_unchanged(
 ) -> None:
     x, _, hidden, _, length = prefilled
     with torch.inference_mode():
-        text_only = model(x, new_attention(model, length).at(0), audio=False)
-        audio_only = model(x, new_attention(model, length).at(0), text=False)
+        text_only = model(x, new_attention(model, length).sequence(0, 0), audio=False)
+        audio_only = model(x, new_attention(model, length).sequence(0, 0), text=False)
     assert text_only.audio is None
     assert audio_only.text is None
     assert torch.equal(text_only.text, hidden.text)
@@ -148,7 +148,7 @@ def test_bfloat16(golden: Path, recorded: Recorded, features: torch.Tensor) -> N
             recorded["prefill.is_continuous_mask"],
             features.bfloat16(),
         )
-        hidden = model(x, new_attention(model, x.shape[1]).at(0))
+        hidden = model(x, new_attention(model, x.shape[1]).sequence(0, 0))
     audio, text = model.audio_head(hidden.audio[0]), model.text_head(hidden.text[0])
     close(audio, expected["prefill.audio_logits"], 0.15)
     close(text, expected["prefill.text_logits"], 0.15)

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from kimia_infer.engine.decode import DecodeInput
+from kimia_infer.engine.generation import DecodeInput
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from scripts.benchmark.plain_language_model import PlainGeneration
 from scripts.benchmark.references import recorded_control, recorded_prompt, use_recorded_heads

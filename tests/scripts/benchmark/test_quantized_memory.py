@@ -12,15 +12,18 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from kimia_infer.api.memory import LONGEST, PIECE, RESERVE, MemoryPlan, SpeechSizes
-from kimia_infer.layers.attention import Backend, CachedAttention
+from kimia_infer.api.memory import LONGEST, RESERVE, MemoryPlan, SpeechSizes
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.generation import ControlTokens, DecodeInput, Generation
 from kimia_infer.layers.quantization import SCHEMES, stored_build
+from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 from kimia_infer.weights.component import Component
 from kimia_infer.weights.tensors import TensorStore
+from scripts.benchmark.decoding import GREEDY
 from scripts.benchmark.sizes import PUBLISHED
 from scripts.benchmark.training_memory import PeakMemory
 from tests.paths import GOLDEN
@@ -29,8 +32,6 @@ CPU = torch.device("cpu")
 GB = 10**9
 # What the card needs besides: the CUDA context, libraries' workspaces and recorded graphs.
 REST = 1.5 * GB
-# Whose output is as large as its query, as that of fused attention.
-FUSED = Backend("fused", lambda query, keys, values: torch.empty_like(query), None, True)
 
 
 def allocated(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
@@ -70,15 +71,16 @@ def peak(scheme: str, speech: bool) -> int:
         counted.see(model.parameters())
         weights = counted.now
         network, config = model.language_model, PUBLISHED.language_model
-        cache = network.new_cache(LONGEST, mimo=speech)
-        attention = CachedAttention(FUSED, cache)
-        ids = torch.zeros(1, LONGEST, dtype=torch.int64)
-        features = torch.zeros(LONGEST, config.adaptor_input_dim, dtype=torch.bfloat16)
-        x = network.embed(ids, ids, ids == 0, features)
-        del features
-        for start in range(0, LONGEST, PIECE):
-            network(x[:, start : start + PIECE], attention.at(start), audio=speech)
-        cached = 2 * cache.keys.nbytes
+        decoder = Decoder(network, ControlTokens(0, 0, (0,)), LONGEST, speaks=speech)
+        ids = torch.zeros(1, LONGEST - 1, dtype=torch.int64)
+        features = torch.zeros(LONGEST - 1, config.adaptor_input_dim, dtype=torch.bfloat16)
+        prompt = DecodeInput(ids, ids, ids == 0, features)
+        output, draws = "both" if speech else "text", SeededRandomness(0)
+        generation = Generation(decoder, prompt, output, 1, GREEDY, draws)
+        del features, prompt
+        for _ in decoder.begin(generation):
+            pass
+        cached = 2 * decoder.attention.cache.keys.nbytes
     assert weights == sum(p.nbytes for p in model.parameters())
     assert counted.most > weights + cached
     return counted.most

@@ -27,7 +27,10 @@ def test_recordings_on_the_cpu() -> None:
 
 def test_recordings_with_recorded_graphs() -> None:
     found = dict(references.batched(Place(CPU, FixedShapes)))
-    assert found.keys() == {"3 texts side by side, eager", "3 texts side by side, recorded graphs"}
+    assert found.keys() == {
+        "3 answers side by side, eager",
+        "3 answers side by side, recorded graphs",
+    }
     assert all(check.error == 0 for check in found.values())
 
 

@@ -1,4 +1,4 @@
-"""Speech in a reference voice, as the pipeline makes it, against the recorded run."""
+"""Speech in a reference voice, as an answer has it, against the recorded run."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kimia_infer.api.response import SpeechPipeline
+from kimia_infer.engine.speech import speak
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer, Voice
 from kimia_infer.models.kimi_audio.dit import DiT
 from kimia_infer.models.kimi_audio.flow import StreamConfig
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 
 
-@pytest.mark.parametrize("background", [False, True])
-def test_recorded_voice(golden: Path, dit: DiT, vocoder: Vocoder, background: bool) -> None:
+def test_recorded_voice(golden: Path, dit: DiT, vocoder: Vocoder) -> None:
     data = json.loads((golden / "detok" / "prefill.json").read_text())
     recorded = load_file(golden / "detok" / "unit.safetensors")
     config = StreamConfig(
@@ -25,36 +24,23 @@ def test_recorded_voice(golden: Path, dit: DiT, vocoder: Vocoder, background: bo
     )
     voice = Voice(recorded["prefill.timbre_mel"], recorded["prefill.timbre_tokens"])
 
-    def speak(voice: Voice | None) -> list[torch.Tensor]:
-        pipeline = SpeechPipeline(
-            Detokenizer(dit, vocoder, config),
-            lambda chunk, frames: recorded[f"prefill.noise.{chunk}"].float(),
-            "quality",
-            background,
-            voice,
+    def spoken(voice: Voice | None) -> list[torch.Tensor]:
+        noise = lambda chunk, frames: recorded[f"prefill.noise.{chunk}"].float()  # noqa: E731
+        return list(
+            speak(Detokenizer(dit, vocoder, config), data["codes"], noise, "quality", voice)
         )
-        pipeline.feed(data["codes"])
-        pipeline.finish()
-        waves = list(pipeline.rest())
-        pipeline.close()
-        return waves
 
-    waves = speak(voice)
+    waves = spoken(voice)
     assert len(waves) == len(data["chunks"])
     for index, wave in enumerate(waves):
         expected = recorded[f"prefill.wav.{index}"].view(-1)
         torch.testing.assert_close(wave, expected, atol=1e-4, rtol=0)
-    assert not torch.allclose(speak(None)[0], waves[0], atol=1e-3)
+    assert not torch.allclose(spoken(None)[0], waves[0], atol=1e-3)
 
 
 def test_an_unsuitable_voice_fails_the_first_chunk(dit: DiT, vocoder: Vocoder) -> None:
     detokenizer = Detokenizer(dit, vocoder)
     mel = torch.zeros(4, dit.config.mel_bins + 1)
     voice = Voice(mel, torch.zeros(4, dtype=torch.int64))
-    pipeline = SpeechPipeline(detokenizer, lambda *_: torch.empty(0), "quality", True, voice)
-    pipeline.feed([0] * 62)
     with pytest.raises(ValueError, match="reference voice"):
-        next(pipeline.rest())
-    with pytest.raises(RuntimeError, match="earlier chunk"):
-        next(pipeline.rest())
-    pipeline.close()
+        next(speak(detokenizer, [0] * 62, lambda *_: torch.empty(0), "quality", voice))

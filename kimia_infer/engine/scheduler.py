@@ -1,0 +1,309 @@
+"""One thread that computes for all requests: it admits, encodes, reads prompts, decodes, speaks.
+
+Requests wait in a queue. As many as there are slots are admitted, in order; encoders take the
+sounds that wait together. Prompts are read in pieces between the steps of those that run, chunks
+of speech that wait are computed together, and nobody waits to be grouped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.failures import as_request_error, is_out_of_memory
+from kimia_infer.engine.generation import DecodeInput, Generation, Progress
+from kimia_infer.engine.speech import Speech, Synthesizer
+from kimia_infer.engine.task import Step, Task
+from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.utils.errors import ServiceBusy
+
+log = logging.getLogger(__name__)
+
+POLL_INTERVAL = 8
+"""Steps between polls where steps are recorded."""
+
+FIRST_SPEECH_INTERVAL = 2
+"""Steps between polls while the first chunk is synthesized, so that it is not kept waiting."""
+
+ENCODED_TOGETHER = 8
+"""Chats that are encoded together on an accelerator. A CPU gains nothing by it."""
+
+LONGEST_QUEUE = 256
+"""Requests that may wait for a slot."""
+
+Encode = Callable[[Sequence[Any]], list[DecodeInput]]
+
+
+class Scheduler:
+    """The queue, and the thread that owns the device.
+
+    ``encode`` makes the prompts of chats. The thread starts with the first request. Requests that
+    fail leave the others as they are.
+    """
+
+    def __init__(self, decoder: Decoder, detokenizer: Detokenizer | None, encode: Encode):
+        self.decoder, self.encode = decoder, encode
+        recorded = decoder.graphs.captures
+        # Without recorded steps a poll costs nothing.
+        self.poll_interval = POLL_INTERVAL if recorded else 1
+        self._encoded_together = ENCODED_TOGETHER if decoder.model.device.type != "cpu" else 1
+        self._synthesizer = None if detokenizer is None else Synthesizer(detokenizer)
+        self._changed = threading.Condition()
+        self._queue: deque[Task] = deque()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._tasks: list[Task] = []  # those that have a slot
+        self._unread: deque[tuple[Task, DecodeInput]] = deque()
+        self._reading: tuple[Task, Generation, Iterator[None]] | None = None
+        self._running: dict[Generation, Task] = {}
+        self._task_seconds = 1.0
+
+    @property
+    def slots(self) -> int:
+        return self.decoder.slots
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._queue)
+
+    @property
+    def taken(self) -> int:
+        """Requests that have a slot."""
+        return len(self._tasks)
+
+    def submit(self, task: Task) -> None:
+        """Put a request in the queue; what comes of it is in its events.
+
+        Raises ServiceBusy if the queue is full.
+        """
+        with self._changed:
+            if self._stopped:
+                raise RuntimeError("the engine was stopped")
+            if len(self._queue) >= LONGEST_QUEUE:
+                seconds = self._task_seconds * (len(self._queue) + 1) / self.slots
+                raise ServiceBusy(len(self._queue), round(1000 * seconds))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+                self._thread.start()
+            self._queue.append(task)
+            self._changed.notify()
+
+    def abandon(self, task: Task) -> None:
+        """Nobody waits for this request any more: free what it holds, within a step."""
+        task.abandoned = True
+        with self._changed:
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """End the thread; requests that are not complete fail."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _loop(self) -> None:
+        while True:
+            with self._changed:
+                while not (self._queue or self._tasks or self._stopped):
+                    self._changed.wait()
+                if self._stopped:
+                    break
+            try:
+                self._turn()
+            except Exception as error:
+                log.exception("The engine failed; all requests that it was computing have ended")
+                self._fail_all(error)
+        self._fail_all(RuntimeError("the engine was stopped"))
+
+    def _turn(self) -> None:
+        """A bit of everything that can be done."""
+        self._drop_ended()
+        self._admit()
+        self._encode_next()
+        self._read_next()
+        self._speak()
+        self._decode()
+
+    def _drop_ended(self) -> None:
+        """Free what belongs to requests that are abandoned, cancelled or out of time."""
+        with self._changed:
+            waiting = list(self._queue)
+        for task in [*self._tasks, *waiting]:
+            try:
+                task.check()
+            except Exception as error:
+                self._fail(task, error)
+            if task.abandoned:
+                self._fail(task, RuntimeError("the request was abandoned"))
+
+    def _admit(self) -> None:
+        with self._changed:
+            while self._queue and len(self._tasks) < self.slots:
+                task = self._queue.popleft()
+                task.finish_stage("queue")
+                self._tasks.append(task)
+
+    def _encode_next(self) -> None:
+        """Make prompts of the chats that wait, so many at once."""
+        waiting = [task for task in self._tasks if not task.encoded]
+        chosen = waiting[: self._encoded_together]
+        if not chosen:
+            return
+        try:
+            prompts = self.encode([task.chat for task in chosen])
+        except Exception as error:
+            if len(chosen) == 1:
+                self._fail(chosen[0], error)
+                return
+            prompts = []  # one by one, so that whoever is not to blame goes on
+        for index, task in enumerate(chosen):
+            try:
+                prompt = prompts[index] if prompts else self.encode([task.chat])[0]
+            except Exception as error:
+                self._fail(task, error)
+                continue
+            task.encoded = True
+            task.finish_stage("encoders")
+            self._unread.append((task, prompt))
+
+    def _read_next(self) -> None:
+        """Read a piece of the prompt that is next."""
+        if self._reading is None:
+            if not self._unread or not self.decoder.fits(self._unread[0][0].positions):
+                return
+            task, prompt = self._unread.popleft()
+            task.generation = generation = Generation(
+                self.decoder, prompt, task.output_type, task.max_steps, task.sampling,
+                task.randomness, self.poll_interval,
+            )  # fmt: skip
+            if task.speech is not None:
+                generation.poll_by(generation.delay + task.speech.missing())
+            self._reading = task, generation, self.decoder.begin(generation)
+        task, generation, pieces = self._reading
+        try:
+            if next(pieces, "end") == "end":
+                self._running[generation] = task
+                self._reading = None
+        except Exception as error:
+            self._fail(task, error)
+
+    def _decode(self) -> None:
+        """Launch steps of all that run, and pass on what earlier ones have brought."""
+        if not self._running:
+            return
+        try:
+            for generation, progress in self.decoder.step():
+                self._pass_on(self._running[generation], generation, progress)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # The last one to come goes, so that the others have room.
+            self._fail(self._running[self.decoder.running[-1]], error)
+
+    def _pass_on(self, task: Task, generation: Generation, progress: Progress) -> None:
+        if generation.broken:
+            self._fail(task, FloatingPointError("the logits of this answer are not finite"))
+            return
+        if "prefill" not in task.seconds:
+            task.finish_stage("prefill")
+        ids, guard, finished = progress.text_ids, task.guard, progress.finished
+        if guard is not None:
+            ids = guard.push(ids) + (guard.finish() if finished else [])
+            finished = finished or task.repeats
+        task.events.put(Step(progress.steps, ids, finished))
+        if task.speech is not None:
+            codes = (task.code_of(audio_id) for audio_id in progress.audio_ids)
+            task.speech.feed([code for code in codes if code is not None])
+            self._plan_poll(task.speech, generation, progress)
+        if finished:
+            self._release(task)
+            task.finish_stage("decode")
+            if task.speech is not None:
+                task.speech.finish()
+            self._end_if_done(task)
+
+    def _plan_poll(self, speech: Speech, generation: Generation, progress: Progress) -> None:
+        """Poll exactly when a chunk of speech can be complete."""
+        known = max(progress.steps, generation.delay)
+        ahead = max(0, generation.launched - known)
+        generation.poll_by(known + speech.missing(ahead))
+        if speech.busy and not speech.heard:
+            generation.poll_by(generation.launched + FIRST_SPEECH_INTERVAL)
+
+    def _speak(self) -> None:
+        synthesizer = self._synthesizer
+        if synthesizer is None:
+            return
+        speeches = {task.speech: task for task in self._tasks if task.speech is not None}
+        for speech, error in synthesizer.start(speeches).items():
+            self._fail(speeches[speech], error)
+        # With nothing else to do, wait for the sound, but not so long that a newcomer would notice.
+        idle = not (self._running or self._reading or self._unread)
+        if synthesizer.awaited and idle:
+            with self._changed:
+                self._changed.wait(0.001)
+        for speech, wave in synthesizer.finished():
+            if speech in speeches:
+                self._pass_on_wave(speeches[speech], wave)
+
+    def _pass_on_wave(self, task: Task, wave: Tensor) -> None:
+        if len(wave):
+            task.events.put(wave)
+        self._end_if_done(task)
+
+    def _end_if_done(self, task: Task) -> None:
+        """End a task whose generation is finished, once all its speech is made."""
+        if task.generation in self._running or (task.speech is not None and task.speech.busy):
+            return
+        if task.speech is not None:
+            task.speech.close()
+            task.seconds["detokenizer"] = task.speech.seconds
+        self._tasks.remove(task)
+        taken = time.monotonic() - task.began
+        self._task_seconds += 0.1 * (taken - self._task_seconds)
+        task.end()
+
+    def _release(self, task: Task) -> None:
+        """Free the slot of the generation of a task, if it has one."""
+        generation = task.generation
+        if self._reading is not None and self._reading[0] is task:
+            self._reading = None
+        elif generation not in self._running:
+            return
+        assert generation is not None, "it has begun"
+        self._running.pop(generation, None)
+        self.decoder.release(generation)
+
+    def _fail(self, task: Task, error: BaseException) -> None:
+        """End a task with an error, and free all that it holds."""
+        if task.ended:
+            return
+        self._release(task)
+        self._unread = deque(pair for pair in self._unread if pair[0] is not task)
+        if task.speech is not None:
+            task.speech.close()
+        with self._changed:
+            if task in self._queue:
+                self._queue.remove(task)
+        if task in self._tasks:
+            self._tasks.remove(task)
+        task.end(as_request_error(error))
+
+    def _fail_all(self, error: BaseException) -> None:
+        for task in list(self._tasks):
+            self._fail(task, error)
+        self.decoder.reset()
+        if self._stopped:
+            with self._changed:
+                waiting = list(self._queue)
+            for task in waiting:
+                self._fail(task, error)
