@@ -104,6 +104,12 @@ class Speech:
         """
         return self._since if self._heard_until is None else self._heard_until
 
+    @property
+    def next_size(self) -> int:
+        """Codes of the next chunk, with those that wait in the stream."""
+        held = 0 if self._stream is None else len(self._stream.mel_stream.pending)
+        return held + len(self._ready[0][0])
+
     def next_job(self) -> ChunkJob:
         """The next chunk, which is to be computed now."""
         self.computing = True
@@ -177,7 +183,7 @@ class Synthesizer:
         waiting = sorted((s for s in speeches if s.waiting), key=lambda speech: speech.needed)
         if self._batch is not None or not waiting:
             return {}
-        chosen = waiting[: self.detokenizer.batch_limit]
+        chosen = waiting[: self.detokenizer.fitting([speech.next_size for speech in waiting])]
         failed: dict[Speech, Exception] = {}
         jobs: dict[Speech, ChunkJob] = {}
         started = time.perf_counter()

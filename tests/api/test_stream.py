@@ -242,7 +242,7 @@ def test_who_runs_dry_first_goes_first(model: KimiAudio, monkeypatch: pytest.Mon
 
 def test_a_chunk_that_fails_fails_alone(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even when it is computed with others."""
-    monkeypatch.setattr(model.detokenizer, "batch_limit", 4)
+    monkeypatch.setattr(model.detokenizer, "fitting", len)
     noise, synthesizer = model._noise(SeededRandomness(1)), Synthesizer(model.detokenizer)
     good, bad, other = (Speech(model.detokenizer, noise, "quality") for _ in range(3))
     good.feed([1] * 31)
