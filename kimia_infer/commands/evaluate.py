@@ -102,11 +102,14 @@ def check(parser: Parser, arguments: Namespace) -> None:
 
 
 def run(arguments: Namespace) -> int:
+    from kimia_infer.api.parameters import MAX_SLOTS
     from kimia_infer.evaluation.results import EvaluationConfig
     from kimia_infer.evaluation.run import evaluate
 
     names = (*SAMPLING, "stop_repetition", "timeout_seconds")
     weights, kept = arguments.weights, ("adapter", "device", "dtype", "limit", "quantization")
+    if arguments.slots is None:
+        arguments.slots = min(arguments.batch_size, MAX_SLOTS)
     config = EvaluationConfig(
         weights=str(Path(weights).resolve()) if Path(weights).is_dir() else weights,
         sampling={name: getattr(arguments, name) for name in names},

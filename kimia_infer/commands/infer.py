@@ -2,6 +2,7 @@
 
     kimi-audio infer --weights weights/mini --audio question.wav --output reply.wav
     kimi-audio infer --task transcribe --audio lecture.mp3
+    kimi-audio infer --output answers --audio question.wav another.wav
     kimi-audio infer --audio next.wav --history chat.json
     kimi-audio infer --url http://127.0.0.1:5000 --stream --play --audio question.wav
 
@@ -22,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kimia_infer.commands.infer_files import DEFAULT_DIRECTORY, answer_files, check_files
 from kimia_infer.commands.parser import (
     MODEL_ARGUMENTS,
     WEIGHTS_HELP,
@@ -67,7 +69,13 @@ def add_arguments(parser: Parser) -> None:
 def add_question(group: Any) -> None:
     add = group.add_argument
     add("--task", choices=("chat", "transcribe"), help="answer or transcribe [chat]")
-    add("--audio", type=Path, metavar="FILE", help="audio of the user's turn, in any common format")
+    add(
+        "--audio",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="audio of the user's turn, in any common format; several are answered each on its own",
+    )
     add("--text", help="text of the user's turn, before the audio")
     add("--history", type=Path, metavar="FILE", help="JSON file with earlier messages")
     add("--output-type", choices=("text", "both"), help="text only, or text and speech [both]")
@@ -86,7 +94,12 @@ def add_sampling(group: Any) -> None:
 
 def add_output(group: Any) -> None:
     add = group.add_argument
-    add("--output", type=Path, default=Path("answer.wav"), metavar="FILE", help="[%(default)s]")
+    add(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help=f"[answer.wav; with several --audio the directory {DEFAULT_DIRECTORY}]",
+    )
     add("--metrics", action="store_true", help="print timings and all other metrics to stderr")
     add("--stream", action="store_true", help="with --url: print text as it is generated")
     add("--play", action="store_true", help="with --stream: play speech with ffplay or aplay")
@@ -102,6 +115,9 @@ def add_output(group: Any) -> None:
 
 def check(parser: Parser, arguments: Namespace) -> None:
     """Refuse combinations in which an argument would be ignored."""
+    several = arguments.audio is not None and len(arguments.audio) > 1
+    if arguments.output is None:
+        arguments.output = DEFAULT_DIRECTORY if several else Path("answer.wav")
     given = given_inputs(arguments)
     if arguments.url is not None or arguments.answer is not None:
         for name in MODEL_ARGUMENTS:
@@ -122,8 +138,13 @@ def check(parser: Parser, arguments: Namespace) -> None:
     if arguments.answer is None and not given.keys() & {"audio", "text"}:
         parser.error("nothing to answer: give --audio, --text or both")
     for name in FILES:
-        if name in given and not given[name].is_file():
-            parser.error(f"--{name}: {no_file(given[name])}")
+        paths = given.get(name, [])
+        for path in paths if isinstance(paths, list) else [paths]:
+            if not path.is_file():
+                parser.error(f"--{name}: {no_file(path)}")
+    if several:
+        check_files(parser, arguments)
+        return
     if not arguments.output.absolute().parent.is_dir():
         parser.error(f"--output: there is no directory {arguments.output.parent}")
     if arguments.output_type != "text" and arguments.task != "transcribe":
@@ -147,6 +168,8 @@ def given_inputs(arguments: Namespace) -> dict[str, Any]:
     """The inputs of a prediction that are on the command line."""
     names = [name for name in read_inputs("StreamingPredictor") if name != "history_audio"]
     values = {name: getattr(arguments, name) for name in names}
+    if arguments.audio is not None and len(arguments.audio) == 1:
+        (values["audio"],) = arguments.audio
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -156,6 +179,9 @@ def needs_packages(arguments: Namespace) -> bool:
 
 
 def run(arguments: Namespace) -> int:
+    given = given_inputs(arguments)
+    if isinstance(given.get("audio"), list):
+        return answer_files(arguments, given)
     if arguments.answer is not None:
         answer = from_file(arguments.answer)
     elif arguments.url is not None:
