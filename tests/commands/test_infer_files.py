@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.commands.main import main
+from kimia_infer.commands.main import run_command
 from tests.paths import MINI, ROOT
 
 
@@ -22,9 +22,8 @@ def recordings(tmp_path: Path) -> list[str]:
 
 
 def infer(recordings: list[str], output: Path, *more: str) -> int:
-    return main(
-        ["infer", "--weights", str(MINI), "--output", str(output), "--audio", *recordings, *more]
-    )
+    given = ["--weights", str(MINI), "--output", str(output), "--audio", *recordings, *more]
+    return run_command("infer", given, "kimi-audio infer")
 
 
 def test_each_is_answered_and_what_is_refused_is_named(
