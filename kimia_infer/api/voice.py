@@ -66,13 +66,14 @@ class VoiceReader:
         seconds.
         """
         key = _digest(source)
-        if self._last is None or self._last[0] != key:
+        last = self._last  # which another thread may replace
+        if last is None or last[0] != key:
             notes: list[str] = []
             try:
-                self._last = key, self._read(source, notes.append, check), notes
+                self._last = last = key, self._read(source, notes.append, check), notes
             except AudioError as error:
                 raise type(error)(f"voice: {error}") from error
-        _, voice, notes = self._last
+        _, voice, notes = last
         for text in notes:
             note(f"voice: {text}")
         return voice

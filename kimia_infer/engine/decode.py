@@ -204,6 +204,8 @@ class Decoder:
             for _ in range(count):
                 self._launch()
             self._poll()
+        elif self.running and not self._polls:  # the last poll failed
+            self._poll()
         late = int(self.graphs.captures and count > 0)
         while len(self._polls) > late:
             yield from self._polls.popleft()()
@@ -260,18 +262,20 @@ class Decoder:
         """Choose and store the ids of this step, update the stop conditions, go to the next."""
         running, step = ~rows.finished, rows.step
         text = audio = self._blank.expand_as(step)
+        # A step whose samplers lack memory changes nothing, and can be launched again.
+        first_audio = self.model.first_audio_id
+        said = self._sample(rows.text, step, forms[0], 0) if tracks.text else text
+        spoken = self._sample(rows.audio, step, forms[1], first_audio) if tracks.audio else audio
         if tracks.text:
-            sampled = self._sample(rows.text, step, forms[0], 0)
-            text = self._blank.where(rows.text_ended, sampled)
-            ends = ~rows.text_ended & (sampled == self.control.text_end)
+            text = self._blank.where(rows.text_ended, said)
+            ends = ~rows.text_ended & (said == self.control.text_end)
             rows.text.count += running & ~rows.text_ended & ~ends
             rows.broken |= running & ~rows.text_ended & ~_finite(rows.text.logits)
             rows.text_ended |= ends
         rows.ended |= running & rows.text_ended & ~rows.speaks
         if tracks.audio:
             speaking = rows.speaks & (step >= self.delay)
-            sampled = self._sample(rows.audio, step, forms[1], self.model.first_audio_id)
-            audio = sampled.where(speaking, self._blank)
+            audio = spoken.where(speaking, self._blank)
             rows.audio.count += running & speaking
             rows.broken |= running & speaking & ~_finite(rows.audio.logits)
             rows.ended |= running & speaking & (audio[:, None] == self._ends).any(1)
@@ -317,8 +321,6 @@ class Decoder:
     def _poll(self) -> None:
         """Begin to fetch what is new of all running rows."""
         going = [(g, g.fetched, g.launched) for g in self.running]
-        for generation in self.running:
-            generation.fetched = generation.launched
         rows, width = self._view(0, len(going)), max(end - start for _, start, end in going)
         first = torch.tensor([start for _, start, _ in going]).to(self.model.device)
         places = first[:, None] + torch.arange(width, device=first.device)
@@ -328,6 +330,8 @@ class Decoder:
         columns = [column.long()[:, None] for column in state]
         ids = [track.store.gather(1, places) for track in (rows.text, rows.audio)]
         copied = self.graphs.copy_to_host(torch.cat([*columns, *ids], 1))
+        for generation in self.running:  # after all that may fail
+            generation.fetched = generation.launched
 
         def wait() -> list[tuple[Generation, Progress]]:
             return [
@@ -338,11 +342,16 @@ class Decoder:
 
         self._polls.append(wait)
 
+    @torch.inference_mode()
     def reset(self) -> None:
         """Release all generations and forget what was launched, after a failure."""
         self._polls.clear()
-        for generation in list(self._spans):
-            self.release(generation)
+        self.running.clear()
+        for start in self._spans.values():
+            self.spans.release(start)
+        self._spans.clear()
+        for row in range(self._prompt_row):
+            self.rows.clear(row, self.spans.places)
 
     @torch.inference_mode()
     def release(self, generation: Generation) -> None:

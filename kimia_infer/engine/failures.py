@@ -21,7 +21,7 @@ def as_request_error(error: BaseException) -> BaseException:
     The frames of the failed call let go of their tensors, and the allocator's idle memory goes
     back to the device for the next request.
     """
-    if not is_out_of_memory(error):
+    if isinstance(error, RequestOutOfMemory) or not is_out_of_memory(error):
         return error
     reason = (str(error).splitlines() or ["MemoryError"])[0]
     # Every frame on the way refers to tensors, and the traceback to the frames.

@@ -22,7 +22,7 @@ from kimia_infer.engine.generation import DecodeInput, Generation, Progress
 from kimia_infer.engine.speech import Speech, Synthesizer
 from kimia_infer.engine.task import Step, Task
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
-from kimia_infer.utils.errors import ServiceBusy
+from kimia_infer.utils.errors import RequestError, ServiceBusy
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Scheduler:
         self._synthesizer = None if detokenizer is None else Synthesizer(detokenizer)
         self._changed = threading.Condition()
         self._queue: deque[Task] = deque()
-        self._stopped = False
+        self._stopped = ""  # why, once it is
         self._thread: threading.Thread | None = None
         self._tasks: list[Task] = []  # those that have a slot
         self._unread: deque[tuple[Task, DecodeInput]] = deque()
@@ -82,11 +82,19 @@ class Scheduler:
     def submit(self, task: Task) -> None:
         """Put a request in the queue; what comes of it is in its events.
 
-        Raises ServiceBusy if the queue is full.
+        Raises RequestError if it is larger than the key/value cache, ServiceBusy if the queue is
+        full, and RuntimeError after the end of the thread.
         """
+        places = self.decoder.spans.places
+        if task.positions > places:
+            raise RequestError(
+                f"max_new_tokens: the prompt needs {task.length} positions and the answer up to "
+                f"{task.max_steps}, but the key/value cache has {places}; ask for a shorter "
+                "answer, or send less audio, text or history"
+            )
         with self._changed:
             if self._stopped:
-                raise RuntimeError("the engine was stopped")
+                raise RuntimeError(self._stopped)
             if len(self._queue) >= LONGEST_QUEUE:
                 seconds = self._task_seconds * (len(self._queue) + 1) / self.slots
                 raise ServiceBusy(len(self._queue), round(1000 * seconds))
@@ -105,24 +113,36 @@ class Scheduler:
     def stop(self) -> None:
         """End the thread; requests that are not complete fail."""
         with self._changed:
-            self._stopped = True
+            self._stopped = self._stopped or "the engine was stopped"
             self._changed.notify()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _loop(self) -> None:
-        while True:
+        try:
+            while self._has_work():
+                try:
+                    self._turn()
+                except Exception as error:
+                    log.exception("The engine failed; all that it was computing has ended")
+                    self._fail_running(error)
+        except BaseException as error:
+            self._stopped = f"the engine has stopped, as the device failed: {error}"
+            raise
+        finally:
             with self._changed:
-                while not (self._queue or self._tasks or self._stopped):
-                    self._changed.wait()
-                if self._stopped:
-                    break
-            try:
-                self._turn()
-            except Exception as error:
-                log.exception("The engine failed; all requests that it was computing have ended")
-                self._fail_all(error)
-        self._fail_all(RuntimeError("the engine was stopped"))
+                waiting = [*self._tasks, *self._queue]
+                self._queue.clear()
+                self._tasks.clear()
+            for task in waiting:
+                task.end(RuntimeError(self._stopped))
+
+    def _has_work(self) -> bool:
+        """Wait for a request; False once the engine is to stop."""
+        with self._changed:
+            while not (self._queue or self._tasks or self._stopped):
+                self._changed.wait()
+            return not self._stopped
 
     def _turn(self) -> None:
         """A bit of everything that can be done."""
@@ -150,6 +170,7 @@ class Scheduler:
             while self._queue and len(self._tasks) < self.slots:
                 task = self._queue.popleft()
                 task.finish_stage("queue")
+                task.admitted = time.monotonic()
                 self._tasks.append(task)
 
     def _encode_next(self) -> None:
@@ -177,24 +198,31 @@ class Scheduler:
 
     def _read_next(self) -> None:
         """Read a piece of the prompt that is next."""
-        if self._reading is None:
-            if not self._unread or not self.decoder.fits(self._unread[0][0].positions):
-                return
-            task, prompt = self._unread.popleft()
-            task.generation = generation = Generation(
-                self.decoder, prompt, task.output_type, task.max_steps, task.sampling,
-                task.randomness, self.poll_interval,
-            )  # fmt: skip
-            if task.speech is not None:
-                generation.poll_by(generation.delay + task.speech.missing())
-            self._reading = task, generation, self.decoder.begin(generation)
-        task, generation, pieces = self._reading
+        if self._reading is not None:
+            task = self._reading[0]
+        elif self._unread and self.decoder.fits(self._unread[0][0].positions):
+            task = self._unread[0][0]
+        else:
+            return
         try:
+            if self._reading is None:
+                self._reading = self._begin(*self._unread.popleft())
+            _, generation, pieces = self._reading
             if next(pieces, "end") == "end":
                 self._running[generation] = task
                 self._reading = None
         except Exception as error:
             self._fail(task, error)
+
+    def _begin(self, task: Task, prompt: DecodeInput) -> tuple[Task, Generation, Iterator[None]]:
+        """Take the slot of a generation; its prompt is still to be read."""
+        task.generation = generation = Generation(
+            self.decoder, prompt, task.output_type, task.max_steps, task.sampling,
+            task.randomness, self.poll_interval,
+        )  # fmt: skip
+        if task.speech is not None:
+            generation.poll_by(generation.delay + task.speech.missing())
+        return task, generation, self.decoder.begin(generation)
 
     def _decode(self) -> None:
         """Launch steps of all that run, and pass on what earlier ones have brought."""
@@ -268,7 +296,7 @@ class Scheduler:
             task.speech.close()
             task.seconds["detokenizer"] = task.speech.seconds
         self._tasks.remove(task)
-        taken = time.monotonic() - task.began
+        taken = time.monotonic() - task.admitted
         self._task_seconds += 0.1 * (taken - self._task_seconds)
         task.end()
 
@@ -287,23 +315,41 @@ class Scheduler:
         """End a task with an error, and free all that it holds."""
         if task.ended:
             return
-        self._release(task)
         self._unread = deque(pair for pair in self._unread if pair[0] is not task)
-        if task.speech is not None:
-            task.speech.close()
         with self._changed:
             if task in self._queue:
                 self._queue.remove(task)
         if task in self._tasks:
             self._tasks.remove(task)
-        task.end(as_request_error(error))
+        try:
+            self._release(task)
+            if task.speech is not None:
+                task.speech.close()
+        finally:
+            task.end(as_request_error(error))
 
-    def _fail_all(self, error: BaseException) -> None:
-        for task in list(self._tasks):
-            self._fail(task, error)
-        self.decoder.reset()
-        if self._stopped:
-            with self._changed:
-                waiting = list(self._queue)
-            for task in waiting:
-                self._fail(task, error)
+    def _fail_running(self, error: BaseException) -> None:
+        """End all tasks that have a slot, each with an error of its own.
+
+        Raises what the device says if it cannot even free them.
+        """
+        failed, self._tasks = self._tasks, []
+        self._unread.clear()
+        self._running.clear()
+        self._reading = None
+        try:
+            self.decoder.reset()
+        finally:
+            for task in failed:
+                if task.speech is not None:
+                    task.speech.close()
+                task.end(_own(error))
+
+
+def _own(error: BaseException) -> BaseException:
+    """An error for one of several callers, who each add their frames to its traceback."""
+    if is_out_of_memory(error):
+        return as_request_error(error)
+    own = RuntimeError(f"the engine failed, and with it this request: {error}")
+    own.__cause__ = error
+    return own

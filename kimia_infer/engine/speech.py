@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kimia_infer.engine.failures import as_request_error
 from kimia_infer.models.kimi_audio.detokenizer import (
     FIRST_CHUNKS,
     ChunkJob,
@@ -138,15 +139,6 @@ class Speech:
             self._stream.close()
 
 
-@contextlib.contextmanager
-def caught(failed: dict[Speech, Exception], speech: Speech) -> Iterator[None]:
-    """Note an error of ``speech`` instead of raising it."""
-    try:
-        yield
-    except Exception as error:
-        failed[speech] = error
-
-
 @dataclass(frozen=True)
 class Batch:
     """Chunks that are being computed: whose they are, and how to get their waves."""
@@ -174,7 +166,7 @@ class Synthesizer:
         return self._batch is not None and not self._batch.done()
 
     @torch.inference_mode()
-    def start(self, speeches: Iterable[Speech]) -> dict[Speech, Exception]:
+    def start(self, speeches: Iterable[Speech]) -> dict[Speech, BaseException]:
         """Begin to compute a chunk of each of those that need theirs first.
 
         Returns those that failed. What fails together is computed one by one, so that whoever is
@@ -184,31 +176,50 @@ class Synthesizer:
         if self._batch is not None or not waiting:
             return {}
         chosen = waiting[: self.detokenizer.fitting([speech.next_size for speech in waiting])]
-        failed: dict[Speech, Exception] = {}
+        failed: dict[Speech, BaseException] = {}
         jobs: dict[Speech, ChunkJob] = {}
         started = time.perf_counter()
         with self.detokenizer.graphs.stream():
             for speech in chosen:
-                with caught(failed, speech):
+                try:
                     jobs[speech] = speech.next_job()
-            waves: dict[Speech, Tensor] = {}
-            together: dict[Speech, Exception] = {}
-            with caught(together, chosen[0]):
-                made = self.detokenizer.push_together(list(jobs.values()))
-                waves = dict(zip(jobs, made, strict=True))
-            if together and len(jobs) == 1:
-                failed |= dict.fromkeys(jobs, together[chosen[0]])
-            elif together:
-                for speech, job in jobs.items():
-                    with caught(failed, speech):
-                        (waves[speech],) = self.detokenizer.push_together([job])
+                except Exception as error:
+                    failed[speech] = as_request_error(error)
+            waves = self._compute(jobs, failed)
             if waves:
-                copied = self.detokenizer.graphs.copy_to_host(torch.cat(list(waves.values())))
-                lengths = [len(wave) for wave in waves.values()]
-                self._batch = Batch(
-                    list(waves), started, copied.done, lambda: list(copied.wait().split(lengths))
-                )
+                self._copy(waves, started, failed)
         return failed
+
+    def _compute(
+        self, jobs: dict[Speech, ChunkJob], failed: dict[Speech, BaseException]
+    ) -> dict[Speech, Tensor]:
+        """The waves of those that do not fail."""
+        if len(jobs) > 1:
+            # The error goes at once, since it holds what was computed.
+            with contextlib.suppress(Exception):
+                made = self.detokenizer.push_together(list(jobs.values()))
+                return dict(zip(jobs, made, strict=True))
+        waves: dict[Speech, Tensor] = {}
+        for speech, job in jobs.items():
+            try:
+                (waves[speech],) = self.detokenizer.push_together([job])
+            except Exception as error:
+                failed[speech] = as_request_error(error)
+        return waves
+
+    def _copy(
+        self, waves: dict[Speech, Tensor], started: float, failed: dict[Speech, BaseException]
+    ) -> None:
+        """Begin to copy the waves to the host."""
+        try:
+            copied = self.detokenizer.graphs.copy_to_host(torch.cat(list(waves.values())))
+        except Exception as error:
+            failed |= dict.fromkeys(waves, as_request_error(error))
+            return
+        lengths = [len(wave) for wave in waves.values()]
+        self._batch = Batch(
+            list(waves), started, copied.done, lambda: list(copied.wait().split(lengths))
+        )
 
     def finished(self) -> Iterator[tuple[Speech, Tensor]]:
         """The waves float32 [samples], on the CPU, of a batch that is done."""

@@ -53,7 +53,7 @@ class Task:
     encoded: bool = False
     abandoned: bool = False
     ended: bool = False
-    began: float = field(default_factory=time.monotonic)
+    admitted: float = 0.0  # to a slot, by the monotonic clock
     events: SimpleQueue[TaskEvent] = field(default_factory=SimpleQueue)
     seconds: dict[str, float] = field(default_factory=dict)
     _stage_began: float = field(default_factory=time.perf_counter)
