@@ -6,6 +6,7 @@ work used then, and reading a value of the device while recording is an error.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.engine.decode import Decoder
 from kimia_infer.engine.scheduler import Scheduler
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
-from kimia_infer.utils.graphs import Direct, Work
+from kimia_infer.utils.graphs import Direct, Graphs, Work, graphs_for
 
 aten = torch.ops.aten
 READS = (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default)
@@ -83,25 +84,55 @@ class TracedGraphs(Direct):
         return replay
 
 
-def record_steps(model: KimiAudio, slots: int = 2) -> KimiAudio:
+def record_steps(
+    model: KimiAudio, slots: int = 2, capacity: int | None = None, places: int | None = None
+) -> KimiAudio:
     """Have a model launch its steps and its speech as on a GPU: recorded, and polled late."""
-    old, detokenizer = model.decoder, model.detokenizer
-    model.decoder = Decoder(
-        old.model, old.control, old.capacity, make_graphs=TracedGraphs, slots=slots
-    )
+    detokenizer = model.detokenizer
     if detokenizer is not None:
         model.detokenizer = Detokenizer(
-            detokenizer.dit, detokenizer.vocoder, detokenizer.config, TracedGraphs(model.device)
+            detokenizer.dit,
+            detokenizer.vocoder,
+            detokenizer.config,
+            TracedGraphs(model.device),
+            slots,
         )
+    return set_slots(model, slots, capacity, places, TracedGraphs)
+
+
+def set_slots(
+    model: KimiAudio,
+    slots: int,
+    capacity: int | None = None,
+    places: int | None = None,
+    make_graphs: Callable[[torch.device], Graphs] = graphs_for,
+) -> KimiAudio:
+    """Give a model another decoder, and a scheduler for it."""
+    old = model.decoder
+    model.decoder = Decoder(
+        old.model,
+        old.control,
+        capacity or old.capacity,
+        make_graphs=make_graphs,
+        slots=slots,
+        places=places,
+    )
     model.scheduler.stop()
     model.scheduler = Scheduler(model.decoder, model.detokenizer, model.encoder.encode)
     return model
 
 
 class FixedShapes(Direct):
-    """Launches directly what CudaGraphs would record, for work that cannot be traced."""
+    """Launches directly what CudaGraphs would record, for work that cannot be traced.
+
+    ``recorded`` counts that.
+    """
 
     captures = True
 
     def __init__(self, device: torch.device):
-        pass
+        self.recorded = 0
+
+    def record(self, work: Work) -> Work:
+        self.recorded += 1
+        return work
