@@ -43,6 +43,9 @@ FP8_CAPABILITY = (8, 9)
 FIRST_LAYERS = 4
 """Layers of the trunk whose matrices are int8 in the scheme "fp8"."""
 
+MOST_VECTORS = 32
+"""Vectors that a kernel multiplies with a matrix as it is stored."""
+
 FORMAT = 1
 """Version of the stored format; increased with every change of it."""
 
@@ -172,13 +175,17 @@ def quantize(weight: Tensor, storage: Storage) -> dict[str, Tensor]:
     fake=lambda x, weight, scale, bias: x.new_empty(*x.shape[:-1], len(weight)),
 )
 def matrix_vector(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
-    """W x + bias [..., rows] of one vector x [..., columns] and a quantized matrix."""
+    """W x + bias [..., rows] of up to MOST_VECTORS vectors x [..., columns]; W is quantized."""
     dequantize = _from_int4 if weight.dtype is torch.uint8 else _from_bytes
     return F.linear(x, dequantize(weight, scale, x.dtype), bias)
 
 
 class QuantizedLinear(nn.Module):
-    """x [..., in] -> [..., out]; a linear layer whose weight is stored as ``storage``."""
+    """x [..., in] -> [..., out]; a linear layer whose weight is stored as ``storage``.
+
+    The weight is read as stored for a token of each of a few requests, x [rows, 1, in]; for more
+    it is dequantized.
+    """
 
     weight: nn.Parameter
     scale: nn.Parameter
@@ -195,7 +202,10 @@ class QuantizedLinear(nn.Module):
         return self.storage.dequantize(self.weight, self.scale, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.numel() == self.in_features:
+        count = x.numel() // self.in_features
+        # Kernels for several vectors are compiled for the steps that are recorded, not for the
+        # tokens of a prompt, whose number is any.
+        if count == 1 or (count <= MOST_VECTORS and x.shape[-2] == 1):
             return matrix_vector(x, self.weight, self.scale, self.bias)
         return F.linear(x, self.dequantized(x.dtype), self.bias)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,21 +21,23 @@ CAPABILITIES = {"int8": (80, 90), "fp8": (89, 90), "int4": (80, 90)}
 
 def random_layer(
     storage: str, rows: int, columns: int, bias: bool, dtype: torch.dtype
-) -> tuple[QuantizedLinear, torch.Tensor]:
-    """A layer without values in float64 beside it, and what it holds, in float64."""
+) -> QuantizedLinear:
     generator = torch.Generator().manual_seed(rows + columns)
     layer = QuantizedLinear(columns, rows, bias, STORAGES[storage])
     held = quantize(torch.randn(rows, columns, generator=generator), STORAGES[storage])
     layer.weight.data, layer.scale.data = held["weight"], held["scale"]
     if bias:
         layer.bias.data = torch.randn(rows, generator=generator).to(dtype)
-    return layer, layer.dequantized(torch.float64)
+    return layer
 
 
 def check_product(
     storage: str, rows: int, columns: int, bias: bool, dtype: torch.dtype, leading: tuple[int, ...]
 ) -> None:
-    layer, weight = random_layer(storage, rows, columns, bias, dtype)
+    # A byte's values are rounded with their scale where several vectors are multiplied.
+    rounded = dtype if storage == "int4" and math.prod(leading) > 1 else torch.float64
+    layer = random_layer(storage, rows, columns, bias, dtype)
+    weight = layer.dequantized(rounded).double()
     x = torch.randn(*leading, columns, generator=torch.Generator().manual_seed(1)).to(dtype)
     with torch.no_grad():
         found = layer(x)
@@ -60,7 +66,20 @@ def test_rows_of_any_length(storage: str) -> None:
     interpreted(check_product, storage, 5, 77, True, torch.bfloat16, ())
 
 
-def products_at(hidden: int, inner: int, dtype: torch.dtype, storage: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize(
+    ("count", "rows", "columns", "bias"),
+    [(2, 32, 128, False), (16, 40, 160, True), (17, 33, 416, True), (32, 7, 64, False)],
+)
+def test_products(
+    storage: str, count: int, rows: int, columns: int, bias: bool, dtype: torch.dtype
+) -> None:
+    """A token of each of several requests: whole tiles and parts of them."""
+    interpreted(check_product, storage, rows, columns, bias, dtype, (count, 1))
+
+
+def products_at(hidden: int, inner: int, dtype: torch.dtype, storage: str, count: int) -> None:
     for rows, columns, bias in ((inner, hidden, False), (hidden, inner, False), (48, hidden, True)):
         with torch.device("meta"):
             layer = QuantizedLinear(columns, rows, bias, STORAGES[storage])
@@ -70,23 +89,31 @@ def products_at(hidden: int, inner: int, dtype: torch.dtype, storage: str) -> No
         given = values.get("bias")
         given = None if given is None else given.to(dtype)
         matrix_vector(
-            torch.empty(1, 1, columns, dtype=dtype), values["weight"], values["scale"], given
+            torch.empty(count, 1, columns, dtype=dtype), values["weight"], values["scale"], given
         )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("sizes", [(3584, 2 * 18944), (32, 96)])
-def test_compiled(monkeypatch: pytest.MonkeyPatch, sizes, storage: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("count", [1, 8, 32])
+def test_compiled(
+    monkeypatch: pytest.MonkeyPatch, count: int, sizes, storage: str, dtype: torch.dtype
+) -> None:
     """For the published sizes and for small ones, on every GPU that can have the scheme."""
-    launches = recorded_launches(monkeypatch, lambda: products_at(*sizes, dtype, storage))
+    work = functools.partial(products_at, *sizes, dtype, storage, count)
+    launches = recorded_launches(monkeypatch, work)
+    start = "" if count == 1 else "_vectors"
     assert {kernel.__name__ for kernel, _ in launches} == {
-        "_by_groups" if storage == "int4" else "_by_rows"
+        f"{start}_by_groups" if storage == "int4" else f"{start}_by_rows"
     }
     assert len(launches) == 3
     for launch in launches:
         for capability in CAPABILITIES[storage]:
             kernel = compiled(launch, capability)
             assert kernel.metadata.shared <= 99 * 1024
+            ptx = kernel.asm["ptx"]
             if sizes[0] == 3584:  # a thread loads 16 bytes of weights at a time
-                assert "ld.global.v4.b32" in kernel.asm["ptx"]
+                assert "ld.global.v4.b32" in ptx or re.search(r"cp\.async.*, 0x10, ", ptx)
+            if count > 1 and dtype is torch.bfloat16:
+                assert "mma" in ptx
