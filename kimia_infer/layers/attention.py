@@ -25,6 +25,9 @@ KV_CACHES: dict[str, torch.dtype | None] = {"none": None, "fp8": FP8}
 BUCKETS = (256, 512, 1024, 2048, 4096)
 """Attention that reads a whole bucket of positions is recorded for these, then the capacity."""
 
+FLASH_CAPABILITY = (8, 0)
+"""The first CUDA devices that FlashAttention is made for: Ampere."""
+
 # Joined projections [batch, length, rows], layer -> [batch, length, heads * head_dim].
 Attend = Callable[[Tensor, int], Tensor]
 
@@ -235,10 +238,26 @@ def _causal(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     length, total = query.shape[2], keys.shape[2]
     mask = None
     if 1 < length < total:
+        if _has_flash_attention(query):
+            # With a mask PyTorch may compute a float32 matrix of all scores instead. Here, as in
+            # torch.nn.attention.bias, is_causal means aligned to the end.
+            flash = torch.ops.aten._scaled_dot_product_flash_attention
+            return flash(query, keys, values, is_causal=True)[0]
         mask = torch.ones(length, total, dtype=torch.bool, device=query.device)
         mask = mask.tril(total - length)
     return F.scaled_dot_product_attention(
         query, keys, values, attn_mask=mask, is_causal=length == total > 1, enable_gqa=True
+    )
+
+
+def _has_flash_attention(query: Tensor) -> bool:
+    """Whether PyTorch's FlashAttention can be called with ``query`` and keys of its kind."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] % 8 == 0
+        and torch.backends.cuda.is_flash_attention_available()
+        and torch.cuda.get_device_capability(query.device) >= FLASH_CAPABILITY
     )
 
 

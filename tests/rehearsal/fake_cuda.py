@@ -217,6 +217,7 @@ class FakeCuda:
         patch.setattr(torch.accelerator, "empty_cache", lambda: None)
         patch.setattr(torch.accelerator, "get_memory_info", lambda device=None: free)
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+        patch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
         patch.setattr(TensorStore, "blocks", no_values)
         patch.setattr(parallel, "ThreadPoolExecutor", Inline)
         # Constants, which are computed on the host once.

@@ -144,7 +144,7 @@ def test_generation(
 
 def test_batch(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
     """Text and speech side by side, one of which has more to read than what is recorded first."""
-    components = replace(loaded.components, capacity=Capacity(2, LONGEST))
+    components = replace(loaded.components, capacity=Capacity(2, 2 * LONGEST))
     with card.active() as ledger, ledger.calls() as calls:
         model = KimiAudio.from_components(components, kv_cache="fp8")
         decoder = model.decoder
@@ -160,13 +160,16 @@ def test_batch(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
                 list(decoder.step())
             assert decoder.running[-1] is generation
     check_dtypes(calls, HALF, widest=4 * 168448)
+    # The second piece of the longer prompt, without a matrix of its scores.
+    read = [call.name for call in calls].count("_scaled_dot_product_flash_attention")
+    assert read == model.language_model.config.trunk_layers
 
 
 @pytest.mark.parametrize("scheme", [scheme for scheme in SCHEMES if scheme != "none"])
 def test_quantization(
     scheme: str, card: FakeCuda, directory: Path, features: Tensor, long: bool
 ) -> None:
-    """Quantized while it is loaded; one token is read by the kernel, a prompt dequantized."""
+    """Quantized while it is loaded; steps of all sizes use the kernel, a prompt is dequantized."""
     if scheme == "int8" and not long:
         pytest.skip("the other schemes have matrices in int8, too; runs with --long")
     gc.collect()
