@@ -17,12 +17,18 @@ from kimia_infer.models.kimi_audio.checkpoint import LAYOUT
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from scripts.benchmark.random_models import random_components, random_language_model
 from scripts.benchmark.requests import default_question
-from scripts.benchmark.runner import ROOT, Setup
+from scripts.benchmark.runner import ROOT, Advance, Setup
 from scripts.benchmark.sizes import SIZES
+
+CLIENTS = {False: (1, 2, 4, 8), True: (1, 2, 4, 8, 16, 32)}
+"""Clients at a time, on a CPU and on an accelerator."""
 
 
 class Bench:
-    def __init__(self, setup: Setup):
+    """``advance`` is called with what is done of a measurement and how much there is."""
+
+    def __init__(self, setup: Setup, advance: Advance = lambda done, of: None):
+        self.advance = advance
         self.setup, self.steps, self.runs = setup, setup.steps, setup.runs
         self.sizes = SIZES[setup.size or "mid"]
         self.directory = Path(setup.weights or "")
@@ -33,6 +39,7 @@ class Bench:
             device = torch.device(device.type, 0)
         self.device = device
         self.dtype = parse_dtype(setup.dtype, device)
+        self.clients = setup.clients or CLIENTS[device.type != "cpu"]
         self.question = Path(setup.audio) if setup.audio else default_question()
 
     def load_language_model(self, quantization: str = "none") -> LanguageModel:
@@ -69,11 +76,12 @@ class Bench:
 
     def about(self) -> dict[str, str | int]:
         """The machine, the software and the model."""
-        size = self.setup.size
+        setup = self.setup
+        model = f"random, {setup.size} size" if setup.size else setup.weights or setup.server
         return {
             "date": datetime.date.today().isoformat(),
             "commit": commit(),
-            "model": f"random, {size} size" if size else str(self.setup.weights),
+            "model": str(model),
             "device": f"{self.device}, {device_name(self.device)}",
             "dtype": str(self.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),

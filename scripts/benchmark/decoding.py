@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -42,8 +42,6 @@ CPU_TURN = 4
 """On a CPU the loops take turns of this many steps, so that other work on the machine slows all of
 them alike. On an accelerator a turn is a whole run."""
 
-Loop = Generation | PlainGeneration
-
 
 def poll_interval(device: torch.device) -> int:
     """Decode steps between two polls of the device, as the engine makes them."""
@@ -56,6 +54,34 @@ def first_timed_step(device: torch.device) -> int:
 
 
 @dataclass
+class Together:
+    """Generations that begin together and end together; a step advances all of them."""
+
+    decoder: Decoder
+    generations: list[Generation]
+
+    @property
+    def launched(self) -> int:
+        return self.generations[0].launched
+
+    def run(self) -> Iterator[None]:
+        """Yields at each poll, as a generation that runs alone does."""
+        try:
+            for generation in self.generations:
+                for _ in self.decoder.begin(generation):
+                    pass
+            going = len(self.generations)
+            while going:
+                going -= sum(progress.finished for _, progress in self.decoder.step())
+                yield
+        finally:
+            self.decoder.reset()
+
+
+Loop = Generation | PlainGeneration
+
+
+@dataclass
 class Contender:
     """One way of decoding, and the seconds of its steps."""
 
@@ -63,12 +89,12 @@ class Contender:
     mode: str
     head_rows: str
     model: LanguageModel
-    make: Callable[[], Loop]
+    make: Callable[[], Loop | Together]
     cache_dtype: torch.dtype | None = None
     seconds: list[float] = field(default_factory=list)
 
     def begin(self) -> None:
-        self.loop = self.make()
+        self.loop: Any = self.make()
         self.run: Any = self.loop.run()
 
     def take_turn(self, steps: int | None = None) -> bool:
@@ -223,6 +249,42 @@ def compare_decoding(model: LanguageModel, steps: int, runs: int) -> Table:
             f"of {steps} steps.",
         ],
     )
+
+
+def compare_batches(model: LanguageModel, counts: Sequence[int], steps: int, runs: int) -> Table:
+    """Steps of several generations with both tracks and cut heads together, beside one alone."""
+    model = with_cut_heads(model)
+
+    def decoder(slots: int) -> Decoder:
+        return Decoder(model, random_prompt(model)[1], PROMPT_LENGTH + steps, slots=slots)
+
+    if model.device.type == "cpu":  # one each, as they take turns
+        decoders = {count: decoder(count) for count in counts}
+    else:
+        decoders = dict.fromkeys(counts, decoder(max(counts)))
+
+    def together(count: int) -> Together:
+        chosen = decoders[count]
+        return Together(chosen, [library_loop(chosen, BOTH, steps) for _ in range(count)])
+
+    entered = [
+        Contender(str(count), BOTH, "track", model, partial(together, count)) for count in counts
+    ]
+    race(entered, runs)
+    first = entered[0].median / counts[0]
+    rows = [
+        {
+            "rows": count,
+            "ms/step": 1e3 * contender.median,
+            "steps/s of each": 1 / contender.median,
+            "steps/s in all": count / contender.median,
+            "ratio": count * first / contender.median,
+        }
+        for count, contender in zip(counts, entered, strict=True)
+    ]
+    title = f"Decode steps of requests together, both tracks: {steps} steps, {runs} runs, medians"
+    note = f"Ratio: steps a second in all, against {counts[0]} row{'s' * (counts[0] > 1)}."
+    return Table(title, rows, [note])
 
 
 def equal_steps(first: Loop, second: Loop, delay: int) -> int:

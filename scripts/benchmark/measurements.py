@@ -9,11 +9,26 @@ from pathlib import Path
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.memory import LONGEST, Capacity, MemoryPlan, SpeechSizes
-from kimia_infer.api.parameters import BUDGETS
+from kimia_infer.api.memory import (
+    LONGEST,
+    Capacity,
+    MemoryPlan,
+    SpeechSizes,
+    least_positions,
+)
+from kimia_infer.api.parameters import BUDGETS, MAX_SLOTS
 from kimia_infer.audio.files import load_audio
 from kimia_infer.layers.quantization import SCHEMES
-from scripts.benchmark import decoding, fast_paths, references, requests, speech, variants
+from scripts.benchmark import (
+    concurrency,
+    decoding,
+    fast_paths,
+    references,
+    requests,
+    server,
+    speech,
+    variants,
+)
 from scripts.benchmark.bench import Bench
 from scripts.benchmark.checks import Place, check_all
 from scripts.benchmark.cold_start import cold_start
@@ -48,6 +63,39 @@ def speaking(bench: Bench) -> list[Table]:
 
 def encoders(bench: Bench) -> list[Table]:
     return [speech.measure_encoders(bench.model, load_audio(bench.question), bench.runs)]
+
+
+def batches(bench: Bench) -> list[Table]:
+    counts = [count for count in bench.clients if count <= MAX_SLOTS]
+    return [decoding.compare_batches(bench.language_model, counts, bench.steps, bench.runs)]
+
+
+def many_clients(bench: Bench) -> list[Table]:
+    """Through the server of a checkpoint, then through the library, whose memory it may need."""
+    clients, rounds, setup = bench.clients, bench.runs, bench.setup
+    ways = 1 + (setup.weights is not None)
+    count = concurrency.counter(bench.advance, ways * concurrency.answers_of(clients, rounds))
+    table = concurrency.empty_table(rounds)
+    if setup.server is not None:
+        way = server.server(setup.server, bench.question)
+        concurrency.measure(way, clients, rounds, table, count)
+        return [table]
+    if setup.weights is not None:
+        variables = {
+            "KIMI_AUDIO_DEVICE": str(bench.device),
+            "KIMI_AUDIO_DTYPE": str(bench.dtype).removeprefix("torch."),
+            "KIMI_AUDIO_HEAD_ROWS": "track",
+            "OMP_NUM_THREADS": str(torch.get_num_threads()),
+        }
+        with server.serving(bench.directory, variables) as (url, process):
+            way = server.server(url, bench.question, process)
+            concurrency.measure(way, clients, rounds, table, count)
+    elif bench.device.type != "cpu":
+        bench.components.capacity = Capacity(MAX_SLOTS, least_positions(MAX_SLOTS))
+    way = concurrency.library(bench.model, bench.question)
+    concurrency.measure(way, clients, rounds, table, count)
+    table.notes.append(f"Slots of the library: {bench.model.scheduler.slots}.")
+    return [table]
 
 
 def variant(bench: Bench, scheme: str, kv_cache: str) -> list[Table]:
@@ -126,11 +174,13 @@ MEASURE: dict[str, Callable[[Bench], list[Table]]] = {
     "speech": speech_synthesis,
     "encoders": encoders,
     "speaking": speaking,
+    "batches": batches,
     "long_run": lambda bench: [decoding.long_run(bench.language_model)],
     "int8": lambda bench: variant(bench, "int8", "none"),
     "fp8": lambda bench: variant(bench, "fp8", "none"),
     "int4": lambda bench: variant(bench, "int4", "none"),
     "fp8-cache": lambda bench: variant(bench, "none", "fp8"),
+    "concurrency": many_clients,
     "memory": memory,
     "cold_start": lambda bench: [cold_start(bench.setup)],
     "profile": profile,

@@ -17,6 +17,7 @@ MODES = {"text only": decode.TEXT, "both tracks": decode.BOTH, "after text end":
 """What a decode step computes, by name."""
 BOTH = "both tracks"
 
+MOST_RAM = "RAM at most, GB"
 COPIES = 10
 
 
@@ -83,6 +84,30 @@ def step_bytes(
     return weights + embedding + round((cache_dtype or model.dtype).itemsize * cache)
 
 
+def process_memory(process: int) -> dict[str, float]:
+    """GB of RAM at most, of the largest of a process and those below it; where /proc tells."""
+    statuses = [process_status(path.name) for path in Path("/proc").glob("[0-9]*")]
+    members = {str(process)}
+    for _ in statuses:  # a process may come before the one that started it
+        members |= {status["Pid"] for status in statuses if status.get("PPid") in members}
+    sizes = [
+        1024 * int(status["VmHWM"].split()[0])
+        for status in statuses
+        if status.get("Pid") in members and "VmHWM" in status
+    ]
+    return {MOST_RAM: max(sizes) / 1e9} if sizes else {}
+
+
+def process_status(process: str) -> dict[str, str]:
+    """Fields of /proc/PROCESS/status; none where there is no such file."""
+    try:
+        lines = Path("/proc", process, "status").read_text().splitlines()
+    except OSError:  # also of a process that has just ended
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {name: value.strip() for name, _, value in pairs}
+
+
 def parameter_bytes(module: nn.Module) -> int:
     return sum(p.nbytes for p in module.parameters())
 
@@ -92,11 +117,11 @@ def memory(device: torch.device) -> dict[str, float]:
 
     ``reserved`` is what PyTorch took from the device, recorded graphs included.
     """
-    status, found = Path("/proc/self/status"), {}
-    if status.is_file():
-        fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        for name, field in (("RAM, GB", "VmRSS"), ("RAM at most, GB", "VmHWM")):
-            found[name] = 1024 * int(fields[field].split()[0])
+    found = {
+        name: 1024 * int(size.split()[0])
+        for name, field in (("RAM, GB", "VmRSS"), (MOST_RAM, "VmHWM"))
+        if (size := process_status("self").get(field)) is not None
+    }
     if device.type != "cpu":
         found["allocated, GB"] = torch.accelerator.memory_allocated(device)
         found["allocated at most, GB"] = torch.accelerator.max_memory_allocated(device)

@@ -48,15 +48,20 @@ MEASUREMENTS = {
     "speech": Measurement("detokenizer, vocoder and chunks", 90, default=True),
     "encoders": Measurement("audio encoders", 30, default=True),
     "speaking": Measurement("decode steps while speech is synthesized", 60),
+    "batches": Measurement("decode steps of 1, 2, 4, ... requests together", 90),
     "long_run": Measurement("whether anything grows in 1500 steps", 40),
     "int8": Measurement("int8 against no quantization", 90, "variants"),
     "fp8": Measurement("fp8 against no quantization", 90, "variants"),
     "int4": Measurement("int4 against no quantization", 90, "variants"),
     "fp8-cache": Measurement("an fp8 key/value cache against a plain one", 90, "variants"),
+    "concurrency": Measurement("many clients who ask for speech at a time", 600, "concurrency"),
     "memory": Measurement("peak memory, and what the loader asks for", 180, "memory"),
     "cold_start": Measurement("a fresh process up to its first answer", 150, "last", default=True),
     "profile": Measurement("where the host waits; writes a trace to DIR", 60, "last"),
 }
+
+
+Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class Setup:
 
     ``weights`` is a checkpoint directory, ``size`` names random weights instead. ``audio`` is a
     file, None for scripts/question.wav. ``device``, ``dtype`` and ``threads`` default to what
-    the machine has. ``folder`` takes files such as traces.
+    the machine has. ``folder`` takes files such as traces. ``clients`` are numbers of clients at a
+    time, None for those that suit the device, and ``server`` is the address of a server that runs.
     """
 
     weights: str | None = None
@@ -77,6 +83,8 @@ class Setup:
     steps: int = 256
     runs: int = 3
     folder: str | None = None
+    clients: Sequence[int] | None = None
+    server: str | None = None
 
 
 class Worker:
@@ -101,16 +109,24 @@ class Worker:
             self._lines.put(line)
         self._lines.put(None)
 
-    def receive(self, seconds: float) -> dict[str, Any]:
-        """The next report; one with an ``error`` if the process ended or takes too long."""
-        try:
-            line = self._lines.get(timeout=seconds)
-        except queue.Empty:
-            return {"error": f"stopped after {seconds:.0f} s", "traceback": self._tail()}
-        if line is None:
-            status = self.process.wait()
-            return {"error": f"the process ended with status {status}", "traceback": self._tail()}
-        return json.loads(line)
+    def receive(self, seconds: float, advance: Advance = lambda done, of: None) -> dict[str, Any]:
+        """The next report; one with an ``error`` if the process ended or takes too long.
+
+        ``advance`` is called with what is done and how much there is, where the process tells.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
+            except queue.Empty:
+                return {"error": f"stopped after {seconds:.0f} s", "traceback": self._tail()}
+            if line is None:
+                error = f"the process ended with status {self.process.wait()}"
+                return {"error": error, "traceback": self._tail()}
+            report = json.loads(line)
+            if "progress" not in report:
+                return report
+            advance(*report["progress"])
 
     def _tail(self) -> str:
         """The end of what the process wrote to its log."""
@@ -152,11 +168,12 @@ def run(
     minutes: float | None,
     show: Callable[[str, dict[str, Any]], None],
     command: Sequence[str] = WORKER,
+    advance: Advance = lambda done, of: None,
 ) -> bool:
     """Make the measurements ``names``; whether all are done and nothing is wrong.
 
-    Nothing is started after ``minutes``. ``show`` is called with each result. ``command`` starts
-    a worker.
+    Nothing is started after ``minutes``. ``show`` is called with each result, ``advance`` within a
+    measurement that tells how far it is. ``command`` starts a worker.
     """
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     waiting, good = list(names), True
@@ -167,7 +184,7 @@ def run(
         while waiting:
             group = MEASUREMENTS[waiting[0]].group
             together = [name for name in waiting if MEASUREMENTS[name].group == group]
-            for name, entry in _measure(setup, together, log, results, deadline, command):
+            for name, entry in _measure(setup, together, log, results, deadline, command, advance):
                 waiting.remove(name)
                 results.add(name, entry)
                 show(name, entry)
@@ -182,6 +199,7 @@ def _measure(
     results: Results,
     deadline: float,
     command: Sequence[str],
+    advance: Advance,
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """The results of ``names`` from one process, up to the first that fails."""
     if time.monotonic() > deadline:
@@ -197,7 +215,8 @@ def _measure(
                 results.values["about"] |= about
                 factor = CPU_FACTOR if about["device"].startswith("cpu") else 1
                 allowed = MEASUREMENTS[name].seconds * factor
-                entry = worker.receive(max(1.0, min(allowed, deadline - time.monotonic())))
+                left = max(1.0, min(allowed, deadline - time.monotonic()))
+                entry = worker.receive(left, advance)
             now = time.monotonic()
             yield name, {"tables": [], "seconds": now - start, **entry}
             start = now

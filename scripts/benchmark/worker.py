@@ -25,15 +25,20 @@ def main() -> None:
     reports = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
+    lock = threading.Lock()
+
     def send(value: dict[str, Any]) -> None:
-        print(json.dumps(value), file=reports, flush=True)
+        with lock:
+            print(json.dumps(value), file=reports, flush=True)
 
     asked = json.loads(sys.argv[1])
     try:
         from scripts.benchmark.bench import Bench
         from scripts.benchmark.measurements import MEASURE
 
-        bench = Bench(Setup(**asked["setup"]))
+        bench = Bench(
+            Setup(**asked["setup"]), lambda done, total: send({"progress": [done, total]})
+        )
         send(bench.about())
         for name in asked["names"]:
             send({"tables": [asdict(table) for table in MEASURE[name](bench)]})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -79,6 +80,38 @@ def test_language_model_alone(golden: Path, tmp_path: Path) -> None:
     assert "CheckpointError" in done.stderr and "Decode steps" in done.stdout
 
 
+def test_many_clients(tmp_path: Path) -> None:
+    arguments = ["--random", "tiny", "--concurrency", "2,1", "--json", "c.json", "--plot", "c.png"]
+    arguments += ["--device", "cpu", "--threads", 1, "--steps", 64, "--runs", 1]
+    done = bench(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "7/7" in done.stderr, "a bar shows the answers"
+    results = json.loads((tmp_path / "c.json").read_text())
+    assert list(results["measurements"]) == ["batches", "concurrency"]
+    (table,) = results["measurements"]["concurrency"]["tables"]
+    assert [(row["clients"], row["answers"]) for row in table["rows"]] == [
+        (1, 1), (1, 1), (2, 2), (2, 2),
+    ]  # fmt: skip
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path) -> None:
+    arguments = ["--random", "tiny", "--only", "encoders,concurrency", "--concurrency", "2"]
+    arguments += ["--device", "cpu", "--threads", "1", "--runs", "500", "--json", "c.json"]
+    process = subprocess.Popen(
+        [*BENCH, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert process.stdout is not None and process.stderr is not None
+    # Until the next measurement has begun.
+    while not process.stdout.readline().startswith("| encoder"):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.splitlines()[-1] == "bench: interrupted"
+    assert list(json.loads((tmp_path / "c.json").read_text())["measurements"]) == ["encoders"]
+
+
 def test_a_killed_command_leaves_no_process(tmp_path: Path) -> None:
     command = [*BENCH, "--random", "tiny", "--everything", "out", "--only", "long_run"]
     bench = subprocess.Popen([*command, "--device", "cpu"], cwd=tmp_path, stderr=subprocess.DEVNULL)
@@ -107,6 +140,11 @@ def state_of(process: int) -> str:
     [
         ((), "expected --weights"),
         (("--random", "tiny", "--steps", 3), "--steps"),
+        (
+            ("--random", "tiny", "--concurrency", "1,0"),
+            "--concurrency: expected numbers of clients",
+        ),
+        (("--server", "http://127.0.0.1:1", "--only", "decode"), "--server"),
         (("--random", "tiny", "--only", "int2"), "--only: expected some of references, kernels"),
         (("--weights", ".", "--audio", "missing.wav"), "missing.wav"),
         (("--everything", "/proc/none"), "bench: --everything: /proc/none: "),

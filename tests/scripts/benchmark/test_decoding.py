@@ -112,6 +112,30 @@ def test_turns_cover_a_run_once(model: LanguageModel) -> None:
             assert len(contender.seconds) == STEPS - decoding.first_timed_step(model.device)
 
 
+def test_generations_together_are_those_alone(model: LanguageModel) -> None:
+    """One of three stands for all: they have the same prompt."""
+    decoder = decoding.Decoder(
+        model, decoding.random_prompt(model)[1], decoding.PROMPT_LENGTH + STEPS, slots=3
+    )
+    loops = [decoding.library_loop(decoder, BOTH, STEPS) for _ in range(4)]
+    together = decoding.Together(decoder, loops[:3])
+    launched = [together.launched for _ in together.run()]
+    assert launched == [1, *range(2, STEPS + 1)] and decoder.running == []
+    for _ in loops[3].run():
+        pass
+    for loop in loops[:3]:
+        assert loop.text_ids == loops[3].text_ids and loop.audio_ids == loops[3].audio_ids
+
+
+def test_steps_of_a_batch_are_those_of_all_its_rows(model: LanguageModel) -> None:
+    rows = decoding.compare_batches(model, [1, 2], STEPS, runs=1).rows
+    assert [row["rows"] for row in rows] == [1, 2] and rows[0]["ratio"] == 1
+    for row in rows:
+        assert row["steps/s in all"] == pytest.approx(row["rows"] * row["steps/s of each"])
+        assert row["steps/s of each"] == pytest.approx(1000 / row["ms/step"])
+    assert rows[1]["ratio"] == pytest.approx(rows[1]["steps/s in all"] / rows[0]["steps/s in all"])
+
+
 def test_equal_steps_stops_at_the_first_difference(model: LanguageModel) -> None:
     decoder, delay = decoding.library_decoder(model, STEPS), model.config.audio_delay
     loops = [decoding.library_loop(decoder, BOTH, STEPS) for _ in range(2)]

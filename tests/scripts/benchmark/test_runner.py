@@ -24,6 +24,9 @@ for name in asked["names"]:
         time.sleep(60)
     if name == "encoders":
         table = table | {"problems": ["an encoder differs"]}
+    if name == "concurrency":
+        for done in (1, 2):
+            print(json.dumps({"progress": [done, 2]}), flush=True)
     print(json.dumps({"tables": [table]}), flush=True)
 """
 
@@ -74,6 +77,15 @@ def test_results_are_continued(tmp_path: Path) -> None:
 def test_a_wrong_result_is_not_good() -> None:
     good, _, seen = measured(None, "encoders")
     assert not good and seen["encoders"]["tables"][0]["problems"] == ["an encoder differs"]
+
+
+def test_progress_is_passed_on_and_is_no_result() -> None:
+    told, command = [], (sys.executable, "-c", WORKER)
+    good = run(
+        Setup(size="tiny"), ["concurrency", "decode"], Results(None), None, lambda *_: None,
+        command, lambda done, total: told.append((done, total)),
+    )  # fmt: skip
+    assert good and told == [(1, 2), (2, 2)]
 
 
 def test_a_table_in_markdown() -> None:
