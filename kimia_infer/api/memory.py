@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kimia_infer.api.parameters import BUDGETS, MAX_SLOTS
-from kimia_infer.engine.decode import PIECE
+from kimia_infer.engine.decode import PIECE, recorded_batches
 from kimia_infer.layers.attention import KV_CACHES, check_kv_cache
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, stored_build
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
@@ -47,9 +47,9 @@ is added to it, at the fork and below, its norm and the result."""
 EMBEDDINGS = 5
 """Tensors [positions, hidden_size] that are alive while a prompt is embedded."""
 
-LOGITS = 8
-"""Float32 tensors [slots, vocab_size] that are alive while ids are chosen: the logits of both
-tracks and what sampling makes of them."""
+DRAWING = 47
+"""Bytes for each id of a row while one is drawn from the whole vocabulary: penalized logits,
+float32 weights, the same in order with their int64 ids, and float64 sums."""
 
 SHARED = ("cpu", "mps")
 """Devices that use the memory of the host, whose free size is not checked."""
@@ -151,7 +151,7 @@ class MemoryPlan:
         sizes = self.sizes
         model = language_model_bytes(self.config, scheme, self.dtype)
         model += least_positions(slots) * self.position_bytes(speech)
-        model += slots * LOGITS * self.config.vocab_size * torch.float32.itemsize
+        model += self.choosing_bytes(slots)
         kept, synthesis = sizes.speaking(slots) if speech else (0, 0)
         kept += sizes.detokenizer if speech else 0
         kept += 0 if self.offload else sum(sizes.encoders)
@@ -172,6 +172,11 @@ class MemoryPlan:
         config, stored = self.config, KV_CACHES[self.kv_cache] or self.dtype
         layers = config.total_layers if speech else config.trunk_layers
         return 2 * layers * config.kv_heads * config.head_dim * stored.itemsize
+
+    def choosing_bytes(self, slots: int) -> int:
+        """Bytes of the logits of both tracks, one row being a prompt's, and to choose ids."""
+        rows = recorded_batches(slots)[-1]
+        return ((rows + 1) * 2 * self.dtype.itemsize + rows * DRAWING) * self.config.vocab_size
 
     def reading_bytes(self, scheme: str) -> int:
         """Bytes to embed the longest prompt with its features, or to read a piece of it.

@@ -56,6 +56,11 @@ PIECE = 512
 """Positions of a prompt that are read at once; steps of running requests go between."""
 
 
+def recorded_batches(slots: int) -> list[int]:
+    """Numbers of rows for which steps are recorded, of up to ``slots`` requests."""
+    return [1 << n for n in range((slots - 1).bit_length() + 1)]
+
+
 Forms = tuple[Form, Form]  # how text and audio are sampled in a step
 
 
@@ -95,8 +100,8 @@ class Decoder:
         cache = model.new_cache(self.spans.places + 1, capacity, KV_CACHES[kv_cache], speaks)
         self.attention = CachedAttention(self.backend, cache)
         self.buckets = () if self.backend.reads_filled else buckets
-        # Numbers of rows for which steps are recorded; the row of the prompt comes after them.
-        self.batches = [1 << n for n in range((slots - 1).bit_length() + 1)]
+        self.batches = recorded_batches(slots)
+        # The row of the prompt comes after those of the largest step.
         self._prompt_row = self.batches[-1]
         self.rows = self._new_rows()
         self._blank = torch.full((), control.blank, device=device)

@@ -14,7 +14,6 @@ from kimia_infer.api.memory import (
     CONVERSATION,
     DEFAULT_CAPACITY,
     GB,
-    LOGITS,
     LONGEST,
     RESERVE,
     Capacity,
@@ -102,9 +101,12 @@ def test_what_is_counted(published: MemoryPlan) -> None:
     synthesis = sizes.past + sizes.conditioning - published.reading_bytes("int8")
     assert spoken == mimo + sizes.detokenizer + 2 * sizes.past + sizes.row + synthesis
     assert sizes.past == 2 * 16 * 18 * 900 * 128 * 2
-    # A slot has logits, past frames, those of a voice, and from the sixth on a conversation.
-    each = LOGITS * 4 * config.vocab_size + 2 * sizes.past
+    # A slot has past frames, those of a voice, and from the sixth on a conversation.
+    each = 2 * sizes.past
     steps = [total(published, "int8", True, slots) for slots in range(1, 8)]
+    # Steps, and the draws of them, are recorded for powers of two.
+    choosing = [config.vocab_size * (rows * (47 + 2 * 2) + 2 * 2) for rows in (1, 2, 4, 4, 8, 8, 8)]
+    steps = [total - chosen for total, chosen in zip(steps, choosing, strict=True)]
     row = sizes.row + sizes.past  # of chunks that are made together: one, two or four
     reading = published.reading_bytes("int8")
     expected = [row + reading, 0, 2 * row, 0, 2 * cache * 1500, 2 * cache * 1500]
@@ -164,10 +166,10 @@ def test_as_many_slots_as_fit(published: MemoryPlan) -> None:
     assert published.capacity("int8", True, {GPU: 80 * GB}) == Capacity(32, 32 * LONGEST)
     # The scarcer of two devices decides.
     plan = replace(published, speech_device=SECOND)
-    needed = plan.needed("none", True, 3)
+    needed = plan.needed("none", True, 4)
     for free in ({**needed, GPU: 80 * GB}, {**needed, SECOND: 80 * GB}):
         found = plan.capacity("none", True, free)
-        assert found is not None and found.slots == 3
+        assert found is not None and found.slots == 4
 
 
 def test_slots_that_do_not_fit_are_refused(published: MemoryPlan) -> None:
@@ -337,8 +339,7 @@ def test_a_checkpoint_is_counted_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch
     assert found.sizes.detokenizer == held(*speaking)
     rest = replace(found, sizes=SpeechSizes((), 0)).needed("int8", False)[CPU]
     cache = LONGEST * found.position_bytes(False)
-    logits = LOGITS * 4 * found.config.vocab_size
-    weights = rest - cache - logits - found.reading_bytes("int8") - RESERVE
+    weights = rest - cache - found.choosing_bytes(1) - found.reading_bytes("int8") - RESERVE
     assert weights == held(components.language_model)
     assert components.capacity.slots == 32 and components.capacity.positions > LONGEST
 

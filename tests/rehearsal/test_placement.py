@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -19,9 +20,12 @@ from kimia_infer.api.memory import (
     SpeechSizes,
     least_positions,
 )
-from kimia_infer.engine.decode import PIECE
+from kimia_infer.engine.decode import PIECE, Decoder
+from kimia_infer.engine.generation import BOTH
 from kimia_infer.layers.attention import BACKENDS, CachedAttention
+from kimia_infer.layers.sampler import RECORDED_FORMS
 from kimia_infer.models.kimi_audio.detokenizer import ChunkJob, SpeechStream
+from kimia_infer.utils.graphs import Direct
 from tests.rehearsal.fake_cuda import CUDA, SECOND, FakeCuda, Ledger
 from tests.rehearsal.published import WAVE, Loaded, answer, features_of
 
@@ -95,6 +99,24 @@ def test_memory(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
         found = work(stage)
         # Whisper, in half the bytes, is not what decides; the reserve has room for spectrograms.
         assert found <= planned * 1.1 and planned <= found * 2.1, (stage, found, planned)
+
+
+@pytest.mark.parametrize("slots", [1, 8, 9, 32])
+def test_memory_of_choosing(slots: int, card: FakeCuda, loaded: Loaded) -> None:
+    """The logits of both tracks, and a step that draws from all ids."""
+    model = loaded.components.language_model
+    plan = MemoryPlan(model.config, HALF, "none", SpeechSizes((), 0), CUDA, CUDA)
+    drawn = RECORDED_FORMS[-1]
+    with card.active() as ledger:
+        given = model, loaded.model.decoder.control, 64
+        decoder = Decoder(*given, make_graphs=lambda _: Direct(), slots=slots, places=64)
+        rows = decoder.batches[-1]
+        with ledger.peak_within() as peak:
+            decoder._choose(decoder._view(0, rows), BOTH, (drawn, drawn))
+            before = ledger.live
+        logits = decoder.rows.text.logits.nbytes + decoder.rows.audio.logits.nbytes
+    found = peak[0] - before + logits
+    assert found <= plan.choosing_bytes(slots) <= 1.1 * found
 
 
 def test_two_devices(card: FakeCuda, directory: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from kimia_infer.api.memory import GB, LOGITS, LONGEST
+from kimia_infer.api.memory import GB, LONGEST
 from scripts.benchmark.serving_memory import (
     FIRST,
     SECOND,
@@ -62,7 +62,7 @@ def test_the_figures_of_the_text() -> None:
         f"{plan.position_bytes(True):,} bytes per position",
         f"{plan.position_bytes(False):,} without speech",
         f"{2 * plan.sizes.past / 1e6:.0f} MB of past frames",
-        f"{LOGITS * 4 * plan.config.vocab_size / 1e6:.0f} MB of logits",
+        f"{plan.choosing_bytes(32) / 32e6:.0f} MB to choose the ids",
         f"{(4 * plan.sizes.row + plan.sizes.speaking(4)[1]) / GB:.1f} GB to make four chunks",
         f"{plan.needed('int8', True, 32)[FIRST] / GB:.1f} GB on cuda:0, where 24.9 GB are free",
         f"{sum(plan.sizes.encoders) / GB:.1f} GB of encoders",
