@@ -1,0 +1,144 @@
+"""A model that several threads use, and what becomes of its own thread."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from kimia_infer.api.kimia import KimiAudio
+from tests.paths import ROOT
+
+CHAT = [{"role": "user", "message_type": "text", "content": "tell me about the weather"}]
+SPOKEN = {"output_type": "both", "max_new_tokens": 40, "text_temperature": 1.0,
+          "audio_temperature": 1.0, "preset": "low_latency"}  # fmt: skip
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def load(golden: Path) -> Callable[[], KimiAudio]:
+    return lambda: KimiAudio(str(golden / "e2e" / "checkpoint"), device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def model(golden: Path) -> KimiAudio:
+    return KimiAudio(str(golden / "e2e" / "checkpoint"), device="cpu", dtype="float32")
+
+
+def same(one: tuple, other: tuple) -> bool:
+    return one[1] == other[1] and torch.allclose(one[0], other[0], atol=1e-5, rtol=0)
+
+
+def test_twenty_threads_get_the_answers_of_one(model: KimiAudio) -> None:
+    def ask(seed: int) -> tuple:
+        return model.generate(CHAT, seed=seed % 5, **SPOKEN)
+
+    expected = [ask(seed) for seed in range(5)]
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(ask, range(20)))
+    assert all(same(answer, expected[i % 5]) for i, answer in enumerate(answers))
+    assert not same(expected[0], expected[1])
+    assert model.decoder.spans.free == model.decoder.spans.places
+
+
+def test_who_never_reads_holds_back_nobody(model: KimiAudio) -> None:
+    expected = model.generate(CHAT, seed=1, **SPOKEN)
+    streams = [model.stream(CHAT, seed=2, **SPOKEN) for _ in range(model.scheduler.slots)]
+    for stream in streams:
+        next(stream)
+    assert same(model.generate(CHAT, seed=1, **SPOKEN), expected)
+    for stream in streams:
+        stream.close()
+    assert same(model.generate(CHAT, seed=1, **SPOKEN), expected)
+
+
+def test_an_interrupt_leaves_a_usable_model(
+    model: KimiAudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = model.generate(CHAT, seed=1, **SPOKEN)
+    step = model.decoder.step
+
+    def interrupted():
+        """The step during which the user presses Ctrl-C, and which sees the request go."""
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGINT)
+        (task,) = model.scheduler._tasks
+        end = time.monotonic() + PATIENCE
+        while not task.abandoned and time.monotonic() < end:
+            time.sleep(0.001)
+        return step()
+
+    monkeypatch.setattr(model.decoder, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.generate(CHAT, seed=1, **SPOKEN)
+    assert same(model.generate(CHAT, seed=1, **SPOKEN), expected)
+    assert model.decoder.spans.free == model.decoder.spans.places
+
+
+def test_the_thread_ends_with_the_model(load: Callable[[], KimiAudio]) -> None:
+    model = load()
+    stream = model.stream(CHAT, seed=1, **SPOKEN)
+    next(stream)
+    thread = model.scheduler._thread
+    assert thread is not None and thread.is_alive()
+    del model, stream
+    gc.collect()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_device_that_frees_nothing_ends_the_engine_with_an_error(
+    load: Callable[[], KimiAudio], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For those that run, those that wait and those that come later; nobody waits for ever."""
+    model = load()
+    go = threading.Event()
+
+    def broken() -> None:
+        go.wait(PATIENCE)
+        raise RuntimeError("the device is lost")
+
+    monkeypatch.setattr(model.decoder, "step", broken)
+    monkeypatch.setattr(model.decoder, "reset", broken)
+    count = model.scheduler.slots + 2
+    with ThreadPoolExecutor(count) as pool:
+        answers = [pool.submit(model.generate, CHAT, seed=1, **SPOKEN) for _ in range(count)]
+        end = time.monotonic() + PATIENCE
+        while model.scheduler.queued + model.scheduler.taken < count and time.monotonic() < end:
+            time.sleep(0.001)
+        go.set()
+        errors = [answer.exception(PATIENCE) for answer in answers]
+    assert all("the device is lost" in str(error) for error in errors)
+    with pytest.raises(RuntimeError, match=r"engine has stopped.*the device is lost"):
+        model.generate(CHAT)
+
+
+LEAVES = """
+import sys
+from kimia_infer.api.kimia import KimiAudio
+
+model = KimiAudio(sys.argv[1], device="cpu", dtype="float32")
+chat = [{"role": "user", "message_type": "text", "content": "a long answer"}]
+streams = [model.stream(chat, text_temperature=2.0, text_top_k=0, seed=n) for n in range(3)]
+for stream in streams:
+    next(stream)
+print("leaving")
+"""
+
+
+def test_a_process_may_end_while_requests_run(golden: Path) -> None:
+    command = [sys.executable, "-c", LEAVES, str(golden / "e2e" / "checkpoint")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2 * PATIENCE)
+    assert (done.returncode, done.stdout) == (0, "leaving\n"), done.stderr
+    assert "Traceback" not in done.stderr
