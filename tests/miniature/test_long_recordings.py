@@ -12,6 +12,7 @@ import numpy as np
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from kimia_infer.engine.decode import Decoder
+from kimia_infer.engine.scheduler import Scheduler
 from scripts.miniature.scoring import Case, load_model, measure_long
 from tests.paths import MINI
 
@@ -41,6 +42,7 @@ def test_a_text_without_an_end_is_cut_where_it_repeats_itself(cases: Cases):
     model = load_model(MINI)
     endless = replace(model.decoder.control, text_end=-1)
     model.decoder = Decoder(model.language_model, endless, 1000)
+    model.scheduler = Scheduler(model.decoder, model.detokenizer, model.encoder.encode)
     cut = 0
     for case in cases("read")[:3]:
         whole, kept = (

@@ -39,8 +39,10 @@ def test_cases_are_what_the_service_answers(model: KimiAudio, world: Path, monke
     case = cases[1]
     _, text = model.generate(case.chats, output_type="text", max_new_tokens=400)
     assert answer(model, case).text == text
-    encode = model.whisper_features.encode
-    monkeypatch.setattr(model.whisper_features, "encode", lambda wave: 0 * encode(wave))
+    encode = model.whisper_features.encode_all
+    monkeypatch.setattr(
+        model.whisper_features, "encode_all", lambda waves: [0 * found for found in encode(waves)]
+    )
     _, text = model.generate(case.chats, output_type="text", max_new_tokens=400)
     monkeypatch.undo()
     assert answer(model, case, "features").text == text != answer(model, case).text
