@@ -127,7 +127,7 @@ def test_sound_that_only_answers_have(model: KimiAudio) -> None:
     """The last sample of speech, which the chunk that is tried alone does not release."""
 
     def spoil(module: nn.Module, inputs: tuple, wave: torch.Tensor) -> torch.Tensor:
-        return torch.cat([wave[:-1], wave.new_full((1,), torch.inf)])
+        return torch.cat([wave[..., :-1], torch.full_like(wave[..., :1], torch.inf)], -1)
 
     model.detokenizer.vocoder.register_forward_hook(spoil)
     with pytest.raises(SelfTestError, match=r"speech of an answer: 1 of [0-9]+ values"):
@@ -135,7 +135,7 @@ def test_sound_that_only_answers_have(model: KimiAudio) -> None:
 
 
 def test_speech_without_samples(model: KimiAudio) -> None:
-    model.detokenizer.vocoder.register_forward_hook(lambda module, mel, wave: wave[:0])
+    model.detokenizer.vocoder.register_forward_hook(lambda module, mel, wave: wave[..., :0])
     with pytest.raises(SelfTestError, match="vocoder: 0 of 0 values"):
         self_test(model)
 
