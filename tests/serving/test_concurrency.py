@@ -27,6 +27,7 @@ from tests.serving.helpers import (
     silence,
     whole,
 )
+from tests.serving.sounds import same_sound
 from tests.serving.test_urls import BODY, stored
 from tests.serving.web import drips, web
 
@@ -77,8 +78,11 @@ def test_each_is_answered_as_if_alone(
     assert sum(len(found[1]) > 48_000 for found in alone) > 3, "half speak for a second"
     with ThreadPoolExecutor(len(REQUESTS)) as clients:
         together = list(clients.map(lambda inputs: ask(server, inputs), REQUESTS))
-    for one, other in zip(alone, together, strict=True):
-        assert one == other
+    for (text, sound, heard), (text_together, sound_together, heard_together) in zip(
+        alone, together, strict=True
+    ):
+        assert (text, heard) == (text_together, heard_together)
+        assert same_sound(sound, sound_together)
     server.wait_for("READY")
     assert stored(server) == []
 
