@@ -203,16 +203,16 @@ class Engine:
         request.deadline.check()
         offset = self.kimia_token_offset
         task = Task(
-            chat,
-            length,
-            options.step_limit(length),
-            options.output_type,
-            options.sampling,
-            request.randomness,
-            request.deadline.check,
-            request.guard,
-            self._speech(request),
-            lambda audio_id: audio_id - offset if audio_id >= offset else None,
+            chat=chat,
+            length=length,
+            max_steps=options.step_limit(length),
+            output_type=options.output_type,
+            sampling=options.sampling,
+            randomness=request.randomness,
+            check=request.deadline.check,
+            codes_of=lambda audio_ids: [i - offset for i in audio_ids if i >= offset],
+            guard=request.guard,
+            speech=self._speech(request),
         )
         self.scheduler.submit(task)
         sample_rate = 0 if self.detokenizer is None else self.detokenizer.sample_rate
@@ -285,5 +285,9 @@ def surviving_out_of_memory(items: Generator[Item]) -> Generator[Item]:
     """
     try:
         yield from items
+        return
     except (RuntimeError, MemoryError) as error:
-        raise as_request_error(error) from None
+        failure = as_request_error(error)
+        if failure is error:
+            raise
+    raise failure

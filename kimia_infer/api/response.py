@@ -118,7 +118,7 @@ class Request:
 class Response:
     """What the engine makes of a request, as events.
 
-    Ids below ``token_offset`` are text, the others speech codes.
+    Ids below ``token_offset`` are text.
     """
 
     request: Request
@@ -168,17 +168,13 @@ class Response:
             self._deltas.append(delta)
             yield TextDelta(delta)
 
-    def _codes(self, audio_ids: Sequence[int]) -> list[int]:
-        """Speech codes among ids of the audio track; as published, other ids are left out."""
-        return [i - self.token_offset for i in audio_ids if i >= self.token_offset]
-
     def completion(self) -> Completion:
         """The whole answer, once all events are read."""
         generation, metrics = self.task.generation, self.request.clock.metrics
         assert generation is not None, "it is complete"
         speaks = self.task.speech is not None
         notes = [*self.request.notes, *silent_inputs(self.request.waves)]
-        codes, text_ids = self._codes(generation.audio_ids), generation.text_ids
+        codes, text_ids = self.task.codes_of(generation.audio_ids), generation.text_ids
         stop_reason = "end" if generation.ended else "limit"
         guard = self.task.guard
         if guard is not None and (repetition := guard.repetition) is not None:

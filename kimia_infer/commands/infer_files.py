@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kimia_infer.commands.parser import Parser, model_arguments
+from kimia_infer.commands.parser import Parser, UsageError, model_arguments
 from kimia_infer.utils.errors import RequestError
 
 if TYPE_CHECKING:
@@ -39,7 +39,10 @@ def answer_files(arguments: Namespace, given: dict[str, Any]) -> int:
     from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
     from kimia_infer.serving.cog.inputs import parse_inputs
 
-    inputs = {path: parse_inputs(given | {"audio": path}) for path in arguments.audio}
+    try:
+        inputs = {path: parse_inputs(given | {"audio": path}) for path in arguments.audio}
+    except RequestError as error:
+        raise UsageError(str(error)) from error
     weights = arguments.weights or weights_from_environment()
 
     from kimia_infer.api.kimia import KimiAudio  # imports PyTorch: seconds

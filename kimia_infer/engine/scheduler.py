@@ -33,7 +33,10 @@ FIRST_SPEECH_INTERVAL = 2
 """Steps between polls while the first chunk is synthesized, so that it is not kept waiting."""
 
 ENCODED_TOGETHER = 8
-"""Chats that are encoded together on an accelerator. A CPU gains nothing by it."""
+"""Chats that are encoded together on an accelerator.
+
+On a CPU only short sounds would gain, and the first caller would wait for all of them.
+"""
 
 LONGEST_QUEUE = 256
 """Requests that may wait for a slot."""
@@ -185,6 +188,7 @@ class Scheduler:
             if len(chosen) == 1:
                 self._fail(chosen[0], error)
                 return
+            log.warning("%d chats could not be encoded together (%s)", len(chosen), error)
             prompts = []  # one by one, so that whoever is not to blame goes on
         for index, task in enumerate(chosen):
             try:
@@ -249,8 +253,7 @@ class Scheduler:
             finished = finished or task.repeats
         task.events.put(Step(progress.steps, ids, finished))
         if task.speech is not None:
-            codes = (task.code_of(audio_id) for audio_id in progress.audio_ids)
-            task.speech.feed([code for code in codes if code is not None])
+            task.speech.feed(task.codes_of(progress.audio_ids))
             self._plan_poll(task.speech, generation, progress)
         if finished:
             self._release(task)

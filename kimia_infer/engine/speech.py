@@ -5,7 +5,7 @@ Whose listener would run dry first goes first.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +23,8 @@ from kimia_infer.models.kimi_audio.detokenizer import (
     SpeechStream,
     Voice,
 )
+
+log = logging.getLogger(__name__)
 
 
 class Speech:
@@ -195,10 +197,11 @@ class Synthesizer:
     ) -> dict[Speech, Tensor]:
         """The waves of those that do not fail."""
         if len(jobs) > 1:
-            # The error goes at once, since it holds what was computed.
-            with contextlib.suppress(Exception):
+            try:
                 made = self.detokenizer.push_together(list(jobs.values()))
                 return dict(zip(jobs, made, strict=True))
+            except Exception as error:  # not kept, since it holds what was computed
+                log.warning("%d chunks could not be computed together (%s)", len(jobs), error)
         waves: dict[Speech, Tensor] = {}
         for speech, job in jobs.items():
             try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
@@ -29,14 +29,14 @@ TaskEvent = Step | Tensor | BaseException | None
 """Ids, a wave float32 [samples] on the CPU, the reason why the request failed, or None, the end."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class Task:
     """A request on its way through the engine.
 
     ``chat`` is what the engine's encoder makes a prompt of, which will have ``length`` positions.
-    ``code_of`` gives the speech code of an id of the audio track, None for other ids.
-    ``guard`` stops a text that repeats itself. ``check`` raises when the request is to end, for
-    example because its time is over. ``seconds`` are what its stages took.
+    ``codes_of`` gives the speech codes among ids of the audio track; as published, other ids are
+    left out. ``guard`` stops a text that repeats itself. ``check`` raises when the request is to
+    end, for example because its time is over. ``seconds`` are what its stages took.
     """
 
     chat: Any
@@ -46,9 +46,9 @@ class Task:
     sampling: Sampling
     randomness: Randomness
     check: Callable[[], None]
+    codes_of: Callable[[Sequence[int]], list[int]]
     guard: RepetitionGuard | None = None
     speech: Speech | None = None
-    code_of: Callable[[int], int | None] = lambda audio_id: audio_id
     generation: Generation | None = None
     encoded: bool = False
     abandoned: bool = False

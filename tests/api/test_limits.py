@@ -84,7 +84,12 @@ def test_other_errors_and_closing_pass_through() -> None:
     for error in (RequestError("mine"), RuntimeError("mine")):
         with pytest.raises(type(error), match="mine"):
             list(surviving_out_of_memory(items(error)))
+    caused = RuntimeError("mine")
+    caused.__cause__ = ValueError("the reason")
+    with pytest.raises(RuntimeError) as raised:
+        list(surviving_out_of_memory(items(caused)))
+    assert raised.value is caused and str(caused.__cause__) == "the reason"
     survived = surviving_out_of_memory(items(None))
     next(survived)
     survived.close()
-    assert closed == [True, True, True]
+    assert closed == [True] * 4

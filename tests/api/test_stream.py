@@ -51,16 +51,27 @@ def test_joined_pieces_are_the_answer(model: KimiAudio, preset: str) -> None:
 
 
 def test_a_request_is_cancelled_from_another_thread(model: KimiAudio) -> None:
-    done, deadline = [], Deadline(None)
+    """Within a step; whoever waits for the answer hears of it."""
+    launched, gate, deadline = [], threading.Semaphore(3), Deadline(None)
+    launch = model.decoder._launch
+
+    def step() -> None:
+        assert gate.acquire(timeout=60)
+        launched.append(1)
+        launch()
+
     options = parse_parameters(**SAMPLED, output_type="both", max_new_tokens=100)
-    steps = model.respond(CHAT, options, on_step=lambda n, _: done.append(n), deadline=deadline)
-    next(steps)
-    thread = threading.Thread(target=deadline.cancel)
-    thread.start()
-    thread.join()
-    with pytest.raises(RequestCancelled):
-        list(steps)
-    assert not done or done[-1] < 100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.decoder, "_launch", step)
+        steps = model.respond(CHAT, options, deadline=deadline)
+        next(steps)
+        thread = threading.Thread(target=deadline.cancel)
+        thread.start()
+        thread.join()
+        gate.release(100)
+        with pytest.raises(RequestCancelled):
+            list(steps)
+    assert len(launched) <= 3 + 1
     with pytest.raises(RequestCancelled):
         list(model.respond(CHAT, options, deadline=deadline))
 

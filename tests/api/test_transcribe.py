@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -282,12 +283,20 @@ def test_refusals(model: KimiAudio) -> None:
 
 
 def test_a_transcription_is_cancelled_between_events(model: KimiAudio, sound: bytes) -> None:
-    deadline = Deadline(None)
-    events = model.stream_transcription(sound, deadline=deadline, **LIMIT)
-    next(events)
-    deadline.cancel()
-    with pytest.raises(RequestCancelled):
-        list(events)
+    deadline, gate, launch = Deadline(None), threading.Semaphore(10), model.decoder._launch
+
+    def step() -> None:
+        assert gate.acquire(timeout=60)
+        launch()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.decoder, "_launch", step)  # so that it does not end before
+        events = model.stream_transcription(sound, deadline=deadline, **LIMIT)
+        next(events)
+        deadline.cancel()
+        gate.release(100)
+        with pytest.raises(RequestCancelled):
+            list(events)
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,10 @@ SOUNDS = [
 ]
 
 
+LIMIT = 2.0
+"""Seconds that a prediction of the limited server may take."""
+
+
 @dataclasses.dataclass
 class Server:
     """A running server; ``files`` is its temporary directory, ``pid`` the process started."""
@@ -331,3 +335,8 @@ def whole(server: Server, **inputs: Any) -> tuple[list[dict[str, Any]], dict[str
     outputs = [data for name, data in received if name == "output"]
     assert [data["index"] for data in outputs] == list(range(len(outputs)))
     return [data["chunk"] for data in outputs], received[-1][1]
+
+
+def stored(server: Server) -> list[str]:
+    """Files of requests that lie on the server's disk, in whichever folder."""
+    return [str(path) for path in server.left_files() if path.name != ".owner"]

@@ -25,11 +25,11 @@ from tests.serving.helpers import (
     joined,
     samples,
     silence,
+    stored,
     whole,
 )
 from tests.serving.sounds import same_sound
-from tests.serving.test_urls import BODY, stored
-from tests.serving.web import drips, web
+from tests.serving.web import BODY, drips, web
 
 TEXTS = ("anna has a blue key", "nine red birds", "the train is late", "ben sees two dogs")
 REQUESTS = [

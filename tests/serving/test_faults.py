@@ -31,11 +31,10 @@ from tests.serving.helpers import (
     silence,
     wait_for_line,
 )
-from tests.serving.web import drips, web
+from tests.serving.web import BODY, drips, web
 
 SHORT = {"output_type": "text", "max_new_tokens": 2}
 MOUNTS = ["unshare", "--mount", "--map-root-user"]
-BODY = b"HTTP/1.1 200 OK\r\n\r\n"
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,8 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.serving.helpers import AUDIO, PATIENCE, Server, data_uri
-from tests.serving.test_urls import BODY, LIMIT, stored
-from tests.serving.web import answers, drips, floods, is_silent, web
+from tests.serving.helpers import AUDIO, LIMIT, PATIENCE, Server, data_uri, stored
+from tests.serving.web import BODY, answers, drips, floods, is_silent, web
 
 LONG = settings.get_current_profile_name() == "long"
 SOUND = (AUDIO / "station.wav").read_bytes()

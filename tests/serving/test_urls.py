@@ -10,20 +10,11 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.serving.helpers import AUDIO, COG_PREFIX, PATIENCE, Server
-from tests.serving.web import Web, answers, drips, floods, web
+from tests.serving.helpers import AUDIO, COG_PREFIX, LIMIT, PATIENCE, Server, stored
+from tests.serving.web import BODY, Web, answers, drips, floods, web
 
 TEXT = {"output_type": "text", "max_new_tokens": 2}
-LIMIT = 2.0
-"""Seconds that a prediction of the limited server may take."""
-
 SOUND = (AUDIO / "station.wav").read_bytes()
-BODY = b"HTTP/1.1 200 OK\r\n\r\n"
-
-
-def stored(server: Server) -> list[str]:
-    """Files of requests that lie on the server's disk, in whichever folder."""
-    return [str(path) for path in server.left_files() if path.name != ".owner"]
 
 
 def test_sound_of_a_url_is_that_of_the_file(limited_server: Server) -> None:

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 
 Behaviour = Callable[[socket.socket], None]
 
+BODY = b"HTTP/1.1 200 OK\r\n\r\n"
+"""The head of an answer, which its body follows."""
+
 
 class Web:
     """A server on a loopback address; ``peers`` are the addresses it was called at."""
