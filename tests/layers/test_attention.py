@@ -80,9 +80,12 @@ def test_tokens(recorded: bool, bucket: int) -> None:
 
 
 def small_cache() -> KeyValueCache:
-    return KeyValueCache(
+    cache = KeyValueCache(
         2, KV_HEADS, DIM, 24, POSITIONS, rope_theta=1e4, device=CPU, dtype=torch.float32
     )
+    cache.keys.zero_()  # what was in the memory before may be NaN, which equals nothing
+    cache.values.zero_()
+    return cache
 
 
 @pytest.fixture
