@@ -102,11 +102,11 @@ def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
 
     Raises UsageError naming the argument, or the variable where that is not given.
     """
-    from kimia_infer.serving.cog.settings import read_settings
+    from kimia_infer.serving.settings import Settings, read_settings
     from kimia_infer.utils.errors import ConfigurationError
 
     try:
-        return read_settings(model_variables(arguments)).model_arguments()
+        return read_settings(Settings, model_variables(arguments)).model_arguments()
     except ConfigurationError as error:
         name, _, reason = str(error).partition(": ")
         short = name.removeprefix("KIMI_AUDIO_").lower()

@@ -21,11 +21,9 @@ from kimia_infer.serving.cog.cleanup import (
     FILE_SECONDS,
     is_only_server,
     require_server_directory,
-    run_periodically,
     sweep_predictions,
-    trim_heap,
 )
-from kimia_infer.serving.cog.runner import Uploads
+from kimia_infer.serving.process import Uploads, run_periodically, trim_heap
 from kimia_infer.utils.errors import ConfigurationError, RequestCancelled
 from kimia_infer.utils.files import OWNER
 from tests.paths import ROOT

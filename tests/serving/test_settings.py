@@ -16,7 +16,8 @@ from kimia_infer.commands import parser
 from kimia_infer.layers.attention import BACKENDS, KV_CACHES
 from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.serving.cog.fetch import Limits
-from kimia_infer.serving.cog.settings import DOWNLOAD_SECONDS, Settings, read_settings
+from kimia_infer.serving.cog.settings import DOWNLOAD_SECONDS, CogSettings
+from kimia_infer.serving.settings import read_settings
 from kimia_infer.utils.errors import ConfigurationError
 from tests.paths import ROOT
 
@@ -24,7 +25,11 @@ from tests.paths import ROOT
 def test_unset_and_empty_mean_the_default() -> None:
     names = ("DEVICE", "DTYPE", "HEAD_ROWS", "ATTENTION", "TIMEOUT", "ADAPTER", "QUANTIZATION")
     names += ("KV_CACHE", "OFFLOAD", "SLOTS", "SPEECH_DEVICE", "OUTPUT", "URLS", "URL_MEGABYTES")
-    assert read_settings({}) == read_settings({f"KIMI_AUDIO_{n}": "" for n in names}) == Settings()
+    assert (
+        read_settings(CogSettings, {})
+        == read_settings(CogSettings, {f"KIMI_AUDIO_{n}": "" for n in names})
+        == CogSettings()
+    )
 
 
 def test_values_are_taken(tmp_path: Path) -> None:
@@ -46,14 +51,14 @@ def test_values_are_taken(tmp_path: Path) -> None:
     }
     expected = ("cpu", "bfloat16", "full", "sdpa", 1.5, str(tmp_path), "int4", "fp8", "encoders")
     expected += (16, "cpu", "text", "any", 3)
-    assert tuple(read_settings(variables).model_dump().values()) == expected
+    assert tuple(read_settings(CogSettings, variables).model_dump().values()) == expected
 
 
 def test_downloads_have_the_shorter_of_both_time_limits() -> None:
-    short = Settings(timeout=2, url_megabytes=3).limits(5.0, print)
+    short = CogSettings(timeout=2, url_megabytes=3).limits(5.0, print)
     assert short == Limits(5.0, 2.0, 3_000_000, False, print)
-    assert Settings(timeout=9e9).limits(5.0, print).seconds == DOWNLOAD_SECONDS
-    private = Settings(urls="any").limits(5.0, print)
+    assert CogSettings(timeout=9e9).limits(5.0, print).seconds == DOWNLOAD_SECONDS
+    private = CogSettings(urls="any").limits(5.0, print)
     assert private == Limits(5.0, DOWNLOAD_SECONDS, 500_000_000, True, print)
 
 
@@ -85,20 +90,20 @@ def test_downloads_have_the_shorter_of_both_time_limits() -> None:
 )
 def test_other_values_are_refused_with_the_choices(name: str, value: str, choices: list) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        read_settings({name: value})
+        read_settings(CogSettings, {name: value})
     message = str(caught.value)
     assert message.startswith(name) and repr(value) in message
     assert all(choice in message for choice in choices)
 
 
 def test_arguments_of_the_model() -> None:
-    arguments = Settings(dtype="bfloat16", output="text").model_arguments()
+    arguments = CogSettings(dtype="bfloat16", output="text").model_arguments()
     assert arguments["load_detokenizer"] is False and arguments["dtype"] == "bfloat16"
     assert set(arguments) <= set(inspect.signature(KimiAudio.__init__).parameters)
 
 
 def test_choices_are_those_of_the_modules_that_use_them() -> None:
-    properties = Settings.model_json_schema(by_alias=False)["properties"]
+    properties = CogSettings.model_json_schema(by_alias=False)["properties"]
 
     def choices(name: str) -> list[str]:
         schema = properties[name]["anyOf"][0]
@@ -114,8 +119,8 @@ def test_choices_are_those_of_the_modules_that_use_them() -> None:
 
 def test_settings_can_be_read_without_pytorch() -> None:
     code = (
-        "import sys; from kimia_infer.serving.cog.settings import read_settings; "
-        "read_settings({'KIMI_AUDIO_DEVICE': 'cpu'}); sys.exit('torch' in sys.modules)"
+        "import sys; from kimia_infer.serving.settings import Settings, read_settings; "
+        "read_settings(Settings, {'KIMI_AUDIO_DEVICE': 'cpu'}); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -128,6 +133,6 @@ def test_every_variable_is_documented() -> None:
         for path in sources
         for name in re.findall(r"KIMI_AUDIO_[A-Z_]*[A-Z]", path.read_text())
     }
-    read |= {f"KIMI_AUDIO_{name.upper()}" for name in Settings.model_fields}
+    read |= {f"KIMI_AUDIO_{name.upper()}" for name in CogSettings.model_fields}
     documented = (ROOT / "docs" / "deploy.md").read_text()
     assert {f"| `{name}` |" for name in read} <= set(re.findall(r"\| `\w+` \|", documented))

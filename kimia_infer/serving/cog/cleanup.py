@@ -1,21 +1,15 @@
-"""What a service does beside its predictions: gives memory back, removes files of earlier ones."""
+"""The files of Cog's server: room for them, and those of earlier predictions removed."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fnmatch
-import logging
 import os
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kimia_infer.serving.process import require_room
 from kimia_infer.utils.errors import ConfigurationError
-
-log = logging.getLogger(__name__)
 
 SERVER_DIRECTORY = Path("/tmp/coglet/predictions")
 """Where Cog's server keeps files of predictions: fixed, and shared by the servers of a machine."""
@@ -40,39 +34,6 @@ def require_server_directory(directory: Path) -> None:
             f"{directory}: cannot be written ({error.strerror}); Cog's server keeps its files "
             "there: make room, make it writable for this user, or mount a volume at /tmp"
         ) from error
-
-
-def require_room(directory: Path) -> None:
-    """Raise OSError if no file can be written in ``directory``."""
-    with tempfile.NamedTemporaryFile(dir=directory, prefix=".kimi-audio-") as file:
-        file.write(bytes(4096))
-        file.flush()
-
-
-def run_periodically(tasks: Sequence[Callable[[], None]], seconds: float) -> None:
-    """Call ``tasks`` every so many ``seconds``, on a thread that ends with the process."""
-
-    def loop() -> None:
-        while True:
-            for task in tasks:
-                try:
-                    task()
-                except OSError as error:
-                    log.warning("Clean-up failed: %s", error)
-            time.sleep(seconds)
-
-    threading.Thread(target=loop, name="cleanup", daemon=True).start()
-
-
-def trim_heap() -> None:
-    """Give the free pages of the heap back to the system, where the C library is glibc.
-
-    It keeps freed memory in its heap, and as requests are of ever new sizes, the gaps between
-    live blocks grow: on a CPU by 0.07 MB per request, over 660 mixed ones.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def is_only_server() -> bool:

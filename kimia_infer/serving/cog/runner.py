@@ -1,4 +1,4 @@
-"""What the Cog predictors share: set-up, the threads that answer, and a prediction's files."""
+"""What the Cog predictors share: set-up, and the threads that answer."""
 
 from __future__ import annotations
 
@@ -6,13 +6,8 @@ import base64
 import contextlib
 import contextvars
 import functools
-import itertools
-import logging
 import os
 import queue
-import shutil
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,14 +25,10 @@ from kimia_infer.api.transcription import Transcript, TranscriptEvent
 from kimia_infer.audio.files import wav_bytes
 from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
 from kimia_infer.serving.cog.cleanup import (
-    FILE_SECONDS,
     SERVER_DIRECTORY,
     is_only_server,
-    require_room,
     require_server_directory,
-    run_periodically,
     sweep_predictions,
-    trim_heap,
 )
 from kimia_infer.serving.cog.fetch import Downloader
 from kimia_infer.serving.cog.health import Health, Load, SlotWatch, server_status
@@ -52,17 +43,20 @@ from kimia_infer.serving.cog.inputs import (
 from kimia_infer.serving.cog.references import store_all
 from kimia_infer.serving.cog.schema import accept_null
 from kimia_infer.serving.cog.self_test import self_test
-from kimia_infer.serving.cog.settings import read_settings
+from kimia_infer.serving.cog.settings import CogSettings
 from kimia_infer.serving.cog.slots import DEADLINE, max_concurrency, run_on_slots
+from kimia_infer.serving.process import Uploads, run_periodically, show_log, trim_heap
+from kimia_infer.serving.settings import read_settings
 from kimia_infer.utils.errors import (
-    ConfigurationError,
     RequestCancelled,
     RequestError,
     RequestTimeout,
 )
-from kimia_infer.utils.files import OwnedDirectory
 
 Item = TypeVar("Item")
+
+CLEANUP_SECONDS = 30.0
+"""Time between two clean-ups of files and memory."""
 
 WATCH_SECONDS = 5.0
 """Time between two checks of the server's state."""
@@ -85,7 +79,7 @@ class KimiRunner(cog.BaseRunner):
         show_log()
         type(self).run.__annotations__ = {}
         accept_null(Path.cwd())
-        settings = read_settings(os.environ)
+        settings = read_settings(CogSettings, os.environ)
         require_server_directory(SERVER_DIRECTORY)
         if is_only_server():  # all that is there is of servers that were killed
             sweep_predictions(SERVER_DIRECTORY, 0.0, 0.0)
@@ -99,7 +93,7 @@ class KimiRunner(cog.BaseRunner):
         self.health = Health(devices, load, settings.timeout)
         self_test(self.model)
         sweep = functools.partial(sweep_predictions, SERVER_DIRECTORY)
-        run_periodically([self.uploads.keep, sweep, trim_heap], FILE_SECONDS)
+        run_periodically([self.uploads.keep, sweep, trim_heap], CLEANUP_SECONDS)
         run_on_slots(settings.timeout)
         run_periodically([SlotWatch(self.health, load, server_status).check], WATCH_SECONDS)
 
@@ -201,17 +195,6 @@ def wav_uri(wave: Tensor | None, sample_rate: int) -> str | None:
     return "data:audio/wav;base64," + base64.b64encode(wav_bytes(wave, sample_rate)).decode("ascii")
 
 
-def show_log() -> None:
-    """Print the package's log, which never contains a request's content, on stderr."""
-    package = logging.getLogger("kimia_infer")
-    package.setLevel(logging.INFO)
-    if not package.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-        package.addHandler(handler)
-        package.propagate = False
-
-
 class Workers:
     """Threads that make answers, ``count`` at a time, all started here."""
 
@@ -267,49 +250,3 @@ class _End:
     """Comes after the last item."""
 
     error: BaseException | None
-
-
-class Uploads:
-    """A directory for the temporary files of this process, those of requests among them.
-
-    It is removed when the process ends by itself, else at the next start of a service. Python
-    takes another directory than the one in TMPDIR if that cannot be written; here it is an error.
-
-    Raises:
-        ConfigurationError: it cannot be made or written to.
-    """
-
-    def __init__(self) -> None:
-        parent = os.environ.get("TMPDIR") or "/tmp"
-        try:
-            require_room(Path(parent))
-            parent = tempfile.gettempdir()
-            self._owned = OwnedDirectory("kimi-audio-uploads-")
-            self.directory = self._owned.path
-            require_room(self.directory)
-        except OSError as error:
-            raise ConfigurationError(
-                f"{parent}: uploads cannot be stored there ({error.strerror}); make "
-                "room, make it writable for this user, or name another directory in TMPDIR"
-            ) from error
-        tempfile.tempdir = str(self.directory)
-        self._numbers = itertools.count()
-
-    def keep(self) -> None:
-        """Create the directory again if it is gone, and make it look used to cleaning jobs."""
-        self.directory.mkdir(mode=0o700, exist_ok=True)
-        os.utime(self.directory)
-
-    @contextlib.contextmanager
-    def folder(self) -> Iterator[Path]:
-        """An empty folder for the files of one request, which go with it at its end.
-
-        On a full disk there is none: whoever stores a file in it notices.
-        """
-        path = self.directory / f"request-{next(self._numbers)}"
-        with contextlib.suppress(OSError):
-            path.mkdir()
-        try:
-            yield path
-        finally:
-            shutil.rmtree(path, ignore_errors=True)

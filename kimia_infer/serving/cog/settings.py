@@ -1,71 +1,22 @@
-"""How the service runs the model, from environment variables."""
+"""The settings of the Cog predictors."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
-from pydantic import AliasGenerator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field
 
-from kimia_infer.api.parameters import MAX_SLOTS, explain
 from kimia_infer.serving.cog.fetch import Limits
-from kimia_infer.utils.errors import ConfigurationError
+from kimia_infer.serving.settings import Settings
 
 DOWNLOAD_SECONDS = 120.0
 """Time for all URLs of a request, where the time limit of the service is not shorter."""
 
 
-class Settings(BaseModel):
-    """The variables ``KIMI_AUDIO_DEVICE``, ``KIMI_AUDIO_DTYPE`` and so on, one per field.
+class CogSettings(Settings):
+    """Settings of every service, and what a prediction may download."""
 
-    None leaves the choice to KimiAudio.
-    """
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        allow_inf_nan=False,
-        validate_by_name=True,
-        validate_by_alias=True,
-        alias_generator=AliasGenerator(validation_alias=lambda name: f"KIMI_AUDIO_{name.upper()}"),
-    )
-
-    device: str | None = Field(None, description="Device of PyTorch, such as cpu or cuda:1")
-    dtype: Literal["float32", "bfloat16"] | None = Field(
-        None, description="Type of the language model's and the encoder's weights"
-    )
-    head_rows: Literal["track", "full"] = Field(
-        "track", description="Compute only the logits that each track can use, or all of them"
-    )
-    attention: Literal["triton", "sdpa"] | None = Field(
-        None, description="Attention kernels; the best available ones if unset"
-    )
-    timeout: float | None = Field(
-        None,
-        gt=0,
-        description="Maximum seconds that a prediction may take; unset for no limit",
-        json_schema_extra={"unit": "seconds"},
-    )
-    adapter: str | None = Field(None, description="Directory of an adapter to add to the weights")
-    quantization: Literal["none", "fp8", "int8", "int4"] | None = Field(
-        None, description="How the matrices of the language model's layers are stored"
-    )
-    kv_cache: Literal["none", "fp8"] | None = Field(
-        None, description="How keys and values of attention are stored"
-    )
-    offload: Literal["encoders"] | None = Field(
-        None, description="Components kept in host memory while they are not used"
-    )
-    slots: int | None = Field(
-        None, ge=1, le=MAX_SLOTS, description="Requests at a time; as many as fit if unset"
-    )
-    speech_device: str | None = Field(
-        None, description="Device of encoders, detokenizer and vocoder, such as cuda:1"
-    )
-    output: Literal["text", "both"] = Field(
-        "both", description="With text, no detokenizer is loaded and there is no speech"
-    )
     urls: Literal["public", "any"] = Field(
         "public", description="Hosts from which URLs of callers are downloaded"
     )
@@ -76,31 +27,6 @@ class Settings(BaseModel):
         json_schema_extra={"unit": "MB"},
     )
 
-    @field_validator("adapter")
-    @classmethod
-    def _directory(cls, value: str | None) -> str | None:
-        if value is not None and not os.path.isdir(value):
-            raise ValueError("expected a local directory")
-        return value
-
-    @field_validator("device", "speech_device")
-    @classmethod
-    def _available(cls, value: str | None) -> str | None:
-        if value is None or value == "cpu":
-            return value
-        # Imports PyTorch, which is slow; the CPU alone is known without.
-        from kimia_infer.api.loading import available_devices
-
-        available = available_devices()
-        if value not in available:
-            raise ValueError(f"expected one of the devices here ({', '.join(available)})")
-        return value
-
-    def model_arguments(self) -> dict[str, Any]:
-        """The arguments of KimiAudio besides its weights."""
-        service = {"timeout", "output", "urls", "url_megabytes"}
-        return self.model_dump(exclude=service) | {"load_detokenizer": self.output == "both"}
-
     def limits(self, begun: float, check: Callable[[], None]) -> Limits:
         """What the downloads of a request may take that began at ``begun`` (monotonic seconds).
 
@@ -109,17 +35,3 @@ class Settings(BaseModel):
         seconds = min(self.timeout or DOWNLOAD_SECONDS, DOWNLOAD_SECONDS)
         size = self.url_megabytes * 1_000_000
         return Limits(begun, seconds, size, self.urls == "any", check)
-
-
-def read_settings(environment: Mapping[str, str]) -> Settings:
-    """The settings in ``environment``; variables that are unset or empty mean the default.
-
-    Raises:
-        ConfigurationError: naming the variable, what is expected and what was found.
-    """
-    names = (f"KIMI_AUDIO_{name.upper()}" for name in Settings.model_fields)
-    given = {name: value for name in names if (value := environment.get(name))}
-    try:
-        return Settings.model_validate(given)
-    except ValidationError as error:
-        raise ConfigurationError(explain(Settings, error)) from None
