@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from kimia_infer.commands.parser import Parser, UsageError, message_prefix
 
 COMMANDS = {
-    "serve": "serve the model over HTTP with Cog's server",
+    "serve": "serve the model: for OpenAI's clients and a browser, or with Cog's server",
     "infer": "ask for one answer, from a model that is loaded here or from a server",
     "download": "download a checkpoint",
     "prepare": "write a slim checkpoint for serving, also quantized",
@@ -25,7 +25,7 @@ COMMANDS = {
 }
 
 EXTRAS = {
-    "cog": "serve",
+    **dict.fromkeys(("cog", "fastapi", "limits", "prometheus_client", "uvicorn"), "serve"),
     "accelerate": "train",
     "bitsandbytes": "train",
     "matplotlib": "train",

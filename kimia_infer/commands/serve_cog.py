@@ -1,17 +1,4 @@
-"""Serve the model over HTTP with Cog's own server, without Docker.
-
-    kimi-audio serve --weights weights/mini
-    KIMI_AUDIO_WEIGHTS=moonshotai/Kimi-Audio-7B-Instruct kimi-audio serve --host 0.0.0.0 --port 8000
-    curl http://127.0.0.1:5000/predictions -H 'Content-Type: application/json' \\
-         -d '{"input": {"text": "Hello", "output_type": "text"}}'
-    kimi-audio serve --stream --weights weights/mini
-
-/openapi.json describes the API once the server is ready. How the model runs is set with
-KIMI_AUDIO_DEVICE, _DTYPE, _QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS, _TIMEOUT,
-_ADAPTER and _OUTPUT, and how many requests it takes at a time with COG_MAX_CONCURRENCY
-(docs/deploy.md).
-Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 usage.
-"""
+"""`kimi-audio serve --cog`: Cog's own server around predict.py."""
 
 from __future__ import annotations
 
@@ -32,14 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
-from kimia_infer.commands.parser import (
-    WEIGHTS_HELP,
-    Parser,
-    add_change,
-    add_slots,
-    check_adapter,
-    model_variables,
-)
+from kimia_infer.commands.parser import UsageError, model_variables
 from kimia_infer.serving.client import open_url
 from kimia_infer.utils.files import OwnedDirectory
 
@@ -52,47 +32,25 @@ LONGEST_LINE = 2000
 """Bytes of a line of the log; Cog's server writes unknown names of inputs in full."""
 
 
-def add_arguments(parser: Parser) -> None:
-    parser.add_argument("--weights", help=f"{WEIGHTS_HELP} [KIMI_AUDIO_WEIGHTS, else COG_WEIGHTS]")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
-    parser.add_argument("--port", type=int, default=5000, help="0 for any free port [%(default)s]")
-    parser.add_argument(
-        "--stream",
-        action="store_true",
-        help="serve the streaming predictor: text and speech as server-sent events",
-    )
-    add_change(parser)
-    add_slots(parser)
-
-
-def check(parser: Parser, arguments: Namespace) -> None:
-    check_adapter(parser, arguments)
-    weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS", "")
-    if not weights and not os.environ.get("COG_WEIGHTS"):
-        parser.error("no weights: give --weights, or set KIMI_AUDIO_WEIGHTS")
-    # The server runs in another directory.
-    path = Path(weights).expanduser()
-    arguments.weights = str(path.resolve()) if weights and path.is_dir() else weights
-    try:
-        arguments.port = free_port(arguments.host, arguments.port)
-    except OSError as error:
-        parser.error(f"cannot listen on {arguments.host} port {arguments.port}: {error.strerror}")
-
-
 def run(arguments: Namespace) -> int:
     from kimia_infer.serving.cog.schema import install_schema
 
     if importlib.util.find_spec("cog") is None:
         raise ModuleNotFoundError("No module named 'cog'", name="cog")
+    try:
+        port = free_port(arguments.host, arguments.port)
+    except OSError as error:
+        where = f"{arguments.host} port {arguments.port}"
+        raise UsageError(f"cannot listen on {where}: {error.strerror}") from error
     predictor = "StreamingPredictor" if arguments.stream else "Predictor"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with OwnedDirectory("kimi-audio-serve-") as directory:
         # The server reads the schema of its inputs from below the directory it runs in.
         install_schema(predictor, directory)
-        server = start(arguments, f"{predictor_file()}:{predictor}", directory)
+        server = start(arguments, port, f"{predictor_file()}:{predictor}", directory)
         problem = None
         try:
-            problem = watch(server, arguments.host, arguments.port)
+            problem = watch(server, arguments.host, port)
         except KeyboardInterrupt:
             print("Stopping", flush=True)
         finally:
@@ -119,10 +77,12 @@ def free_port(host: str, port: int) -> int:
         return probe.getsockname()[1]
 
 
-def start(arguments: Namespace, predictor: str, directory: Path) -> subprocess.Popen[bytes]:
+def start(
+    arguments: Namespace, port: int, predictor: str, directory: Path
+) -> subprocess.Popen[bytes]:
     """The server process, in its own process group: signals reach it through this process."""
     variables = {"LOG_FORMAT": "console", **model_variables(arguments)}
-    variables |= {"PORT": str(arguments.port), "COG_PREDICT_TYPE_STUB": predictor}
+    variables |= {"PORT": str(port), "COG_PREDICT_TYPE_STUB": predictor}
     variables.setdefault("COG_MAX_CONCURRENCY", str(max_concurrency(variables)))
     paths = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     variables["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

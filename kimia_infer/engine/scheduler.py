@@ -82,6 +82,11 @@ class Scheduler:
         """Requests that have a slot."""
         return len(self._tasks)
 
+    @property
+    def stopped(self) -> str:
+        """Why no more requests are taken; empty while they are."""
+        return self._stopped
+
     def submit(self, task: Task) -> None:
         """Put a request in the queue; what comes of it is in its events.
 

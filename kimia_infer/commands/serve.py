@@ -1,0 +1,86 @@
+"""Serve the model over HTTP: for OpenAI's clients and a browser, or with Cog's own server.
+
+    kimi-audio serve --weights weights/mini
+    KIMI_AUDIO_WEIGHTS=moonshotai/Kimi-Audio-7B-Instruct kimi-audio serve --host 0.0.0.0 --port 8000
+    kimi-audio serve --cog --weights weights/mini
+
+--openai, the default of kimi-audio serve: /v1/chat/completions, /v1/audio/transcriptions,
+/v1/audio/speech, /v1/realtime and others (docs/openai.md), and at / a page to talk to the model.
+--cog, the default of scripts/serve: POST /predictions, as in the image of cog.yaml; --stream serves
+the streaming predictor (docs/deploy.md). How the model runs is set with KIMI_AUDIO_DEVICE, _DTYPE,
+_QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS, _TIMEOUT, _ADAPTER and _OUTPUT.
+Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 usage.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from argparse import Namespace
+from pathlib import Path
+
+from kimia_infer.commands.parser import (
+    WEIGHTS_HELP,
+    Parser,
+    add_change,
+    add_slots,
+    check_adapter,
+    model_variables,
+)
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("--weights", help=f"{WEIGHTS_HELP} [KIMI_AUDIO_WEIGHTS, else COG_WEIGHTS]")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
+    parser.add_argument("--port", type=int, default=5000, help="0 for any free port [%(default)s]")
+    doors = parser.add_mutually_exclusive_group()
+    doors.add_argument("--openai", action="store_true", help="for OpenAI's clients and a browser")
+    doors.add_argument("--cog", action="store_true", help="Cog's server, for its predictor")
+    doors.add_argument(
+        "--stream",
+        action="store_true",
+        help="Cog's server, for its streaming predictor: text and speech as server-sent events",
+    )
+    add_change(parser)
+    add_slots(parser)
+
+
+def check(parser: Parser, arguments: Namespace) -> None:
+    check_adapter(parser, arguments)
+    script = parser.prog.startswith("scripts/")  # which served with Cog before there was a choice
+    arguments.openai |= not (script or arguments.cog or arguments.stream)
+    weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS", "")
+    if not weights and not os.environ.get("COG_WEIGHTS"):
+        parser.error("no weights: give --weights, or set KIMI_AUDIO_WEIGHTS")
+    # Cog's server runs in another directory.
+    path = Path(weights).expanduser()
+    arguments.weights = str(path.resolve()) if weights and path.is_dir() else weights
+
+
+def run(arguments: Namespace) -> int:
+    if arguments.openai:
+        return serve_openai(arguments)
+    from kimia_infer.commands import serve_cog
+
+    return serve_cog.run(arguments)
+
+
+def show_url(url: str) -> None:
+    print(f"Ready: {url}", flush=True)
+
+
+def serve_openai(arguments: Namespace) -> int:
+    """Serve in this process until a signal."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.environ.update(model_variables(arguments))
+    from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
+    from kimia_infer.serving.openai.server import serve
+
+    try:
+        weights = arguments.weights or weights_from_environment()
+        serve(
+            weights, arguments.host, arguments.port, lambda url: print(f"Ready: {url}", flush=True)
+        )
+    except KeyboardInterrupt:
+        print("Stopping", flush=True)
+    return 0

@@ -1,0 +1,1 @@
+"""The server that OpenAI's clients and a browser talk to."""

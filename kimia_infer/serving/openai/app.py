@@ -1,0 +1,90 @@
+"""The application: endpoints, errors in OpenAI's form, limits on bodies."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from kimia_infer.serving.openai import models
+from kimia_infer.serving.openai.errors import ApiError, as_api_error
+from kimia_infer.serving.openai.middleware import Bodies, Counted
+from kimia_infer.serving.openai.service import Service, admitted
+from kimia_infer.utils.errors import RequestError
+
+log = logging.getLogger(__name__)
+
+
+def create_app(service: Service) -> FastAPI:
+    """The server around a loaded model, an ASGI application."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.answers.close()
+
+    app = FastAPI(title="Kimi-Audio", docs_url="/docs", redoc_url=None, lifespan=lifespan)
+    app.state.service = service
+    app.include_router(models.open_routes)
+    for routes in (models.routes,):
+        app.include_router(routes, prefix="/v1", dependencies=[Depends(admitted)])
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(RequestError, _request_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(Exception, _unexpected_error)
+    app.add_middleware(Bodies, megabytes=service.settings.max_megabytes)
+    if origins := service.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(Counted, meters=service.meters)
+    return app
+
+
+def respond_with(error: ApiError) -> Response:
+    return JSONResponse({"error": error.error}, error.status_code, error.headers)
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return respond_with(error)
+
+
+async def _request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return respond_with(as_api_error(error))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    """The first thing that is wrong with a body: ``messages[0].role: Field required``."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"][1:])
+    where = where.removeprefix(".")
+    if fault["type"] == "json_invalid":
+        return respond_with(ApiError(400, f"the body is not valid JSON: {fault['ctx']['error']}"))
+    message = fault["msg"].removeprefix("Value error, ")
+    return respond_with(ApiError(400, f"{where or 'body'}: {message}", where or None))
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = {
+        404: f"there is no {request.url.path} here; /docs lists what there is",
+        405: f"{request.method} is not for {request.url.path}",
+    }.get(error.status_code, str(error.detail))
+    answer = respond_with(ApiError(error.status_code, message))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _unexpected_error(request: Request, error: Exception) -> Response:
+    """The server's fault; its log has the traceback."""
+    return respond_with(ApiError(500, "the server failed; its log says why", retry=False))

@@ -1,0 +1,70 @@
+"""Around every request: limits on its body, and its line in the counters."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from kimia_infer.serving.openai.errors import ApiError
+from kimia_infer.serving.openai.metrics import Meters
+
+BODY_SECONDS = 60.0
+"""Longest pause within a body, before its sender counts as gone."""
+
+
+class Bodies:
+    """Refuses bodies of more than ``megabytes``, and those that stop coming."""
+
+    def __init__(self, app: ASGIApp, megabytes: int):
+        self._app, self._limit = app, megabytes * 1_000_000
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        read, complete = 0, False
+
+        async def limited() -> Message:
+            nonlocal read, complete
+            if complete:  # what comes now is the end of the connection
+                return await receive()
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    message = await receive()
+            except TimeoutError as error:
+                text = f"the body stopped coming for {BODY_SECONDS:g} s"
+                raise ApiError(408, text, retry=False) from error
+            read += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if read > self._limit:
+                text = f"the body has more than {self._limit // 1_000_000} MB, the limit here"
+                raise ApiError(413, text, code="body_too_large", headers={"connection": "close"})
+            return message
+
+        await self._app(scope, limited, send)
+
+
+class Counted:
+    """Counts requests by the path of their route and their status."""
+
+    def __init__(self, app: ASGIApp, meters: Meters):
+        self._app, self._meters = app, meters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            route = getattr(scope.get("route"), "path", "none")
+            self._meters.requests.labels(route, status).inc()

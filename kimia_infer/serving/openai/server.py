@@ -1,0 +1,68 @@
+"""The process that serves: loads the model, listens, stops."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.serving.openai.app import create_app
+from kimia_infer.serving.openai.service import Service
+from kimia_infer.serving.openai.settings import OpenAISettings
+from kimia_infer.serving.process import run_periodically, show_log, trim_heap
+from kimia_infer.serving.settings import read_settings
+
+CLEANUP_SECONDS = 30.0
+DRAIN_SECONDS = 10
+"""How long running answers may still take once the server is told to stop."""
+
+MAX_FRAME = 16_000_000
+"""Bytes of a WebSocket message: above the 15 MiB of sound that OpenAI's protocol allows."""
+
+PING_SECONDS = 20.0
+"""Time after which a WebSocket whose other end is gone is noticed, twice."""
+
+
+def serve(weights: str, host: str, port: int, ready: Callable[[str], None]) -> None:
+    """Load ``weights`` and serve until a signal; ``ready`` is called with the server's URL.
+
+    The address is taken first, so that one in use is known before the model is loaded; until that
+    is done, connections are refused.
+
+    Raises OSError if the address cannot be listened on, and what KimiAudio raises.
+    """
+    show_log()
+    settings = read_settings(OpenAISettings, os.environ)
+    with bound(host, port) as listener:
+        model = KimiAudio(weights, **settings.model_arguments())
+        service = Service(model, settings)
+        run_periodically([service.uploads.keep, trim_heap], CLEANUP_SECONDS)
+        config = uvicorn.Config(
+            create_app(service),
+            log_config=None,
+            access_log=False,
+            ws="websockets-sansio",
+            ws_max_size=MAX_FRAME,
+            ws_ping_interval=PING_SECONDS,
+            ws_ping_timeout=PING_SECONDS,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+        )
+        shown = f"[{host}]" if ":" in host else host
+        ready(f"http://{shown}:{listener.getsockname()[1]}")
+        uvicorn.Server(config).run([listener])
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket with the address ``host`` and ``port``, 0 for any free one."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError:
+        listener.close()
+        raise
+    return listener

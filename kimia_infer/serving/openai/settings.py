@@ -1,0 +1,51 @@
+"""The settings of the OpenAI server, from environment variables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator
+
+from kimia_infer.api.transcription import MAX_SECONDS
+from kimia_infer.serving.settings import Settings
+
+
+class OpenAISettings(Settings):
+    """Settings of every service, who may use this one, and how much of it a request may take."""
+
+    api_keys: tuple[str, ...] = Field(
+        (),
+        repr=False,
+        description="Keys, one of which clients must send; none if unset",
+    )
+    model_names: tuple[str, ...] = Field(
+        ("kimi-audio",),
+        min_length=1,
+        description="Names that requests may call the model by, the first in answers",
+    )
+    max_megabytes: int = Field(
+        200,
+        ge=1,
+        description="Maximum size of the body of a request",
+        json_schema_extra={"unit": "MB"},
+    )
+    max_seconds: float = Field(
+        MAX_SECONDS,
+        gt=0,
+        description="Longest recording that is transcribed",
+        json_schema_extra={"unit": "seconds"},
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="Requests of a key, or of an address without keys; unset for any"
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Origins whose pages may use the server, such as https://example.org, or *"
+    )
+
+    @field_validator("api_keys", "model_names", "cors_origins", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        """The items of a list that is separated by commas."""
+        if not isinstance(value, str):
+            return value
+        return tuple(item.strip() for item in value.split(",") if item.strip())

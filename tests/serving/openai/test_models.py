@@ -1,0 +1,63 @@
+"""What there is: the model, its health, its counters, and the errors of wrong addresses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.paths import MINI
+from tests.serving.helpers import Server, serve
+
+
+def test_models_are_listed(client: openai.OpenAI) -> None:
+    [model] = client.models.list().data
+    assert (model.id, model.object) == ("kimi-audio", "model")
+    assert client.models.retrieve("kimi-audio") == model
+
+
+def test_unknown_models_are_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="no 'gpt-9' here; this server has kimi-audio"):
+        client.models.retrieve("gpt-9")
+
+
+def test_health_says_how_busy_the_engine_is(front: Server) -> None:
+    status, health = front.request("GET", "/health")
+    assert status == 200
+    assert health == {"status": "ready", "queued": 0, "running": 0, "slots": 8}
+
+
+def test_wrong_addresses_and_methods_are_errors_in_openais_form(front: Server) -> None:
+    for method, path, expected in (("GET", "/v1/nothing", 404), ("POST", "/health", 405)):
+        status, body = front.request(method, path)
+        assert status == expected
+        assert body["error"].keys() == {"message", "type", "param", "code"}
+        assert path in body["error"]["message"]
+
+
+def test_keys_names_and_rates(golden: Path, tmp_path: Path) -> None:
+    settings = {
+        "KIMI_AUDIO_WEIGHTS": str(MINI),
+        "KIMI_AUDIO_API_KEYS": "first, second",
+        "KIMI_AUDIO_MODEL_NAMES": "hearing,whisper-1",
+        "KIMI_AUDIO_REQUESTS_PER_MINUTE": "2",
+        "KIMI_AUDIO_CORS_ORIGINS": "https://example.org",
+    }
+    with serve(golden, tmp_path, "--openai", **settings) as server:
+        url = f"{server.url}/v1"
+        wrong = openai.OpenAI(base_url=url, api_key="third", max_retries=0)
+        with pytest.raises(openai.AuthenticationError, match="a key of this server"):
+            wrong.models.list()
+        assert server.request("GET", "/health")[0] == 200
+        for key in ("first", "second"):
+            client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
+            assert [m.id for m in client.models.list()] == ["hearing", "whisper-1"]
+            client.models.retrieve("whisper-1")
+            with pytest.raises(openai.RateLimitError, match="2 requests in a minute") as refused:
+                client.models.list()
+            assert 0 < int(refused.value.response.headers["retry-after-ms"]) <= 60_000
+        page = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+        allowed = httpx.options(f"{url}/models", headers=page).headers
+        assert allowed["access-control-allow-origin"] == "https://example.org"
