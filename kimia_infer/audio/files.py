@@ -330,7 +330,7 @@ def wav_bytes(wave: Tensor | np.ndarray, sample_rate: int) -> bytes:
     A sample becomes the same 16 bits whatever stands around it, so the files of consecutive
     pieces hold together what one file would.
     """
-    pcm = _quantize(wave)
+    pcm = pcm16(wave)
     file = io.BytesIO()
     with riff.open(file, "wb") as writer:
         writer.setnchannels(1)
@@ -340,7 +340,7 @@ def wav_bytes(wave: Tensor | np.ndarray, sample_rate: int) -> bytes:
     return file.getvalue()
 
 
-def _quantize(wave: Tensor | np.ndarray) -> np.ndarray:
+def pcm16(wave: Tensor | np.ndarray) -> np.ndarray:
     """Little-endian int16 [samples]."""
     if not isinstance(wave, np.ndarray):
         wave = wave.detach().cpu()
