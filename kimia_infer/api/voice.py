@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from kimia_infer.audio.files import (
@@ -79,14 +80,7 @@ class VoiceReader:
         return voice
 
     def _read(self, source: AudioSource, note: Note, check: Check | None) -> Voice:
-        wave = load_audio(source, MAX_SECONDS, note=note, check=check)
-        if len(wave) < MIN_SECONDS * SAMPLE_RATE:
-            raise AudioError(
-                f"{len(wave) / SAMPLE_RATE:.2f} s long; send {MIN_SECONDS:g} to "
-                f"{MAX_SECONDS:g} s of one person speaking"
-            )
-        if silence := silence_of(wave, SAMPLE_RATE):
-            raise AudioError(f"the recording {silence}; send one in which somebody speaks")
+        wave = _load(source, note, check)
         config = MelConfig.from_directory(self._folder)
         resampled = load_audio(
             source, MAX_SECONDS, config.sample_rate, note=lambda text: None, check=check
@@ -96,6 +90,27 @@ class VoiceReader:
         codes = self._speech_codes.encode(wave[: count * CODE_SAMPLES]).cpu()
         tokens = codes.repeat_interleave(self._frames_per_code)
         return Voice(mel[: len(tokens)], tokens)
+
+
+def check_recording(path: Path) -> None:
+    """Raise AudioError if the file cannot be a reference voice, as :class:`VoiceReader` does."""
+    try:
+        _load(path, lambda text: None, None)
+    except AudioError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def _load(source: AudioSource, note: Note, check: Check | None) -> np.ndarray:
+    """The recording at 16 kHz, float32 [samples]; raises AudioError if it is no voice."""
+    wave = load_audio(source, MAX_SECONDS, note=note, check=check)
+    if len(wave) < MIN_SECONDS * SAMPLE_RATE:
+        raise AudioError(
+            f"{len(wave) / SAMPLE_RATE:.2f} s long; send {MIN_SECONDS:g} to "
+            f"{MAX_SECONDS:g} s of one person speaking"
+        )
+    if silence := silence_of(wave, SAMPLE_RATE):
+        raise AudioError(f"the recording {silence}; send one in which somebody speaks")
+    return wave
 
 
 def _digest(source: AudioSource) -> bytes:

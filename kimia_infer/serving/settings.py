@@ -74,9 +74,7 @@ class Settings(BaseModel):
     @field_validator("adapter")
     @classmethod
     def _directory(cls, value: str | None) -> str | None:
-        if value is not None and not os.path.isdir(value):
-            raise ValueError("expected a local directory")
-        return value
+        return is_directory(value)
 
     @field_validator("device", "speech_device")
     @classmethod
@@ -94,6 +92,13 @@ class Settings(BaseModel):
     def model_arguments(self) -> dict[str, Any]:
         """The arguments of KimiAudio besides its weights."""
         return self.model_dump(include=MODEL_FIELDS) | {"load_detokenizer": self.output == "both"}
+
+
+def is_directory(value: str | None) -> str | None:
+    """``value``; raises ValueError if it is no directory of this machine, unless it is unset."""
+    if value is not None and not os.path.isdir(value):
+        raise ValueError("expected a local directory")
+    return value
 
 
 def read_settings(kind: type[Kind], environment: Mapping[str, str]) -> Kind:

@@ -12,6 +12,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.serving.openai.app import create_app
 from kimia_infer.serving.openai.service import Service
 from kimia_infer.serving.openai.settings import OpenAISettings
+from kimia_infer.serving.openai.voices import check_voices
 from kimia_infer.serving.process import run_periodically, show_log, trim_heap
 from kimia_infer.serving.settings import read_settings
 
@@ -39,6 +40,7 @@ def serve(weights: str, host: str, port: int, ready: Callable[[str], None]) -> N
     with bound(host, port) as listener:
         model = KimiAudio(weights, **settings.model_arguments())
         service = Service(model, settings)
+        check_voices(service)
         run_periodically([service.uploads.keep, trim_heap], CLEANUP_SECONDS)
         config = uvicorn.Config(
             create_app(service),

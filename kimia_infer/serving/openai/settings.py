@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from kimia_infer.api.transcription import MAX_SECONDS
-from kimia_infer.serving.settings import Settings
+from kimia_infer.serving.settings import Settings, is_directory
 
 
 class OpenAISettings(Settings):
@@ -41,6 +41,15 @@ class OpenAISettings(Settings):
     cors_origins: tuple[str, ...] = Field(
         (), description="Origins whose pages may use the server, such as https://example.org, or *"
     )
+
+    voices: str | None = Field(
+        None, description="Directory of recordings of voices, NAME.wav, 1 to 30 s each"
+    )
+
+    @field_validator("voices")
+    @classmethod
+    def _directory_of_voices(cls, value: str | None) -> str | None:
+        return is_directory(value)
 
     @field_validator("api_keys", "model_names", "cors_origins", mode="before")
     @classmethod

@@ -1,0 +1,78 @@
+"""Voices by name: the model's own, and recordings in a directory of the server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter
+
+from kimia_infer.api.voice import check_recording
+from kimia_infer.models.kimi_audio.prompt import AudioInput
+from kimia_infer.serving.openai.errors import ApiError
+from kimia_infer.serving.openai.service import Service, Serving
+from kimia_infer.utils.errors import ConfigurationError, RequestError
+
+DEFAULT = "default"
+STOCK_NAMES = {
+    *("alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx"),
+    *("sage", "shimmer", "verse"),
+}
+"""OpenAI's voices. Clients send one of them where their users chose none: the model's own speaks,
+unless there is a recording of that name."""
+
+routes = APIRouter()
+
+
+@routes.get("/audio/voices")
+async def voices(service: Serving) -> dict[str, Any]:
+    """The model's own voice and the recordings."""
+    times = {name: int(path.stat().st_mtime) for name, path in recordings(service).items()}
+    entries = [
+        {"id": name, "object": "audio.voice", "name": name, "type": "audio_sample", "created_at": t}
+        for name, t in ({DEFAULT: service.created} | times).items()
+    ]
+    return {"object": "list", "data": entries}
+
+
+def read_voice(service: Service, value: Any, param: str) -> AudioInput | None:
+    """The recording whose timbre is asked for, None for the model's own voice.
+
+    ``value`` is a name, an object with a name as its ``id``, or None. Raises ApiError naming
+    ``param`` for anything else, and for a voice that there is not.
+    """
+    name = value.get("id") if isinstance(value, dict) else value
+    if name is None and value is None:
+        return None
+    own = recordings(service)
+    if not isinstance(name, str):
+        text = f"{param}: expected the name of a voice, or an object with it as id"
+        raise ApiError(400, text, param, "invalid_value")
+    if name in own:
+        return str(own[name])
+    if name == DEFAULT or name in STOCK_NAMES:
+        return None
+    known = ", ".join([DEFAULT, *own])
+    raise ApiError(
+        400,
+        f"{param}: there is no voice {name[:60]!r} here; this server has {known}, and OpenAI's "
+        f"names for {DEFAULT}",
+        param,
+        "invalid_value",
+    )
+
+
+def recordings(service: Service) -> dict[str, Path]:
+    """The files of KIMI_AUDIO_VOICES, by their names without ``.wav``."""
+    if service.settings.voices is None:
+        return {}
+    return {path.stem: path for path in sorted(Path(service.settings.voices).glob("*.wav"))}
+
+
+def check_voices(service: Service) -> None:
+    """Raise ConfigurationError if a file of KIMI_AUDIO_VOICES is no recording of a voice."""
+    for path in recordings(service).values():
+        try:
+            check_recording(path)
+        except RequestError as error:
+            raise ConfigurationError(f"KIMI_AUDIO_VOICES: {error}") from error
