@@ -102,7 +102,9 @@ class _Coded:
         self._container = av.open(
             self._written, "w", container, container_options={"flush_packets": "1", **options}
         )
-        self._stream = self._container.add_stream(codec, sample_rate, layout="mono")
+        stream = self._container.add_stream(codec, sample_rate, layout="mono")
+        assert isinstance(stream, av.AudioStream)
+        self._stream = stream
         if bit_rate is not None:
             self._stream.bit_rate = bit_rate
 
@@ -129,7 +131,7 @@ class _Written:
         self._pieces: list[bytes] = []
 
     def write(self, piece: bytes) -> int:
-        self._pieces.append(bytes(piece))
+        self._pieces.append(piece)
         return len(piece)
 
     def take(self) -> bytes:
