@@ -143,11 +143,16 @@ def test_tasks_are_repeated_even_after_errors() -> None:
     assert calls == ["failing", "working"] * 4
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's heap is trimmed")
-def test_free_pages_leave_the_heap() -> None:
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's heap is trimmed")
 
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@GLIBC
+def test_free_pages_leave_the_heap() -> None:
     # Of a size that comes from the heap; every 16th block stays, so that nothing is at its end.
     blocks = [b"\1" * 65_536 for _ in range(1600)]
     kept = blocks[15::16]
@@ -157,3 +162,25 @@ def test_free_pages_leave_the_heap() -> None:
     trim_heap()
     assert before - resident() > 50 << 20
     assert len(kept) == 100
+
+
+@GLIBC
+def test_little_stays_at_the_end_of_what_a_thread_uses() -> None:
+    trim_heap()
+    before, freed, ended = resident(), threading.Event(), threading.Event()
+
+    def use() -> None:
+        bytearray(30 << 20)  # glibc would now keep up to 60 MiB
+        blocks = [b"\1" * (1 << 20) for _ in range(50)]
+        blocks.clear()
+        freed.set()
+        ended.wait()
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    assert freed.wait(PATIENCE)
+    trim_heap()
+    left = resident() - before
+    ended.set()
+    thread.join()
+    assert left < 24 << 20
