@@ -98,10 +98,14 @@ class ChatEncoder:
         with clock.timed("prompt"):
             text_ids = [self.text_tokenizer.encode(m.text or "") for m in messages]
             chat = Chat(messages, waves, text_ids, options.output_type)
-            length = len(self._layout(chat, chat.unknown_codes))
+            codes = chat.unknown_codes
+            length = len(self._layout(chat, codes))
             options.step_limit(length)
-        seconds = sum(len(wave) for wave in waves.values()) / SAMPLE_RATE
-        clock.metrics |= {"input_audio_seconds": seconds, "prompt_tokens": length}
+        clock.metrics |= {
+            "input_audio_seconds": sum(len(wave) for wave in waves.values()) / SAMPLE_RATE,
+            "prompt_tokens": length,
+            "prompt_audio_tokens": sum(map(len, codes.values())),
+        }
         return chat, length
 
     def decode_input(self, prompt: Prompt, features: Tensor | None) -> DecodeInput:

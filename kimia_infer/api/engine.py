@@ -145,16 +145,17 @@ class Engine:
         *,
         voice: AudioInput | None = None,
         deadline: Deadline | None = None,
+        stop: Sequence[str] = (),
     ) -> Generator[Event]:
         """:meth:`stream` with parsed options.
 
         ``randomness`` replaces the seeded generator of ``options.seed``; ``on_step`` is called
         with (steps done, step limit) and may raise to stop. ``deadline`` replaces that of
         ``options.timeout_seconds``; whoever gives one can cancel the request, which then raises
-        RequestCancelled.
+        RequestCancelled. A text without speech ends before the first of the sequences ``stop``.
         """
         deadline = deadline or Deadline(options.timeout_seconds)
-        events = self._respond(chats, options, randomness, on_step, voice, deadline)
+        events = self._respond(chats, options, randomness, on_step, voice, deadline, stop)
         return surviving_out_of_memory(events)
 
     @torch.inference_mode()
@@ -166,8 +167,11 @@ class Engine:
         on_step: OnStep | None,
         voice: AudioInput | None,
         deadline: Deadline,
+        stop: Sequence[str],
     ) -> Generator[Event]:
         self.check(options, voice is not None)
+        if stop and options.output_type != "text":
+            raise RequestError("stop: only for answers that are text; speech follows its text late")
         messages, clock = parse_messages(chats), Stopwatch()
         if randomness is None:
             randomness = SeededRandomness(options.seed)
@@ -190,6 +194,7 @@ class Engine:
                 on_step,
                 read,
                 notes,
+                stop,
             )
         )
         yield from response.all_events()

@@ -33,8 +33,9 @@ class Completion:
     then says why, if speech was asked for. ``text_ids`` exclude the end token, and the copies that
     were cut off a text that repeated itself; ``audio_ids`` are the audio track after its delay,
     end token included; ``codes`` are the speech codes among them. ``metrics`` holds seconds per
-    stage and counts; its ``stop_reason`` is ``"end"``, ``"limit"`` or ``"repetition"``. ``notes``
-    are sentences about problems that are no errors: silent audio, a text that was cut.
+    stage and counts; its ``stop_reason`` is ``"end"``, ``"limit"``, ``"repetition"`` or, before a
+    sequence that was to end the text, ``"stop"``. ``notes`` are sentences about problems that are
+    no errors: silent audio, a text that was cut.
     """
 
     wav: Tensor | None

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kimia_infer.api.events import AudioChunk, Completion, Event, Metrics, TextDelta
 from kimia_infer.api.parameters import Parameters
+from kimia_infer.api.stopping import StopText
 from kimia_infer.audio.files import (
     SAMPLE_RATE,
     SILENCE_DBFS,
@@ -99,7 +100,8 @@ class Request:
 
     ``guard`` stops a text that repeats itself, None does not. ``on_step`` is called with (steps
     done, step limit) as they become known and may raise to stop. ``voice`` is the reference voice
-    of the speech. ``notes`` are what was noted while the audio was read.
+    of the speech. ``notes`` are what was noted while the audio was read. The text ends before the
+    first of the sequences ``stop``.
     """
 
     messages: Sequence[Message]
@@ -112,6 +114,7 @@ class Request:
     on_step: OnStep | None = None
     voice: Voice | None = None
     notes: Sequence[str] = ()
+    stop: Sequence[str] = ()
 
 
 @dataclass
@@ -129,11 +132,15 @@ class Response:
     sample_rate: int
     _deltas: list[str] = field(default_factory=list)
     _waves: list[Tensor] = field(default_factory=list)
+    _stop: StopText = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._stop = StopText(self.request.stop)
 
     def events(self) -> Iterator[TextDelta | AudioChunk]:
         """Text and speech as they become known. Closing the iterator stops generation."""
         try:
-            while (event := self.task.events.get()) is not None:
+            while not self._stop.found and (event := self.task.events.get()) is not None:
                 if isinstance(event, BaseException):
                     raise event
                 if isinstance(event, Step):
@@ -163,6 +170,9 @@ class Response:
         # A text that is cut may end within a character, which is left out.
         if step.finished and not self.task.repeats:
             delta += self.text.finish()
+        delta = self._stop.push(delta)
+        if step.finished:
+            delta += self._stop.finish()
         if delta:
             self.request.clock.first("first_text")
             self._deltas.append(delta)
@@ -176,6 +186,8 @@ class Response:
         notes = [*self.request.notes, *silent_inputs(self.request.waves)]
         codes, text_ids = self.task.codes_of(generation.audio_ids), generation.text_ids
         stop_reason = "end" if generation.ended else "limit"
+        if self._stop.found:
+            stop_reason = "stop"
         guard = self.task.guard
         if guard is not None and (repetition := guard.repetition) is not None:
             stop_reason = "repetition"
