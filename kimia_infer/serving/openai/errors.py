@@ -45,8 +45,8 @@ class ApiError(HTTPException):
         headers: Mapping[str, str] | None = None,
     ):
         again = {} if retry else {"x-should-retry": "false"}
-        super().__init__(status, message, {**(headers or {}), **again})
-        self.param, self.code = param, code
+        super().__init__(status, _sendable(message), {**(headers or {}), **again})
+        self.param, self.code = param and _sendable(param), code
 
     def __str__(self) -> str:
         return str(self.detail)
@@ -56,6 +56,11 @@ class ApiError(HTTPException):
         """The value of ``error`` in the body, which events of streams have, too."""
         kind = KINDS.get(self.status_code, "invalid_request_error")
         return {"message": self.detail, "type": kind, "param": self.param, "code": self.code}
+
+
+def _sendable(text: str) -> str:
+    """``text`` with the halves of surrogate pairs, which UTF-8 cannot have, as ``?``."""
+    return text.encode(errors="replace").decode()
 
 
 def too_many(message: str, retry_ms: int, code: str) -> ApiError:

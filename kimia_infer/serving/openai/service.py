@@ -17,6 +17,7 @@ from kimia_infer.engine.scheduler import LONGEST_QUEUE
 from kimia_infer.serving.openai.answers import Answers
 from kimia_infer.serving.openai.errors import ApiError, too_many
 from kimia_infer.serving.openai.metrics import Meters
+from kimia_infer.serving.openai.replies import Replies
 from kimia_infer.serving.openai.settings import OpenAISettings
 from kimia_infer.serving.process import Uploads
 
@@ -30,6 +31,7 @@ class Service:
         self.answers = Answers(model.scheduler.slots + LONGEST_QUEUE, settings.timeout)
         self.uploads = Uploads()
         self.meters = Meters(model.scheduler)
+        self.replies = Replies()
         self._access = Access(settings)
 
     @property
