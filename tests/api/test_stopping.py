@@ -45,6 +45,6 @@ def test_an_answer_ends_before_a_sequence_and_frees_its_slot(golden: Path) -> No
     again = model.complete(CHAT, options)
     assert again.text == whole.text
     assert model.scheduler.taken == 0
-    with pytest.raises(RequestError, match="^stop: only for answers that are text"):
+    with pytest.raises(RequestError, match=r"^stop: only for answers that are text"):
         spoken = parse_parameters(output_type="both")
         next(model.respond(CHAT, spoken, stop=[sequence]))
