@@ -48,6 +48,14 @@ def many_streaming_server(
         yield server
 
 
+@pytest.fixture(scope="session")
+def front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """``scripts/serve --openai`` with the trained miniature."""
+    directory = tmp_path_factory.mktemp("front")
+    with serve(golden, directory, "--openai", KIMI_AUDIO_WEIGHTS=str(MINI)) as server:
+        yield server
+
+
 LIMITS = {
     "KIMI_AUDIO_OUTPUT": "text",
     "KIMI_AUDIO_TIMEOUT": "2",
