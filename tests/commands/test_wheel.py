@@ -32,6 +32,10 @@ def test_the_wheel_has_the_package_and_nothing_around_it(wheel: Path) -> None:
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"kimia_infer"}
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "kimia_infer").rglob("*.py")}
     assert modules | {"kimia_infer/predict.py"} == {name for name in names if name.endswith(".py")}
+    page = {path.name for path in (ROOT / "kimia_infer" / "serving" / "page").iterdir()}
+    assert page == {
+        Path(name).name for name in names if name.startswith("kimia_infer/serving/page/")
+    }
     assert not [name for name in names if "__pycache__" in name]
 
 

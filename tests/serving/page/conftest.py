@@ -1,0 +1,35 @@
+"""Chromium and the servers of the page, started once for all tests of a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.serving.page.browser import Browser, browsing, chromium
+from tests.serving.page.scripted_server import ScriptedServer, running
+from tests.serving.questions import QUESTION
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A Chromium whose microphone says a question whenever it is opened."""
+    if chromium() is None:
+        pytest.skip("chromium is not installed (apt-get install chromium)")
+    flags = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    speech = f"--use-file-for-fake-audio-capture={QUESTION}%noloop"
+    with browsing(tmp_path_factory.mktemp("chromium"), *flags, speech) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def _scripted() -> Iterator[ScriptedServer]:
+    with running(ScriptedServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def scripted(_scripted: ScriptedServer) -> ScriptedServer:
+    """The scripted server as it is at first."""
+    _scripted.reset()
+    return _scripted

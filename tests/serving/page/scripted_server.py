@@ -1,0 +1,149 @@
+"""A server of the page whose realtime sessions answer by a script instead of a model."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, WebSocket, WebSocketDisconnect
+from fastapi.responses import JSONResponse
+from starlette.requests import Request
+from starlette.responses import Response
+
+from kimia_infer.serving.openai import page
+
+RATE = 24_000
+KEY = "secret"
+
+
+class ScriptedServer:
+    """Hears "what is four plus five" in everything, answers with a tone of ``seconds``.
+
+    ``events`` are those that came, ``refusal`` is a status for all requests, ``locked`` asks for
+    KEY, and ``close`` closes sessions at the next answer with a code.
+    """
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.reset()
+
+    def reset(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.connections: list[WebSocket] = []
+        self.refusal: int | None = None
+        self.locked = False
+        self.close: int | None = None
+        self.seconds = 0.4
+        self.hears = False  # with a voice activity detector of its own
+
+    def named(self, name: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["type"] == name]
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+        app.include_router(page.routes)
+
+        @app.middleware("http")
+        async def refuse(request: Request, call_next: Any) -> Response:
+            if request.url.path.startswith("/v1/"):
+                given = request.headers.get("authorization")
+                if self.locked and given != f"Bearer {KEY}":
+                    return JSONResponse({"error": {"message": "a key is needed"}}, 401)
+                if self.refusal:
+                    return JSONResponse({"error": {"message": "all slots taken"}}, self.refusal)
+            return await call_next(request)
+
+        @app.get("/v1/models")
+        async def models() -> dict[str, Any]:
+            return {"object": "list", "data": [{"id": "kimi-audio"}]}
+
+        @app.get("/v1/audio/voices")
+        async def voices() -> dict[str, Any]:
+            return {"data": [{"id": name, "name": name} for name in ("default", "anna")]}
+
+        app.add_api_websocket_route("/v1/realtime", self.session)
+        return app
+
+    async def session(self, socket: WebSocket) -> None:
+        protocols = socket.scope["subprotocols"]
+        key = f"openai-insecure-api-key.{KEY}"
+        if self.refusal or (self.locked and key not in protocols):
+            await socket.close(1008)
+            return
+        await socket.accept("realtime")
+        self.connections.append(socket)
+        await socket.send_json({"type": "session.created", "session": {}})
+        with contextlib.suppress(WebSocketDisconnect):
+            while True:
+                event = await socket.receive_json()
+                self.events.append(event)
+                await self.answer(socket, event)
+
+    async def answer(self, socket: WebSocket, event: dict[str, Any]) -> None:
+        number = len(self.events)
+        match event["type"]:
+            case "input_audio_buffer.commit":
+                await send_heard(socket, f"user_{number}")
+            case "conversation.item.create":
+                item = event["item"] | {"id": f"user_{number}"}
+                await socket.send_json({"type": "conversation.item.added", "item": item})
+            case "response.create" if self.close is not None:
+                await socket.close(self.close)
+            case "response.create":
+                await send_answer(socket, f"{number}", self.seconds)
+
+
+async def send_heard(socket: WebSocket, item: str) -> None:
+    name = "conversation.item.input_audio_transcription"
+    for event in (
+        {"type": "input_audio_buffer.committed", "item_id": item, "previous_item_id": None},
+        {"type": f"{name}.delta", "item_id": item, "delta": "what is four"},
+        {"type": f"{name}.completed", "item_id": item, "transcript": "what is four plus five"},
+    ):
+        await socket.send_json(event)
+
+
+async def send_answer(socket: WebSocket, number: str, seconds: float) -> None:
+    response, item = f"resp_{number}", f"item_{number}"
+    place = {"response_id": response, "item_id": item, "output_index": 0, "content_index": 0}
+    message = {"id": item, "type": "message", "role": "assistant", "content": []}
+    tone = np.sin(np.arange(round(seconds * RATE)) * 2 * np.pi * 440 / RATE)
+    pcm = np.rint(tone * 16_000).astype("<i2")
+    await socket.send_json({"type": "response.created", "response": {"id": response}})
+    await socket.send_json({"type": "response.output_item.added", **place, "item": message})
+    for word in ("the answer ", "is nine"):
+        delta = {"type": "response.output_audio_transcript.delta", "delta": word}
+        await socket.send_json(place | delta)
+    for start in range(0, len(pcm), 4800):
+        sound = base64.b64encode(pcm[start : start + 4800].tobytes()).decode()
+        await socket.send_json(place | {"type": "response.output_audio.delta", "delta": sound})
+        await asyncio.sleep(0.02)
+    await socket.send_json(place | {"type": "response.output_audio.done"})
+    done = {"id": response, "status": "completed", "output": [message]}
+    await socket.send_json({"type": "response.done", "response": done})
+
+
+@contextlib.contextmanager
+def running(scripted: ScriptedServer) -> Iterator[ScriptedServer]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        scripted.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        config = uvicorn.Config(scripted.app(), log_config=None, ws="websockets-sansio")
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield scripted
+        finally:
+            server.should_exit = True
+            thread.join()
