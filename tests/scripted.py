@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.engine.decode import Decoder
-from kimia_infer.engine.rows import TrackRows
+from kimia_infer.engine.generation import TrackRows
 
 
 def script(

@@ -24,12 +24,10 @@ from kimia_infer.api.response import (
 )
 from kimia_infer.api.voice import VoiceReader
 from kimia_infer.engine.decode import Decoder
-from kimia_infer.engine.failures import as_request_error
-from kimia_infer.engine.generation import ControlTokens, Generation
+from kimia_infer.engine.generation import ControlTokens, Generation, Task
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.engine.scheduler import Scheduler
 from kimia_infer.engine.speech import Speech
-from kimia_infer.engine.task import Task
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
 from kimia_infer.models.kimi_audio.prompt import (
@@ -42,7 +40,7 @@ from kimia_infer.models.kimi_audio.prompt import (
     require_content,
 )
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import RequestError, as_request_error
 
 HeadRows = Literal["full", "track"]
 Item = TypeVar("Item")

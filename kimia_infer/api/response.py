@@ -24,10 +24,9 @@ from kimia_infer.audio.files import (
     loudest_dbfs,
     silence_of,
 )
-from kimia_infer.engine.generation import Generation
+from kimia_infer.engine.generation import Generation, Step, Task
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.engine.scheduler import Scheduler
-from kimia_infer.engine.task import Step, Task
 from kimia_infer.layers.sampler import Randomness
 from kimia_infer.models.kimi_audio.detokenizer import Voice
 from kimia_infer.models.kimi_audio.prompt import Message

@@ -30,10 +30,12 @@ from kimia_infer.engine.generation import (
     ControlTokens,
     Generation,
     Progress,
+    Rows,
+    Spans,
+    TrackRows,
     Tracks,
+    narrowed,
 )
-from kimia_infer.engine.rows import Rows, TrackRows, narrowed
-from kimia_infer.engine.spans import Spans
 from kimia_infer.layers.attention import (
     BUCKETS,
     KV_CACHES,

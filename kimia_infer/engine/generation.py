@@ -1,14 +1,32 @@
-"""One request on its way through the model, as the host sees it."""
+"""A request in the engine: its task, its generation, and its row and places on the device.
+
+The caller has a task, the host follows the generation, the device has a row of tensors for it, and
+its keys and values stand in a span of the cache.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+import dataclasses
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from kimia_infer.layers.sampler import Randomness, Sampling
+from kimia_infer.engine.repetition import RepetitionGuard
+from kimia_infer.engine.speech import Speech
+from kimia_infer.layers.sampler import (
+    Randomness,
+    Sampling,
+    SamplingRows,
+    TrackSampling,
+    draw_dtype,
+)
+
+T = TypeVar("T")
 
 OutputType = Literal["text", "both"]
 
@@ -153,3 +171,209 @@ class Generation:
         if not self.ended:
             return self.launched
         return self.delay + len(self.audio_ids) if self.speaks else len(self.text_ids) + 1
+
+
+@dataclass
+class TrackRows:
+    """One track: ids of all steps, their draws, the last id, and the logits of the next.
+
+    ``store`` int64 and ``uniforms`` [rows, steps + 1], as a finished row stays one step behind
+    its last id; ``count`` int64 [rows] of ids that belong to the answer; ``latest`` int64
+    [rows, 1]; ``logits`` [rows, ids].
+    """
+
+    store: Tensor
+    uniforms: Tensor
+    count: Tensor
+    latest: Tensor
+    logits: Tensor
+    sampling: SamplingRows
+
+    @classmethod
+    def create(cls, rows: int, steps: int, head: nn.Linear, blank: int) -> TrackRows:
+        """Rows for the ids of ``head``, of at most so many ``steps``."""
+        device, dtype, ids = head.weight.device, head.weight.dtype, head.weight.shape[0]
+        store = torch.full((rows, steps + 1), blank, device=device)
+        return cls(
+            store,
+            torch.zeros_like(store, dtype=draw_dtype(device)),
+            torch.zeros_like(store[:, 0]),
+            torch.zeros_like(store[:, :1]),
+            torch.zeros(rows, ids, dtype=dtype, device=device),
+            SamplingRows.create(rows, device),
+        )
+
+    def begin(self, row: int, sampling: TrackSampling, uniforms: Tensor) -> None:
+        self.count[row] = 0
+        self.uniforms[row, : len(uniforms)] = uniforms.to(self.uniforms)
+        self.sampling.put(row, sampling)
+
+    def put(self, step: Tensor, chosen: Tensor) -> None:
+        """Keep the ids int64 [rows] chosen at ``step`` int64 [rows]."""
+        self.latest.copy_(chosen[:, None])
+        self.store.scatter_(1, step[:, None], self.latest)
+
+
+@dataclass
+class Rows:
+    """Both tracks, and how far each row is; int64 or bool [rows].
+
+    ``start`` is where its places in the key/value cache begin, ``step`` the number of steps whose
+    ids are chosen, ``position`` that of the last of them, ``limit`` the largest number of steps.
+    A row that ``speaks`` has an audio track. ``ended`` says that the model ended the answer,
+    ``finished`` that the row advances no more, ``broken`` that its logits were not finite.
+    """
+
+    text: TrackRows
+    audio: TrackRows
+    start: Tensor
+    step: Tensor
+    position: Tensor
+    limit: Tensor
+    speaks: Tensor
+    text_ended: Tensor
+    ended: Tensor
+    finished: Tensor
+    broken: Tensor
+
+    @classmethod
+    def create(cls, text: TrackRows, audio: TrackRows) -> Rows:
+        """Rows of nobody."""
+        numbers = (torch.zeros_like(text.count) for _ in range(4))
+        flags = (torch.zeros_like(text.count, dtype=torch.bool) for _ in range(5))
+        rows = cls(text, audio, *numbers, *flags)
+        rows.finished.fill_(True)
+        return rows
+
+    def move(self, source: int, target: int) -> None:
+        """Overwrite row ``target`` with row ``source``."""
+        for tensor in tensors(self):
+            tensor[target] = tensor[source]
+
+    def clear(self, row: int, start: int) -> None:
+        """A row of nobody, which reads and writes the place ``start`` of the cache alone."""
+        self.finished[row] = True
+        self.position[row] = 0
+        self.start[row] = start
+
+
+def narrowed(state: T, first: int, end: int) -> T:
+    """The rows from ``first`` to ``end`` of a state, as views."""
+    fields: dict[str, Any] = {}
+    for name in (f.name for f in dataclasses.fields(state)):  # pyrefly: ignore[bad-argument-type]
+        value = getattr(state, name)
+        fields[name] = (
+            value[first:end] if isinstance(value, Tensor) else narrowed(value, first, end)
+        )
+    return type(state)(**fields)
+
+
+def tensors(state: Any) -> Iterator[Tensor]:
+    """All tensors of a state."""
+    for name in (f.name for f in dataclasses.fields(state)):
+        value = getattr(state, name)
+        if isinstance(value, Tensor):
+            yield value
+        else:
+            yield from tensors(value)
+
+
+class Spans:
+    """Gives out spans of the ``places`` of a cache, each in one piece, and takes them back.
+
+    The first gap that is large enough is used, so that spans gather at the beginning.
+    """
+
+    def __init__(self, places: int):
+        self.places = places
+        self._taken: dict[int, int] = {}  # start -> length, by start
+
+    def find(self, length: int) -> int | None:
+        """Where ``length`` places are free in a row; None if nowhere."""
+        end = 0
+        for start, taken in sorted(self._taken.items()):
+            if start - end >= length:
+                return end
+            end = start + taken
+        return end if self.places - end >= length else None
+
+    def take(self, length: int) -> int:
+        """The start of a span of ``length`` places. Raises ValueError if there is none."""
+        start = self.find(length)
+        if start is None:
+            raise ValueError(f"there are no {length} free places in a row")
+        self._taken[start] = length
+        return start
+
+    def release(self, start: int) -> None:
+        """Give back the span that begins at ``start``."""
+        del self._taken[start]
+
+    @property
+    def free(self) -> int:
+        """Places that belong to nobody."""
+        return self.places - sum(self._taken.values())
+
+
+@dataclass(frozen=True)
+class Step:
+    """New ids of an answer. ``text_ids`` are those that can no longer be cut off."""
+
+    steps: int
+    text_ids: list[int]
+    finished: bool
+
+
+TaskEvent = Step | Tensor | BaseException | None
+"""Ids, a wave float32 [samples] on the CPU, the reason why the request failed, or None, the end."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Task:
+    """A request on its way through the engine.
+
+    ``chat`` is what the engine's encoder makes a prompt of, which will have ``length`` positions.
+    ``codes_of`` gives the speech codes among ids of the audio track; as published, other ids are
+    left out. ``guard`` stops a text that repeats itself. ``check`` raises when the request is to
+    end, for example because its time is over. ``seconds`` are what its stages took.
+    """
+
+    chat: Any
+    length: int
+    max_steps: int
+    output_type: OutputType
+    sampling: Sampling
+    randomness: Randomness
+    check: Callable[[], None]
+    codes_of: Callable[[Sequence[int]], list[int]]
+    guard: RepetitionGuard | None = None
+    speech: Speech | None = None
+    generation: Generation | None = None
+    encoded: bool = False
+    abandoned: bool = False
+    ended: bool = False
+    admitted: float = 0.0  # to a slot, by the monotonic clock
+    events: SimpleQueue[TaskEvent] = field(default_factory=SimpleQueue)
+    seconds: dict[str, float] = field(default_factory=dict)
+    _stage_began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def positions(self) -> int:
+        return self.length + self.max_steps
+
+    @property
+    def repeats(self) -> bool:
+        """Whether the text was stopped because it repeats itself."""
+        return self.guard is not None and self.guard.repetition is not None
+
+    def finish_stage(self, name: str) -> None:
+        """The time since the last stage ended was that of stage ``name``."""
+        now = time.perf_counter()
+        self.seconds[name] = now - self._stage_began
+        self._stage_began = now
+
+    def end(self, error: BaseException | None = None) -> None:
+        """Tell the caller, once, that this was all, or why there is no more."""
+        if not self.ended:
+            self.ended = True
+            self.events.put(error)

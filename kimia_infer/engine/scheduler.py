@@ -17,12 +17,10 @@ from typing import Any
 from torch import Tensor
 
 from kimia_infer.engine.decode import Decoder
-from kimia_infer.engine.failures import as_request_error, is_out_of_memory
-from kimia_infer.engine.generation import DecodeInput, Generation, Progress
+from kimia_infer.engine.generation import DecodeInput, Generation, Progress, Step, Task
 from kimia_infer.engine.speech import Speech, Synthesizer
-from kimia_infer.engine.task import Step, Task
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
-from kimia_infer.utils.errors import RequestError, ServiceBusy
+from kimia_infer.utils.errors import RequestError, ServiceBusy, as_request_error, is_out_of_memory
 
 log = logging.getLogger(__name__)
 

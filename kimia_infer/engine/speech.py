@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kimia_infer.engine.failures import as_request_error
 from kimia_infer.models.kimi_audio.detokenizer import (
     FIRST_CHUNKS,
     ChunkJob,
@@ -23,6 +22,7 @@ from kimia_infer.models.kimi_audio.detokenizer import (
     SpeechStream,
     Voice,
 )
+from kimia_infer.utils.errors import as_request_error
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kimia_infer.engine.decode import Decoder
-from kimia_infer.engine.generation import ControlTokens, Generation
-from kimia_infer.engine.spans import Spans
+from kimia_infer.engine.generation import ControlTokens, Generation, Spans
 from kimia_infer.layers.quantization import quantize_model
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
