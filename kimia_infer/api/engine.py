@@ -11,11 +11,11 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from kimia_infer.api.encoding import ChatEncoder
 from kimia_infer.api.events import Event, Metrics
 from kimia_infer.api.loading import Components
 from kimia_infer.api.parameters import BUDGETS, Parameters
-from kimia_infer.api.response import (
+from kimia_infer.api.request import (
+    ChatEncoder,
     Deadline,
     OnStep,
     Request,

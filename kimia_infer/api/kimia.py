@@ -21,7 +21,7 @@ from kimia_infer.api.loading import Components, load_components, parse_device, p
 from kimia_infer.api.memory import check_slots
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
-from kimia_infer.api.response import Deadline, OnStep, Request, Response, Stopwatch, named
+from kimia_infer.api.request import Deadline, OnStep, Request, Response, Stopwatch, named
 from kimia_infer.api.transcription import (
     INSTRUCTION,
     MAX_SECONDS,

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from kimia_infer.api.events import Completion, Event, Metrics, TextDelta
-from kimia_infer.api.response import Stopwatch
+from kimia_infer.api.request import Stopwatch
 from kimia_infer.audio.files import (
     SAMPLE_RATE,
     SILENCE_DBFS,

@@ -14,7 +14,7 @@ from kimia_infer.utils.errors import RequestError
 
 if TYPE_CHECKING:
     from kimia_infer.api.kimia import KimiAudio
-    from kimia_infer.api.response import Deadline
+    from kimia_infer.api.request import Deadline
     from kimia_infer.serving.cog.inputs import CogInputs
 
 DEFAULT_DIRECTORY = Path("answers")
@@ -46,7 +46,7 @@ def answer_files(arguments: Namespace, given: dict[str, Any]) -> int:
     weights = arguments.weights or weights_from_environment()
 
     from kimia_infer.api.kimia import KimiAudio  # imports PyTorch: seconds
-    from kimia_infer.api.response import Deadline
+    from kimia_infer.api.request import Deadline
     from kimia_infer.utils.progress import progress
 
     first = inputs[arguments.audio[0]]

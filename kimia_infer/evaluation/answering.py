@@ -18,7 +18,7 @@ import numpy as np
 from kimia_infer.api.events import Completion
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters
-from kimia_infer.api.response import Deadline, Request, Stopwatch
+from kimia_infer.api.request import Deadline, Request, Stopwatch
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.data.parts import cut
 from kimia_infer.engine.repetition import RepetitionGuard

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.api.encoding import Chat
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import CODES_PER_SECOND
+from kimia_infer.api.request import Chat
 from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import SeededRandomness

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kimia_infer.api.events import Completion, Event, TextDelta
-from kimia_infer.api.response import Stopwatch
+from kimia_infer.api.request import Stopwatch
 from kimia_infer.api.transcription import KEPT, Transcript, TranscriptSegment, transcribe_stream
 from kimia_infer.audio.files import SAMPLE_RATE, AudioStream, is_silent, loudest_dbfs
 from kimia_infer.audio.split import split_at_quiet

@@ -7,7 +7,7 @@ import torch
 
 from kimia_infer.api import response
 from kimia_infer.api.engine import surviving_out_of_memory
-from kimia_infer.api.response import Deadline
+from kimia_infer.api.request import Deadline
 from kimia_infer.utils.errors import (
     RequestCancelled,
     RequestError,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.api.response import Deadline
+from kimia_infer.api.request import Deadline
 from kimia_infer.engine.scheduler import FIRST_SPEECH_INTERVAL, Scheduler
 from kimia_infer.engine.speech import Speech, Synthesizer
 from kimia_infer.layers.sampler import SeededRandomness

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kimia_infer.api.events import TextDelta
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.response import Deadline, Request, Response
+from kimia_infer.api.request import Deadline, Request, Response
 from kimia_infer.api.transcription import (
     INSTRUCTION,
     Transcript,

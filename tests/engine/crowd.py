@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from kimia_infer.api.events import Completion
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.api.response import Deadline, Request, Response, Stopwatch
+from kimia_infer.api.request import Deadline, Request, Response, Stopwatch
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.prompt import parse_audio, parse_messages

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kimia_infer.api.response import Deadline, Response
+from kimia_infer.api.request import Deadline, Response
 from kimia_infer.engine import scheduler as scheduling
 from kimia_infer.engine.generation import Generation
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer

@@ -11,10 +11,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from kimia_infer.api.encoding import ChatEncoder
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import Parameters, parse_parameters
-from kimia_infer.api.response import Deadline, Request, Response
+from kimia_infer.api.request import ChatEncoder, Deadline, Request, Response
 from kimia_infer.engine import decode
 from kimia_infer.engine.decode import Decoder
 from kimia_infer.evaluation import answering

@@ -15,7 +15,7 @@ import jiwer
 import pytest
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.response import Request, Response
+from kimia_infer.api.request import Request, Response
 from kimia_infer.audio.files import load_audio, wav_bytes
 from kimia_infer.evaluation import answering
 from kimia_infer.evaluation.items import Defaults, Manifest, read_manifest

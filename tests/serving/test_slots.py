@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kimia_infer.api.response import Deadline
+from kimia_infer.api.request import Deadline
 from kimia_infer.serving.cog.health import Load
 from kimia_infer.serving.cog.runner import Workers, as_cog_shows
 from kimia_infer.serving.cog.slots import DEADLINE, max_concurrency, run_on_slots

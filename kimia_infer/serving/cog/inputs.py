@@ -24,7 +24,7 @@ from kimia_infer.utils.errors import RequestError
 if TYPE_CHECKING:
     from kimia_infer.api.events import Event
     from kimia_infer.api.kimia import KimiAudio
-    from kimia_infer.api.response import Deadline
+    from kimia_infer.api.request import Deadline
     from kimia_infer.api.transcription import TranscriptEvent
 
 MAX_FILES = 64

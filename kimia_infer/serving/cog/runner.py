@@ -20,7 +20,7 @@ from torch import Tensor
 
 from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.response import Deadline
+from kimia_infer.api.request import Deadline
 from kimia_infer.api.transcription import Transcript, TranscriptEvent
 from kimia_infer.audio.files import wav_bytes
 from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment

@@ -21,7 +21,7 @@ from collections.abc import Coroutine
 from contextvars import ContextVar
 from typing import Any, cast
 
-from kimia_infer.api.response import Deadline
+from kimia_infer.api.request import Deadline
 
 DEADLINE: ContextVar[Deadline] = ContextVar("deadline")
 """The end of the prediction that the thread executes."""
