@@ -39,10 +39,9 @@ from kimia_infer.models.kimi_audio.components import (
 )
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes, WhisperFeatures
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from kimia_infer.utils.errors import CheckpointError, ConfigurationError
 from kimia_infer.utils.progress import progress
 from kimia_infer.weights.adapter import Adapter

@@ -16,14 +16,13 @@ from kimia_infer.api.parameters import BUDGETS, MAX_SLOTS
 from kimia_infer.engine.decode import PIECE, recorded_batches
 from kimia_infer.layers.attention import KV_CACHES, check_kv_cache
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, stored_build
-from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.config import POSITIONS, LanguageModelConfig
 from kimia_infer.models.kimi_audio.detokenizer import recorded_rows
 from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.encoders import BATCH_SEGMENTS, SpeechTokenizer
 from kimia_infer.models.kimi_audio.flow import CONDITIONED, StreamConfig
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
-from kimia_infer.models.kimi_audio.whisper import BATCH_SEGMENTS, POSITIONS
 from kimia_infer.utils.errors import ConfigurationError
 
 if TYPE_CHECKING:

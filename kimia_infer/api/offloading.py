@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from kimia_infer.models.kimi_audio.whisper import SegmentEncoder
+from kimia_infer.models.kimi_audio.encoders import SegmentEncoder
 from kimia_infer.utils.errors import ConfigurationError
 
 OFFLOADS = ("encoders",)

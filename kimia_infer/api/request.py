@@ -34,10 +34,9 @@ from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.engine.scheduler import Scheduler
 from kimia_infer.layers.sampler import Randomness
 from kimia_infer.models.kimi_audio.detokenizer import Voice
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes, WhisperFeatures, code_count
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Message, Prompt, PromptBuilder
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream, TextTokenizer
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, code_count
 from kimia_infer.utils.errors import RequestCancelled, RequestTimeout
 
 log = logging.getLogger(__name__)

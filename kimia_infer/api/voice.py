@@ -21,9 +21,8 @@ from kimia_infer.audio.files import (
 )
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.models.kimi_audio.detokenizer import Voice
+from kimia_infer.models.kimi_audio.encoders import CODE_SAMPLES, SpeechCodes
 from kimia_infer.models.kimi_audio.prompt import AudioSource
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
-from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES
 from kimia_infer.utils.files import no_file
 
 if TYPE_CHECKING:

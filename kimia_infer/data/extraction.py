@@ -24,8 +24,9 @@ import torch
 from kimia_infer.audio.files import AudioError, load_audio
 from kimia_infer.data.conversations import ConversationFile, DataError, audio_field
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes
 from kimia_infer.utils.files import Journal, write_json_lines
 from kimia_infer.utils.progress import progress
 

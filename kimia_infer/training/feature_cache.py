@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio
-from kimia_infer.models.kimi_audio.whisper import segment_codes, split_segments
+from kimia_infer.models.kimi_audio.encoders import segment_codes, split_segments
 from kimia_infer.training.parallel import whole
 from kimia_infer.utils.files import replacing
 from kimia_infer.utils.progress import progress

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from kimia_infer.models.kimi_audio.config import FRAMES_PER_CODE
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, causal_attention
-from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE
 from kimia_infer.training.dataset import Batch
 
 Losses = dict[str, Tensor]

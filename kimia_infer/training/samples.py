@@ -14,11 +14,16 @@ from transformers import WhisperFeatureExtractor
 
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
 from kimia_infer.data.conversations import Conversation, DataError, audio_field
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.encoders import (
+    SpeechCodes,
+    code_count,
+    segment_codes,
+    split_segments,
+)
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Message, Prompt, PromptBuilder
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
-from kimia_infer.models.kimi_audio.whisper import code_count, segment_codes, split_segments
 from kimia_infer.utils.errors import RequestError
 from kimia_infer.utils.files import no_file
 

@@ -15,11 +15,10 @@ from kimia_infer.api.loading import Components
 from kimia_infer.layers.quantization import quantize_model
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes, SpeechTokenizer, WhisperFeatures
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, SpeechTokenizer
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from scripts.benchmark.sizes import Sizes
 
 NO_FOLDER = Path(os.devnull)

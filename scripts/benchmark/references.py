@@ -21,12 +21,12 @@ from kimia_infer.engine.decode import Decoder
 from kimia_infer.engine.generation import ControlTokens, DecodeInput, Generation
 from kimia_infer.layers.attention import BACKENDS, CachedAttention, choose_backend
 from kimia_infer.layers.sampler import Sampling, SeededRandomness
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component, whisper_component
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.dit import dit_component
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes, WhisperFeatures
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
 from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_component
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component
 from scripts.benchmark.checks import Check, Findings, Found, Place, skipped
 from scripts.benchmark.runner import ROOT
 

@@ -12,7 +12,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from kimia_infer.api.memory import LONGEST, MemoryPlan, SpeechSizes
 from kimia_infer.api.parameters import MAX_SLOTS
 from kimia_infer.models.kimi_audio.dit import DiT
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
+from kimia_infer.models.kimi_audio.encoders import SpeechTokenizer
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 from scripts.benchmark.sizes import PUBLISHED
 

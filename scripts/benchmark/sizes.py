@@ -7,9 +7,14 @@ from pathlib import Path
 
 from transformers import WhisperConfig
 
-from kimia_infer.models.kimi_audio.config import DiTConfig, LanguageModelConfig, VocoderConfig
-from kimia_infer.models.kimi_audio.speech_tokenizer import FIXED, SpeechTokenizerConfig
-from kimia_infer.models.kimi_audio.whisper import encoder_config
+from kimia_infer.models.kimi_audio.config import (
+    TOKENIZER_FIXED,
+    DiTConfig,
+    LanguageModelConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+    encoder_config,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ def encoder_fields(width: int, heads: int, layers: int, codes: int) -> tuple[dic
         "quantize_vocab_size": codes,
         "quantize_causal_block_size": 200,
     }
-    return {**FIXED, **whisper, **quantizer}, whisper
+    return {**TOKENIZER_FIXED, **whisper, **quantizer}, whisper
 
 
 def encoders(*sizes: int) -> tuple[SpeechTokenizerConfig, WhisperConfig]:

@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from kimia_infer.models.kimi_audio.config import POSITIONS
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.whisper import POSITIONS
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.config import ADAPTED, AdapterConfig, Trainable
 from kimia_infer.training.dataset import Batch

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from kimia_infer.data.conversations import UNDERSTANDING
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
-from kimia_infer.models.kimi_audio.whisper import SEGMENT_SAMPLES
+from kimia_infer.models.kimi_audio.encoders import SEGMENT_SAMPLES, SpeechCodes
 from kimia_infer.training.tasks.recordings import find_recordings
 from kimia_infer.utils.files import write_json_lines
 from scripts.miniature.spoken_world import (

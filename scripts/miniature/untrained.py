@@ -31,22 +31,20 @@ from kimia_infer.models.kimi_audio.checkpoint import (
     VOCODER_FOLDER,
     WHISPER_FOLDER,
 )
-from kimia_infer.models.kimi_audio.config import DiTConfig, LanguageModelConfig, VocoderConfig
-from kimia_infer.models.kimi_audio.dit import dit_slots
-from kimia_infer.models.kimi_audio.language_model import language_model_slots
-from kimia_infer.models.kimi_audio.speech_tokenizer import (
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_slots, whisper_slots
+from kimia_infer.models.kimi_audio.config import (
+    FRAMES_PER_CODE,
+    DiTConfig,
+    LanguageModelConfig,
     SpeechTokenizerConfig,
-    speech_tokenizer_slots,
+    VocoderConfig,
+    encoder_config,
 )
+from kimia_infer.models.kimi_audio.dit import dit_slots
+from kimia_infer.models.kimi_audio.encoders import LOG_MEL, SEGMENT_SAMPLES
+from kimia_infer.models.kimi_audio.language_model import language_model_slots
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens, special_names
 from kimia_infer.models.kimi_audio.vocoder import vocoder_slots
-from kimia_infer.models.kimi_audio.whisper import (
-    FRAMES_PER_CODE,
-    LOG_MEL,
-    SEGMENT_SAMPLES,
-    encoder_config,
-    whisper_slots,
-)
 from kimia_infer.training.tasks.config import (
     DiTSize,
     EncoderSize,

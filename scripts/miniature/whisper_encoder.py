@@ -23,15 +23,13 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from kimia_infer.models.kimi_audio.checkpoint import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.whisper import (
+from kimia_infer.models.kimi_audio.components import whisper_component
+from kimia_infer.models.kimi_audio.config import FRAMES_PER_CODE, POSITIONS, encoder_config
+from kimia_infer.models.kimi_audio.encoders import (
     CODE_SAMPLES,
-    FRAMES_PER_CODE,
-    POSITIONS,
     SEGMENT_SAMPLES,
-    encoder_config,
     feature_extractor,
     segment_codes,
-    whisper_component,
 )
 from kimia_infer.training.config import Config, Share
 from kimia_infer.training.model_files import WHISPER_PREFIX

@@ -12,8 +12,7 @@ import torch
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_components
 from kimia_infer.api.offloading import check_offload, copied_to
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes, WhisperFeatures
 from kimia_infer.serving.cog.self_test import self_test
 from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.graphs import Direct

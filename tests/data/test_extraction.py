@@ -12,8 +12,9 @@ from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import ConversationFile, DataError
 from kimia_infer.data.extraction import extract_codes
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes
 from tests.paths import MINI
 from tests.training.runs import write_data, write_sound
 

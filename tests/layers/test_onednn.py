@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from kimia_infer.audio.files import load_audio
 from kimia_infer.layers.attention import CachedAttention, choose_backend
 from kimia_infer.layers.onednn import MIN_ELEMENTS, OneDNNLinear, use_onednn
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component, whisper_component
 from kimia_infer.models.kimi_audio.dit import dit_component
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes, WhisperFeatures
 from kimia_infer.models.kimi_audio.flow import FrameCache, Past
 from kimia_infer.models.kimi_audio.language_model import language_model_component
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures, whisper_component
 from kimia_infer.weights.component import Component
 from tests.paths import GOLDEN
 

@@ -27,12 +27,11 @@ from kimia_infer.models.kimi_audio.checkpoint import (
     VOCODER_FOLDER,
     WHISPER_FOLDER,
 )
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_slots, whisper_slots
 from kimia_infer.models.kimi_audio.dit import dit_slots
 from kimia_infer.models.kimi_audio.language_model import language_model_slots
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage
-from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_slots
 from kimia_infer.models.kimi_audio.vocoder import vocoder_slots
-from kimia_infer.models.kimi_audio.whisper import whisper_slots
 from kimia_infer.weights.component import Slot, expected_tensors
 from scripts.benchmark.sizes import FIELDS, PUBLISHED
 from tests.rehearsal.fake_cuda import Call, FakeCuda

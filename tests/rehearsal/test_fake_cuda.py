@@ -28,9 +28,8 @@ from kimia_infer.layers.quantization import SCHEMES
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER, WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.detokenizer import ChunkJob
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes, WhisperFeatures
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes
-from kimia_infer.models.kimi_audio.whisper import WhisperFeatures
 from tests.rehearsal.fake_cuda import (
     CUDA,
     SECOND,

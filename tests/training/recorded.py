@@ -9,10 +9,11 @@ from accelerate import PartialState
 from torch import Tensor
 
 from kimia_infer.data.conversations import parse_conversation
+from kimia_infer.models.kimi_audio.components import whisper_component
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.encoders import feature_extractor
 from kimia_infer.models.kimi_audio.language_model import language_model_component
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
-from kimia_infer.models.kimi_audio.whisper import feature_extractor, whisper_component
 from kimia_infer.training.model_files import Components, build_network
 from kimia_infer.training.network import TRAINABLE, TrainingNetwork
 from kimia_infer.training.samples import Sample, SampleBuilder

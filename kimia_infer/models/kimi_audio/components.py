@@ -1,10 +1,14 @@
-"""The components stored in a checkpoint directory: where each lies and how it is served."""
+"""The components stored in a checkpoint directory: where each lies and how it is served.
+
+Those of the encoders are here; the others stand beside their networks.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,15 +19,24 @@ from kimia_infer.models.kimi_audio.checkpoint import (
     VOCODER_FOLDER,
     WHISPER_FOLDER,
 )
-from kimia_infer.models.kimi_audio.config import DiTConfig, LanguageModelConfig
+from kimia_infer.models.kimi_audio.config import (
+    DiTConfig,
+    LanguageModelConfig,
+    SpeechTokenizerConfig,
+    encoder_config,
+)
 from kimia_infer.models.kimi_audio.dit import dit_component
+from kimia_infer.models.kimi_audio.encoders import SpeechTokenizer, feature_extractor
 from kimia_infer.models.kimi_audio.language_model import language_model_component
-from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
-from kimia_infer.models.kimi_audio.whisper import whisper_component
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.component import Component
+from kimia_infer.weights.component import Component, Slot, identity_slots, read_json
+from kimia_infer.weights.tensors import TensorStore, open_directory
+
+if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until an encoder is built
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 
 @dataclass(frozen=True)
@@ -67,6 +80,93 @@ class StoredComponents:
             self,
             **{name: replace(getattr(self, name), component=c) for name, c in components.items()},
         )
+
+
+def speech_tokenizer_slots(config: SpeechTokenizerConfig) -> list[Slot]:
+    """Every tensor of the tokenizer by its published name, without prefix."""
+    with torch.device("meta"):
+        return identity_slots(SpeechTokenizer(config))
+
+
+def speech_tokenizer_component(directory: Path) -> Component[SpeechTokenizer]:
+    """The speech tokenizer of a checkpoint folder.
+
+    Tensors may be named without prefix or ``model.encoder.*``. What training and the upper
+    layers left there (``ema_count``, ``embed_positions2``, further layers) is ignored.
+
+    Raises:
+        CheckpointError: a file or tensor is missing, damaged or of the wrong shape, or the
+            configuration selects a network other than the published one.
+    """
+    path = directory / "config.json"
+    config = SpeechTokenizerConfig.from_json(read_json(path), path)
+    feature_extractor(directory, config.encoder.num_mel_bins)  # refuses a bad folder early
+    return Component(
+        name="speech tokenizer",
+        build=lambda: SpeechTokenizer(config),
+        slots=speech_tokenizer_slots(config),
+        store=open_directory(directory).under("model.encoder.", ""),
+    )
+
+
+def whisper_slots(config: WhisperConfig) -> list[Slot]:
+    """Every tensor of the encoder, by its published name without ``model.encoder.``."""
+    with torch.device("meta"):
+        return identity_slots(_whisper(config))
+
+
+def _whisper(config: WhisperConfig) -> WhisperEncoder:
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    return WhisperEncoder(config)
+
+
+def whisper_component(
+    directory: Path, tuned: TensorStore | None = None
+) -> Component[WhisperEncoder]:
+    """The Whisper encoder of a checkpoint folder; its decoder is ignored.
+
+    Tensors may be named ``model.encoder.*``, as published, or ``encoder.*``, as exported
+    after fine-tuning. ``tuned`` holds those of an encoder that was fine-tuned with the language
+    model, which are then used; the folder need not exist. Without a ``config.json`` its
+    sizes are taken from the tensors.
+
+    Raises:
+        CheckpointError: a file or tensor is missing, damaged or of the wrong shape.
+    """
+    path = directory / "config.json"
+    store = tuned or open_directory(directory).under("model.encoder.", "encoder.")
+    values = read_json(path) if path.is_file() else _whisper_sizes(store, path)
+    config = encoder_config(values, path)
+    feature_extractor(directory, config.num_mel_bins)  # refuses a bad folder before loading
+    return Component(
+        name="Whisper encoder",
+        build=lambda: _whisper(config),
+        slots=whisper_slots(config),
+        store=store,
+    )
+
+
+def _whisper_sizes(store: TensorStore, missing: Path) -> dict[str, int]:
+    """Sizes that the tensors imply; heads have 64 dimensions, as in all published encoders."""
+    shapes = {name: stored.shape for name, stored in store.tensors.items()}
+    try:
+        width, mels, _ = shapes["conv1.weight"]
+        inner, _ = shapes["layers.0.fc1.weight"]
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{store.location}: not a Whisper encoder ({error})") from error
+    if width % 64:
+        raise CheckpointError(
+            f"{missing}: file missing, and a width of {width} leaves the number of heads open"
+        )
+    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
+    return {
+        "d_model": width,
+        "encoder_layers": len(layers),
+        "encoder_attention_heads": width // 64,
+        "encoder_ffn_dim": inner,
+        "num_mel_bins": mels,
+    }
 
 
 def understanding_components(directory: Path, quantized: bool = False) -> dict[str, Component]:

@@ -9,12 +9,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import yaml
 
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import read_json
+
+if TYPE_CHECKING:
+    from transformers import WhisperConfig
 
 SIZE, COUNT, NUMBER = "a positive integer", "an integer from 0 up", "a number"
 SIZES, LISTS_OF_SIZES = "a list of sizes", "a list of lists of sizes"
@@ -266,3 +269,85 @@ class VocoderConfig(PublishedConfig):
             ),
             "resblock_kernel_sizes must be odd": all(k % 2 for k in self.resblock_kernel_sizes),
         }
+
+
+FRAMES_PER_CODE = 4
+"""Encoder frames (50 per second) joined to one feature vector (12.5 per second)."""
+
+POSITIONS = 1_500
+"""Encoder frames of a segment (published configuration)."""
+
+ENCODER_SIZES = (
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "num_mel_bins",
+)
+ENCODER_FIXED = {"max_source_positions": POSITIONS, "activation_function": "gelu"}
+
+
+def encoder_config(values: Mapping[str, Any], source: Path) -> WhisperConfig:
+    """The encoder that a published ``config.json`` describes, without dropout, with SDPA.
+
+    Raises:
+        CheckpointError: a field is missing or has a wrong value; ``source`` is named.
+    """
+    for name in ENCODER_SIZES:
+        check_kind(values.get(name), SIZE, name, source)
+    check_fixed({**ENCODER_FIXED, **values}, ENCODER_FIXED, source)  # both may be left out
+    if values["d_model"] % values["encoder_attention_heads"]:
+        raise CheckpointError(f"{source}: d_model is not a multiple of encoder_attention_heads")
+    from transformers import WhisperConfig
+
+    return WhisperConfig(
+        **{name: values[name] for name in ENCODER_SIZES},
+        **ENCODER_FIXED,
+        dropout=0.0,
+        attention_dropout=0.0,
+        activation_dropout=0.0,
+        encoder_layerdrop=0.0,
+        attn_implementation="sdpa",  # pyrefly: ignore[unexpected-keyword]
+    )
+
+
+TOKENIZER_FIXED = {
+    "pooling_type": "avg",
+    "pooling_kernel_size": FRAMES_PER_CODE,
+    "quantize_encoder_only": True,
+    "quantize_causal_encoder": False,
+    "encoder_causal_convolution": True,
+    "encoder_causal_attention": False,
+}
+"""Fields of the published configuration that select the one network implemented here."""
+
+TOKENIZER_LEFT_OUT = {"quantize_causal_encoder": False, "encoder_causal_attention": False}
+"""Values of fields that a configuration leaves out (published implementation)."""
+
+
+@dataclass(frozen=True)
+class SpeechTokenizerConfig:
+    """The encoder dimensions, of which ``layers`` layers are used, and its quantizer.
+
+    ``block_frames`` is the number of 20 ms frames that see each other in both directions.
+    """
+
+    encoder: WhisperConfig
+    layers: int
+    codebook_size: int
+    block_frames: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: Path) -> SpeechTokenizerConfig:
+        """From the fields of a published ``config.json``; ``source`` names it in errors.
+
+        Raises:
+            CheckpointError: a field is missing or selects a network that is not published.
+        """
+        fields = ("quantize_position", "quantize_vocab_size", "quantize_causal_block_size")
+        for name in fields:
+            check_kind(values.get(name), SIZE, name, source)
+        position, codebook_size, block_frames = (values[name] for name in fields)
+        fixed = {**TOKENIZER_FIXED, "pooling_position": position}
+        check_fixed({**TOKENIZER_LEFT_OUT, **values}, fixed, source)
+        return cls(encoder_config(values, source), position, codebook_size, block_frames)

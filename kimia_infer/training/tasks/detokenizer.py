@@ -19,10 +19,9 @@ from kimia_infer.models.kimi_audio.checkpoint import (
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
 )
-from kimia_infer.models.kimi_audio.config import DiTConfig
+from kimia_infer.models.kimi_audio.config import DiTConfig, SpeechTokenizerConfig
 from kimia_infer.models.kimi_audio.dit import DiT, dit_component
 from kimia_infer.models.kimi_audio.flow import StreamConfig
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizerConfig
 from kimia_infer.training.network import Losses
 from kimia_infer.training.samples import LazySpeechCodes
 from kimia_infer.training.tasks.codec import (

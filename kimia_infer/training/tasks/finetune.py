@@ -22,7 +22,7 @@ from kimia_infer.models.kimi_audio.components import (
     understanding_components,
 )
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.whisper import feature_extractor
+from kimia_infer.models.kimi_audio.encoders import feature_extractor
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.config import FinetuneConfig
 from kimia_infer.training.dataset import Samples, check_lines, split_data

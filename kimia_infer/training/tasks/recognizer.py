@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.data.conversations import DataError
-from kimia_infer.models.kimi_audio.whisper import CODE_SAMPLES, FRAMES_PER_CODE
+from kimia_infer.models.kimi_audio.config import FRAMES_PER_CODE
+from kimia_infer.models.kimi_audio.encoders import CODE_SAMPLES
 from kimia_infer.training.tasks.codec import Data
 
 BLANK = 0

@@ -20,15 +20,11 @@ from transformers import WhisperFeatureExtractor
 from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
-from kimia_infer.models.kimi_audio.speech_tokenizer import (
-    SpeechTokenizer,
-    SpeechTokenizerConfig,
-    speech_tokenizer_component,
-)
-from kimia_infer.models.kimi_audio.whisper import (
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
+from kimia_infer.models.kimi_audio.config import FRAMES_PER_CODE, POSITIONS, SpeechTokenizerConfig
+from kimia_infer.models.kimi_audio.encoders import (
     CODE_SAMPLES,
-    FRAMES_PER_CODE,
-    POSITIONS,
+    SpeechTokenizer,
     feature_extractor,
     segment_codes,
 )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimia_infer.models.kimi_audio.whisper import (
+from kimia_infer.models.kimi_audio.encoders import (
     SEGMENT_SAMPLES,
     as_samples,
     code_count,

@@ -14,14 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio
-from kimia_infer.models.kimi_audio.speech_tokenizer import (
-    SpeechCodes,
-    SpeechTokenizer,
-    SpeechTokenizerConfig,
+from kimia_infer.models.kimi_audio.components import (
     speech_tokenizer_component,
     speech_tokenizer_slots,
 )
-from kimia_infer.models.kimi_audio.whisper import split_segments
+from kimia_infer.models.kimi_audio.config import SpeechTokenizerConfig
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes, SpeechTokenizer, split_segments
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Direct, Graphs
 from kimia_infer.weights.component import expected_tensors

@@ -12,13 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.audio.files import load_audio
-from kimia_infer.models.kimi_audio.whisper import (
-    BATCH_SEGMENTS,
-    SEGMENT_SAMPLES,
-    WhisperFeatures,
-    whisper_component,
-    whisper_slots,
-)
+from kimia_infer.models.kimi_audio.components import whisper_component, whisper_slots
+from kimia_infer.models.kimi_audio.encoders import BATCH_SEGMENTS, SEGMENT_SAMPLES, WhisperFeatures
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Direct, Graphs
 from tests.paths import GOLDEN

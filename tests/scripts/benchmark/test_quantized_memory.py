@@ -18,8 +18,8 @@ from kimia_infer.engine.generation import ControlTokens, DecodeInput, Generation
 from kimia_infer.layers.quantization import SCHEMES, stored_build
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.dit import DiT
+from kimia_infer.models.kimi_audio.encoders import SpeechTokenizer
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechTokenizer
 from kimia_infer.models.kimi_audio.vocoder import Vocoder
 from kimia_infer.weights.component import Component
 from kimia_infer.weights.tensors import TensorStore

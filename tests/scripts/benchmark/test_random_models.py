@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.models.kimi_audio.whisper import FRAMES_PER_CODE
+from kimia_infer.models.kimi_audio.config import FRAMES_PER_CODE
 from kimia_infer.utils.errors import ConfigurationError
 from scripts.benchmark.random_models import random_components
 from scripts.benchmark.requests import (

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from kimia_infer.models.kimi_audio.config import encoder_config
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.whisper import encoder_config
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.config import AdapterConfig
 from kimia_infer.training.model_files import plan_training

@@ -11,8 +11,9 @@ import torch
 from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.speech_tokenizer import SpeechCodes, speech_tokenizer_component
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes
 from scripts.miniature.conversations import write_conversations
 from scripts.miniature.spoken_world import READ, SPOKEN
 

@@ -13,10 +13,8 @@ from safetensors.torch import load_file, save_file
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.mel import MelConfig
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
-from kimia_infer.models.kimi_audio.speech_tokenizer import (
-    SpeechTokenizerConfig,
-    speech_tokenizer_component,
-)
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
+from kimia_infer.models.kimi_audio.config import SpeechTokenizerConfig
 from kimia_infer.training.run_directory import TrainingError
 from kimia_infer.training.tasks.config import (
     DiTSize,

@@ -15,13 +15,12 @@ from safetensors import safe_open
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.models.kimi_audio.checkpoint import LAYOUT
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component, whisper_component
 from kimia_infer.models.kimi_audio.config import VocoderConfig
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.language_model import language_model_component
-from kimia_infer.models.kimi_audio.speech_tokenizer import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
-from kimia_infer.models.kimi_audio.whisper import whisper_component
 from kimia_infer.training.tasks.config import DiTSize, EncoderSize, GeneratorSize
 from kimia_infer.weights.component import Component, expected_tensors
 from scripts.miniature.untrained import CORPUS, SEED, Sizes, train_merges, write_miniature

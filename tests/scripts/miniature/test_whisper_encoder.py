@@ -15,13 +15,9 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.checkpoint import WHISPER_FOLDER
-from kimia_infer.models.kimi_audio.whisper import (
-    WhisperFeatures,
-    encoder_config,
-    feature_extractor,
-    segment_codes,
-    whisper_component,
-)
+from kimia_infer.models.kimi_audio.components import whisper_component
+from kimia_infer.models.kimi_audio.config import encoder_config
+from kimia_infer.models.kimi_audio.encoders import WhisperFeatures, feature_extractor, segment_codes
 from kimia_infer.training.config import read_config
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.recognizer import Units

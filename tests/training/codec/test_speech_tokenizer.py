@@ -13,12 +13,9 @@ from torch import nn
 from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import DataError
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
-from kimia_infer.models.kimi_audio.speech_tokenizer import (
-    SpeechCodes,
-    SpeechTokenizerConfig,
-    speech_tokenizer_component,
-)
-from kimia_infer.models.kimi_audio.whisper import feature_extractor
+from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
+from kimia_infer.models.kimi_audio.config import SpeechTokenizerConfig
+from kimia_infer.models.kimi_audio.encoders import SpeechCodes, feature_extractor
 from kimia_infer.training.config import read_config
 from kimia_infer.training.run_directory import FINAL, TrainingError
 from kimia_infer.training.tasks.config import TokenizerTrainingConfig

@@ -1,14 +1,16 @@
-"""A wave to the continuous features that accompany its codes: the Whisper encoder.
+"""Waves to what the model hears: continuous Whisper features, and speech codes beside them.
 
-Both audio encoders read segments of 30 seconds and give one vector, or one code, for every 80 ms
-begun. The counts follow from the number of samples alone, so that the length of a prompt is known
-before an encoder runs.
+Both encoders read segments of 30 seconds and give one vector, or one code, for every 80 ms begun.
+The counts follow from the number of samples alone, so that the length of a prompt is known before
+an encoder runs. The codes are those of the GLM-4 speech tokenizer: the lower half of a Whisper
+encoder, made block-causal, whose frames are averaged to 12.5 per second and replaced by the index
+of the nearest codebook vector.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +18,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from kimia_infer.audio.files import SAMPLE_RATE
-from kimia_infer.models.kimi_audio.config import SIZE, check_fixed, check_kind
-from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.models.kimi_audio.config import (
+    FRAMES_PER_CODE,
+    SpeechTokenizerConfig,
+    check_fixed,
+)
 from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
-from kimia_infer.weights.component import Component, Slot, identity_slots, read_json
-from kimia_infer.weights.tensors import TensorStore, open_directory
+from kimia_infer.weights.component import read_json
 
 if TYPE_CHECKING:  # importing transformers takes seconds, so it waits until an encoder is built
-    from transformers import WhisperConfig, WhisperFeatureExtractor
+    from transformers import WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 SEGMENT_SAMPLES = 30 * SAMPLE_RATE
@@ -34,7 +38,6 @@ SEGMENT_SAMPLES = 30 * SAMPLE_RATE
 
 CODE_SAMPLES = 1_280
 """Samples per code: mel hop 160, second convolution 2, pooling 4; 12.5 codes a second."""
-
 
 SEGMENT_FRAMES = SEGMENT_SAMPLES // 160
 """Mel frames of a segment."""
@@ -50,6 +53,22 @@ EAGER_FRAMES = 4000
 """Mel frames, padding included, that are encoded at once where operations are launched one by one.
 With more of them the activations leave the caches of a CPU, where one segment of 30 s at a time is
 fastest."""
+
+PADDED_TOGETHER = 128
+"""Segments of a recording that are padded to the longest, as published; the last code of a shorter
+one depends on its padding."""
+
+LOG_MEL = {
+    "sampling_rate": SAMPLE_RATE,
+    "chunk_length": SEGMENT_SAMPLES // SAMPLE_RATE,
+    "n_fft": 400,
+    "hop_length": 160,
+    "padding_side": "right",
+    "padding_value": 0.0,
+    "dither": 0.0,
+}
+"""Spectrogram settings of both audio encoders (published configuration). Lengths of
+prompts follow from them, so a checkpoint cannot choose others."""
 
 Inputs = tuple[Tensor, ...]
 
@@ -83,58 +102,6 @@ def code_count(samples: int) -> int:
         raise ValueError(f"a wave needs at least one sample, got {samples}")
     full, rest = divmod(samples, SEGMENT_SAMPLES)
     return full * segment_codes(SEGMENT_SAMPLES) + (segment_codes(rest) if rest else 0)
-
-
-FRAMES_PER_CODE = 4
-"""Encoder frames (50 per second) joined to one feature vector (12.5 per second)."""
-
-LOG_MEL = {
-    "sampling_rate": SAMPLE_RATE,
-    "chunk_length": SEGMENT_SAMPLES // SAMPLE_RATE,
-    "n_fft": 400,
-    "hop_length": 160,
-    "padding_side": "right",
-    "padding_value": 0.0,
-    "dither": 0.0,
-}
-"""Spectrogram settings of both audio encoders (published configuration). Lengths of
-prompts follow from them, so a checkpoint cannot choose others."""
-
-POSITIONS = 1_500
-"""Encoder frames of a segment (published configuration)."""
-
-ENCODER_SIZES = (
-    "d_model",
-    "encoder_layers",
-    "encoder_attention_heads",
-    "encoder_ffn_dim",
-    "num_mel_bins",
-)
-ENCODER_FIXED = {"max_source_positions": POSITIONS, "activation_function": "gelu"}
-
-
-def encoder_config(values: Mapping[str, Any], source: Path) -> WhisperConfig:
-    """The encoder that a published ``config.json`` describes, without dropout, with SDPA.
-
-    Raises:
-        CheckpointError: a field is missing or has a wrong value; ``source`` is named.
-    """
-    for name in ENCODER_SIZES:
-        check_kind(values.get(name), SIZE, name, source)
-    check_fixed({**ENCODER_FIXED, **values}, ENCODER_FIXED, source)  # both may be left out
-    if values["d_model"] % values["encoder_attention_heads"]:
-        raise CheckpointError(f"{source}: d_model is not a multiple of encoder_attention_heads")
-    from transformers import WhisperConfig
-
-    return WhisperConfig(
-        **{name: values[name] for name in ENCODER_SIZES},
-        **ENCODER_FIXED,
-        dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        encoder_layerdrop=0.0,
-        attn_implementation="sdpa",  # pyrefly: ignore[unexpected-keyword]
-    )
 
 
 def feature_extractor(directory: Path, mels: int) -> WhisperFeatureExtractor:
@@ -249,7 +216,7 @@ def _rounded(frames: int) -> int:
 class WhisperFeatures(SegmentEncoder):
     """Whisper encoder frames, joined to one continuous vector [4 * d_model] per semantic code.
 
-    Computed in the dtype of the module, a :func:`whisper_component`, from float32 spectrograms.
+    Computed in the dtype of the module, from float32 spectrograms.
     Each segment is padded with silence, which is attended to, as published.
     """
 
@@ -270,61 +237,101 @@ class WhisperFeatures(SegmentEncoder):
         return frames.unflatten(1, (-1, FRAMES_PER_CODE)).flatten(2)
 
 
-def whisper_slots(config: WhisperConfig) -> list[Slot]:
-    """Every tensor of the encoder, by its published name without ``model.encoder.``."""
-    with torch.device("meta"):
-        return identity_slots(_build(config))
+class SpeechTokenizer(nn.Module):
+    """Block-causal Whisper encoder with a vector quantizer. Run it in float32."""
+
+    def __init__(self, config: SpeechTokenizerConfig):
+        from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
+        super().__init__()
+        self.config = config
+        encoder = config.encoder
+        self.conv1 = nn.Conv1d(encoder.num_mel_bins, encoder.d_model, kernel_size=3)
+        self.conv2 = nn.Conv1d(encoder.d_model, encoder.d_model, kernel_size=3, stride=2)
+        self.embed_positions = nn.Embedding(encoder.max_source_positions, encoder.d_model)
+        self.layers = nn.ModuleList(WhisperEncoderLayer(encoder) for _ in range(config.layers))
+        self.codebook = nn.Embedding(config.codebook_size, encoder.d_model)
+
+    def forward(self, mel: Tensor, mask: Tensor) -> Tensor:
+        """Spectrograms to the vectors that are quantized.
+
+        Args:
+            mel: log-mel [segments, mels, frames], 100 frames per second, a multiple of 8.
+            mask: [segments, frames], nonzero where a frame starts within its segment.
+
+        Returns:
+            [segments, frames / 8, d_model]; the last vector of a segment averages over
+            frames of padding too, as published.
+        """
+        frames = F.gelu(_causal_conv(self.conv1, mel.mT))
+        frames = F.gelu(_causal_conv(self.conv2, frames))
+        frames = frames + self.embed_positions.weight[: frames.shape[1]]
+        visible = self._visible(mask[:, :: self.conv2.stride[0]].bool())
+        for layer in self.layers:
+            frames = layer(frames, attention_mask=visible)
+        return frames.unflatten(1, (-1, FRAMES_PER_CODE)).mean(dim=2)
+
+    def _visible(self, valid: Tensor) -> Tensor:
+        """Which key a query attends to: valid, and past or in the same block.
+
+        [segments, frames] to [segments, 1, frames (query), frames (key)].
+        """
+        index = torch.arange(valid.shape[1], device=valid.device)
+        block = index // self.config.block_frames
+        causal = (index <= index[:, None]) | (block == block[:, None])
+        return causal & valid[:, None, None, :]
+
+    def quantize(self, vectors: Tensor) -> Tensor:
+        """Indices [...] of the codebook vectors nearest to ``vectors`` [..., d_model]."""
+        codebook = self.codebook.weight
+        flat = vectors.flatten(0, -2)
+        lengths = codebook.square().sum(dim=1) + flat.square().sum(dim=1, keepdim=True)
+        distances = torch.addmm(lengths, flat, codebook.T, alpha=-2.0)
+        return distances.argmin(dim=1).view(vectors.shape[:-1])
 
 
-def _build(config: WhisperConfig) -> WhisperEncoder:
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+def _causal_conv(conv: nn.Conv1d, frames: Tensor) -> Tensor:
+    """``conv`` over time without looking ahead: [batch, time, in] to [batch, time', out].
 
-    return WhisperEncoder(config)
-
-
-def whisper_component(
-    directory: Path, tuned: TensorStore | None = None
-) -> Component[WhisperEncoder]:
-    """The Whisper encoder of a checkpoint folder; its decoder is ignored.
-
-    Tensors may be named ``model.encoder.*``, as published, or ``encoder.*``, as exported
-    after fine-tuning. ``tuned`` holds those of an encoder that was fine-tuned with the language
-    model, which are then used; the folder need not exist. Without a ``config.json`` its
-    sizes are taken from the tensors.
-
-    Raises:
-        CheckpointError: a file or tensor is missing, damaged or of the wrong shape.
+    As a matrix product, because float32 convolutions are rounded to TF32 by default on some
+    devices, which changes codes.
     """
-    path = directory / "config.json"
-    store = tuned or open_directory(directory).under("model.encoder.", "encoder.")
-    values = read_json(path) if path.is_file() else _sizes(store, path)
-    config = encoder_config(values, path)
-    feature_extractor(directory, config.num_mel_bins)  # refuses a bad folder before loading
-    return Component(
-        name="Whisper encoder",
-        build=lambda: _build(config),
-        slots=whisper_slots(config),
-        store=store,
-    )
+    (kernel,), (stride,) = conv.kernel_size, conv.stride
+    windows = F.pad(frames, (0, 0, kernel - 1, 0)).unfold(1, kernel, stride)
+    return F.linear(windows.flatten(2), conv.weight.flatten(1), conv.bias)
 
 
-def _sizes(store: TensorStore, missing: Path) -> dict[str, int]:
-    """Sizes that the tensors imply; heads have 64 dimensions, as in all published encoders."""
-    shapes = {name: stored.shape for name, stored in store.tensors.items()}
-    try:
-        width, mels, _ = shapes["conv1.weight"]
-        inner, _ = shapes["layers.0.fc1.weight"]
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{store.location}: not a Whisper encoder ({error})") from error
-    if width % 64:
-        raise CheckpointError(
-            f"{missing}: file missing, and a width of {width} leaves the number of heads open"
-        )
-    layers = {name.split(".")[1] for name in shapes if name.startswith("layers.")}
-    return {
-        "d_model": width,
-        "encoder_layers": len(layers),
-        "encoder_attention_heads": width // 64,
-        "encoder_ffn_dim": inner,
-        "num_mel_bins": mels,
-    }
+class SpeechCodes(SegmentEncoder):
+    """Waves to semantic codes, int64 [codes], 12.5 per second.
+
+    The module is a :class:`SpeechTokenizer`. Another dtype than float32 changes some
+    codes.
+    """
+
+    lengths = range(LENGTH_STEP, SEGMENT_FRAMES + 1, LENGTH_STEP)
+
+    def __init__(self, module: SpeechTokenizer, directory: Path, graphs: Graphs | None = None):
+        super().__init__(module, directory, module.config.encoder.num_mel_bins, graphs)
+
+    def _spectrograms(self, segments: list[np.ndarray]) -> list[Inputs]:
+        weight, rows = self.module.conv1.weight, []
+        for first in range(0, len(segments), PADDED_TOGETHER):
+            features = self.extractor(
+                segments[first : first + PADDED_TOGETHER],
+                sampling_rate=SAMPLE_RATE,
+                padding="longest",
+                pad_to_multiple_of=CODE_SAMPLES,
+                return_attention_mask=True,
+                return_tensors="pt",
+                device=str(weight.device),
+            )
+            mel = features.input_features.to(weight.device, weight.dtype)
+            rows += zip(mel, features.attention_mask.to(weight.device), strict=True)
+        return rows
+
+    def _blank(self, frames: int) -> Inputs:
+        (mel,) = super()._blank(frames)
+        return mel, torch.ones(1, frames, device=mel.device, dtype=torch.int32)
+
+    def _compute(self, *inputs: Tensor) -> Tensor:
+        return self.module.quantize(self.module(*inputs))  # masked frames do not change the codes
