@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from kimia_infer.api.response import Deadline
+from kimia_infer.api.request import Deadline
 from kimia_infer.utils.errors import RequestCancelled, ServiceBusy
 
 Item = TypeVar("Item")
