@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kimia_infer.api import response
+from kimia_infer.api import request
 from kimia_infer.api.engine import surviving_out_of_memory
 from kimia_infer.api.request import Deadline
 from kimia_infer.utils.errors import (
@@ -18,7 +18,7 @@ from kimia_infer.utils.errors import (
 
 def test_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(response.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(request.time, "monotonic", lambda: clock[0])
     deadline, never = Deadline(2.5), Deadline(None)
     clock[0] = 102.5
     deadline.check()

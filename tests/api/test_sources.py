@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from kimia_infer.api import response
+from kimia_infer.api import request
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError
@@ -160,7 +160,7 @@ def test_the_time_limit_holds_while_audio_is_read(
 ) -> None:
     """Nothing is encoded once the time is over, which is 1 s later whenever it is asked for."""
     clock = itertools.count()
-    monkeypatch.setattr(response.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(request.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(model.speech_codes, "encode_all", lambda waves: pytest.fail("encoded"))
     monkeypatch.setattr(model.whisper_features, "encode_all", lambda waves: pytest.fail("encoded"))
     monkeypatch.setattr(model, "begin", lambda request: pytest.fail("answered"))
@@ -171,7 +171,7 @@ def test_the_time_limit_holds_while_audio_is_read(
 
 def test_the_time_limit_holds_in_silence(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
-    monkeypatch.setattr(response.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(request.time, "monotonic", lambda: float(next(clock)))
     silence = wav_bytes(np.zeros(15 * 60 * SAMPLE_RATE))
     events = model.stream_transcription(silence, timeout_seconds=40)
     with pytest.raises(RequestTimeout):
