@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from kimia_infer.api.events import AudioChunk, Completion, Event, TextDelta
-from kimia_infer.api.response import Deadline
+from kimia_infer.api.request import Deadline
 from kimia_infer.audio.encode import encode
 from kimia_infer.audio.files import pcm16, wav_bytes
 from kimia_infer.serving.openai.answers import while_connected
