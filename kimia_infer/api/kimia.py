@@ -28,6 +28,7 @@ from kimia_infer.api.transcription import (
     OnProgress,
     Transcript,
     TranscriptEvent,
+    check_longest,
     transcribe_stream,
 )
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioStream
@@ -245,6 +246,7 @@ class KimiAudio(Engine):
         *,
         instruction: str = INSTRUCTION,
         max_seconds: float = MAX_SECONDS,
+        longest_segment: float | None = None,
         on_progress: OnProgress | None = None,
         stop_repetition: bool = True,
         deadline: Deadline | None = None,
@@ -252,8 +254,9 @@ class KimiAudio(Engine):
     ) -> Generator[TranscriptEvent]:
         """Transcribe a recording, in one of the forms of :meth:`generate`, as a stream of events.
 
-        The recording is cut at quiet points into segments of at most 30 s, and each is
-        answered on its own, after ``instruction``. Yields TextDelta events within segments, a
+        The recording is cut at quiet points into segments of at most ``longest_segment`` seconds
+        (2 to 30; by default, and at most, what the model understands), and each is answered on its
+        own, after ``instruction``. Yields TextDelta events within segments, a
         TranscriptSegment after each and, last, the Transcript; the deltas joined are its text.
         ``on_progress`` is called after steps, with seconds of audio done and in total, and
         may raise to stop. ``max_seconds`` bounds what is decoded. ``stop_repetition`` stops a
@@ -272,8 +275,11 @@ class KimiAudio(Engine):
             Message("user", "text", text=parse_text("instruction", instruction)),
             Message("user", "audio", audio=parse_audio("audio", audio)),
         ]
+        longest = self.segment_seconds
+        if longest_segment is not None:
+            longest = min(check_longest(longest_segment), longest)
         deadline = deadline or Deadline(options.timeout_seconds)
-        events = self._transcribe(messages, options, max_seconds, on_progress, deadline)
+        events = self._transcribe(messages, options, max_seconds, longest, on_progress, deadline)
         return surviving_out_of_memory(events)
 
     @torch.inference_mode()
@@ -282,6 +288,7 @@ class KimiAudio(Engine):
         messages: Sequence[Message],
         options: Parameters,
         max_seconds: float,
+        longest: float,
         on_progress: OnProgress | None,
         deadline: Deadline,
     ) -> Generator[TranscriptEvent]:
@@ -316,7 +323,7 @@ class KimiAudio(Engine):
                 begin,
                 clock,
                 on_progress,
-                self.segment_seconds,
+                longest,
                 notes,
                 self.scheduler.slots,
             )

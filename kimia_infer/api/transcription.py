@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from kimia_infer.api.events import Completion, Event, Metrics, TextDelta
+from kimia_infer.api.parameters import show
 from kimia_infer.api.request import Stopwatch
 from kimia_infer.audio.files import (
     SAMPLE_RATE,
@@ -29,11 +30,16 @@ from kimia_infer.audio.split import (
     SHORTEST_SECONDS,
     split_at_quiet,
 )
-from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.utils.errors import CheckpointError, RequestError
 from kimia_infer.weights.component import read_json
 
 INSTRUCTION = "Please transcribe the following audio:"
 """The published example's request for a transcript."""
+
+INSTRUCTIONS = {"en": INSTRUCTION, "zh": "请将音频内容转换为文字。"}
+"""The same by language (ISO 639-1); the published examples ask in these two."""
+
+TRANSLATE = "Please translate the following audio into English:"
 
 MAX_SECONDS = 7200.0
 """Longest recording by default."""
@@ -117,10 +123,21 @@ def longest_segment(directory: Path) -> float:
     path = directory / "generation_config.json"
     values = read_json(path) if path.exists() else {}
     seconds = values.get(SEGMENT_FIELD, LONGEST_SECONDS)
-    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not 2 * SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS:
+    if not _is_segment(seconds):
         raise CheckpointError(f"{path}: {SEGMENT_FIELD} must be from 2 to 30, found {seconds!r}")
     return float(seconds)
+
+
+def check_longest(seconds: Any) -> float:
+    """The argument ``longest_segment``; raises RequestError if it is no number from 2 to 30."""
+    if not _is_segment(seconds):
+        raise RequestError(f"longest_segment: expected 2 to 30 seconds, found {show(seconds)}")
+    return float(seconds)
+
+
+def _is_segment(seconds: Any) -> bool:
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return number and 2 * SHORTEST_SECONDS <= seconds <= LONGEST_SECONDS
 
 
 @dataclass(frozen=True)
@@ -256,11 +273,14 @@ def _add(metrics: Metrics, segment: Metrics) -> None:
     metrics |= {name: segment[name] for name in KEPT}
 
 
-# Chinese characters, kana, and the punctuation and full-width forms that go with them.
-_WITHOUT_SPACES = re.compile(
-    "[\u2e80-\u303f\u3040-\u30ff\u3100-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff]"
+UNSPACED = (
+    "\u2e80-\u303f\u3040-\u30ff\u3100-\u312f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\ufe30-\ufe4f\uff00-\uffef\U00020000-\U0003ffff"
 )
+"""Characters that stand without spaces, as ranges of a regular expression: Chinese ones, kana, and
+the punctuation and full-width forms that go with them."""
+
+_WITHOUT_SPACES = re.compile(f"[{UNSPACED}]")
 
 
 def separator(before: str, after: str) -> str:
