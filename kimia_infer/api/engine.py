@@ -179,7 +179,9 @@ class Engine:
             read = None
             if voice is not None and self.voice_reader is not None:  # as checked
                 source = parse_audio("voice", voice)
-                read = self.voice_reader.read(source, notes.append, deadline.check)
+                read = self.voice_reader.read(
+                    source, self.scheduler.call, notes.append, deadline.check
+                )
         response = self.begin(
             Request(
                 messages,
@@ -252,7 +254,7 @@ class Engine:
         clock = clock or Stopwatch()
         waves = self.encoder.load(messages, options, clock)
         chat, _ = self.encoder.prepare(messages, waves, options, clock)
-        return self.encoder.encode_all([chat])[0]
+        return self.scheduler.call(lambda: self.encoder.encode_all([chat])[0])
 
     def generation(
         self, prompt: Prompt, features: Tensor | None, options: Parameters, randomness: Randomness

@@ -337,7 +337,6 @@ class KimiAudio(Engine):
         ids = ids[: ids.index(end)] if end in ids else ids
         return self.text_tokenizer.decode([i for i in ids if i < self.kimia_token_offset])
 
-    @torch.inference_mode()
     def detokenize_audio(self, audio_tokens: Tensor, *, seed: int | None = None) -> Tensor:
         """Speech codes int64 [1, n] (from 0) -> wave float32 [1, 1920 * n] at 24 kHz.
 
@@ -345,5 +344,15 @@ class KimiAudio(Engine):
         """
         if self.detokenizer is None:
             raise ValueError("no detokenizer: create KimiAudio with load_detokenizer=True")
-        noise = self._noise(SeededRandomness(seed))
-        return self.detokenizer.synthesize(audio_tokens.reshape(-1), noise)
+        graphs, noise = self.detokenizer.graphs, self._noise(SeededRandomness(seed))
+        waves = self.detokenizer.waves(audio_tokens.reshape(-1), noise)
+
+        def next_wave() -> Tensor | None:
+            with graphs.stream():
+                wave = next(waves, None)
+                return None if wave is None else wave.cpu()
+
+        made: list[Tensor] = []
+        while (wave := self.scheduler.call(next_wave)) is not None:  # requests go on in between
+            made.append(wave)
+        return torch.cat(made)[None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -39,18 +38,17 @@ def copied_to(module: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def offload(encoder: SegmentEncoder, device: torch.device) -> None:
-    """Let ``encoder``, whose module is in host memory, compute on ``device``, one thread at a time.
+    """Let ``encoder``, whose module is in host memory, compute on ``device``.
 
     It is not recorded as a graph, which would keep the addresses of the copied parameters.
     """
-    lock = threading.Lock()
     if device.type != "cpu":
         for parameter in encoder.module.parameters():  # page-locked memory is copied fastest
             parameter.data = parameter.data.pin_memory()
 
     @contextmanager
     def placed() -> Iterator[None]:
-        with lock, copied_to(encoder.module, device):
+        with copied_to(encoder.module, device):
             yield
 
     encoder.placed = placed

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kimia_infer.audio.files import (
     SAMPLE_RATE,
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from kimia_infer.api.loading import Components
 
 log = logging.getLogger(__name__)
+
+Call = Callable[[Callable[[], Tensor]], Tensor]
+"""Has a function called by the thread that owns the device, and returns its result."""
 
 MIN_SECONDS = 1.0
 MAX_SECONDS = 30.0
@@ -57,20 +62,24 @@ class VoiceReader:
 
     @torch.inference_mode()
     def read(
-        self, source: AudioSource, note: Note = log.warning, check: Check | None = None
+        self,
+        source: AudioSource,
+        call: Call,
+        note: Note = log.warning,
+        check: Check | None = None,
     ) -> Voice:
         """The voice in an audio file, given by path or as its content.
 
-        It is cut to whole codes. ``note`` and ``check`` are those of ``load_audio``. Raises
-        RequestError naming ``voice`` for a recording that is not audio, silent, or not of 1 to 30
-        seconds.
+        It is cut to whole codes, which are computed through ``call``. ``note`` and ``check`` are
+        those of ``load_audio``. Raises RequestError naming ``voice`` for a recording that is not
+        audio, silent, or not of 1 to 30 seconds.
         """
         key = _digest(source)
         last = self._last  # which another thread may replace
         if last is None or last[0] != key:
             notes: list[str] = []
             try:
-                self._last = last = key, self._read(source, notes.append, check), notes
+                self._last = last = key, self._read(source, call, notes.append, check), notes
             except AudioError as error:
                 raise type(error)(f"voice: {error}") from error
         _, voice, notes = last
@@ -78,7 +87,7 @@ class VoiceReader:
             note(f"voice: {text}")
         return voice
 
-    def _read(self, source: AudioSource, note: Note, check: Check | None) -> Voice:
+    def _read(self, source: AudioSource, call: Call, note: Note, check: Check | None) -> Voice:
         wave = _load(source, note, check)
         config = MelConfig.from_directory(self._folder)
         resampled = load_audio(
@@ -86,7 +95,8 @@ class VoiceReader:
         )
         mel = log_mel(torch.from_numpy(resampled), config)
         count = min(len(wave) // CODE_SAMPLES, len(mel) // self._frames_per_code)
-        codes = self._speech_codes.encode(wave[: count * CODE_SAMPLES]).cpu()
+        wave = wave[: count * CODE_SAMPLES]
+        codes = call(lambda: self._speech_codes.encode(wave).cpu())
         tokens = codes.repeat_interleave(self._frames_per_code)
         return Voice(mel[: len(tokens)], tokens)
 

@@ -12,8 +12,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from kimia_infer.engine.decode import Decoder
@@ -40,6 +42,7 @@ LONGEST_QUEUE = 256
 """Requests that may wait for a slot."""
 
 Encode = Callable[[Sequence[Any]], list[DecodeInput]]
+Result = TypeVar("Result")
 
 
 class Scheduler:
@@ -58,6 +61,7 @@ class Scheduler:
         self._synthesizer = None if detokenizer is None else Synthesizer(detokenizer)
         self._changed = threading.Condition()
         self._queue: deque[Task] = deque()
+        self._calls: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._stopped = ""  # why, once it is
         self._thread: threading.Thread | None = None
         self._tasks: list[Task] = []  # those that have a slot
@@ -99,16 +103,37 @@ class Scheduler:
                 "answer, or send less audio, text or history"
             )
         with self._changed:
-            if self._stopped:
-                raise RuntimeError(self._stopped)
+            self._start()
             if len(self._queue) >= LONGEST_QUEUE:
                 seconds = self._task_seconds * (len(self._queue) + 1) / self.slots
                 raise ServiceBusy(len(self._queue), round(1000 * seconds))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-                self._thread.start()
             self._queue.append(task)
             self._changed.notify()
+
+    def call(self, function: Callable[[], Result]) -> Result:
+        """What ``function`` returns or raises, computed by the thread between two turns.
+
+        Requests wait for it. Raises RuntimeError after the end of the thread.
+        """
+        if threading.current_thread() is self._thread:
+            return function()
+        future: Future[Result] = Future()
+        with self._changed:
+            self._start()
+            self._calls.append((future, function))
+            self._changed.notify()
+        try:
+            return future.result()
+        finally:
+            del future, function  # an error refers to this frame
+
+    def _start(self) -> None:
+        """Begin the thread, unless it has begun. RuntimeError if it has ended."""
+        if self._stopped:
+            raise RuntimeError(self._stopped)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+            self._thread.start()
 
     def abandon(self, task: Task) -> None:
         """Nobody waits for this request any more: free what it holds, within a step."""
@@ -137,22 +162,24 @@ class Scheduler:
             raise
         finally:
             with self._changed:
-                waiting = [*self._tasks, *self._queue]
-                self._queue.clear()
-                self._tasks.clear()
-            for task in waiting:
-                task.end(RuntimeError(self._stopped))
+                ends = [task.end for task in (*self._tasks, *self._queue)]
+                ends += [future.set_exception for future, _ in self._calls]
+                for held in (self._tasks, self._queue, self._calls):
+                    held.clear()
+            for end in ends:
+                end(RuntimeError(self._stopped))
 
     def _has_work(self) -> bool:
         """Wait for a request; False once the engine is to stop."""
         with self._changed:
-            while not (self._queue or self._tasks or self._stopped):
+            while not (self._queue or self._tasks or self._calls or self._stopped):
                 self._changed.wait()
             return not self._stopped
 
     def _turn(self) -> None:
         """A bit of everything that can be done."""
         self._drop_ended()
+        self._call_next()
         self._admit()
         self._encode_next()
         self._read_next()
@@ -170,6 +197,18 @@ class Scheduler:
                 self._fail(task, error)
             if task.abandoned:
                 self._fail(task, RuntimeError("the request was abandoned"))
+
+    def _call_next(self) -> None:
+        """Compute the next that :meth:`call` waits for."""
+        if not self._calls:
+            return
+        future, function = self._calls.popleft()
+        try:
+            with torch.inference_mode():
+                future.set_result(function())
+        except BaseException as error:  # somebody waits
+            future.set_exception(error)
+        del future, function  # an error refers to this frame
 
     def _admit(self) -> None:
         with self._changed:

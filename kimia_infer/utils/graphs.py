@@ -116,31 +116,28 @@ class Recorded:
     """A function of tensors, recorded for the shapes of those given to :meth:`record`.
 
     For other shapes, and where nothing is recorded, it is launched operation by operation. Each
-    shape has one dtype. The result belongs to the caller.
+    shape has one dtype. The result belongs to the caller. Not to be used by two threads at once.
     """
 
     def __init__(self, function: Callable[..., Tensor], graphs: Graphs):
         self.function, self.graphs = function, graphs
         self._recorded: dict[tuple[torch.Size, ...], tuple[list[Tensor], Work, Tensor]] = {}
-        self._lock = threading.Lock()  # what a recording reads and writes is shared
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         recording = self._recorded.get(_shapes(tensors))
         if recording is None:
             return self.function(*tensors)
         given, launch, result = recording
-        with self._lock:
-            for place, tensor in zip(given, tensors, strict=True):
-                place.copy_(tensor)
-            launch()
-            return result.clone()
+        for place, tensor in zip(given, tensors, strict=True):
+            place.copy_(tensor)
+        launch()
+        return result.clone()
 
     def record(self, *tensors: Tensor) -> None:
         """Record the shapes of these tensors, whose values do not matter."""
         shapes = _shapes(tensors)
         if self.graphs.captures and shapes not in self._recorded:
-            with self._lock:
-                self._recorded[shapes] = self._record(tensors)
+            self._recorded[shapes] = self._record(tensors)
 
     def _record(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Work, Tensor]:
         first = self.function(*tensors)

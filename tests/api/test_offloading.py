@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-
 import pytest
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_components
 from kimia_infer.api.offloading import check_offload, copied_to
-from kimia_infer.models.kimi_audio.encoders import SpeechCodes, WhisperFeatures
 from kimia_infer.serving.cog.self_test import self_test
 from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.utils.graphs import Direct
@@ -75,28 +70,6 @@ def test_answers_say_what_is_offloaded(models) -> None:
     metrics = [list(model.stream(chat, max_new_tokens=1))[-1].metrics for model in models]
     assert [found["offload"] for found in metrics] == ["none", "encoders"]
     assert {found["kv_cache"] for found in metrics} == {"none"}
-
-
-@pytest.mark.parametrize("owner", [SpeechCodes, WhisperFeatures])
-def test_one_thread_at_a_time_visits(owner: type, models, monkeypatch) -> None:
-    """Two that overlapped would leave copies behind for good."""
-    encoder = models[1].speech_codes if owner is SpeechCodes else models[1].whisper_features
-    module = encoder.module
-    before = [p.data_ptr() for p in module.parameters()]
-    both, met = threading.Barrier(2), []
-    spectrograms = owner._spectrograms
-
-    def meet(self, segments):
-        with suppress(threading.BrokenBarrierError):
-            both.wait(0.2)
-            met.append(True)
-        return spectrograms(self, segments)
-
-    monkeypatch.setattr(owner, "_spectrograms", meet)
-    with ThreadPoolExecutor(2) as pool:
-        assert len(list(pool.map(encoder.encode, [torch.ones(900)] * 2))) == 2
-    assert not met
-    assert [p.data_ptr() for p in module.parameters()] == before
 
 
 def test_nothing_is_recorded(models) -> None:

@@ -17,12 +17,15 @@ import pytest
 import torch
 
 from kimia_infer.api.kimia import KimiAudio
-from tests.paths import ROOT
+from kimia_infer.api.parameters import parse_parameters
+from kimia_infer.models.kimi_audio.prompt import parse_messages
+from tests.paths import GOLDEN, ROOT
 
 CHAT = [{"role": "user", "message_type": "text", "content": "tell me about the weather"}]
 SPOKEN = {"output_type": "both", "max_new_tokens": 40, "text_temperature": 1.0,
           "audio_temperature": 1.0, "preset": "low_latency"}  # fmt: skip
 PATIENCE = 60.0
+AUDIO = GOLDEN / "e2e" / "audio"
 
 
 @pytest.fixture
@@ -49,6 +52,53 @@ def test_twenty_threads_get_the_answers_of_one(model: KimiAudio) -> None:
     assert all(same(answer, expected[i % 5]) for i, answer in enumerate(answers))
     assert not same(expected[0], expected[1])
     assert model.decoder.spans.free == model.decoder.spans.places
+
+
+def test_one_thread_computes(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what belongs to no request, beside requests: voices, prompts, speech of given codes."""
+    voice, codes = str(AUDIO / "train.wav"), torch.arange(70)[None]
+    heard = [{"role": "user", "message_type": "audio", "content": voice}]
+
+    def say() -> torch.Tensor:
+        return model.detokenize_audio(codes, seed=3)
+
+    def answer(**arguments) -> torch.Tensor:
+        return model.generate(CHAT, seed=1, **SPOKEN, **arguments)[0]
+
+    def encode() -> torch.Tensor:
+        _, features = model.encode_chat(parse_messages(heard), parse_parameters())
+        assert features is not None
+        return features
+
+    asked = [say, encode, answer, lambda: answer(voice=voice)]
+    expected, threads = [ask() for ask in asked], set()
+
+    def watch(owner: object, name: str) -> None:
+        compute = getattr(owner, name)
+
+        def watched(*arguments):
+            threads.add(threading.current_thread())
+            return compute(*arguments)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(model.speech_codes, "encode_all")
+    watch(model.whisper_features, "encode_all")
+    watch(model.detokenizer, "push_together")
+    watch(model.decoder, "step")
+    other = str(AUDIO / "stereo24k.wav")  # so that the first voice is read again
+    model.generate(CHAT, seed=1, voice=other, **SPOKEN)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda ask: ask(), asked * 3))
+    for result, wanted in zip(found, expected * 3, strict=True):
+        torch.testing.assert_close(result, wanted, atol=1e-5, rtol=0)
+    assert threads == {model.scheduler._thread}
+
+
+def test_a_call_that_fails_tells_its_caller_alone(model: KimiAudio) -> None:
+    with pytest.raises(ZeroDivisionError):
+        model.scheduler.call(lambda: 1 / 0)
+    assert model.scheduler.call(lambda: 5) == 5
 
 
 def test_who_never_reads_holds_back_nobody(model: KimiAudio) -> None:
@@ -103,25 +153,32 @@ def test_a_device_that_frees_nothing_ends_the_engine_with_an_error(
 ) -> None:
     """For those that run, those that wait and those that come later; nobody waits for ever."""
     model = load()
-    go = threading.Event()
+    begun, go = threading.Event(), threading.Event()
 
     def broken() -> None:
+        begun.set()
         go.wait(PATIENCE)
         raise RuntimeError("the device is lost")
 
     monkeypatch.setattr(model.decoder, "step", broken)
     monkeypatch.setattr(model.decoder, "reset", broken)
-    count = model.scheduler.slots + 2
-    with ThreadPoolExecutor(count) as pool:
+    scheduler = model.scheduler
+    count = scheduler.slots + 2
+    with ThreadPoolExecutor(count + 1) as pool:
         answers = [pool.submit(model.generate, CHAT, seed=1, **SPOKEN) for _ in range(count)]
+        assert begun.wait(PATIENCE)
+        answers.append(pool.submit(scheduler.call, lambda: None))
         end = time.monotonic() + PATIENCE
-        while model.scheduler.queued + model.scheduler.taken < count and time.monotonic() < end:
+        while scheduler.queued + scheduler.taken < count or not scheduler._calls:
+            assert time.monotonic() < end
             time.sleep(0.001)
         go.set()
         errors = [answer.exception(PATIENCE) for answer in answers]
     assert all("the device is lost" in str(error) for error in errors)
     with pytest.raises(RuntimeError, match=r"engine has stopped.*the device is lost"):
         model.generate(CHAT)
+    with pytest.raises(RuntimeError, match=r"engine has stopped.*the device is lost"):
+        scheduler.call(lambda: None)
 
 
 LEAVES = """

@@ -16,7 +16,8 @@ from kimia_infer.api.voice import MAX_SECONDS, MIN_SECONDS
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.layers.sampler import SeededRandomness
-from kimia_infer.models.kimi_audio.detokenizer import PRESETS
+from kimia_infer.models.kimi_audio.detokenizer import PRESETS, Voice
+from kimia_infer.models.kimi_audio.prompt import AudioSource
 from kimia_infer.utils.errors import RequestError
 from tests.api.sounds import noise, wav_bytes
 from tests.scripted import script
@@ -37,11 +38,15 @@ def _speaks(monkeypatch: pytest.MonkeyPatch, model: KimiAudio) -> None:
     script(monkeypatch, model, model.text_tokenizer.encode("some words"), codes)
 
 
+def read(model: KimiAudio, source: AudioSource) -> Voice:
+    return model.voice_reader.read(source, model.scheduler.call)
+
+
 @pytest.mark.parametrize("rate", [SAMPLE_RATE, 24_000])
 def test_codes_and_mel_of_a_recording(model: KimiAudio, golden: Path, rate: int) -> None:
     """Own codes, four times each, beside as many frames of the mel at the vocoder's rate."""
     content = wav_bytes(noise(2.5, rate), rate)
-    voice = model.voice_reader.read(content)
+    voice = read(model, content)
     wave, config = (
         load_audio(content),
         MelConfig.from_directory(golden / "e2e" / "checkpoint" / "vocoder"),
@@ -57,7 +62,7 @@ def test_codes_and_mel_of_a_recording(model: KimiAudio, golden: Path, rate: int)
 def test_every_frame_of_the_mel_has_sound(model: KimiAudio) -> None:
     """Whatever the length, no frame is padding, which would be loud in the logarithm."""
     for samples in range(SAMPLE_RATE, SAMPLE_RATE + 1300, 97):
-        voice = model.voice_reader.read(wav_bytes(noise(2)[:samples]))
+        voice = read(model, wav_bytes(noise(2)[:samples]))
         assert len(voice.mel) == len(voice.tokens) == samples // 1280 * 4
 
 
@@ -67,7 +72,7 @@ def test_speech_continues_the_voice(model: KimiAudio) -> None:
     noise_of = model._noise(SeededRandomness(ARGUMENTS["seed"]))
     with torch.inference_mode():
         stream = model.detokenizer.start(noise_of)
-        stream.prefill(*model.voice_reader.read(VOICE))
+        stream.prefill(*read(model, VOICE))
         parts = torch.tensor(completion.codes).split(model.detokenizer.config.chunk_codes)
         waves = [stream.push(part, final=i == len(parts)) for i, part in enumerate(parts, 1)]
     assert len(parts) > 1
@@ -102,18 +107,18 @@ def test_paths_and_the_last_voice(
 ) -> None:
     path = tmp_path / "voice.wav"
     path.write_bytes(VOICE)
-    voice = model.voice_reader.read(VOICE)
+    voice = read(model, VOICE)
     encoded = []
     encode = model.speech_codes.encode
     monkeypatch.setattr(model.speech_codes, "encode", lambda w: (encoded.append(w), encode(w))[1])
     for same in (path, str(path), VOICE):
-        assert model.voice_reader.read(same) is voice
+        assert read(model, same) is voice
     assert not encoded
     path.write_bytes(wav_bytes(noise(2, seed=9)))
-    other = model.voice_reader.read(path)
+    other = read(model, path)
     assert len(encoded) == 1
     assert other.tokens.tolist() != voice.tokens.tolist()
-    assert model.voice_reader.read(VOICE).tokens.tolist() == voice.tokens.tolist()
+    assert read(model, VOICE).tokens.tolist() == voice.tokens.tolist()
 
 
 @pytest.mark.parametrize(

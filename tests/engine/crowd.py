@@ -56,7 +56,8 @@ class Asked:
         voice = None
         if self.voice is not None and self.output_type == "both":
             assert model.voice_reader is not None
-            voice = model.voice_reader.read(parse_audio("voice", str(SET / "audio" / self.voice)))
+            source = parse_audio("voice", str(SET / "audio" / self.voice))
+            voice = model.voice_reader.read(source, model.scheduler.call)
         deadline = Deadline(None)
         request = Request(
             messages,

@@ -7,9 +7,7 @@ are made for what follows, but dropped and computed again with the next chunk.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -258,7 +256,8 @@ class Detokenizer:
 
     DiT and vocoder each compute in the dtype of their parameters. As published, that includes
     the noise, the ODE state and the cross-fade. ``streams`` is how many there are at a time, None
-    for any number; of these, chunks of up to ``batch_limit`` are computed together.
+    for any number; of these, chunks of up to ``batch_limit`` are computed together. Not to be used
+    by two threads at once.
     """
 
     def __init__(
@@ -281,8 +280,6 @@ class Detokenizer:
         self.batch_limit = rows[-1] if self.graphs.captures else EAGER_ROWS
         self.network = FlowNetwork(dit, self.config, self.graphs, rows)
         self._vocoder = BatchedVocoder(vocoder, self.graphs, rows)
-        # Recorded calls share what they read and write.
-        self._lock = threading.Lock() if self.graphs.captures else nullcontext()
 
     @property
     def sample_rate(self) -> int:
@@ -315,10 +312,9 @@ class Detokenizer:
         ]
         sizes = [0 if chunk is None else len(chunk.codes) for chunk in chunks]
         results: list[ChunkResult] = []
-        with self._lock:
-            while (first := len(results)) < len(jobs):
-                batch = slice(first, first + self.fitting(sizes[first:]))
-                results += self._compute(jobs[batch], chunks[batch])
+        while (first := len(results)) < len(jobs):
+            batch = slice(first, first + self.fitting(sizes[first:]))
+            results += self._compute(jobs[batch], chunks[batch])
         return [
             job.stream.advance(result, given, job.final)
             for job, result, given in zip(jobs, results, codes, strict=True)
@@ -356,23 +352,25 @@ class Detokenizer:
         nothing is recorded.
         """
         if self.network.calls is not None:
-            with self._lock:
-                self.network.calls.record_all()
-                self._vocoder.record(vocoded_frames(self.config))
+            self.network.calls.record_all()
+            self._vocoder.record(vocoded_frames(self.config))
 
     def synthesize(self, codes: Sequence[int] | Tensor, noise: Noise) -> Tensor:
-        """The wave fp32 [1, samples_per_code * n], on the CPU, of n codes.
+        """The wave fp32 [1, samples_per_code * n], on the CPU, of n codes; see :meth:`waves`."""
+        with self.graphs.stream():
+            return torch.cat(list(self.waves(codes, noise)))[None].cpu()
 
-        Chunked as published. Raises ValueError if there are no codes or one is outside the code
-        book.
+    def waves(self, codes: Sequence[int] | Tensor, noise: Noise) -> Iterator[Tensor]:
+        """The wave fp32 [samples] of each chunk of the codes, chunked as published.
+
+        All must be launched within ``graphs.stream()``. Raises ValueError if there are no codes
+        or one is outside the code book.
         """
         codes, size = _checked(codes, self.dit.config.codes), self.config.chunk_codes
-        with self.graphs.stream():
-            stream, waves = self.start(noise), []
-            for start in range(0, max(len(codes), 1), size):
-                final = start + size >= len(codes)
-                waves.append(stream.push(codes[start : start + size], final))
-            return torch.cat(waves)[None].cpu()
+        stream = self.start(noise)
+        for start in range(0, max(len(codes), 1), size):
+            final = start + size >= len(codes)
+            yield stream.push(codes[start : start + size], final)
 
 
 def vocoded_frames(config: StreamConfig) -> list[int]:
