@@ -167,6 +167,22 @@ class Engine:
         deadline: Deadline,
         stop: Sequence[str],
     ) -> Generator[Event]:
+        yield from self.start(
+            chats, options, randomness, on_step, voice=voice, deadline=deadline, stop=stop
+        ).all_events()
+
+    def start(
+        self,
+        chats: list[dict],
+        options: Parameters,
+        randomness: Randomness | None = None,
+        on_step: OnStep | None = None,
+        *,
+        voice: AudioInput | None = None,
+        deadline: Deadline,
+        stop: Sequence[str] = (),
+    ) -> Response:
+        """:meth:`respond` as an answer under way, whose events can be read later."""
         self.check(options, voice is not None)
         if stop and options.output_type != "text":
             raise RequestError("stop: only for answers that are text; speech follows its text late")
@@ -182,7 +198,7 @@ class Engine:
                 read = self.voice_reader.read(
                     source, self.scheduler.call, notes.append, deadline.check
                 )
-        response = self.begin(
+        return self.begin(
             Request(
                 messages,
                 self.encoder.load(messages, options, clock, notes.append, deadline.check),
@@ -197,7 +213,6 @@ class Engine:
                 stop,
             )
         )
-        yield from response.all_events()
 
     def begin(self, request: Request) -> Response:
         """Put a request in the queue of the engine. Raises ServiceBusy if that is full."""

@@ -76,6 +76,7 @@ SUMMED = (
     "prefill_seconds",
     "decode_seconds",
     "prompt_tokens",
+    "prompt_audio_tokens",
     "decode_steps",
     "text_tokens",
 )

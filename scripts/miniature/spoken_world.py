@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from kimia_infer.api.reading import READ
 from kimia_infer.api.transcription import INSTRUCTION
 from kimia_infer.audio.files import FULL_SCALE, SAMPLE_RATE, load_audio, wav_bytes, write_wav
 from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile
@@ -55,7 +56,6 @@ TRANSCRIBE = (INSTRUCTION, "Please transcribe the spoken content into written te
 """The instructions of the service and of the published examples."""
 
 REPEAT = "Please repeat what you hear."
-READ = "Please read aloud: "
 SILENCES = 0.3, 0.4
 """Longest silence before and after the speech of a user, in seconds."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from kimia_infer.api.events import Completion, Metrics
+from kimia_infer.api.reading import Reading
 from kimia_infer.api.transcription import Transcript
 from kimia_infer.engine.scheduler import Scheduler
 
@@ -41,7 +42,7 @@ class Meters:
             )
         }
 
-    def count(self, answer: Completion | Transcript) -> None:
+    def count(self, answer: Completion | Transcript | Reading) -> None:
         """Add a complete answer."""
         metrics: Metrics = answer.metrics
         self._steps.inc(metrics.get("decode_steps", 0))
