@@ -12,7 +12,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from kimia_infer.serving.openai import chat, models, page, transcriptions, voices
+from kimia_infer.serving.openai import chat, models, page, speech, transcriptions, voices
 from kimia_infer.serving.openai.errors import ApiError, as_api_error
 from kimia_infer.serving.openai.middleware import Bodies, Counted
 from kimia_infer.serving.openai.service import Service, admitted
@@ -33,7 +33,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     app.include_router(models.open_routes)
     app.include_router(page.routes)
-    for routes in (models.routes, voices.routes, chat.routes, transcriptions.routes):
+    for routes in (models.routes, voices.routes, chat.routes, speech.routes, transcriptions.routes):
         app.include_router(routes, prefix="/v1", dependencies=[Depends(admitted)])
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestError, _request_error)

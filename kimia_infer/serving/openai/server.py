@@ -37,10 +37,10 @@ def serve(weights: str, host: str, port: int, ready: Callable[[str], None]) -> N
     """
     show_log()
     settings = read_settings(OpenAISettings, os.environ)
+    check_voices(settings)
     with bound(host, port) as listener:
         model = KimiAudio(weights, **settings.model_arguments())
         service = Service(model, settings)
-        check_voices(service)
         run_periodically([service.uploads.keep, trim_heap], CLEANUP_SECONDS)
         config = uvicorn.Config(
             create_app(service),

@@ -277,16 +277,19 @@ TEXTS: Mapping[str, Callable[[Transcript], str]] = {
 
 
 def details(transcript: Transcript) -> dict[str, Any]:
-    """The usage, and notes about problems that are no errors, where there are some."""
-    metrics = transcript.metrics
-    heard, written = metrics.get("prompt_tokens", 0), metrics.get("text_tokens", 0)
+    """The usage, and what OpenAI's form has no place for."""
+    prompt, heard, written = (
+        transcript.metrics.get(name, 0)
+        for name in ("prompt_tokens", "prompt_audio_tokens", "text_tokens")
+    )
     usage = {
         "type": "tokens",
-        "input_tokens": heard,
+        "input_tokens": prompt,
+        "input_token_details": {"audio_tokens": heard, "text_tokens": prompt - heard},
         "output_tokens": written,
-        "total_tokens": heard + written,
+        "total_tokens": prompt + written,
     }
-    return {"usage": usage} | ({"notes": transcript.notes} if transcript.notes else {})
+    return {"usage": usage, "kimi_audio": {"notes": transcript.notes}}
 
 
 def verbose(service: Service, asked: Asked, transcript: Transcript) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from kimia_infer.api.voice import check_recording
 from kimia_infer.models.kimi_audio.prompt import AudioInput
 from kimia_infer.serving.openai.errors import ApiError
 from kimia_infer.serving.openai.service import Service, Serving
+from kimia_infer.serving.openai.settings import OpenAISettings
 from kimia_infer.utils.errors import ConfigurationError, RequestError
 
 DEFAULT = "default"
@@ -27,7 +28,7 @@ routes = APIRouter()
 @routes.get("/audio/voices")
 async def voices(service: Serving) -> dict[str, Any]:
     """The model's own voice and the recordings."""
-    times = {name: int(path.stat().st_mtime) for name, path in recordings(service).items()}
+    times = {name: int(path.stat().st_mtime) for name, path in recordings(service.settings).items()}
     entries = [
         {"id": name, "object": "audio.voice", "name": name, "type": "audio_sample", "created_at": t}
         for name, t in ({DEFAULT: service.created} | times).items()
@@ -41,10 +42,10 @@ def read_voice(service: Service, value: Any, param: str) -> AudioInput | None:
     ``value`` is a name, an object with a name as its ``id``, or None. Raises ApiError naming
     ``param`` for anything else, and for a voice that there is not.
     """
-    name = value.get("id") if isinstance(value, dict) else value
-    if name is None and value is None:
+    if value is None:
         return None
-    own = recordings(service)
+    name = value.get("id") if isinstance(value, dict) else value
+    own = recordings(service.settings)
     if not isinstance(name, str):
         text = f"{param}: expected the name of a voice, or an object with it as id"
         raise ApiError(400, text, param, "invalid_value")
@@ -62,16 +63,16 @@ def read_voice(service: Service, value: Any, param: str) -> AudioInput | None:
     )
 
 
-def recordings(service: Service) -> dict[str, Path]:
+def recordings(settings: OpenAISettings) -> dict[str, Path]:
     """The files of KIMI_AUDIO_VOICES, by their names without ``.wav``."""
-    if service.settings.voices is None:
+    if settings.voices is None:
         return {}
-    return {path.stem: path for path in sorted(Path(service.settings.voices).glob("*.wav"))}
+    return {path.stem: path for path in sorted(Path(settings.voices).glob("*.wav"))}
 
 
-def check_voices(service: Service) -> None:
+def check_voices(settings: OpenAISettings) -> None:
     """Raise ConfigurationError if a file of KIMI_AUDIO_VOICES is no recording of a voice."""
-    for path in recordings(service).values():
+    for path in recordings(settings).values():
         try:
             check_recording(path)
         except RequestError as error:

@@ -49,6 +49,9 @@ def test_text_and_usage(transcribe: Create) -> None:
     assert answer.usage.type == "tokens"
     assert answer.usage.output_tokens == 5
     assert answer.usage.total_tokens == answer.usage.input_tokens + 5
+    details = answer.usage.input_token_details
+    assert details.audio_tokens == 25  # 12.5 a second
+    assert details.audio_tokens + details.text_tokens == answer.usage.input_tokens
     assert transcribe(response_format="text") == f"{WORDS}\n"
 
 
@@ -114,7 +117,7 @@ def test_fields_that_change_how_it_is_asked(transcribe: Create) -> None:
 def test_silence_has_no_text_and_says_so(transcribe: Create) -> None:
     answer = transcribe(("silence.wav", silence(3)), response_format="verbose_json")
     assert answer.text == "" and answer.segments == []
-    assert "silent" in answer.notes[0]
+    assert "silent" in answer.kimi_audio["notes"][0]
     assert transcribe(("silence.wav", silence(3)), response_format="srt") == ""
 
 

@@ -1,0 +1,131 @@
+"""``/v1/audio/speech``: text read aloud, sent while it is made."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import AsyncGenerator, Generator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+
+from kimia_infer.api.events import AudioChunk
+from kimia_infer.api.parameters import ServiceParameters, parse_as
+from kimia_infer.api.reading import NoSpeech, Reading, ReadingEvent, read_aloud
+from kimia_infer.api.request import Deadline
+from kimia_infer.audio.encode import MEDIA_TYPES, SpeechEncoder, SpeechFormat
+from kimia_infer.serving.openai.errors import ApiError, unsupported
+from kimia_infer.serving.openai.service import Service, Serving
+from kimia_infer.serving.openai.streams import event_stream, streamed
+from kimia_infer.serving.openai.voices import read_voice
+
+routes = APIRouter()
+
+LONGEST_INPUT = 4096
+"""Characters, as in OpenAI's API."""
+
+
+class VoiceName(BaseModel):
+    id: str
+
+
+class SpeechRequest(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    model: str
+    input: Annotated[str, Field(min_length=1, max_length=LONGEST_INPUT)]
+    voice: Annotated[str | VoiceName, Field(description="One of /v1/audio/voices")]
+    instructions: str = Field(
+        "", max_length=LONGEST_INPUT, description="Goes before the request to read, in words"
+    )
+    response_format: SpeechFormat = "mp3"
+    speed: float = Field(1.0, ge=0.25, le=4, description="Only 1: the model has one speed")
+    stream_format: Literal["audio", "sse"] = "audio"
+    seed: int | None = Field(
+        None, ge=0, le=4294967295, description="Repeats the same sound; not in OpenAI's API"
+    )
+
+
+@routes.post("/audio/speech")
+async def speech(request: Request, service: Serving, asked: SpeechRequest) -> Response:
+    """Read a text aloud. The sound is sent while it is made, as one file."""
+    service.check_model(asked.model)
+    if asked.speed != 1:
+        raise unsupported("speed", "the model has one speed; leave it out or send 1")
+    pieces = sound(service, asked, reading(service, asked))
+    if asked.stream_format == "sse":
+        return await event_stream(request, wire_events(pieces))
+    return await streamed(request, content(pieces), MEDIA_TYPES[asked.response_format])
+
+
+def reading(service: Service, asked: SpeechRequest) -> AsyncGenerator[ReadingEvent]:
+    """What the model makes of the text, on a thread; raises ApiError if it has no such voice."""
+    value = asked.voice if isinstance(asked.voice, str) else asked.voice.model_dump()
+    voice = read_voice(service, value, "voice")
+    options = parse_as(
+        ServiceParameters, {"preset": "low_latency", "stop_repetition": True, "seed": asked.seed}
+    )
+
+    def begin(deadline: Deadline) -> Generator[ReadingEvent]:
+        return read_aloud(
+            service.model,
+            asked.input,
+            options,
+            instructions=asked.instructions,
+            voice=voice,
+            deadline=deadline,
+        )
+
+    return service.answers.stream(begin)
+
+
+async def sound(
+    service: Service, asked: SpeechRequest, events: AsyncGenerator[ReadingEvent]
+) -> AsyncGenerator[bytes | Reading]:
+    """The pieces of the file, none of them empty, then the Reading."""
+    encoder: SpeechEncoder | None = None
+    try:
+        async with contextlib.aclosing(events):
+            async for event in events:
+                if isinstance(event, AudioChunk):
+                    encoder = encoder or SpeechEncoder(asked.response_format, event.sample_rate)
+                    if piece := encoder.push(event.wav.numpy()):
+                        yield piece
+                    continue
+                service.meters.count(event)
+                if encoder is not None and (piece := encoder.finish()):
+                    yield piece
+                yield event
+    except NoSpeech as error:
+        raise ApiError(422, f"input: {error}", "input", "no_speech") from error
+
+
+async def content(pieces: AsyncGenerator[bytes | Reading]) -> AsyncGenerator[bytes]:
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, bytes):
+                yield piece
+
+
+async def wire_events(
+    pieces: AsyncGenerator[bytes | Reading],
+) -> AsyncGenerator[dict[str, Any]]:
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            if isinstance(piece, bytes):
+                audio = base64.b64encode(piece).decode()
+                yield {"type": "speech.audio.delta", "audio": audio}
+            else:
+                yield {
+                    "type": "speech.audio.done",
+                    "usage": usage(piece),
+                    "kimi_audio": {"notes": piece.notes},
+                }
+
+
+def usage(done: Reading) -> dict[str, int]:
+    prompt, answer = done.metrics["prompt_tokens"], done.metrics["speech_codes"]
+    return {"input_tokens": prompt, "output_tokens": answer, "total_tokens": prompt + answer}
