@@ -16,6 +16,7 @@ from kimia_infer.serving.openai import chat, models, page, speech, transcription
 from kimia_infer.serving.openai.errors import ApiError, as_api_error
 from kimia_infer.serving.openai.middleware import Bodies, Counted
 from kimia_infer.serving.openai.service import Service, admitted
+from kimia_infer.serving.realtime import routes as realtime
 from kimia_infer.utils.errors import RequestError
 
 log = logging.getLogger(__name__)
@@ -24,16 +25,20 @@ log = logging.getLogger(__name__)
 def create_app(service: Service) -> FastAPI:
     """The server around a loaded model, an ASGI application."""
 
+    sessions = realtime.Sessions(service)
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
+        sessions.close()
         service.answers.close()
 
     app = FastAPI(title="Kimi-Audio", docs_url="/docs", redoc_url=None, lifespan=lifespan)
-    app.state.service = service
+    app.state.service, app.state.sessions = service, sessions
     app.include_router(models.open_routes)
     app.include_router(page.routes)
-    for routes in (models.routes, voices.routes, chat.routes, speech.routes, transcriptions.routes):
+    openai_routes = (models, voices, chat, speech, transcriptions, realtime)
+    for routes in (module.routes for module in openai_routes):
         app.include_router(routes, prefix="/v1", dependencies=[Depends(admitted)])
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestError, _request_error)

@@ -51,6 +51,20 @@ class OpenAISettings(Settings):
     def _directory_of_voices(cls, value: str | None) -> str | None:
         return is_directory(value)
 
+    max_sessions: int = Field(64, ge=1, description="Realtime sessions at a time")
+    session_seconds: float = Field(
+        3600,
+        gt=0,
+        description="Longest realtime session",
+        json_schema_extra={"unit": "seconds"},
+    )
+    session_idle_seconds: float = Field(
+        600,
+        gt=0,
+        description="Time after which a realtime session ends whose client sends nothing",
+        json_schema_extra={"unit": "seconds"},
+    )
+
     @field_validator("api_keys", "model_names", "cors_origins", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:

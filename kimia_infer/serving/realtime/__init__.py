@@ -1,0 +1,1 @@
+"""Spoken dialogue over a WebSocket, with the events of OpenAI's Realtime API."""

@@ -1,0 +1,68 @@
+"""Checking what clients send: one clear error that names the field."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from kimia_infer.serving.openai.errors import ApiError
+from kimia_infer.utils.errors import explain
+
+SAMPLE_RATE = 24_000
+"""Samples per second of sound in both directions."""
+
+SAMPLE_BYTES = 2
+"""Sound is 16 bit, little endian, one channel."""
+
+CODES = {"missing": "missing_required_parameter", "extra_forbidden": "unknown_parameter"}
+"""OpenAI's words for kinds of faults."""
+
+
+class Strict(BaseModel):
+    """An object of the protocol: nothing is converted, and unknown fields are faults."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def parse(model: type[Model], value: Any, where: str = "") -> Model:
+    """``value`` as ``model``; raises ApiError that names the field below ``where``."""
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"])
+        param = f"{where}{path}" if where else path.removeprefix(".")
+        text = explain(error, model)[0]
+        dot = "" if not where else "." if path.startswith(".") else "" if path else ": "
+        code = CODES.get(fault["type"], "invalid_value")
+        raise ApiError(400, f"{where}{dot}{text}", param or None, code) from None
+
+
+def decode_sound(value: str, where: str) -> bytes:
+    """The samples in base64; raises ApiError that names the field ``where``."""
+    try:
+        sound = base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise ApiError(400, f"{where}: expected base64", where, "invalid_value") from None
+    if len(sound) % SAMPLE_BYTES:
+        raise ApiError(
+            400,
+            f"{where}: expected whole samples of {SAMPLE_BYTES} bytes, found {len(sound)} bytes",
+            where,
+            "invalid_value",
+        )
+    return sound
+
+
+def milliseconds(samples: int) -> int:
+    return samples * 1000 // SAMPLE_RATE
+
+
+def samples_in(milliseconds: int) -> int:
+    return milliseconds * SAMPLE_RATE // 1000
