@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from tests.paths import MINI, ROOT
@@ -106,3 +107,9 @@ def long_inputs(server: Server) -> dict[str, Any]:
         if answer["metrics"]["speech_codes"] >= 125:
             return inputs | {"seed": seed}
     pytest.fail("the recorded checkpoint never speaks for 10 s")
+
+
+@pytest.fixture(scope="session")
+def client(front: Server) -> openai.OpenAI:
+    """OpenAI's own client, which tries nothing twice."""
+    return openai.OpenAI(base_url=f"{front.url}/v1", api_key="unused", max_retries=0)

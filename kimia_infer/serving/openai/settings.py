@@ -41,16 +41,9 @@ class OpenAISettings(Settings):
     cors_origins: tuple[str, ...] = Field(
         (), description="Origins whose pages may use the server, such as https://example.org, or *"
     )
-
     voices: str | None = Field(
         None, description="Directory of recordings of voices, NAME.wav, 1 to 30 s each"
     )
-
-    @field_validator("voices")
-    @classmethod
-    def _directory_of_voices(cls, value: str | None) -> str | None:
-        return is_directory(value)
-
     max_sessions: int = Field(64, ge=1, description="Realtime sessions at a time")
     session_seconds: float = Field(
         3600,
@@ -64,6 +57,11 @@ class OpenAISettings(Settings):
         description="Time after which a realtime session ends whose client sends nothing",
         json_schema_extra={"unit": "seconds"},
     )
+
+    @field_validator("voices")
+    @classmethod
+    def _directory_of_voices(cls, value: str | None) -> str | None:
+        return is_directory(value)
 
     @field_validator("api_keys", "model_names", "cors_origins", mode="before")
     @classmethod
