@@ -10,8 +10,8 @@ import numpy as np
 from openai.resources.realtime.realtime import RealtimeConnection
 
 from kimia_infer.audio.files import load_audio, pcm16, wav_bytes
-from tests.serving.questions import QUESTION
 from tests.serving.openai.sounds import heard
+from tests.serving.questions import QUESTION
 
 RATE = 24_000
 MODEL = "kimi-audio"
