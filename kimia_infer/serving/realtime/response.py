@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kimia_infer.api.events import AudioChunk, Completion, Event, TextDelta
 from kimia_infer.api.parameters import ServiceParameters
-from kimia_infer.api.response import Deadline
+from kimia_infer.api.request import Deadline
 from kimia_infer.audio.files import pcm16
 from kimia_infer.models.kimi_audio.prompt import AudioInput
 from kimia_infer.serving.openai.errors import ApiError, as_api_error

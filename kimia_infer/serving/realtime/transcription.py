@@ -10,7 +10,7 @@ from collections.abc import Generator
 import numpy as np
 
 from kimia_infer.api.events import TextDelta
-from kimia_infer.api.response import Deadline
+from kimia_infer.api.request import Deadline
 from kimia_infer.api.transcription import Transcript, TranscriptEvent
 from kimia_infer.serving.openai.errors import ApiError, as_api_error
 from kimia_infer.serving.openai.service import Service
