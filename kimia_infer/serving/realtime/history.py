@@ -13,8 +13,8 @@ import numpy as np
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import BUDGETS
 from kimia_infer.audio.files import SAMPLE_RATE as MODEL_RATE
+from kimia_infer.models.kimi_audio.encoders import code_count
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage
-from kimia_infer.models.kimi_audio.whisper import code_count
 from kimia_infer.serving.openai.errors import ApiError
 from kimia_infer.serving.realtime.conversation import Item, Part
 from kimia_infer.serving.realtime.schema import SAMPLE_RATE
