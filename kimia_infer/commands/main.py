@@ -31,6 +31,7 @@ EXTRAS = {
     "matplotlib": "train",
     "peft": "train",
     "jiwer": "eval",
+    "onnx": "kokoro",
     "whisper_normalizer": "eval",
 }
 """Packages that only some commands need, and the extra that installs each."""
