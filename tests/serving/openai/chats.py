@@ -39,3 +39,20 @@ ASKED: list[Any] = [asked(QUESTION.read_bytes())]
 LONG: list[Any] = [
     {"role": "user", "content": "Please read aloud: take the red ball to the school"}
 ]
+
+SLOW: Any = {
+    "messages": [
+        {
+            "role": "user",
+            "content": f"Please read aloud: {'take the red ball to the school and ' * 5}",
+        }
+    ],
+    "temperature": 2,
+    "seed": 1,
+    "extra_body": {
+        **{"text_top_k": 0, "audio_temperature": 2, "audio_top_k": 1000},
+        **{"text_repetition_penalty": 2, "audio_repetition_penalty": 2},
+        "audio_repetition_window_size": 1500,
+    },
+}
+"""A request for speech that the miniature needs seconds for."""

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import httpx
 import openai
 import pytest
 
-from tests.paths import MINI
-from tests.serving.helpers import Server, serve
+from tests.serving.helpers import Server
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
@@ -37,27 +34,19 @@ def test_wrong_addresses_and_methods_are_errors_in_openais_form(front: Server) -
         assert path in body["error"]["message"]
 
 
-def test_keys_names_and_rates(golden: Path, tmp_path: Path) -> None:
-    settings = {
-        "KIMI_AUDIO_WEIGHTS": str(MINI),
-        "KIMI_AUDIO_API_KEYS": "first, second",
-        "KIMI_AUDIO_MODEL_NAMES": "hearing,whisper-1",
-        "KIMI_AUDIO_REQUESTS_PER_MINUTE": "2",
-        "KIMI_AUDIO_CORS_ORIGINS": "https://example.org",
-    }
-    with serve(golden, tmp_path, "--openai", **settings) as server:
-        url = f"{server.url}/v1"
-        wrong = openai.OpenAI(base_url=url, api_key="third", max_retries=0)
-        with pytest.raises(openai.AuthenticationError, match="a key of this server"):
-            wrong.models.list()
-        assert server.request("GET", "/health")[0] == 200
-        for key in ("first", "second"):
-            client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
-            assert [m.id for m in client.models.list()] == ["hearing", "whisper-1"]
-            client.models.retrieve("whisper-1")
-            with pytest.raises(openai.RateLimitError, match="2 requests in a minute") as refused:
-                client.models.list()
-            assert 0 < int(refused.value.response.headers["retry-after-ms"]) <= 60_000
-        page = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
-        allowed = httpx.options(f"{url}/models", headers=page).headers
-        assert allowed["access-control-allow-origin"] == "https://example.org"
+def test_keys_names_and_rates(limited: Server) -> None:
+    url = f"{limited.url}/v1"
+    wrong = openai.OpenAI(base_url=url, api_key="third", max_retries=0)
+    with pytest.raises(openai.AuthenticationError, match="a key of this server"):
+        wrong.models.list()
+    assert limited.request("GET", "/health")[0] == 200
+    for key in ("first", "second"):
+        client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
+        assert [m.id for m in client.models.list()] == ["hearing", "whisper-1"]
+        client.models.retrieve("whisper-1")
+        with pytest.raises(openai.RateLimitError, match="2 requests in a minute") as refused:
+            client.models.list()
+        assert 0 < int(refused.value.response.headers["retry-after-ms"]) <= 60_000
+    page = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    allowed = httpx.options(f"{url}/models", headers=page).headers
+    assert allowed["access-control-allow-origin"] == "https://example.org"
