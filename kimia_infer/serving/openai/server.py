@@ -52,6 +52,7 @@ def serve(weights: str, host: str, port: int, ready: Callable[[str], None]) -> N
             ws_ping_timeout=PING_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,
         )
+        listener.listen(config.backlog)  # who comes before the loop runs waits for it
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listener.getsockname()[1]}")
         uvicorn.Server(config).run([listener])
