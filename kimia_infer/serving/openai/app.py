@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from kimia_infer.serving.openai import chat, models, page, speech, transcriptions, voices
-from kimia_infer.serving.openai.errors import ApiError, as_api_error
-from kimia_infer.serving.openai.middleware import Bodies, Counted
+from kimia_infer.serving.openai.errors import ApiError, as_api_error, response_to
+from kimia_infer.serving.openai.middleware import Admission, Bodies, Counted
 from kimia_infer.serving.openai.service import Service, admitted
 from kimia_infer.serving.realtime import routes as realtime
 from kimia_infer.utils.errors import RequestError
@@ -45,6 +45,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _unexpected_error)
+    app.add_middleware(Admission, service=service)
     app.add_middleware(Bodies, megabytes=service.settings.max_megabytes)
     if origins := service.settings.cors_origins:
         app.add_middleware(
@@ -54,18 +55,14 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def respond_with(error: ApiError) -> Response:
-    return JSONResponse({"error": error.error}, error.status_code, error.headers)
-
-
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return respond_with(error)
+    return response_to(error)
 
 
 async def _request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    return respond_with(as_api_error(error))
+    return response_to(as_api_error(error))
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
@@ -75,9 +72,9 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"][1:])
     where = where.removeprefix(".")
     if fault["type"] == "json_invalid":
-        return respond_with(ApiError(400, f"the body is not valid JSON: {fault['ctx']['error']}"))
+        return response_to(ApiError(400, f"the body is not valid JSON: {fault['ctx']['error']}"))
     message = fault["msg"].removeprefix("Value error, ")
-    return respond_with(ApiError(400, f"{where or 'body'}: {message}", where or None))
+    return response_to(ApiError(400, f"{where or 'body'}: {message}", where or None))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -86,11 +83,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: f"there is no {request.url.path} here; /docs lists what there is",
         405: f"{request.method} is not for {request.url.path}",
     }.get(error.status_code, str(error.detail))
-    answer = respond_with(ApiError(error.status_code, message))
+    answer = response_to(ApiError(error.status_code, message))
     answer.headers.update(error.headers or {})
     return answer
 
 
 async def _unexpected_error(request: Request, error: Exception) -> Response:
     """The server's fault; its log has the traceback."""
-    return respond_with(ApiError(500, "the server failed; its log says why", retry=False))
+    return response_to(ApiError(500, "the server failed; its log says why", retry=False))

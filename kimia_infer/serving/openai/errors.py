@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import HTTPException
+from fastapi.responses import JSONResponse, Response
 
 from kimia_infer.utils.errors import (
     RequestCancelled,
@@ -61,6 +62,10 @@ class ApiError(HTTPException):
 def _sendable(text: str) -> str:
     """``text`` with the halves of surrogate pairs, which UTF-8 cannot have, as ``?``."""
     return text.encode(errors="replace").decode()
+
+
+def response_to(error: ApiError) -> Response:
+    return JSONResponse({"error": error.error}, error.status_code, error.headers)
 
 
 def too_many(message: str, retry_ms: int, code: str) -> ApiError:

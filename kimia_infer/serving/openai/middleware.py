@@ -1,13 +1,15 @@
-"""Around every request: limits on its body, and its line in the counters."""
+"""Around every request: who may make it, limits on its body, and its line in the counters."""
 
 from __future__ import annotations
 
 import asyncio
 
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from kimia_infer.serving.openai.errors import ApiError
+from kimia_infer.serving.openai.errors import ApiError, response_to
 from kimia_infer.serving.openai.metrics import Meters
+from kimia_infer.serving.openai.service import Service
 
 BODY_SECONDS = 60.0
 """Longest pause within a body, before its sender counts as gone."""
@@ -43,6 +45,22 @@ class Bodies:
             return message
 
         await self._app(scope, limited, send)
+
+
+class Admission:
+    """Refuses requests to the API that may not be made, before their bodies are read."""
+
+    def __init__(self, app: ASGIApp, service: Service):
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"].startswith("/v1/"):
+            try:
+                self._service.admit(HTTPConnection(scope))
+            except ApiError as error:
+                await response_to(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class Counted:

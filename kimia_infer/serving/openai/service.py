@@ -110,8 +110,12 @@ def service_of(connection: HTTPConnection) -> Service:
 
 
 def admitted(connection: HTTPConnection) -> None:
-    """A dependency of routes: refuses those who may not use the server."""
-    service_of(connection).admit(connection)
+    """A dependency of routes: refuses WebSockets of those who may not use the server.
+
+    Of other requests ``Admission`` takes care, since dependencies come after the body is read.
+    """
+    if connection.scope["type"] == "websocket":
+        service_of(connection).admit(connection)
 
 
 Serving = Annotated[Service, Depends(service_of)]

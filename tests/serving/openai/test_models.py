@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 import httpx
 import openai
 import pytest
 
-from tests.serving.helpers import Server
+from tests.serving.helpers import PATIENCE, Server
 
 
 def test_models_are_listed(client: openai.OpenAI) -> None:
@@ -50,3 +52,9 @@ def test_keys_names_and_rates(limited: Server) -> None:
     page = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
     allowed = httpx.options(f"{url}/models", headers=page).headers
     assert allowed["access-control-allow-origin"] == "https://example.org"
+    # A key is checked before the body is read, which here never comes.
+    host, _, port = limited.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
+        head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000000\r\n"
+        connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 401 ")

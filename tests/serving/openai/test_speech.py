@@ -26,7 +26,7 @@ from tests.serving.openai.sounds import heard, heard_in
 from tests.serving.openai.test_transcriptions import wait_until_idle
 
 MODEL = "kimi-audio"
-SEEDED = {"seed": 1}
+SEEDED = {"seed": 2}
 """A field beside OpenAI's, as what is sampled may be said badly."""
 
 SENTENCE = "anna has a blue key"
