@@ -51,6 +51,14 @@ A field of this implementation; the published checkpoint has none and understand
 """
 
 
+def prompted(prompt: str, instruction: str) -> str:
+    """The instruction, after what the caller says of the recording, such as names in it.
+
+    The published model was not trained with such words; they are a hint like any other.
+    """
+    return f"{prompt.strip()}\n{instruction}" if prompt.strip() else instruction
+
+
 class SoundStream(Protocol):
     """Blocks float32 [samples] at 16 kHz, and their length in seconds."""
 

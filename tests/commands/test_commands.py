@@ -78,6 +78,7 @@ def test_an_unknown_argument_is_refused_in_one_line(name: str) -> None:
         "convert-manifest": ["a", "b"],
         "export": ["a", "b"],
         "prepare": ["a", "b"],
+        "transcribe": ["a"],
         "finetune": ["a=b"],
         "train-codec": ["vocoder", "a=b"],
     }

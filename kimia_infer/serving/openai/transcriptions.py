@@ -28,6 +28,7 @@ from kimia_infer.api.transcription import (
     Transcript,
     TranscriptEvent,
     TranscriptSegment,
+    prompted,
 )
 from kimia_infer.audio.files import AudioError
 from kimia_infer.serving.openai.answers import while_connected
@@ -192,11 +193,6 @@ def read_language(value: str) -> str | None:
             "invalid_value",
         )
     return language or None
-
-
-def prompted(prompt: str, instruction: str) -> str:
-    """The instruction, after what the caller says of the recording."""
-    return f"{prompt.strip()}\n{instruction}" if prompt.strip() else instruction
 
 
 async def read_recording(
