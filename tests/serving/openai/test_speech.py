@@ -19,11 +19,10 @@ from kimia_infer.audio.files import SAMPLE_RATE, load_audio, wav_bytes
 from kimia_infer.serving.openai.settings import OpenAISettings
 from kimia_infer.serving.openai.voices import check_voices
 from kimia_infer.utils.errors import ConfigurationError
-from tests.paths import MINI
-from tests.serving.helpers import Server, serve
+from tests.serving.helpers import Server
 from tests.serving.openai.conftest import QUESTION
 from tests.serving.openai.sounds import heard, heard_in
-from tests.serving.openai.test_transcriptions import wait_until_idle
+from tests.serving.openai.waiting import wait_until_idle
 
 MODEL = "kimi-audio"
 SEEDED = {"seed": 2}
@@ -162,27 +161,26 @@ def test_who_hangs_up_frees_the_slots(front: Server) -> None:
     wait_until_idle(front)
 
 
-def test_voices_by_name(golden: Path, tmp_path: Path) -> None:
+def test_voices_by_name(small: Server) -> None:
     """Recordings speak by their name, also in place of one of OpenAI's voices."""
-    voices = tmp_path / "voices"
-    voices.mkdir()
-    for name in ("anna", "nova"):
-        (voices / f"{name}.wav").write_bytes(QUESTION.read_bytes())
-    settings = {"KIMI_AUDIO_WEIGHTS": str(MINI), "KIMI_AUDIO_VOICES": str(voices)}
-    with serve(golden, tmp_path, "--openai", **settings) as server:
-        listed = server.request("GET", "/v1/audio/voices")[1]["data"]
-        assert [voice["id"] for voice in listed] == ["default", "anna", "nova"]
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
-        for voice in ("anna", {"id": "nova"}, "alloy"):
-            speech = client.audio.speech.create(
-                model=MODEL, voice=voice, input=SENTENCE, extra_body=SEEDED
-            )
-            assert heard(speech.content, "anything") == SENTENCE
-        (voices / "nova.wav").write_bytes(QUESTION.read_bytes()[:8_000])
+    listed = small.request("GET", "/v1/audio/voices")[1]["data"]
+    assert [voice["id"] for voice in listed] == ["default", "anna", "nova"]
+    client = openai.OpenAI(base_url=f"{small.url}/v1", api_key="unused", max_retries=0)
+    for voice in ("anna", {"id": "nova"}, "alloy"):
+        speech = client.audio.speech.create(
+            model=MODEL, voice=voice, input=SENTENCE, extra_body=SEEDED
+        )
+        assert heard(speech.content, "anything") == SENTENCE
+    recording = small.files.parent / "voices" / "short.wav"
+    recording.write_bytes(QUESTION.read_bytes()[:8_000])
+    try:
         with pytest.raises(openai.BadRequestError, match=r"voice: 0.25 s long; send 1 to 30 s"):
-            client.audio.speech.create(model=MODEL, voice="nova", input=SENTENCE)
+            client.audio.speech.create(model=MODEL, voice="short", input=SENTENCE)
+    finally:
+        recording.unlink()
+    for unknown in ("bob", "../voices/anna", "anna.wav"):
         with pytest.raises(openai.BadRequestError, match="this server has default, anna, nova"):
-            client.audio.speech.create(model=MODEL, voice="bob", input=SENTENCE)
+            client.audio.speech.create(model=MODEL, voice=unknown, input=SENTENCE)
 
 
 def test_voices_are_checked_at_the_start(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import re
 import socket
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from kimia_infer.audio.encode import encode
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from tests.serving.helpers import PATIENCE, Server, silence, stored
 from tests.serving.openai.conftest import QUESTION
+from tests.serving.openai.waiting import wait_until_idle
 
 WORDS = "what is four plus five"
 MODEL = "kimi-audio"
@@ -201,6 +201,17 @@ def test_other_bodies_are_errors_of_the_caller(
     assert answer.json()["error"]["param"] == param
 
 
+def test_recordings_beyond_the_limits(small: Server, talk: bytes) -> None:
+    client = openai.OpenAI(base_url=f"{small.url}/v1", api_key="unused", max_retries=0)
+    with pytest.raises(openai.BadRequestError, match="file: longer than the permitted 5 s"):
+        client.audio.transcriptions.create(model=MODEL, file=("talk.mp3", talk))
+    large = ("large.wav", QUESTION.read_bytes() + bytes(1_000_000))
+    with pytest.raises(openai.APIStatusError, match="more than 1 MB") as refused:
+        client.audio.transcriptions.create(model=MODEL, file=large)
+    assert refused.value.status_code == 413
+    assert stored(small) == []
+
+
 def test_many_at_a_time(front: Server, talk: bytes) -> None:
     async def ask(client: openai.AsyncOpenAI, number: int) -> str:
         if number % 2:
@@ -218,14 +229,6 @@ def test_many_at_a_time(front: Server, talk: bytes) -> None:
 
     assert set(asyncio.run(ask_all())) == {f"{WORDS} {WORDS}"}
     assert stored(front) == []
-
-
-def wait_until_idle(server: Server) -> None:
-    """Until no request has a slot and no file of one is left."""
-    deadline = time.monotonic() + PATIENCE
-    while server.request("GET", "/health")[1]["running"] or stored(server):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("stream", ["true", "false"])
