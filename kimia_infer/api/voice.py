@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +40,12 @@ MIN_SECONDS = 1.0
 MAX_SECONDS = 30.0
 """One segment of the speech tokenizer. The detokenizer remembers the last 18 s (900 frames)."""
 
+KEPT = 16
+"""Voices that are kept, half a megabyte each at most."""
+
 
 class VoiceReader:
-    """Reads reference voices; the last one is cached, as callers tend to send the same again.
+    """Reads reference voices; the last ones are kept, as callers tend to send the same again.
 
     ``vocoder_folder`` is the checkpoint folder whose ``config.json`` describes the mel
     spectrogram, ``frames_per_code`` how many of its frames a code spans.
@@ -50,7 +54,8 @@ class VoiceReader:
     def __init__(self, speech_codes: SpeechCodes, vocoder_folder: Path, frames_per_code: int):
         self._speech_codes, self._frames_per_code = speech_codes, frames_per_code
         self._folder = vocoder_folder
-        self._last: tuple[bytes, Voice, list[str]] | None = None
+        self._kept: dict[bytes, tuple[Voice, list[str]]] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def of(cls, components: Components) -> VoiceReader | None:
@@ -75,14 +80,19 @@ class VoiceReader:
         audio, silent, or not of 1 to 30 seconds.
         """
         key = _digest(source)
-        last = self._last  # which another thread may replace
-        if last is None or last[0] != key:
+        with self._lock:
+            kept = self._kept.pop(key, None)
+        if kept is None:
             notes: list[str] = []
             try:
-                self._last = last = key, self._read(source, call, notes.append, check), notes
+                kept = self._read(source, call, notes.append, check), notes
             except AudioError as error:
                 raise type(error)(f"voice: {error}") from error
-        _, voice, notes = last
+        with self._lock:
+            self._kept[key] = kept  # last, as the one that was used last
+            while len(self._kept) > KEPT:
+                del self._kept[next(iter(self._kept))]
+        voice, notes = kept
         for text in notes:
             note(f"voice: {text}")
         return voice

@@ -102,7 +102,7 @@ def test_streamed_pieces_are_the_answer(model: KimiAudio, preset: str) -> None:
     assert torch.equal(torch.cat(waves)[None], wav)
 
 
-def test_paths_and_the_last_voice(
+def test_the_last_voices_are_kept(
     model: KimiAudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "voice.wav"
@@ -118,7 +118,13 @@ def test_paths_and_the_last_voice(
     other = read(model, path)
     assert len(encoded) == 1
     assert other.tokens.tolist() != voice.tokens.tolist()
-    assert read(model, VOICE).tokens.tolist() == voice.tokens.tolist()
+    assert read(model, VOICE) is voice
+    assert len(encoded) == 1
+    monkeypatch.setattr("kimia_infer.api.voice.KEPT", 2)
+    read(model, wav_bytes(noise(2, seed=10)))  # takes the place of the other one
+    assert read(model, VOICE) is voice
+    assert read(model, path).tokens.tolist() == other.tokens.tolist()
+    assert len(encoded) == 3
 
 
 @pytest.mark.parametrize(
