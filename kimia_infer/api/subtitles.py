@@ -41,9 +41,10 @@ def cues(segments: Iterable[TranscriptSegment]) -> Iterator[Cue]:
         lines = _lines(" ".join(segment.text.split()))
         pages = [tuple(lines[i : i + LINES]) for i in range(0, len(lines), LINES)]
         widths = [sum(map(_width, page)) for page in pages]
-        seconds = (segment.end - segment.start) / max(sum(widths), 1)
-        ends = [segment.start + seconds * place for place in itertools.accumulate(widths)]
-        for page, start, end in zip(pages, [segment.start, *ends], ends, strict=False):
+        begin, last = segment.shown
+        seconds = (last - begin) / max(sum(widths), 1)
+        ends = [begin + seconds * place for place in itertools.accumulate(widths)]
+        for page, start, end in zip(pages, [begin, *ends], ends, strict=False):
             yield Cue(start, end, page)
 
 

@@ -28,6 +28,7 @@ from kimia_infer.audio.split import (
     LONGEST_SECONDS,
     SEARCH_SECONDS,
     SHORTEST_SECONDS,
+    speech_within,
     split_at_quiet,
 )
 from kimia_infer.utils.errors import CheckpointError, RequestError
@@ -97,7 +98,8 @@ class TranscriptSegment:
 
     A ``silent`` one, of any length, was not given to the model, which tends to invent words for
     silence. The text of a ``repetition`` was stopped because it repeated itself endlessly; one
-    copy is kept.
+    copy is kept. ``speech`` is where the first sound of a segment begins and the last one ends, in
+    seconds of the recording; None for silence.
     """
 
     start: float
@@ -105,6 +107,12 @@ class TranscriptSegment:
     text: str
     silent: bool = False
     repetition: bool = False
+    speech: tuple[float, float] | None = None
+
+    @property
+    def shown(self) -> tuple[float, float]:
+        """When subtitles have the text."""
+        return self.speech or (self.start, self.end)
 
 
 @dataclass(frozen=True)
@@ -157,6 +165,7 @@ class _Part:
     stop: float
     answer: Answer | None
     constant: float = 0.0
+    speech: tuple[float, float] | None = None
 
 
 def transcribe_stream(
@@ -202,7 +211,7 @@ def transcribe_stream(
             joined.begin_segment()
             for event in part.answer.all_events():
                 if isinstance(event, Completion):
-                    segments.append(_segment(part.start, part.stop, event))
+                    segments.append(_segment(part, event))
                     span = f"{part.start:.2f} to {part.stop:.2f} s"
                     notes += [f"{span}: {note}" for note in event.notes]
                     _add(metrics, event.metrics)
@@ -244,7 +253,8 @@ def _ahead(
                 parts.append(_Part(start, stop, None, constant_value(samples)))
             else:
                 answer = begin(samples, functools.partial(report, start))
-                parts.append(_Part(start, stop, answer))
+                begins, ends = ((first + n) / SAMPLE_RATE for n in speech_within(samples))
+                parts.append(_Part(start, stop, answer, speech=(begins, ends)))
             while sum(part.answer is not None for part in parts) >= together:
                 yield (current := parts.popleft())
         while parts:
@@ -270,9 +280,11 @@ def _quiet_notes(silences: Sequence[tuple[float, float]], total: float) -> Itera
         )
 
 
-def _segment(start: float, stop: float, answer: Completion) -> TranscriptSegment:
+def _segment(part: _Part, answer: Completion) -> TranscriptSegment:
     repetition = answer.metrics["stop_reason"] == "repetition"
-    return TranscriptSegment(start, stop, answer.text.strip(), repetition=repetition)
+    return TranscriptSegment(
+        part.start, part.stop, answer.text.strip(), repetition=repetition, speech=part.speech
+    )
 
 
 def _add(metrics: Metrics, segment: Metrics) -> None:

@@ -1,4 +1,4 @@
-"""Where to cut a long recording: at its quietest points, while it is being decoded."""
+"""Where to cut a long recording, at its quietest points, and where in a piece there is sound."""
 
 from __future__ import annotations
 
@@ -20,6 +20,13 @@ SHORTEST_SECONDS = 1.0
 BLOCK_SECONDS = 0.01
 WINDOW_BLOCKS = 10
 """Short-time energy: over 100 ms, about a syllable, every 10 ms."""
+
+SPEECH_DB = 40.0
+"""How far below the loudest 100 ms the quiet ends of speech may be. Noise that is louder than that
+counts as speech."""
+
+MARGIN_SECONDS = 0.1
+"""Of what counts as quiet, so much before and after speech is still part of it."""
 
 
 def split_at_quiet(
@@ -73,10 +80,34 @@ def split_at_quiet(
 
 def _quietest(samples: np.ndarray, block: int) -> int:
     """The middle of the window with the least energy; of all samples if they are no window."""
-    blocks = samples[: len(samples) // block * block].reshape(-1, block)
-    if len(blocks) < WINDOW_BLOCKS:
+    windows = _energies(samples, block)
+    if not len(windows):
         return len(samples) // 2
-    energy = np.square(blocks, dtype=np.float64).sum(axis=1)
-    windows = np.lib.stride_tricks.sliding_window_view(energy, WINDOW_BLOCKS).sum(axis=1)
     latest = len(windows) - 1 - int(np.argmin(windows[::-1]))
     return (latest + WINDOW_BLOCKS // 2) * block
+
+
+def speech_within(samples: np.ndarray, sample_rate: int = SAMPLE_RATE) -> tuple[int, int]:
+    """Where in ``samples`` [samples] the first sound begins and the last one ends, in samples.
+
+    Quiet is what is 40 dB below the loudest 100 ms. What is shorter than that is all sound.
+    """
+    block = round(BLOCK_SECONDS * sample_rate)
+    windows = _energies(samples, block)
+    if not len(windows):
+        return 0, len(samples)
+    loud = np.flatnonzero(windows >= windows.max() * 10 ** (-SPEECH_DB / 10))
+    # A window that is loud has its sound near its end if it is the first, near its beginning if
+    # it is the last one.
+    margin = round(MARGIN_SECONDS * sample_rate)
+    begin = (int(loud[0]) + WINDOW_BLOCKS - 1) * block - margin
+    return max(0, begin), min(len(samples), (int(loud[-1]) + 1) * block + margin)
+
+
+def _energies(samples: np.ndarray, block: int) -> np.ndarray:
+    """Of every window of ten blocks, float64 [windows]; none if there are too few samples."""
+    blocks = samples[: len(samples) // block * block].reshape(-1, block)
+    if len(blocks) < WINDOW_BLOCKS:
+        return np.empty(0)
+    energy = np.square(blocks, dtype=np.float64).sum(axis=1)
+    return np.lib.stride_tricks.sliding_window_view(energy, WINDOW_BLOCKS).sum(axis=1)

@@ -199,7 +199,7 @@ def described(transcript: Transcript) -> dict[str, Any]:
     return {
         "text": transcript.text,
         "duration": transcript.metrics["input_audio_seconds"],
-        "segments": [{"start": s.start, "end": s.end, "text": s.text} for s in spoken],
+        "segments": [{"start": s.shown[0], "end": s.shown[1], "text": s.text} for s in spoken],
         "notes": transcript.notes,
     }
 

@@ -35,6 +35,11 @@ def test_srt() -> None:
     assert srt([]) == ""
 
 
+def test_a_text_is_shown_while_there_is_sound() -> None:
+    segment = TranscriptSegment(0.0, 10.0, "Hello.", speech=(4.0, 5.5))
+    assert srt([segment]) == "1\n00:00:04,000 --> 00:00:05,500\nHello.\n"
+
+
 def test_vtt_escapes_what_it_gives_a_meaning() -> None:
     assert vtt(SEGMENTS) == (
         "WEBVTT\n"

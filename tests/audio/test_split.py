@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kimia_infer.audio.split import split_at_quiet
+from kimia_infer.audio.split import speech_within, split_at_quiet
 
 RATE = 1000
 BLOCK, WINDOW = RATE // 100, RATE // 10
@@ -127,3 +127,21 @@ def test_no_more_is_taken_than_a_segment_needs() -> None:
 def test_impossible_sizes(sizes: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="search"):
         list(split_at_quiet([np.zeros(9)], RATE, *sizes))
+
+
+@pytest.mark.parametrize("hiss", [0.0, 1e-4])
+def test_where_speech_begins_and_ends(hiss: float) -> None:
+    """To 20 ms, with a margin of 100 ms on both sides."""
+    rng = np.random.default_rng(0)
+    wave = hiss * rng.standard_normal(5 * RATE)
+    wave[2 * RATE : 3 * RATE] += 0.1 * rng.standard_normal(RATE)
+    begin, end = speech_within(wave, RATE)
+    assert begin == pytest.approx(1.9 * RATE, abs=0.02 * RATE)
+    assert end == pytest.approx(3.1 * RATE, abs=0.02 * RATE)
+
+
+def test_speech_without_quiet_around_it_is_everything() -> None:
+    rng = np.random.default_rng(0)
+    for samples in (1, WINDOW - 1, WINDOW, 3 * RATE):
+        assert speech_within(rng.standard_normal(samples), RATE) == (0, samples)
+    assert speech_within(np.zeros(RATE), RATE) == (0, RATE)

@@ -72,7 +72,7 @@ def test_the_same_command_continues(
     assert "3 of 3 are complete already" in capsys.readouterr().err
     monkeypatch.undo()
     assert transcribe(folder / "first.wav", "--format", "srt", "--overwrite") == 0
-    assert (folder / "first.srt").read_text() == f"1\n00:00:00,000 --> 00:00:01,969\n{WORDS}\n"
+    assert (folder / "first.srt").read_text() == f"1\n00:00:00,100 --> 00:00:01,850\n{WORDS}\n"
 
 
 def test_patterns_and_formats(folder: Path) -> None:

@@ -306,12 +306,12 @@ def describe(
     service: Service, asked: Asked, number: int, segment: TranscriptSegment
 ) -> dict[str, Any]:
     """A segment of verbose_json. What the model does not give is null."""
-    content = segment.text.encode()
+    content, (start, end) = segment.text.encode(), segment.shown
     return {
         "id": number,
         "seek": round(100 * segment.start),  # in hundredths of a second, as Whisper has it
-        "start": segment.start,
-        "end": segment.end,
+        "start": start,
+        "end": end,
         "text": segment.text,
         "tokens": service.model.text_tokenizer.encode(segment.text),
         "temperature": asked.temperature,
@@ -339,11 +339,12 @@ async def wire_events(
                 done = {"type": "transcript.text.done", "text": event.text}
                 yield done | details(event)
             elif event.text and asked.timed:
+                start, end = event.shown
                 yield {
                     "type": "transcript.text.segment",
                     "id": f"seg_{number}",
-                    "start": event.start,
-                    "end": event.end,
+                    "start": start,
+                    "end": end,
                     "text": event.text,
                     "speaker": None,
                 }

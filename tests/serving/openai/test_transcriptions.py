@@ -65,8 +65,8 @@ def test_segments_have_their_times(transcribe: Create, talk: bytes) -> None:
     first, *_, last = answer.segments
     assert [segment.id for segment in answer.segments] == list(range(len(answer.segments)))
     assert " ".join(segment.text for segment in answer.segments) == answer.text
-    assert first.start == 0 and last.end == answer.duration
-    assert first.seek == 0 and last.seek == round(100 * last.start)
+    assert 0 <= first.start < 0.2 and answer.duration - 0.4 < last.end < answer.duration
+    assert first.seek == 0 and 0 <= 100 * last.start - last.seek < 150
     assert all(a.end <= b.start for a, b in zip(answer.segments, answer.segments[1:], strict=False))
     assert sum(len(segment.tokens) for segment in answer.segments) == 10
     assert {(s.temperature, s.avg_logprob, s.no_speech_prob) for s in answer.segments} == {
@@ -80,8 +80,8 @@ def test_subtitles(transcribe: Create, talk: bytes) -> None:
     numbers, times, lines = zip(*re.findall(r"(\d+)\n(.+ --> .+)\n(.+)\n", srt), strict=True)
     assert numbers == tuple(str(n) for n in range(1, len(lines) + 1))
     assert " ".join(lines) == f"{WORDS} {WORDS}"
-    assert times[0].startswith("00:00:00,000 --> ")
-    assert vtt.startswith("WEBVTT\n\n00:00:00.000 --> ")
+    assert times[0].startswith("00:00:00,")
+    assert vtt.startswith("WEBVTT\n\n00:00:00.")
     assert [line.replace(".", ",") for line in re.findall(".+ --> .+", vtt)] == list(times)
     assert re.findall("what.*|.*five", vtt) == re.findall("what.*|.*five", srt)
 
