@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import time
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -155,4 +156,5 @@ def _read(
             response.close()
     if not seconds:
         raise NoSpeech(f"the model spoke none of it ({'; '.join(notes)})")
-    yield Reading(metrics | clock.metrics | {"output_audio_seconds": seconds}, notes)
+    metrics |= clock.metrics | {"output_audio_seconds": seconds}
+    yield Reading(metrics | {"total_seconds": time.perf_counter() - clock.started}, notes)

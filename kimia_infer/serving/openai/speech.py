@@ -27,6 +27,9 @@ routes = APIRouter()
 LONGEST_INPUT = 4096
 """Characters, as in OpenAI's API."""
 
+LONGEST_INSTRUCTIONS = 500
+"""Characters: every sentence has them before it, and they leave less room for its speech."""
+
 
 class VoiceName(BaseModel):
     id: str
@@ -39,7 +42,7 @@ class SpeechRequest(BaseModel):
     input: Annotated[str, Field(min_length=1, max_length=LONGEST_INPUT)]
     voice: Annotated[str | VoiceName, Field(description="One of /v1/audio/voices")]
     instructions: str = Field(
-        "", max_length=LONGEST_INPUT, description="Goes before the request to read, in words"
+        "", max_length=LONGEST_INSTRUCTIONS, description="Goes before the request to read, in words"
     )
     response_format: SpeechFormat = "mp3"
     speed: float = Field(1.0, ge=0.25, le=4, description="Only 1: the model has one speed")

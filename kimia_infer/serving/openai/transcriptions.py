@@ -111,7 +111,7 @@ async def transcriptions(
     form: Annotated[TranscriptionForm, Form(media_type="multipart/form-data")],
 ) -> Response:
     """Write down what is said in a recording of up to KIMI_AUDIO_MAX_SECONDS."""
-    check_form(service, form)
+    await check_form(request, service, form)
     if any(name == "word" for name in form.timestamp_granularities):
         raise unsupported(
             "timestamp_granularities[]", "words have no times here; ask for 'segment'"
@@ -156,7 +156,7 @@ async def translations(
     form: Annotated[TranslationForm, Form(media_type="multipart/form-data")],
 ) -> Response:
     """Write down in English what is said in a recording."""
-    check_form(service, form)
+    await check_form(request, service, form)
     asked = Asked(
         "translate",
         form.response_format,
@@ -167,9 +167,12 @@ async def translations(
     return await answer(request, service, asked, read_recording(service, form.file, asked))
 
 
-def check_form(service: Service, form: RecordingForm) -> None:
+async def check_form(request: Request, service: Service, form: RecordingForm) -> None:
     """Raise ApiError for another model, and for fields that are not honoured."""
     service.check_model(form.model)
+    if (files := len((await request.form()).getlist("file"))) > 1:
+        text = f"file: one recording in a request, found {files}"
+        raise ApiError(400, text, "file", "invalid_value")
     if form.response_format == "diarized_json":
         raise unsupported("response_format", f"{NO_SPEAKERS}; ask for 'verbose_json'")
     for name in form.model_extra or {}:

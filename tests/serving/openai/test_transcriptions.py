@@ -183,6 +183,10 @@ def test_what_cannot_be_done_is_refused_by_name(
         ({"data": {"model": MODEL}}, "file"),
         ({"files": {"file": b"sound"}}, "model"),
         ({"data": {"model": MODEL, "file": "/etc/passwd"}}, "file"),
+        (
+            {"data": {"model": MODEL}, "files": [("file", QUESTION.read_bytes())] * 2},
+            "file",
+        ),
         ({"json": {"model": MODEL, "file": "/etc/passwd"}}, "file"),
         (
             {
