@@ -39,7 +39,12 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(page.routes)
     openai_routes = (models, voices, chat, speech, transcriptions, realtime)
     for routes in (module.routes for module in openai_routes):
-        app.include_router(routes, prefix="/v1", dependencies=[Depends(admitted)])
+        app.include_router(
+            routes,
+            prefix="/v1",
+            dependencies=[Depends(admitted)],
+            responses={"4XX": {"description": "OpenAI's error object, under the key error"}},
+        )
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
