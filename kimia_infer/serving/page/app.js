@@ -104,6 +104,7 @@ async function connect() {
     conversation.model = files.model = models.data[0].id;
     $("voice").replaceChildren(...voices.data.map(({ id, name }) => new Option(name ?? id, id)));
   } catch (error) {
+    if (!(error instanceof ServerError)) throw error;
     if (!lostKey(error)) lost(error);
     return;
   }
@@ -126,7 +127,6 @@ function askForKey(wrong) {
 
 /** The session is over or there is none to be had. */
 function lost(error) {
-  if (error.kind === undefined) throw error;
   connected = error.kind === "ended"; // the next turn begins another one
   if (talker.on) talker.abort();
   microphone.close();
@@ -145,7 +145,10 @@ async function open(...needed) {
     return true;
   } catch (error) {
     if (error instanceof MicrophoneError) notify(error.message);
-    else if (!lostKey(error)) lost(error);
+    else if (!(error instanceof ServerError)) {
+      notify(`The page failed: ${error.message}`);
+      reportError(error);
+    } else if (!lostKey(error)) lost(error);
     return false;
   }
 }

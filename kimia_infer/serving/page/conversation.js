@@ -103,7 +103,11 @@ export class Conversation {
     const output = { format: { type: "audio/pcm", rate: RATE }, ...(this.voice && { voice: this.voice }) };
     this.send({
       type: "session.update",
-      session: { type: "realtime", output_modalities: ["audio"], audio: { input, output } },
+      session: {
+        type: "realtime",
+        output_modalities: [this.player.able ? "audio" : "text"],
+        audio: { input, output },
+      },
     });
   }
 

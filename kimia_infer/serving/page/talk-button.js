@@ -3,7 +3,7 @@
 
 const TAP = 350; // milliseconds; a longer press is held
 
-const TYPING = "input:not([type=radio]), textarea, select, button, a, label, dialog, [contenteditable]";
+const KEYS = "input:not([type=radio]), select, button, a"; // have another use for the space bar
 
 export class TalkButton {
   /** `start()` and `stop()` are called in turns; `cancel()` in place of stop. */
@@ -45,7 +45,7 @@ export class TalkButton {
   concerns({ code, target, altKey, ctrlKey, metaKey }) {
     if (this.button.disabled || altKey || ctrlKey || metaKey) return false;
     if (target === this.button) return code === "Space" || code === "Enter";
-    return code === "Space" && !target.closest(TYPING);
+    return code === "Space" && !target.matches(KEYS);
   }
 
   down() {

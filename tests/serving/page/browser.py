@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import websockets.sync.client
+from websockets.sync.client import ClientConnection, connect
 
 PATIENCE = 60.0
 """Seconds to wait for anything on a page."""
@@ -50,8 +50,8 @@ def chromium() -> str | None:
 class Browser:
     """A running Chromium; ``open`` a page in it."""
 
-    def __init__(self, address: str):
-        self._socket = websockets.sync.client.connect(address, max_size=None)
+    def __init__(self, socket: ClientConnection):
+        self._socket = socket
         self._numbers = itertools.count(1)
         self.log: list[str] = []
 
@@ -78,18 +78,25 @@ class Browser:
                 self.log.append(f"{entry['source']}: {entry['text']} {entry.get('url', '')}")
 
     @contextlib.contextmanager
-    def open(self, url: str, *scripts: str, width: int = 1280, height: int = 800) -> Iterator[Tab]:
-        """The page at ``url`` in a profile of its own; ``scripts`` run before its own ones."""
+    def open(self, url: str, *scripts: str, microphone: str | None = "granted") -> Iterator[Tab]:
+        """The page at ``url`` in a profile of its own.
+
+        ``scripts`` run before its own ones; ``microphone``: granted, denied, None for a page from
+        an address where there is none.
+        """
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)
         session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        tab = Tab(self, session["sessionId"], context)
+        tab = Tab(self, session["sessionId"])
         self.log.clear()
         for domain in ("Page", "Runtime", "Log", "DOM"):
             tab.call(f"{domain}.enable")
         for script in (RECORD, *scripts):
             tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
-        tab.resize(width, height)
+        tab.resize(1280, 800)
+        if microphone is not None:
+            permission = {"permission": {"name": "microphone"}, "setting": microphone}
+            self.call("Browser.setPermission", **permission, origin=url, browserContextId=context)
         tab.call("Page.navigate", url=url)
         tab.until("document.readyState === 'complete'")
         try:
@@ -99,8 +106,8 @@ class Browser:
 
 
 class Tab:
-    def __init__(self, browser: Browser, session: str, context: str):
-        self.browser, self._session, self._context = browser, session, context
+    def __init__(self, browser: Browser, session: str):
+        self.browser, self._session = browser, session
 
     def call(self, method: str, **parameters: Any) -> Any:
         return self.browser.call(method, self._session, **parameters)
@@ -177,16 +184,6 @@ class Tab:
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
 
-    def permit(self, name: str, setting: str, url: str) -> None:
-        """``setting``: granted, denied or prompt."""
-        self.browser.call(
-            "Browser.setPermission",
-            permission={"name": name},
-            setting=setting,
-            origin=url,
-            browserContextId=self._context,
-        )
-
     def resize(self, width: int, height: int) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1}
         self.call("Emulation.setDeviceMetricsOverride", mobile=False, **size)
@@ -210,7 +207,8 @@ def browsing(directory: Path, *flags: str) -> Iterator[Browser]:
     with (directory / "chromium.log").open("w+") as log:
         process = subprocess.Popen(command, stderr=log, stdout=log, start_new_session=True)
         try:
-            yield Browser(_address(process, Path(log.name)))
+            with connect(_address(process, Path(log.name)), max_size=None) as socket:
+                yield Browser(socket)
         finally:
             process.terminate()
             process.wait()

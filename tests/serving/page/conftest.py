@@ -16,9 +16,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     """A Chromium whose microphone says a question whenever it is opened."""
     if chromium() is None:
         pytest.skip("chromium is not installed (apt-get install chromium)")
-    flags = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+    device = "--use-fake-device-for-media-stream"
+    names = "--host-resolver-rules=MAP insecure.test 127.0.0.1"
     speech = f"--use-file-for-fake-audio-capture={QUESTION}%noloop"
-    with browsing(tmp_path_factory.mktemp("chromium"), *flags, speech) as browser:
+    with browsing(tmp_path_factory.mktemp("chromium"), device, speech, names) as browser:
         yield browser
 
 

@@ -28,7 +28,7 @@ class ScriptedServer:
     """Hears "what is four plus five" in everything, answers with a tone of ``seconds``.
 
     ``events`` are those that came, ``refusal`` is a status for all requests, ``locked`` asks for
-    KEY, and ``close`` closes sessions at the next answer with a code.
+    KEY. A piece of 0.2 s of sound takes ``pace`` seconds.
     """
 
     def __init__(self) -> None:
@@ -38,11 +38,24 @@ class ScriptedServer:
     def reset(self) -> None:
         self.events: list[dict[str, Any]] = []
         self.connections: list[WebSocket] = []
+        self.forms: list[Any] = []
         self.refusal: int | None = None
         self.locked = False
-        self.close: int | None = None
         self.seconds = 0.4
-        self.hears = False  # with a voice activity detector of its own
+        self.pace = 0.0
+
+    def push(self, **event: Any) -> None:
+        """Send an event to the newest session, from another thread."""
+        asyncio.run_coroutine_threadsafe(self.connections[-1].send_json(event), self.loop).result()
+
+    def hang_up(self, code: int, reason: str = "") -> None:
+        socket = self.connections[-1]
+        asyncio.run_coroutine_threadsafe(socket.close(code, reason), self.loop).result()
+
+    def sound(self) -> np.ndarray:
+        """Samples [n] that the microphone sent, int16 at 24 kHz."""
+        parts = [base64.b64decode(e["audio"]) for e in self.named("input_audio_buffer.append")]
+        return np.frombuffer(b"".join(parts), "<i2")
 
     def named(self, name: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["type"] == name]
@@ -69,6 +82,13 @@ class ScriptedServer:
         async def voices() -> dict[str, Any]:
             return {"data": [{"id": name, "name": name} for name in ("default", "anna")]}
 
+        @app.post("/v1/audio/transcriptions")
+        async def transcriptions(request: Request) -> dict[str, Any]:
+            self.forms.append(await request.form())
+            segments = [{"start": 0.0, "end": 1.5, "text": " what is four"}]
+            segments.append({"start": 3661.5, "end": 3662.9996, "text": " plus five"})
+            return {"text": "what is four plus five", "duration": 2.0, "segments": segments}
+
         app.add_api_websocket_route("/v1/realtime", self.session)
         return app
 
@@ -79,6 +99,7 @@ class ScriptedServer:
             await socket.close(1008)
             return
         await socket.accept("realtime")
+        self.loop = asyncio.get_running_loop()
         self.connections.append(socket)
         await socket.send_json({"type": "session.created", "session": {}})
         with contextlib.suppress(WebSocketDisconnect):
@@ -95,10 +116,13 @@ class ScriptedServer:
             case "conversation.item.create":
                 item = event["item"] | {"id": f"user_{number}"}
                 await socket.send_json({"type": "conversation.item.added", "item": item})
-            case "response.create" if self.close is not None:
-                await socket.close(self.close)
             case "response.create":
-                await send_answer(socket, f"{number}", self.seconds)
+                making = send_answer(socket, f"{number}", self.seconds, self.pace)
+                self.making = asyncio.create_task(making)
+            case "response.cancel":
+                self.making.cancel()
+                response = {"id": event["response_id"], "status": "cancelled"}
+                await socket.send_json({"type": "response.done", "response": response})
 
 
 async def send_heard(socket: WebSocket, item: str) -> None:
@@ -111,7 +135,7 @@ async def send_heard(socket: WebSocket, item: str) -> None:
         await socket.send_json(event)
 
 
-async def send_answer(socket: WebSocket, number: str, seconds: float) -> None:
+async def send_answer(socket: WebSocket, number: str, seconds: float, pace: float) -> None:
     response, item = f"resp_{number}", f"item_{number}"
     place = {"response_id": response, "item_id": item, "output_index": 0, "content_index": 0}
     message = {"id": item, "type": "message", "role": "assistant", "content": []}
@@ -125,7 +149,7 @@ async def send_answer(socket: WebSocket, number: str, seconds: float) -> None:
     for start in range(0, len(pcm), 4800):
         sound = base64.b64encode(pcm[start : start + 4800].tobytes()).decode()
         await socket.send_json(place | {"type": "response.output_audio.delta", "delta": sound})
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(pace)
     await socket.send_json(place | {"type": "response.output_audio.done"})
     done = {"id": response, "status": "completed", "output": [message]}
     await socket.send_json({"type": "response.done", "response": done})
