@@ -19,6 +19,7 @@ HEADERS = {
             "style-src 'self'",
             "img-src 'self'",
             "connect-src 'self'",
+            "media-src blob:",  # a file that was dropped, whose length is read
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",

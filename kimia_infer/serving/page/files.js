@@ -15,6 +15,22 @@ function subtitles(segments) {
     .join("\n");
 }
 
+/** The length of a recording in seconds, null where the browser cannot read it. */
+function lengthOf(file) {
+  return new Promise((resolve) => {
+    const url = URL.createObjectURL(file);
+    const player = new Audio();
+    const found = (seconds) => {
+      URL.revokeObjectURL(url);
+      resolve(Number.isFinite(seconds) ? seconds : null);
+    };
+    player.onloadedmetadata = () => found(player.duration);
+    player.onerror = () => found(null);
+    player.preload = "metadata";
+    player.src = url;
+  });
+}
+
 export class Files {
   /** `elements` are those of the page by their ids; `locked()` asks for a key. */
   constructor(server, elements, locked) {
@@ -54,16 +70,19 @@ export class Files {
     text.hidden = downloads.hidden = true;
 
     const form = new FormData();
-    form.append("model", this.model);
-    form.append("response_format", "verbose_json");
+    const fields = { model: this.model, response_format: "verbose_json", stream: "true" };
+    for (const [field, value] of Object.entries(fields)) form.append(field, value);
     form.append("file", file);
+    this.segments = [];
+    this.text = this.error = null;
+    this.read = 0; // characters of the answer
+    this.seconds = lengthOf(file);
     const request = new XMLHttpRequest(); // which tells how much was sent; fetch does not
     this.request = request;
     request.open("POST", this.server.address("v1/audio/transcriptions"));
     for (const [header, value] of Object.entries(this.server.headers)) {
       request.setRequestHeader(header, value);
     }
-    request.responseType = "json";
     request.upload.onprogress = ({ loaded, total }) => {
       progress.value = loaded / total;
       this.say(`Sending, ${Math.round((100 * loaded) / total)} %`);
@@ -72,6 +91,7 @@ export class Files {
       progress.removeAttribute("value"); // which makes it one of unknown length
       this.say("Listening to it");
     };
+    request.onprogress = () => this.arrived(request);
     request.onload = () => this.answered(request, file.name);
     request.onerror = () => this.finish(GONE);
     request.onabort = () => this.request === request && this.finish("Cancelled");
@@ -89,21 +109,49 @@ export class Files {
     this.say(state);
   }
 
+  /** Read the events of the answer that are complete. */
+  async arrived(request) {
+    if (request.status !== 200) return;
+    const end = request.responseText.lastIndexOf("\n\n");
+    const events = request.responseText.slice(this.read, end).split("\n\n");
+    this.read = Math.max(end, this.read);
+    for (const line of events.flatMap((event) => event.split("\n"))) {
+      if (line.startsWith("data: ")) this.told(JSON.parse(line.slice(6)));
+    }
+    const seconds = await this.seconds;
+    const heard = this.segments.at(-1)?.end;
+    if (heard === undefined || this.request !== request) return;
+    if (seconds) this.elements.progress.value = heard / seconds;
+    this.say(`Heard ${heard.toFixed(0)} s${seconds ? ` of ${seconds.toFixed(0)} s` : ""}`);
+  }
+
+  told(event) {
+    const { text } = this.elements;
+    if (event.error) this.error = event.error.message;
+    if (event.type === "transcript.text.segment") this.segments.push(event);
+    if (event.type === "transcript.text.done") this.text = event.text;
+    if (event.type !== "transcript.text.delta") return;
+    if (text.hidden) text.textContent = "";
+    text.hidden = false;
+    text.textContent += event.delta;
+  }
+
   answered(request, name) {
     if (request.status !== 200) {
-      const error = refusal(request.status, request.response);
+      const error = refusal(request.status, JSON.parse(request.responseText || "null"));
       this.finish(error.message);
       if (error.kind === "key") this.locked();
       return;
     }
-    const { text, segments, duration } = request.response;
-    this.finish(`${duration.toFixed(1)} s of sound`);
-    const { text: shown, downloads, saveText, saveSubtitles } = this.elements;
-    shown.textContent = text || "There are no words in it.";
-    shown.hidden = false;
+    this.arrived(request);
+    if (this.text === null) return this.finish(this.error ?? GONE);
+    this.finish("Done");
+    const { text, downloads, saveText, saveSubtitles } = this.elements;
+    text.textContent = this.text || "There are no words in it.";
+    text.hidden = false;
     const stem = name.replace(/\.[^.]+$/, "");
-    this.offer(saveText, `${stem}.txt`, `${text}\n`, "text/plain");
-    this.offer(saveSubtitles, `${stem}.srt`, subtitles(segments), "application/x-subrip");
+    this.offer(saveText, `${stem}.txt`, `${this.text}\n`, "text/plain");
+    this.offer(saveSubtitles, `${stem}.srt`, subtitles(this.segments), "application/x-subrip");
     downloads.hidden = false;
   }
 

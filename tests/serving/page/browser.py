@@ -87,7 +87,7 @@ class Browser:
         context = self.call("Target.createBrowserContext")["browserContextId"]
         target = self.call("Target.createTarget", url="about:blank", browserContextId=context)
         session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)
-        tab = Tab(self, session["sessionId"])
+        tab = Tab(self, session["sessionId"], context)
         self.log.clear()
         for domain in ("Page", "Runtime", "Log", "DOM"):
             tab.call(f"{domain}.enable")
@@ -106,8 +106,8 @@ class Browser:
 
 
 class Tab:
-    def __init__(self, browser: Browser, session: str):
-        self.browser, self._session = browser, session
+    def __init__(self, browser: Browser, session: str, context: str):
+        self.browser, self._session, self.context = browser, session, context
 
     def call(self, method: str, **parameters: Any) -> Any:
         return self.browser.call(method, self._session, **parameters)

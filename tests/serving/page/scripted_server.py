@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -83,13 +84,26 @@ class ScriptedServer:
             return {"data": [{"id": name, "name": name} for name in ("default", "anna")]}
 
         @app.post("/v1/audio/transcriptions")
-        async def transcriptions(request: Request) -> dict[str, Any]:
+        async def transcriptions(request: Request) -> Response:
             self.forms.append(await request.form())
-            segments = [{"start": 0.0, "end": 1.5, "text": " what is four"}]
-            segments.append({"start": 3661.5, "end": 3662.9996, "text": " plus five"})
-            return {"text": "what is four plus five", "duration": 2.0, "segments": segments}
+            name = "transcript.text"
+            events = [
+                {"type": f"{name}.delta", "delta": "what is four"},
+                {"type": f"{name}.segment", "start": 0.0, "end": 1.5, "text": "what is four"},
+                {"type": f"{name}.delta", "delta": " plus five"},
+                {"type": f"{name}.segment", "start": 3661.5, "end": 3662.9996, "text": "plus five"},
+                {"type": f"{name}.done", "text": "what is four plus five"},
+            ]
+
+            async def lines() -> AsyncIterator[str]:
+                for event in events:
+                    yield f"data: {json.dumps(event)}\n\n"
+                    await asyncio.sleep(0.05)
+
+            return StreamingResponse(lines(), media_type="text/event-stream")
 
         app.add_api_websocket_route("/v1/realtime", self.session)
+        app.mount("/behind/a/path", app)
         return app
 
     async def session(self, socket: WebSocket) -> None:
