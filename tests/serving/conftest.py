@@ -11,6 +11,7 @@ import pytest
 
 from tests.paths import MINI, ROOT
 from tests.serving.helpers import ADMITTED, AUDIO, Server, data_uri, serve, serve_bare
+from tests.serving.questions import QUESTION
 
 SCRIPTED = ROOT / "tests" / "serving" / "scripted_predictors.py"
 
@@ -51,9 +52,22 @@ def many_streaming_server(
 
 @pytest.fixture(scope="session")
 def front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """``scripts/serve --openai`` with the trained miniature."""
+    """``scripts/serve --openai`` with the trained miniature, and the voices anna and nova.
+
+    It takes recordings of at most 150 s, and bodies of at most 20 MB.
+    """
     directory = tmp_path_factory.mktemp("front")
-    with serve(golden, directory, "--openai", KIMI_AUDIO_WEIGHTS=str(MINI)) as server:
+    voices = directory / "voices"
+    voices.mkdir()
+    for name in ("anna", "nova"):
+        (voices / f"{name}.wav").write_bytes(QUESTION.read_bytes())
+    settings = {
+        "KIMI_AUDIO_WEIGHTS": str(MINI),
+        "KIMI_AUDIO_VOICES": str(voices),
+        "KIMI_AUDIO_MAX_SECONDS": "150",
+        "KIMI_AUDIO_MAX_MEGABYTES": "20",
+    }
+    with serve(golden, directory, "--openai", **settings) as server:
         yield server
 
 

@@ -85,4 +85,7 @@ class Counted:
             await self._app(scope, receive, noting)
         finally:
             route = getattr(scope.get("route"), "path", "none")
-            self._meters.requests.labels(route, status).inc()
+            # Routes of an included router do not always have its prefix.
+            below = scope["path"].startswith("/v1/") and route.startswith("/")
+            prefix = "/v1" if below and not route.startswith("/v1/") else ""
+            self._meters.requests.labels(f"{prefix}{route}", status).inc()

@@ -24,21 +24,3 @@ def limited(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     }
     with serve(golden, tmp_path_factory.mktemp("limited"), "--openai", **settings) as server:
         yield server
-
-
-@pytest.fixture(scope="session")
-def small(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of recordings of at most 5 s and 1 MB, with the voices anna and nova."""
-    directory = tmp_path_factory.mktemp("small")
-    voices = directory / "voices"
-    voices.mkdir()
-    for name in ("anna", "nova"):
-        (voices / f"{name}.wav").write_bytes(QUESTION.read_bytes())
-    settings = {
-        "KIMI_AUDIO_WEIGHTS": str(MINI),
-        "KIMI_AUDIO_VOICES": str(voices),
-        "KIMI_AUDIO_MAX_SECONDS": "5",
-        "KIMI_AUDIO_MAX_MEGABYTES": "1",
-    }
-    with serve(golden, directory, "--openai", **settings) as server:
-        yield server

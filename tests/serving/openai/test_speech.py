@@ -161,26 +161,22 @@ def test_who_hangs_up_frees_the_slots(front: Server) -> None:
     wait_until_idle(front)
 
 
-def test_voices_by_name(small: Server) -> None:
+def test_voices_by_name(front: Server, speak: Speak) -> None:
     """Recordings speak by their name, also in place of one of OpenAI's voices."""
-    listed = small.request("GET", "/v1/audio/voices")[1]["data"]
+    listed = front.request("GET", "/v1/audio/voices")[1]["data"]
     assert [voice["id"] for voice in listed] == ["default", "anna", "nova"]
-    client = openai.OpenAI(base_url=f"{small.url}/v1", api_key="unused", max_retries=0)
-    for voice in ("anna", {"id": "nova"}, "alloy"):
-        speech = client.audio.speech.create(
-            model=MODEL, voice=voice, input=SENTENCE, extra_body=SEEDED
-        )
-        assert heard(speech.content, "anything") == SENTENCE
-    recording = small.files.parent / "voices" / "short.wav"
-    recording.write_bytes(QUESTION.read_bytes()[:8_000])
+    for voice in ("anna", {"id": "nova"}):
+        assert heard(speak(voice=voice), "anything") == SENTENCE
+    short = front.files.parent / "voices" / "short.wav"
+    short.write_bytes(QUESTION.read_bytes()[:8_000])
     try:
         with pytest.raises(openai.BadRequestError, match=r"voice: 0.25 s long; send 1 to 30 s"):
-            client.audio.speech.create(model=MODEL, voice="short", input=SENTENCE)
+            speak(voice="short")
     finally:
-        recording.unlink()
+        short.unlink()
     for unknown in ("bob", "../voices/anna", "anna.wav"):
         with pytest.raises(openai.BadRequestError, match="this server has default, anna, nova"):
-            client.audio.speech.create(model=MODEL, voice=unknown, input=SENTENCE)
+            speak(voice=unknown)
 
 
 def test_voices_are_checked_at_the_start(tmp_path: Path) -> None:

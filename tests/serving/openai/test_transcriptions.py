@@ -205,15 +205,26 @@ def test_other_bodies_are_errors_of_the_caller(
     assert answer.json()["error"]["param"] == param
 
 
-def test_recordings_beyond_the_limits(small: Server, talk: bytes) -> None:
-    client = openai.OpenAI(base_url=f"{small.url}/v1", api_key="unused", max_retries=0)
-    with pytest.raises(openai.BadRequestError, match="file: longer than the permitted 5 s"):
-        client.audio.transcriptions.create(model=MODEL, file=("talk.mp3", talk))
-    large = ("large.wav", QUESTION.read_bytes() + bytes(1_000_000))
-    with pytest.raises(openai.APIStatusError, match="more than 1 MB") as refused:
-        client.audio.transcriptions.create(model=MODEL, file=large)
+def test_recordings_beyond_the_limits(front: Server, transcribe: Create) -> None:
+    with pytest.raises(openai.BadRequestError, match="file: longer than the permitted 150 s"):
+        transcribe(("long.wav", silence(151)))
+    with pytest.raises(openai.APIStatusError, match="more than 20 MB") as refused:
+        transcribe(("large.wav", QUESTION.read_bytes() + bytes(20_000_000)))
     assert refused.value.status_code == 413
-    assert stored(small) == []
+    assert stored(front) == []
+
+
+def test_answers_are_counted(front: Server, transcribe: Create) -> None:
+    def counted(name: str) -> float:
+        lines = httpx.get(f"{front.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+    requests = 'kimi_audio_requests_total{endpoint="/v1/audio/transcriptions",status="200"}'
+    names = (requests, "kimi_audio_steps_total", "kimi_audio_total_seconds_count")
+    before = [counted(name) for name in names]
+    assert transcribe().text == WORDS
+    after = [counted(name) for name in names]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [1, 6, 1]
 
 
 def test_many_at_a_time(front: Server, talk: bytes) -> None:
