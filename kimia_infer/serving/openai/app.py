@@ -13,7 +13,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
 from kimia_infer.serving.openai import chat, models, page, speech, transcriptions, voices
-from kimia_infer.serving.openai.errors import ApiError, as_api_error, response_to
+from kimia_infer.serving.openai.errors import ApiError, as_api_error, no_room, response_to
 from kimia_infer.serving.openai.middleware import Admission, Bodies, Counted
 from kimia_infer.serving.openai.service import Service, admitted
 from kimia_infer.serving.realtime import routes as realtime
@@ -84,6 +84,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(cause := error.__cause__, OSError):  # which FastAPI takes for a broken body
+        return response_to(no_room(cause))
     message = {
         404: f"there is no {request.url.path} here; /docs lists what there is",
         405: f"{request.method} is not for {request.url.path}",

@@ -74,6 +74,12 @@ def too_many(message: str, retry_ms: int, code: str) -> ApiError:
     return ApiError(429, message, code=code, headers=headers)
 
 
+def no_room(error: OSError) -> ApiError:
+    """The refusal of a body that cannot be stored."""
+    text = f"the server cannot store what was sent ({error.strerror})"
+    return ApiError(503, text, code="no_room")
+
+
 def unsupported(param: str, advice: str) -> ApiError:
     """The refusal of a field that OpenAI's API has and this model cannot honour."""
     return ApiError(400, f"{param}: not supported; {advice}", param, "unsupported_parameter")

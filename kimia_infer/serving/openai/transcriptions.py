@@ -32,7 +32,7 @@ from kimia_infer.api.transcription import (
 )
 from kimia_infer.audio.files import AudioError
 from kimia_infer.serving.openai.answers import while_connected
-from kimia_infer.serving.openai.errors import ApiError, unsupported
+from kimia_infer.serving.openai.errors import ApiError, no_room, unsupported
 from kimia_infer.serving.openai.service import Service, Serving
 from kimia_infer.serving.openai.streams import event_stream
 
@@ -233,8 +233,7 @@ async def stored(upload: UploadFile, folder: Path) -> Path:
     try:
         await run_in_threadpool(copy, upload, path)
     except OSError as error:
-        text = f"the server cannot store the file ({error.strerror})"
-        raise ApiError(503, text, "file", "no_room") from error
+        raise no_room(error) from error
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import resource
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -211,6 +212,21 @@ def test_recordings_beyond_the_limits(front: Server, transcribe: Create) -> None
     with pytest.raises(openai.APIStatusError, match="more than 20 MB") as refused:
         transcribe(("large.wav", QUESTION.read_bytes() + bytes(20_000_000)))
     assert refused.value.status_code == 413
+    assert stored(front) == []
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits of another process")
+def test_a_disk_without_room_is_the_servers_fault(front: Server, transcribe: Create) -> None:
+    """Files of the server may have 1.5 MB for a moment: a larger one is not even received."""
+    _, hard = resource.prlimit(front.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(front.pid, resource.RLIMIT_FSIZE, (1_500_000, hard))
+    try:
+        with pytest.raises(openai.InternalServerError, match="cannot store what was sent") as full:
+            transcribe(("long.wav", silence(60)))
+        assert transcribe().text == WORDS
+    finally:
+        resource.prlimit(front.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    assert full.value.status_code == 503 and full.value.code == "no_room"
     assert stored(front) == []
 
 
