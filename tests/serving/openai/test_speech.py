@@ -136,8 +136,7 @@ def test_what_cannot_be_done_is_refused_by_name(
 
 
 def test_many_at_a_time(front: Server) -> None:
-    texts = [SENTENCE, "turn off the lamp in the kitchen", "tom is in the garden"]
-    texts = (texts * 4)[:10]
+    texts = [SENTENCE, "tom is in the garden"] * 5
 
     async def ask_all() -> list[bytes]:
         url = f"{front.url}/v1"
@@ -151,7 +150,7 @@ def test_many_at_a_time(front: Server) -> None:
             return [answer.content for answer in await asyncio.gather(*asked)]
 
     understood = [heard(content, "anything") for content in asyncio.run(ask_all())]
-    assert sum(map(str.__eq__, understood, texts)) >= 9
+    assert understood == texts
 
 
 def test_who_hangs_up_frees_the_slots(front: Server) -> None:
