@@ -121,17 +121,17 @@ class Recorded:
 
     def __init__(self, function: Callable[..., Tensor], graphs: Graphs):
         self.function, self.graphs = function, graphs
-        self._recorded: dict[tuple[torch.Size, ...], tuple[list[Tensor], Work, Tensor]] = {}
+        self._recorded: dict[tuple[torch.Size, ...], tuple[list[Tensor], Work, list[Tensor]]] = {}
 
     def __call__(self, *tensors: Tensor) -> Tensor:
         recording = self._recorded.get(_shapes(tensors))
         if recording is None:
             return self.function(*tensors)
-        given, launch, result = recording
+        given, launch, results = recording
         for place, tensor in zip(given, tensors, strict=True):
             place.copy_(tensor)
         launch()
-        return result.clone()
+        return results[0].clone()
 
     def record(self, *tensors: Tensor) -> None:
         """Record the shapes of these tensors, whose values do not matter."""
@@ -139,17 +139,22 @@ class Recorded:
         if self.graphs.captures and shapes not in self._recorded:
             self._recorded[shapes] = self._record(tensors)
 
-    def _record(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Work, Tensor]:
-        first = self.function(*tensors)
+    def _record(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Work, list[Tensor]]:
+        """What is read, how it is launched, and, once it has run, the result."""
         with torch.inference_mode(False):  # so that they can be written in any mode
-            given, result = [torch.empty_like(t) for t in tensors], torch.empty_like(first)
+            given = [torch.empty_like(t) for t in tensors]
+        results: list[Tensor] = []
 
         def work() -> None:
-            result.copy_(self.function(*given))
+            result = self.function(*given)
+            if not results:
+                with torch.inference_mode(False):
+                    results.append(torch.empty_like(result))
+            results[0].copy_(result)
 
         for place, tensor in zip(given, tensors, strict=True):
             place.copy_(tensor)
-        return given, self.graphs.record(work), result
+        return given, self.graphs.record(work), results
 
 
 def _shapes(tensors: Sequence[Tensor]) -> tuple[torch.Size, ...]:
