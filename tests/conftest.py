@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
 import torch
+from xdist.scheduler import LoadFileScheduling
 
 from tests.paths import GOLDEN
 
@@ -28,6 +30,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     long = config.getoption("--long")
     hypothesis.settings.load_profile("long" if long else "sample")
+
+
+TOGETHER = ("tests/miniature", "tests/rehearsal", "tests/serving")
+"""Directories whose files share servers or a model, so that one process runs all their tests."""
+
+
+class Scheduling(LoadFileScheduling):
+    """A process gets the tests of a file, or of a directory of ``TOGETHER``, one after another."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        directory = file.rpartition("/")[0]
+        return directory if directory in TOGETHER else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
