@@ -1,4 +1,4 @@
-"""The published model on a CUDA device that is not there, loaded once."""
+"""The published model on a CUDA device that is not there, loaded once for all tests here."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from tests.rehearsal.fake_cuda import CUDA, FakeCuda
 from tests.rehearsal.published import WAVE, Loaded, features_of, write_checkpoint
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def patch() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantization, "BLOCK_VALUES", 2**28)  # a matrix at once
         yield patch
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def card(patch: pytest.MonkeyPatch) -> FakeCuda:
     return FakeCuda(patch)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("published")
     write_checkpoint(directory)
     return directory
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def loaded(card: FakeCuda, directory: Path) -> Loaded:
     with card.active() as ledger, ledger.peak_within() as peak:
         components = load_components(directory, True, CUDA, torch.bfloat16, slots=2)
@@ -43,7 +43,7 @@ def loaded(card: FakeCuda, directory: Path) -> Loaded:
     return Loaded(components, model, peak[0])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def features(card: FakeCuda, loaded: Loaded) -> Tensor:
     """Whisper features of the question."""
     model = loaded.model

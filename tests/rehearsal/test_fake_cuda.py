@@ -10,6 +10,7 @@ import gc
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 from unittest import mock
 
 import numpy as np
@@ -42,6 +43,7 @@ from tests.rehearsal.fake_cuda import (
 from tests.rehearsal.published import CODES, SAMPLED, SECONDS, WAVE, Loaded, answer, features_of
 
 HALF = torch.bfloat16
+Built = TypeVar("Built")
 # Operations that read weights or mix positions, by the beginnings of their names.
 PRODUCTS = ("linear", "mm", "addmm", "bmm", "baddbmm", "matmul", "conv", "_conv", "scaled_dot")
 PRODUCTS += ("matrix_vector", "rotate_append_attend", "_scaled_dot")
@@ -60,8 +62,9 @@ def check_dtypes(calls: Sequence[Call], dtype: torch.dtype, widest: int = 0) -> 
             assert not wide or size <= widest, call
 
 
-def record_steps(card: FakeCuda, decoder: Decoder) -> list[Call]:
-    """The operations of all forms of step, as a further decoder records them, but for samplers."""
+def recording(card: FakeCuda, build: Callable[[], Built]) -> tuple[Built, list[Call]]:
+    """What ``build`` makes, and the operations of all forms of step that its decoder records, but
+    for samplers."""
     calls: list[Call] = []
     original = Decoder._replay_forward
 
@@ -71,10 +74,8 @@ def record_steps(card: FakeCuda, decoder: Decoder) -> list[Call]:
         calls.extend(made)
 
     patched = mock.patch.object(Decoder, "_replay_forward", forward)
-    given = decoder.model, decoder.control, decoder.capacity, decoder.backend.name
     with card.active() as ledger, patched:
-        Decoder(*given, kv_cache=decoder.kv_cache, slots=2, places=decoder.capacity)
-        return calls
+        return build(), calls
 
 
 def test_weights(card: FakeCuda, loaded: Loaded) -> None:
@@ -127,11 +128,8 @@ def test_generation(
     if (attention, kv_cache) == ("sdpa", "none") and not long:
         pytest.skip("the other cache of sdpa is read in the same way; runs with --long")
     components = replace(loaded.components, capacity=Capacity(2, LONGEST))
-    with card.active():
-        model = KimiAudio.from_components(
-            components, head_rows=head_rows, attention=attention, kv_cache=kv_cache
-        )
-    calls = record_steps(card, model.decoder)
+    given = {"head_rows": head_rows, "attention": attention, "kv_cache": kv_cache}
+    model, calls = recording(card, lambda: KimiAudio.from_components(components, **given))
     check_dtypes(calls, HALF)
     names = {call.name for call in calls}
     assert {"add_rms_norm", "rms_norm", "silu_mul"} <= names
@@ -177,7 +175,9 @@ def test_quantization(
         components = load_components(directory, False, CUDA, HALF, quantization=scheme, slots=2)
         taken = ledger.live - before
         model = KimiAudio.from_components(components)
-    calls = record_steps(card, model.decoder)
+    decoder = model.decoder  # which has recorded steps of text alone
+    given = decoder.model, decoder.control, decoder.capacity
+    _, calls = recording(card, lambda: Decoder(*given, slots=2, places=decoder.capacity))
     check_dtypes(calls, HALF)
     assert model.decoder.batches == [1, 2]
     assert sum(call.name == "matrix_vector" for call in calls) == 2 * 4 * (28 + 34 + 28)
@@ -299,13 +299,14 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_planted_faults_are_found(fault: str, card: FakeCuda, loaded: Loaded) -> None:
     plant, error = FAULTS[fault]
-    components = replace(loaded.components, capacity=Capacity(2, LONGEST))
+    decoder = loaded.model.decoder
+    given = decoder.model, decoder.control, decoder.capacity
     with card.active():
-        model = KimiAudio.from_components(components)
-        remove = plant(model)
+        remove = plant(loaded.model)
     try:
         with pytest.raises(error):
-            check_dtypes(record_steps(card, model.decoder), HALF)
+            _, calls = recording(card, lambda: Decoder(*given, slots=2, places=decoder.capacity))
+            check_dtypes(calls, HALF)
     finally:
         with card.active():
             remove()

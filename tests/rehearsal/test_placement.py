@@ -24,6 +24,7 @@ from kimia_infer.engine.decode import PIECE, Decoder
 from kimia_infer.engine.generation import BOTH
 from kimia_infer.layers.attention import BACKENDS, CachedAttention
 from kimia_infer.layers.sampler import RECORDED_FORMS
+from kimia_infer.models.kimi_audio import detokenizer as detokenizer_module
 from kimia_infer.models.kimi_audio.detokenizer import ChunkJob, SpeechStream
 from kimia_infer.utils.graphs import Direct
 from tests.rehearsal.fake_cuda import CUDA, SECOND, FakeCuda, Ledger
@@ -119,8 +120,9 @@ def test_memory_of_choosing(slots: int, card: FakeCuda, loaded: Loaded) -> None:
     assert found <= plan.choosing_bytes(slots) <= 1.1 * found
 
 
-def test_two_devices(card: FakeCuda, directory: Path) -> None:
+def test_two_devices(card: FakeCuda, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders and speech on the second one: features cross once per sound, and nothing else."""
+    monkeypatch.setattr(detokenizer_module, "vocoded_frames", lambda config: [160])  # and no other
     with card.active():
         components = load_components(directory, True, CUDA, HALF, speech_device=SECOND, slots=1)
         model = KimiAudio.from_components(components)
