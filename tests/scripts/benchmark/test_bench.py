@@ -16,7 +16,7 @@ from scripts.benchmark.runner import MEASUREMENTS
 from tests.paths import MINI, ROOT
 
 BENCH = [sys.executable, str(ROOT / "scripts" / "bench")]
-QUICK = "decode,first,int4,memory,cold_start,profile"
+QUICK = "decode,first,cold_start,profile"
 
 # What a machine with PyTorch and transformers alone does not have.
 BARE = """
@@ -49,7 +49,9 @@ def test_everything_where_little_is_installed(tmp_path: Path, long: bool) -> Non
     assert list(results["measurements"]) == names
     assert (tmp_path / "out" / "trace.json.gz").is_file()
     report = (tmp_path / "out" / "report.md").read_text()
-    for words in ("steps/s", "first speech, ms", "int4 against none", "promised, GB", "warm-up"):
+    expected = ["steps/s", "first speech, ms", "warm-up"]
+    expected += ["int4 against none", "promised, GB"] if long else []
+    for words in expected:
         assert words in report and words in done.stdout
     again = bench(*arguments, cwd=tmp_path)
     assert again.returncode == 0 and "measurements" not in again.stderr
@@ -97,7 +99,7 @@ def test_many_clients(tmp_path: Path) -> None:
 
 def test_an_interrupted_command_keeps_what_is_done(tmp_path: Path) -> None:
     arguments = ["--random", "tiny", "--only", "encoders,concurrency", "--concurrency", "2"]
-    arguments += ["--device", "cpu", "--threads", "1", "--runs", "500", "--json", "c.json"]
+    arguments += ["--device", "cpu", "--threads", "1", "--runs", "20", "--json", "c.json"]
     process = subprocess.Popen(
         [*BENCH, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
