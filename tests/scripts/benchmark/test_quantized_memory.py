@@ -65,8 +65,11 @@ def loaded(scheme: str, speech: bool) -> Iterator[Loaded]:
         yield Loaded(allocated(build, half), rest)
 
 
-def peak(scheme: str, speech: bool) -> int:
-    """With everything loaded, while the longest prompt, one for text, is embedded and read."""
+def peak(scheme: str, speech: bool) -> tuple[int, SpeechSizes]:
+    """With everything loaded, while the longest prompt, one for text, is embedded and read.
+
+    Also the sizes of what hears and speaks.
+    """
     with loaded(scheme, speech) as model, PeakMemory({}) as counted, torch.inference_mode():
         counted.see(model.parameters())
         weights = counted.now
@@ -81,21 +84,22 @@ def peak(scheme: str, speech: bool) -> int:
         for _ in decoder.begin(generation):
             pass
         cached = 2 * decoder.attention.cache.keys.nbytes
+        sizes = SpeechSizes.of(*model.rest)
     assert weights == sum(p.nbytes for p in model.parameters())
     assert counted.most > weights + cached
-    return counted.most
+    return counted.most, sizes
 
 
 @pytest.mark.parametrize(
     ("scheme", "speech", "limit"),
-    [("int8", True, 22), ("fp8", True, 22), ("int4", False, 15), ("int4", True, 19)],
+    [("int8", True, 22), ("int4", True, 19), ("fp8", True, 22), ("int4", False, 15)],
 )
-def test_peak(scheme: str, speech: bool, limit: int) -> None:
+def test_peak(scheme: str, speech: bool, limit: int, long: bool) -> None:
     """Also: loading is refused by a sum that is neither less nor much more than what is counted."""
-    found = peak(scheme, speech)
+    if (scheme, speech) in (("fp8", True), ("int4", False)) and not long:
+        pytest.skip("as large as int8, or what int4 takes less speech; runs with --long")
+    found, sizes = peak(scheme, speech)
     assert found + REST <= limit * GB
-    with loaded(scheme, speech) as model:
-        sizes = SpeechSizes.of(*model.rest)
     plan = MemoryPlan(PUBLISHED.language_model, torch.bfloat16, "none", sizes, CPU, CPU)
     reading = plan.reading_bytes(scheme)
     kept, synthesis = sizes.speaking(1) if speech else (0, 0)
