@@ -229,8 +229,8 @@ def test_logits_that_are_not_finite_end_their_own_request(crowd: Crowd, alone) -
     check_same(crowd.answer(SPEAKING[1]), alone(SPEAKING[1]))
 
 
-def test_nothing_is_recorded_after_the_start() -> None:
-    """Whatever 200 requests ask for."""
+def test_nothing_is_recorded_after_the_start(long: bool) -> None:
+    """Whatever 60 requests ask for, and 200 in a long run."""
     model, chance = loaded(), random.Random(0)
     speech = model.detokenizer
     assert speech is not None
@@ -241,7 +241,7 @@ def test_nothing_is_recorded_after_the_start() -> None:
     crowd = Crowd(set_slots(model, 2, CAPACITY, make_graphs=TracedGraphs))
     recorded = crowd.decoder.graphs.recorded, graphs.recorded
     assert all(recorded)
-    for seed in range(200):
+    for seed in range(200 if long else 60):
         asked = Asked(
             chance.choice(["text_only_both"] * 4 + ["audio_only_both"]),
             chance.choice(["text", "both"]), chance.choice([1, 5, 9, 16]),
