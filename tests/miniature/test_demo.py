@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import httpx
+import pytest
 
 from tests.paths import ROOT
 
@@ -40,3 +47,32 @@ def test_a_question_that_is_not_there_is_named(tmp_path: Path):
     )
     assert done.returncode == 2
     assert f"{missing}: no such file" in done.stderr
+
+
+def test_the_demo_opens_the_page_until_it_is_interrupted(tmp_path: Path):
+    opened = tmp_path / "opened"
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}\n')
+    browser.chmod(0o755)
+    demo = subprocess.Popen(
+        [sys.executable, ROOT / "scripts" / "demo", "--talk"],
+        env={**os.environ, "DISPLAY": ":0", "BROWSER": str(browser)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert demo.stdout is not None
+        line = demo.stdout.readline()
+        [url] = re.findall(r"http://127.0.0.1:\d+/", line)
+        assert "Talk to Kimi-Audio" in httpx.get(url).text
+        while not opened.exists() or not opened.read_text():
+            time.sleep(0.05)
+        assert opened.read_text() == f"{url}\n"
+    finally:
+        os.killpg(demo.pid, signal.SIGINT)  # as Ctrl-C does, to the server, too
+        _, errors = demo.communicate(timeout=60)
+    assert (demo.returncode, errors) == (0, "")
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)

@@ -42,7 +42,11 @@ const conversation = new Conversation(server, player, transcript, {
     $("first-sound").textContent = `first sound after ${seconds.toFixed(2)} s`;
   },
 });
-const microphone = new Microphone(heard);
+const microphone = new Microphone(heard, () => {
+  if (talker.on) talker.abort();
+  microphone.close();
+  notify("The microphone was disconnected.");
+});
 const talker = new TalkButton(talkButton, { start: startTalking, stop: stopTalking, cancel: cancelTalking });
 const files = new Files(
   server,
@@ -131,6 +135,7 @@ function lost(error) {
   if (talker.on) talker.abort();
   microphone.close();
   player.stop();
+  transcript.end();
   level(0);
   notify(error.message, !connected);
   if (connected) return show();

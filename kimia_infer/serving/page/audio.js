@@ -13,9 +13,12 @@ const REASONS = {
 };
 
 export class Microphone {
-  /** `onframe(samples, level)` gets Int16Arrays of 20 ms at 24 kHz and their level, 0 to 1. */
-  constructor(onframe) {
-    this.onframe = onframe;
+  /**
+   * `onframe(samples, level)` gets Int16Arrays of 20 ms at 24 kHz and their level, 0 to 1;
+   * `onlost()` is called when the microphone is taken away.
+   */
+  constructor(onframe, onlost) {
+    Object.assign(this, { onframe, onlost });
     this.opening = this.context = null;
   }
 
@@ -47,6 +50,7 @@ export class Microphone {
     } catch (error) {
       throw new MicrophoneError(REASONS[error.name] ?? `The microphone failed: ${error.message}. ${TYPE}`);
     }
+    stream.getAudioTracks()[0].onended = () => this.onlost();
     const context = new AudioContext();
     await context.audioWorklet.addModule(new URL("capture.js", import.meta.url));
     const node = new AudioWorkletNode(context, "capture", { numberOfOutputs: 0 });

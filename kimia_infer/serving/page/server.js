@@ -48,7 +48,11 @@ export class Server {
     address.protocol = address.protocol.replace("http", "ws");
     address.searchParams.set("model", model);
     const key = this.key ? [`openai-insecure-api-key.${this.key}`] : [];
-    return new WebSocket(address, ["realtime", ...key]);
+    try {
+      return new WebSocket(address, ["realtime", ...key]);
+    } catch {
+      throw new ServerError("refused", "Browsers can send keys of letters, digits and - . _ ~ alone.");
+    }
   }
 }
 

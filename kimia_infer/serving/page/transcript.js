@@ -7,6 +7,13 @@ export class Transcript {
   constructor(list, scroller, announcer) {
     Object.assign(this, { list, scroller, announcer });
     this.turns = new Map();
+    this.ended = false;
+  }
+
+  /** The session is over: what is not said stays unsaid, and the model remembers nothing of it. */
+  end() {
+    for (const { item } of this.turns.values()) item.classList.remove("pending");
+    this.ended = this.turns.size > 0;
   }
 
   /** The turn `id` of "you" or the "model", made at the end of the list if there is none. */
@@ -14,6 +21,8 @@ export class Transcript {
     const known = this.turns.get(id);
     if (known) return known;
     const item = document.createElement("li");
+    if (this.ended) item.dataset.before = "a new conversation";
+    this.ended = false;
     const [name, text] = ["b", "p"].map((tag) => item.appendChild(document.createElement(tag)));
     name.textContent = NAMES[who];
     item.className = `${who} pending`;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.serving.page.browser import Browser, Tab
+from tests.serving.page.room import ROOM
 from tests.serving.page.scripted_server import KEY, ScriptedServer
 
 MISSING = """
@@ -38,6 +39,16 @@ def test_no_microphone(browser: Browser, scripted: ScriptedServer) -> None:
         tab.state("ready")
         tab.click("#talk")
         tab.shows("No microphone was found")
+        assert_typing_works(tab)
+
+
+def test_a_microphone_that_is_taken_away(browser: Browser, scripted: ScriptedServer) -> None:
+    with browser.open(scripted.url, ROOM) as tab:
+        tab.state("ready")
+        tab.click("#talk")
+        tab.state("listening")
+        tab.evaluate("microphone.stream.getTracks()[0].dispatchEvent(new Event('ended'))")
+        tab.shows("The microphone was disconnected")
         assert_typing_works(tab)
 
 
@@ -120,6 +131,8 @@ def test_a_session_that_breaks(
         scripted.seconds = 0.4
         tab.click("#reconnect")
         assert_typing_works(tab)
+        assert tab.evaluate("document.querySelectorAll('.pending').length") == 0
+        assert tab.evaluate("document.querySelector('[data-before]').innerText").endswith("hello")
 
 
 def test_a_session_that_ends_is_followed_by_another(
