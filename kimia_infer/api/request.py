@@ -16,7 +16,6 @@ from torch import Tensor
 
 from kimia_infer.api.events import AudioChunk, Completion, Event, Metrics, TextDelta
 from kimia_infer.api.parameters import Parameters
-from kimia_infer.api.stopping import StopText
 from kimia_infer.audio.files import (
     SAMPLE_RATE,
     SILENCE_DBFS,
@@ -36,7 +35,7 @@ from kimia_infer.layers.sampler import Randomness
 from kimia_infer.models.kimi_audio.detokenizer import Voice
 from kimia_infer.models.kimi_audio.encoders import SpeechCodes, WhisperFeatures, code_count
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Message, Prompt, PromptBuilder
-from kimia_infer.models.kimi_audio.text_tokenizer import TextStream, TextTokenizer
+from kimia_infer.models.kimi_audio.text_tokenizer import StopText, TextStream, TextTokenizer
 from kimia_infer.utils.errors import RequestCancelled, RequestTimeout
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from kimia_infer.api.events import Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.api.stopping import StopText
+from kimia_infer.models.kimi_audio.text_tokenizer import StopText
 from kimia_infer.utils.errors import RequestError
 
 CHAT = [{"role": "user", "message_type": "text", "content": "tell me about the weather"}]
