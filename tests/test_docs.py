@@ -2,7 +2,8 @@
 
 Blocks of shell commands are fenced as ``sh``. A word after that says why a block is not run here:
 ``download``, ``gpu``, ``docker``, ``install`` and ``long`` are what it takes, and ``example`` marks
-commands about files that only the reader has.
+commands about files that only the reader has. What is written in ``python`` and ``js`` for clients
+of the OpenAI server is run by ``tests/serving/openai/test_documented.py``.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from tests.documentation import blocks
 from tests.paths import ROOT
 
 PAGES = [
@@ -28,18 +29,8 @@ PAGES = [
 ]
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
-BLOCK = re.compile(r"^```(\w+)(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-NOT_RUN = {"download", "gpu", "docker", "install", "long", "example"}
 PATHS = re.compile(r"`((?:tests|scripts|docs|kimia_infer|weights)/[\w./-]+|[\w/]+\.py)`")
 MADE_BY_COMMANDS = ("weights/slim", "weights/Kimi-Audio-7B-Instruct")
-
-
-def blocks(page: Path, language: str) -> Iterator[tuple[str, str]]:
-    """Reason not to run it ("" if there is none) and text of each block in ``language``."""
-    for found, reason, text in BLOCK.findall(page.read_text(encoding="utf-8")):
-        if found == language:
-            assert reason in {"", *NOT_RUN}, f"{page}: unknown kind of block {reason!r}"
-            yield reason, text
 
 
 def slug(heading: str) -> str:
@@ -79,7 +70,7 @@ def help_of(program: str) -> str:
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_commands_have_the_options_they_use(page: Path) -> None:
-    for _, text in blocks(page, "sh"):
+    for _, text, _ in blocks(page, "sh"):
         for line in text.replace("\\\n", " ").splitlines():
             command = re.search(r"(?<!\S)scripts/(\w+)(?=\s|$)(.*)", line.partition("  #")[0])
             if command is None or not (ROOT / "scripts" / command[1]).is_file():
@@ -120,7 +111,7 @@ def start_server(script: str, folder: Path, environment: dict[str, str]) -> subp
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_commands_run_as_written(page: Path, tmp_path: Path, long: bool) -> None:
     """In order, in a copy of the checkout; a server runs from its block to the end of the page."""
-    scripts = [text for reason, text in blocks(page, "sh") if not reason]
+    scripts = [text for reason, text, _ in blocks(page, "sh") if not reason]
     if not scripts:
         pytest.skip("no commands to run")
     if not long:
@@ -151,7 +142,7 @@ def test_commands_run_as_written(page: Path, tmp_path: Path, long: bool) -> None
 def test_the_library_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (code,) = [text for _, text in blocks(ROOT / "README.md", "python")]
+    (code,) = [text for _, text, _ in blocks(ROOT / "README.md", "python")]
     for name in ("weights", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)

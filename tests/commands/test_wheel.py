@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
+import openai
 import pytest
 
 from tests.paths import MINI, ROOT
@@ -61,21 +67,44 @@ def test_an_installed_wheel_answers(wheel: Path, tmp_path: Path, long: bool) -> 
     question = ["--weights", "mini", "--audio", "question.wav", "--seed", "0"]
     assert run(binaries / "kimi-audio", "infer", *question) == "nine\n"
     assert (tmp_path / "answer.wav").read_bytes().startswith(b"RIFF")
-    assert_served(binaries, tmp_path, environment)
+    with served(binaries, tmp_path, environment) as url:
+        assert_answers_openais_client(url, tmp_path / "question.wav")
+        assert "<!doctype html>" in httpx.get(url).text.lower()
+    with served(binaries, tmp_path, environment, "--cog") as url:
+        asked = ("--url", url, "--audio", "question.wav")
+        assert run(binaries / "kimi-audio", "infer", *asked) == "nine\n"
 
 
-def assert_served(binaries: Path, folder: Path, environment: dict[str, str]) -> None:
-    serve = [binaries / "kimi-audio", "serve", "--weights", "mini", "--port", "0"]
+def assert_answers_openais_client(url: str, question: Path) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="unused")
+    data = base64.b64encode(question.read_bytes()).decode()
+    part: Any = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    answer = client.chat.completions.create(
+        model="kimi-audio",
+        messages=[{"role": "user", "content": [part]}],
+        modalities=["text", "audio"],
+        audio={"voice": "alloy", "format": "mp3"},
+    )
+    audio = answer.choices[0].message.audio
+    assert audio is not None and audio.transcript == "nine" and audio.data
+    with question.open("rb") as file:
+        transcript = client.audio.transcriptions.create(model="kimi-audio", file=file)
+    assert transcript.text == "what is four plus five"
+
+
+@contextlib.contextmanager
+def served(
+    binaries: Path, folder: Path, environment: dict[str, str], *options: str
+) -> Iterator[str]:
+    """The URL of ``kimi-audio serve``."""
+    serve = [binaries / "kimi-audio", "serve", "--weights", "mini", "--port", "0", *options]
     server = subprocess.Popen(
         serve, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True,
     )  # fmt: skip
     try:
         assert server.stdout is not None
-        url = server.stdout.readline().removeprefix("Ready: ").strip()
-        infer = [binaries / "kimi-audio", "infer", "--url", url, "--audio", "question.wav"]
-        done = subprocess.run(infer, cwd=folder, env=environment, capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (0, "nine\n"), done.stderr
+        yield server.stdout.readline().removeprefix("Ready: ").strip()
     finally:
         server.terminate()
         server.communicate()
