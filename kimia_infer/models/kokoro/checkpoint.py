@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kimia_infer.models.kokoro.adapters.store import apply_adapter, find_adapter
 from kimia_infer.models.kokoro.config import KokoroConfig
 from kimia_infer.models.kokoro.layers import AdaIN, AdaLayerNorm
 from kimia_infer.models.kokoro.network import KokoroNetwork
@@ -31,15 +32,22 @@ _SNAKE = re.compile(r"(.+)\.(adain|convs)([12])\.(\d+)\.(.+)")
 
 
 def load_network(
-    directory: Path, device: torch.device, decoder_dtype: torch.dtype = torch.float32
+    directory: Path,
+    device: torch.device,
+    decoder_dtype: torch.dtype = torch.float32,
+    adapter: str | None = None,
 ) -> KokoroNetwork:
     """The network of a directory, for inference; its decoder has ``decoder_dtype``.
 
+    ``adapter`` is the name of one in ``adapters`` of the directory, which is put into it.
+
     Raises:
-        CheckpointError: a file is missing or damaged, or a tensor is missing, has another shape,
-            or has no place in the network.
+        CheckpointError: a file is missing or damaged, a tensor is missing, has another shape,
+            or has no place in the network, or the adapter is not there or does not fit.
     """
     network = network_component(directory).load(device, torch.float32)
+    if adapter is not None:
+        apply_adapter(network.predictor, find_adapter(directory, adapter))
     network.decoder.to(decoder_dtype)
     return network
 

@@ -73,6 +73,12 @@ def whole_config() -> dict[str, Any]:
 
 def whole_tensors(config: dict[str, Any], affine: bool = True) -> dict[str, Tensor]:
     """Every stored tensor of a network by the recipe, weight norm not folded."""
+    shapes = published_shapes(config, affine)
+    return {name: recipe(name, shape) for name, shape in shapes.items()}
+
+
+def published_shapes(config: dict[str, Any], affine: bool = True) -> dict[str, tuple[int, ...]]:
+    """The shape of every stored tensor of a network, weight norm not folded."""
     with torch.device("meta"):
         network = KokoroNetwork(KokoroConfig.model_validate(config))
     shapes = {name: tuple(p.shape) for name, p in network.named_parameters()}
@@ -95,7 +101,7 @@ def whole_tensors(config: dict[str, Any], affine: bool = True) -> dict[str, Tens
             if block.endswith(("adain1", "adain2")):
                 alpha = f"{block.replace('adain', 'alpha')}.{place}"
                 published[alpha] = (1, channels, 1)
-    return {name: recipe(name, shape) for name, shape in published.items()}
+    return published
 
 
 def write_pickle(directory: Path, tensors: dict[str, Tensor], prefix: str = "") -> None:

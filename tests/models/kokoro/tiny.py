@@ -1,0 +1,38 @@
+"""A Kokoro directory with small prosody and a silent decoder, for what needs prosody alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.models.kokoro.recorded import published_shapes, recipe, whole_config
+
+CHANNELS, STYLE = 16, 8
+VOICES = ("af_heart", "am_adam", "bf_emma")
+
+
+def tiny_directory(directory: Path) -> Path:
+    """``directory`` with a configuration, weights and three voices.
+
+    Its symbols are those of the recording.
+    """
+    config = whole_config()
+    config |= {"hidden_dim": CHANNELS, "style_dim": STYLE, "n_layer": 3, "max_dur": 6}
+    config["plbert"] = config["plbert"] | {
+        "hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 32,
+        "num_hidden_layers": 2, "embedding_size": 8,
+    }  # fmt: skip
+    config["istftnet"] = config["istftnet"] | {"upsample_initial_channel": 8}
+    (directory / "config.json").write_text(json.dumps(config))
+    tensors = {
+        name: torch.ones(shape) if name.startswith("decoder.") else recipe(name, shape)
+        for name, shape in published_shapes(config).items()
+    }
+    save_file(tensors, directory / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    voices = {name: torch.randn(510, 2 * STYLE, generator=generator) for name in VOICES}
+    save_file(voices, directory / "voices.safetensors")
+    return directory
