@@ -7,6 +7,8 @@ const SHORTEST = 0.2 * RATE; // samples of a turn; less is a slip of the finger
 const BUSY = 1013; // WebSocket's "try again later"
 const RULES = 1008; // its "policy violation"
 
+const ENDINGS = new Set(["session_expired", "session_idle"]); // errors after which it is closed
+
 const VAD = { type: "server_vad", create_response: true, interrupt_response: true };
 
 export class Conversation {
@@ -29,6 +31,7 @@ export class Conversation {
     this.sent = 0; // samples of the turn that is being said
     this.turnEnded = null; // when; until the answer's first sound
     this.hearing = false; // by the server's ear, hands-free
+    this.farewell = ""; // why the server will close the session
   }
 
   get thinking() {
@@ -78,7 +81,10 @@ export class Conversation {
     } catch (error) {
       return error;
     }
-    if (code === 1000 || code === 1001) return new ServerError("ended", reason || "The session ended.");
+    if (code === 1000) {
+      const why = this.farewell || reason || "the server closed it";
+      return new ServerError("ended", `The session ended: ${why}. Your next words begin another one.`);
+    }
     return new ServerError("busy", reason || "The server took no session or ended it; it may be busy.");
   }
 
@@ -188,7 +194,11 @@ export class Conversation {
 }
 
 const EVENTS = {
-  error: (self, { error }) => self.on.failed(error.message),
+  error: (self, { error }) => {
+    if (error.code === "response_cancel_not_active") return; // it had just ended
+    if (ENDINGS.has(error.code)) self.farewell = error.message;
+    else self.on.failed(error.message);
+  },
 
   "input_audio_buffer.speech_started": (self, event) => {
     self.hearing = true;

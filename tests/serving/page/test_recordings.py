@@ -25,12 +25,7 @@ DROP = """
 
 def saved(tab: Tab, link: str, folder: Path) -> tuple[str, str]:
     """Name and content of the file that a link saves."""
-    tab.browser.call(
-        "Browser.setDownloadBehavior",
-        behavior="allow",
-        downloadPath=str(folder),
-        browserContextId=tab.context,
-    )
+    tab.browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
     tab.evaluate(f"document.querySelector('{link}').click()")
     end = time.monotonic() + 30
     while not (files := [path for path in folder.glob("*.*") if path.suffix in (".srt", ".txt")]):

@@ -140,8 +140,10 @@ def test_a_session_that_ends_is_followed_by_another(
 ) -> None:
     with browser.open(scripted.url) as tab:
         assert_typing_works(tab)
-        scripted.hang_up(1000, "nothing was said for ten minutes")
-        tab.shows("nothing was said for ten minutes")
+        why = "the client sent nothing for 600 s"
+        scripted.push(type="error", error={"code": "session_idle", "message": why})
+        scripted.hang_up(1000, "session_idle")
+        tab.shows(f"The session ended: {why}. Your next words begin another one.")
         assert_typing_works(tab)
         assert len(scripted.connections) == 2
 
@@ -152,7 +154,9 @@ def test_errors_of_the_session_are_shown_as_text(
     with browser.open(scripted.url) as tab:
         assert_typing_works(tab)
         message = "voice: there is no <img src=x onerror=alert(1)> here"
-        scripted.push(type="error", error={"type": "invalid_request_error", "message": message})
+        late = {"code": "response_cancel_not_active", "message": "no response to cancel"}
+        for error in ({"code": "invalid_value", "message": message}, late):
+            scripted.push(type="error", error=error)
         tab.shows(message)
         assert_typing_works(tab)
 
@@ -165,3 +169,5 @@ def test_a_server_that_is_gone(browser: Browser, scripted: ScriptedServer) -> No
         tab.call("Network.emulateNetworkConditions", **offline)
         send(tab)
         tab.shows("The server does not answer")
+        tab.call("Network.emulateNetworkConditions", **offline | {"offline": False})
+        tab.call("Network.disable")
