@@ -9,7 +9,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.websockets import WebSocketDisconnected
 
 from kimia_infer.serving.openai import page
 
@@ -113,13 +114,13 @@ class ScriptedServer:
             await socket.close(1008)
             return
         await socket.accept("realtime")
-        self.loop = asyncio.get_running_loop()
+        self.loop, events = asyncio.get_running_loop(), self.events  # until the next test
         self.connections.append(socket)
         await socket.send_json({"type": "session.created", "session": {}})
         with contextlib.suppress(WebSocketDisconnect):
             while True:
                 event = await socket.receive_json()
-                self.events.append(event)
+                events.append(event)
                 await self.answer(socket, event)
 
     async def answer(self, socket: WebSocket, event: dict[str, Any]) -> None:
@@ -132,11 +133,16 @@ class ScriptedServer:
                 await socket.send_json({"type": "conversation.item.added", "item": item})
             case "response.create":
                 making = send_answer(socket, f"{number}", self.seconds, self.pace)
-                self.making = asyncio.create_task(making)
+                self.making = asyncio.create_task(while_open(making))
             case "response.cancel":
                 self.making.cancel()
                 response = {"id": event["response_id"], "status": "cancelled"}
                 await socket.send_json({"type": "response.done", "response": response})
+
+
+async def while_open(sending: Coroutine[Any, Any, None]) -> None:
+    with contextlib.suppress(WebSocketDisconnect, WebSocketDisconnected):
+        await sending
 
 
 async def send_heard(socket: WebSocket, item: str) -> None:

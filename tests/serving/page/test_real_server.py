@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import numpy as np
+import pytest
 import soxr
 
 from kimia_infer.audio.files import SAMPLE_RATE
@@ -15,12 +16,19 @@ from tests.serving.page.room import ROOM, say
 from tests.serving.questions import QUESTION
 
 
+@pytest.fixture(scope="module")
+def recognizer() -> SpeechRecognizer:
+    return SpeechRecognizer()
+
+
 def played(tab: Tab) -> np.ndarray:
     """What the page has played, float samples [n] at 16 kHz."""
     return soxr.resample(np.array(tab.evaluate("played"), np.float32), 24_000, SAMPLE_RATE)
 
 
-def test_a_question_is_heard_and_answered(front: Server, browser: Browser) -> None:
+def test_a_question_is_heard_and_answered(
+    front: Server, browser: Browser, recognizer: SpeechRecognizer
+) -> None:
     with browser.open(front.url) as tab:
         tab.state("ready")
         tab.mouse("#talk", "Pressed")
@@ -30,12 +38,14 @@ def test_a_question_is_heard_and_answered(front: Server, browser: Browser) -> No
         tab.state("speaking")
         tab.state("ready")
         assert tab.texts("#turns p") == ["what is four plus five", "nine"]
-        assert SpeechRecognizer().hear(played(tab), "answer") == "nine"
+        assert recognizer.hear(played(tab), "answer") == "nine"
         assert tab.evaluate("gaps") == 0
         assert browser.log == []
 
 
-def test_hands_free_one_speaks_into_an_answer(front: Server, browser: Browser) -> None:
+def test_hands_free_one_speaks_into_an_answer(
+    front: Server, browser: Browser, recognizer: SpeechRecognizer
+) -> None:
     with browser.open(front.url, ROOM) as tab:
         tab.state("ready")
         tab.click("[value=free] + span")
@@ -55,7 +65,7 @@ def test_hands_free_one_speaks_into_an_answer(front: Server, browser: Browser) -
             "what is four plus five",
             "nine",
         ]
-        assert SpeechRecognizer().hear(played(tab), "answer") == "nine"
+        assert recognizer.hear(played(tab), "answer") == "nine"
         assert browser.log == []
 
 

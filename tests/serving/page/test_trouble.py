@@ -13,15 +13,20 @@ navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("", "
 """
 
 
+ANSWERS = "#turns .model:not(.pending)"
+
+
 def send(tab: Tab, text: str = "hello") -> None:
     tab.evaluate(f"message.value = {text!r}; composer.requestSubmit()")
 
 
 def assert_typing_works(tab: Tab) -> None:
     tab.state("ready")
+    answers = len(tab.texts(ANSWERS))
     send(tab)
-    tab.shows("is nine")
+    tab.until(f"document.querySelectorAll({ANSWERS!r}).length === {answers + 1}")
     tab.state("ready")
+    assert tab.texts(f"{ANSWERS} p")[-1] == "the answer is nine"
     assert tab.evaluate("talk.getAttribute('aria-pressed')") == "false"
 
 
