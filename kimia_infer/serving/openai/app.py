@@ -17,6 +17,7 @@ from kimia_infer.serving.openai.errors import ApiError, as_api_error, no_room, r
 from kimia_infer.serving.openai.middleware import Admission, Bodies, Counted
 from kimia_infer.serving.openai.service import Service, admitted
 from kimia_infer.serving.realtime import routes as realtime
+from kimia_infer.serving.realtime import secrets
 from kimia_infer.utils.errors import RequestError
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service, app.state.sessions = service, sessions
     app.include_router(models.open_routes)
     app.include_router(page.routes)
-    openai_routes = (models, voices, chat, speech, transcriptions, realtime)
+    openai_routes = (models, voices, chat, speech, transcriptions, secrets)
     for routes in (module.routes for module in openai_routes):
         app.include_router(
             routes,
@@ -45,6 +46,7 @@ def create_app(service: Service) -> FastAPI:
             dependencies=[Depends(admitted)],
             responses={"4XX": {"description": "OpenAI's error object, under the key error"}},
         )
+    app.include_router(realtime.sockets, prefix="/v1")
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestError, _request_error)
     app.add_exception_handler(RequestValidationError, _validation_error)

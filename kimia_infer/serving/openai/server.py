@@ -48,6 +48,7 @@ def serve(weights: str, host: str, port: int, ready: Callable[[str], None]) -> N
             access_log=False,
             ws="websockets-sansio",
             ws_max_size=MAX_FRAME,
+            ws_per_message_deflate=False,  # sound in base64 hardly shrinks
             ws_ping_interval=PING_SECONDS,
             ws_ping_timeout=PING_SECONDS,
             timeout_graceful_shutdown=DRAIN_SECONDS,

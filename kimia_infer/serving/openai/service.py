@@ -43,14 +43,14 @@ class Service:
         """Raise ApiError unless a request may be made: a wrong key, or too many in a minute."""
         self._access.admit(connection)
 
-    def check_model(self, name: str | None) -> None:
-        """Raise ApiError unless ``name`` is one of the model's; None is."""
+    def check_model(self, name: str | None, param: str = "model") -> None:
+        """Raise ApiError, naming ``param``, unless ``name`` is one of the model's; None is."""
         known = self.settings.model_names
         if name is not None and name not in known:
             raise ApiError(
                 404,
-                f"model: there is no {name!r} here; this server has {' and '.join(known)}",
-                "model",
+                f"{param}: there is no {name!r} here; this server has {' and '.join(known)}",
+                param,
                 "model_not_found",
             )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from kimia_infer.serving.openai.errors import unsupported
 from kimia_infer.serving.realtime.schema import SAMPLE_RATE, Strict, parse
+from kimia_infer.utils.errors import explain
 
 LONGEST_TEXT = 100_000
 """Characters of a text: more than any prompt of the model can hold."""
@@ -35,7 +36,17 @@ def _truncation(value: Any) -> Any:
         return value
     if not isinstance(value, dict):
         raise ValueError("expected 'auto', 'disabled' or {'type': 'retention_ratio', ...}")
-    return Retention.model_validate(value).model_dump()
+    try:
+        return Retention.model_validate(value).model_dump()
+    except ValidationError as error:
+        raise ValueError(explain(error, Retention)[0]) from None
+
+
+def _metadata(value: dict[str, str]) -> dict[str, str]:
+    fits = all(len(name) <= 64 and len(text) <= 512 for name, text in value.items())
+    if len(value) > 16 or not fits:
+        raise ValueError("expected at most 16 names of up to 64 characters, texts of up to 512")
+    return value
 
 
 Modalities = Annotated[tuple[Modality], BeforeValidator(_one_modality)]
@@ -72,15 +83,15 @@ class ServerVad(Strict):
     silence_duration_ms: int = Field(500, ge=30, le=10_000)
     create_response: bool = True
     interrupt_response: bool = True
-    idle_timeout_ms: int | None = Field(None, ge=1_000, le=600_000)
+    idle_timeout_ms: int | None = Field(None, ge=1_000, le=60_000)
 
 
 class Transcription(Strict):
-    """Write down what the user says."""
+    """Write down what the user says. ``prompt`` goes before the request for a transcript."""
 
     model: str | None = None
-    language: str | None = None
-    prompt: str | None = None
+    language: Literal["en", "zh"] | None = None
+    prompt: Annotated[str, Field(max_length=2_000)] | None = None
 
 
 class Input(Strict):
@@ -88,7 +99,7 @@ class Input(Strict):
 
     format: Pcm = Pcm()
     transcription: Transcription | None = None
-    noise_reduction: Any = None
+    noise_reduction: None = None
     turn_detection: ServerVad | None = ServerVad()
 
 
@@ -115,11 +126,38 @@ class SessionConfig(Strict):
     audio: Audio = Audio()
     max_output_tokens: TokenLimit = "inf"
     truncation: Annotated[Any, BeforeValidator(_truncation)] = "auto"
-    tools: tuple[()] = ()
-    tool_choice: Any = "auto"
-    tracing: Any = None
-    include: list[Any] | None = None
-    prompt: Any = None
+    tools: list[Any] = Field(default_factory=list, max_length=0)
+    tool_choice: str = "auto"
+    tracing: None = None
+    prompt: None = None
+
+
+Rules = Mapping[str, tuple[Sequence[Any], str]]
+"""By the path of a field: the values that change nothing here, and what to do instead of others."""
+
+NO_TOOLS = "the model calls no tools"
+COMMON_RULES: Rules = {
+    "tools": ([[]], f"{NO_TOOLS}; send an empty list"),
+    "tool_choice": (["auto", "none"], f"{NO_TOOLS}; send 'auto'"),
+    "parallel_tool_calls": ([None, True, False], "leave it out"),
+    "reasoning": ([None], "leave it out"),
+    "prompt": ([None], "send its text as instructions"),
+    "audio.output.format.type": (["audio/pcm"], "use 'audio/pcm'"),
+}
+RESPONSE_RULES = COMMON_RULES
+SESSION_RULES: Rules = {
+    **COMMON_RULES,
+    "type": (["realtime"], "use 'realtime' with audio.input.transcription"),
+    "include": ([None, []], "leave it out"),
+    "audio.output.speed": ([1], "the model speaks at 1.0"),
+    "audio.input.format.type": (["audio/pcm"], "use 'audio/pcm'"),
+    "audio.input.noise_reduction": ([None], "send null"),
+    "audio.input.turn_detection.type": (["server_vad"], "use 'server_vad' or null"),
+    "audio.input.transcription.keywords": ([None], "name them in prompt"),
+    "audio.input.transcription.languages": ([None], "name one in language"),
+    "audio.input.transcription.delay": ([None], "leave it out"),
+}
+MEANINGLESS = ("parallel_tool_calls", "reasoning", "include")
 
 
 class ResponseOutput(Strict):
@@ -140,58 +178,46 @@ class ResponseConfig(Strict):
     max_output_tokens: TokenLimit | None = None
     conversation: Literal["auto", "none"] = "auto"
     input: list[dict[str, Any]] | None = None
-    metadata: dict[str, str] | None = None
-    tools: tuple[()] = ()
-    tool_choice: Any = "auto"
-    prompt: Any = None
+    metadata: Annotated[dict[str, str], AfterValidator(_metadata)] | None = None
+    tools: list[Any] = Field(default_factory=list, max_length=0)
+    tool_choice: str = "auto"
+    prompt: None = None
 
 
 def updated(config: SessionConfig, change: Mapping[str, Any]) -> SessionConfig:
     """``config`` with the fields that ``change`` has; objects are changed field by field.
 
+    ``tracing`` stays null: nobody collects traces here, and conversations are the same without.
     Raises ApiError that names the field for anything wrong or unsupported.
     """
-    _refuse_unsupported(change, "session")
-    detection = _at(change, "audio", "input").get("turn_detection")
-    if isinstance(detection, dict) and detection.get("type") == "semantic_vad":
-        raise unsupported("session.audio.input.turn_detection.type", "use 'server_vad' or null")
-    if _at(change, "audio", "input").get("noise_reduction") is not None:
-        raise unsupported("session.audio.input.noise_reduction", "send null")
-    speed = _at(change, "audio", "output").get("speed", 1)
-    if speed != 1:
-        raise unsupported("session.audio.output.speed", "the model speaks at 1.0")
-    if change.get("type") == "transcription":
-        raise unsupported("session.type", "use 'realtime' with audio.input.transcription")
-    if change.get("include"):
-        raise unsupported("session.include", "leave it out")
-    merged = _merged(config.model_dump(), change)
-    return parse(SessionConfig, merged | {"type": change.get("type"), "tracing": None}, "session")
+    _refuse_unsupported(change, SESSION_RULES, "session")
+    merged = _merged(config.model_dump(), _known(change)) | {"tracing": None}
+    if "type" not in change:
+        del merged["type"]
+    return parse(SessionConfig, merged, "session")
 
 
 def response_config(value: Any) -> ResponseConfig:
     """What ``response.create`` carries; raises ApiError that names the field."""
-    if isinstance(value, dict):
-        _refuse_unsupported(value, "response")
-    return parse(ResponseConfig, {} if value is None else value, "response")
+    if not isinstance(value, dict):
+        return parse(ResponseConfig, {} if value is None else value, "response")
+    _refuse_unsupported(value, RESPONSE_RULES, "response")
+    return parse(ResponseConfig, _known(value), "response")
 
 
-def _refuse_unsupported(value: Mapping[str, Any], where: str) -> None:
-    if value.get("tools"):
-        raise unsupported(f"{where}.tools", "the model calls no tools; send an empty list")
-    if value.get("tool_choice", "auto") not in ("auto", "none"):
-        raise unsupported(f"{where}.tool_choice", "the model calls no tools; send 'auto'")
-    if value.get("prompt") is not None:
-        raise unsupported(f"{where}.prompt", "send its text as instructions")
-    for name in ("reasoning", "parallel_tool_calls"):
-        if value.get(name) is not None:
-            raise unsupported(f"{where}.{name}", "leave it out")
+def _refuse_unsupported(value: Mapping[str, Any], rules: Rules, where: str) -> None:
+    for path, (accepted, advice) in rules.items():
+        *groups, name = path.split(".")
+        found: Any = value
+        for group in groups:
+            found = found.get(group) if isinstance(found, dict) else None
+        if isinstance(found, dict) and name in found and found[name] not in accepted:
+            raise unsupported(f"{where}.{path}", advice)
 
 
-def _at(value: Any, *names: str) -> Mapping[str, Any]:
-    """The object below ``names``; an empty one where there is none."""
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}
+def _known(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what means nothing here."""
+    return {name: item for name, item in value.items() if name not in MEANINGLESS}
 
 
 def _merged(old: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def new_id(kind: str) -> str:
     return f"{kind}_{secrets.token_hex(10)}"
 
 
-@dataclass
+@dataclass(eq=False)
 class Part:
     """Text, or sound (int16 samples at 24 kHz, as bytes) and what is said in it as far as known."""
 
@@ -50,7 +50,7 @@ class Part:
         return {"type": self.kind, "transcript": self.text, **sound}
 
 
-@dataclass
+@dataclass(eq=False)
 class Item:
     """One message. An ``incomplete`` one was stopped, or not heard to its end."""
 

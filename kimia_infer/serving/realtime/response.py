@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import logging
 from collections.abc import Awaitable, Generator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -17,17 +16,18 @@ from kimia_infer.api.parameters import ServiceParameters
 from kimia_infer.api.request import Deadline
 from kimia_infer.audio.files import pcm16
 from kimia_infer.models.kimi_audio.prompt import AudioInput
-from kimia_infer.serving.openai.errors import ApiError, as_api_error
+from kimia_infer.serving.openai.errors import ApiError
 from kimia_infer.serving.openai.service import Service
 from kimia_infer.serving.realtime.conversation import Conversation, Item, Part, new_id
 from kimia_infer.serving.realtime.history import Prompt, build_prompt, cut_to_heard
 from kimia_infer.serving.realtime.outbox import SessionOver
-from kimia_infer.utils.errors import RequestError
-
-log = logging.getLogger(__name__)
+from kimia_infer.serving.realtime.schema import SAMPLE_RATE, as_failure
 
 CODE_SAMPLES = 1920
 """Samples of speech, at 24 kHz, that a code of the model is."""
+
+NAMES = {"chats": "conversation", "output_type": "output_modalities"}
+"""Fields of this protocol by the model's names."""
 
 Reason = Literal["turn_detected", "client_cancelled"]
 
@@ -79,7 +79,7 @@ class Response:
     @property
     def seconds(self) -> float:
         """Length of its speech."""
-        return self._part.samples / (CODE_SAMPLES * 12.5)
+        return self._part.samples / SAMPLE_RATE
 
     def cancel(self, reason: Reason) -> None:
         """Stop it; it then ends by itself, with its last events."""
@@ -95,6 +95,12 @@ class Response:
 
     async def run(self) -> None:
         """Answer. A task that is cancelled otherwise than by :meth:`cancel` sends no more."""
+        try:
+            await self._run()
+        finally:
+            self.ended.set()
+
+    async def _run(self) -> None:
         self._task = asyncio.current_task()
         try:
             if not self.cancelled:
@@ -102,18 +108,13 @@ class Response:
         except asyncio.CancelledError:
             if not self.cancelled or self._task is None or self._task.uncancel():
                 raise
-        except RequestError as error:
-            self._failure = as_api_error(error, {"chats": "conversation"})
-        except ApiError as error:
-            self._failure = error
         except SessionOver:
             raise
-        except Exception:
-            log.exception("A response failed")
-            self._failure = ApiError(500, "the server failed; its log says why")
-        self._finishing = True
+        except Exception as error:
+            self._failure = as_failure(error, NAMES)
+        finally:
+            self._finishing = True
         await self._finish()
-        self.ended.set()
 
     def _events(self, deadline: Deadline) -> Generator[Event]:
         """What the model answers; runs on a thread."""
@@ -249,7 +250,7 @@ class Response:
             "audio": {"output": voice},
             "usage": self._usage() if ended else None,
             "metadata": options.metadata,
-            **({"notes": self._notes()} if ended else {}),
+            **({"kimi_audio": {"notes": self._notes()}} if ended else {}),
         }
 
     def _notes(self) -> list[str]:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from kimia_infer.serving.openai.errors import ApiError
-from kimia_infer.utils.errors import explain
+from kimia_infer.serving.openai.errors import ApiError, as_api_error
+from kimia_infer.utils.errors import RequestError, explain
+
+log = logging.getLogger(__name__)
 
 SAMPLE_RATE = 24_000
 """Samples per second of sound in both directions."""
@@ -42,6 +46,19 @@ def parse(model: type[Model], value: Any, where: str = "") -> Model:
         dot = "" if not where else "." if path.startswith(".") else "" if path else ": "
         code = CODES.get(fault["type"], "invalid_value")
         raise ApiError(400, f"{where}{dot}{text}", param or None, code) from None
+
+
+def as_failure(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
+    """``error`` as clients are told it; ``names`` are those of ``as_api_error``.
+
+    What is the server's fault is logged.
+    """
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, RequestError):
+        return as_api_error(error, names)
+    log.error("A realtime session failed to do something", exc_info=error)
+    return ApiError(500, "the server failed; its log says why")
 
 
 def decode_sound(value: str, where: str) -> bytes:

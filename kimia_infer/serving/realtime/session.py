@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from kimia_infer.serving.openai.errors import ApiError, as_api_error
+from kimia_infer.serving.openai.errors import ApiError
 from kimia_infer.serving.openai.service import Service
 from kimia_infer.serving.openai.voices import read_voice
 from kimia_infer.serving.realtime import client_events as events
-from kimia_infer.serving.realtime.config import SessionConfig, response_config, updated
+from kimia_infer.serving.realtime.config import Modality, SessionConfig, response_config, updated
 from kimia_infer.serving.realtime.conversation import Conversation, Item, Part, new_id, parse_item
 from kimia_infer.serving.realtime.history import cut_to_heard
 from kimia_infer.serving.realtime.outbox import Outbox, SessionOver
 from kimia_infer.serving.realtime.response import Options, Response
-from kimia_infer.serving.realtime.schema import decode_sound, milliseconds, samples_in
-from kimia_infer.serving.realtime.transcription import Transcriptions
+from kimia_infer.serving.realtime.schema import as_failure, decode_sound, milliseconds, samples_in
+from kimia_infer.serving.realtime.transcription import Transcriptions, with_transcriber
 from kimia_infer.serving.realtime.turns import SpeechStarted, SpeechStopped, Turns
 from kimia_infer.serving.realtime.voice_activity import VoiceActivity
-from kimia_infer.utils.errors import RequestError
 
-log = logging.getLogger(__name__)
+
+def default_config(service: Service, model: str) -> SessionConfig:
+    """How sessions begin: with speech if the server has it, and with turns by voice activity."""
+    speaks = service.model.detokenizer is not None
+    modalities: tuple[Modality] = ("audio",) if speaks else ("text",)
+    return SessionConfig(type="realtime", model=model, output_modalities=modalities)
+
+
+def changed(service: Service, config: SessionConfig, change: dict[str, Any]) -> SessionConfig:
+    """``config`` with what a client sets; raises ApiError for what this server does not have."""
+    config = updated(config, change)
+    service.check_model(config.model, "session.model")
+    read_voice(service, config.audio.output.voice, "session.audio.output.voice")
+    return with_transcriber(service, config)
 
 
 class Session:
@@ -72,8 +83,8 @@ class Session:
         try:
             async with asyncio.timeout(1):
                 await self._websocket.close(code, reason)
-        except (TimeoutError, RuntimeError, OSError, WebSocketDisconnect) as error:
-            log.info("A session ended without a good-bye: %s", error)
+        except (TimeoutError, RuntimeError, OSError, WebSocketDisconnect):
+            return  # nobody is there to be told
 
     async def _expire(self) -> None:
         await asyncio.sleep(self._service.settings.session_seconds)
@@ -81,7 +92,7 @@ class Session:
         await self._end("session_expired", f"the session has lasted {limit:g} s, the most here")
 
     async def _end(self, code: str, text: str) -> NoReturn:
-        await self._send_error(ApiError(400, text, code=code), None)
+        await self._send_error(ApiError(400, text, code=code))
         raise SessionOver(1000, code)
 
     async def _read(self) -> None:
@@ -102,24 +113,26 @@ class Session:
         value: dict[str, Any] = {}
         try:
             if text is None:
-                raise ApiError(
-                    400, "binary frames are not read; send JSON text", code="invalid_json"
-                )
+                advice = "binary frames are not read; send JSON as text"
+                raise ApiError(400, advice, code="invalid_json")
             value = events.decode_message(text)
             event = events.parse_event(value)
             await self._handlers()[type(event)](event)
-        except ApiError as error:
-            await self._send_error(error, value.get("event_id"))
-        except RequestError as error:
-            await self._send_error(as_api_error(error), value.get("event_id"))
         except SessionOver:
             raise
-        except Exception:
-            log.exception("An event could not be handled")
-            error = ApiError(500, "the server failed; its log says why")
-            await self._send_error(error, value.get("event_id"))
+        except Exception as error:
+            await self._send_error(as_failure(error), value.get("event_id"))
 
-    async def _send_error(self, error: ApiError, event_id: Any) -> None:
+    async def _reported(self, work: Awaitable[None]) -> None:
+        """Do ``work`` that no event of the client asked for; what goes wrong is sent."""
+        try:
+            await work
+        except SessionOver:
+            raise
+        except Exception as error:
+            await self._send_error(as_failure(error))
+
+    async def _send_error(self, error: ApiError, event_id: Any = None) -> None:
         known = event_id[:512] if isinstance(event_id, str) else None
         await self._send("error", error=error.error | {"event_id": known})
 
@@ -142,14 +155,13 @@ class Session:
         return identity | self._config.model_dump()
 
     async def _update(self, event: events.SessionUpdate) -> None:
-        config = updated(self._config, event.session)
-        self._service.check_model(config.model)
-        read_voice(self._service, config.audio.output.voice, "session.audio.output.voice")
+        config = changed(self._service, self._config, event.session)
         before, after = (c.audio.input.turn_detection for c in (self._config, config))
         if (before is None) != (after is None):
             self._turns.restart()
             self._speech_item = None
         self._config = config
+        self._stop_idle()
         await self._send("session.updated", session=self._described())
 
     async def _append(self, event: events.AppendAudio) -> None:
@@ -160,7 +172,7 @@ class Session:
                 if isinstance(change, SpeechStarted):
                     await self._speech_started(change)
                 else:
-                    await self._speech_stopped(change)
+                    await self._reported(self._speech_stopped(change))
 
     async def _speech_started(self, change: SpeechStarted) -> None:
         vad = self._config.audio.input.turn_detection
@@ -197,8 +209,9 @@ class Session:
         before = self._conversation.add(item)
         await self._send("input_audio_buffer.committed", previous_item_id=before, item_id=item.id)
         await self._announce(item, before)
-        if self._config.audio.input.transcription is not None:
-            self._group.create_task(self._transcriptions.transcribe(item))
+        transcription = self._config.audio.input.transcription
+        if transcription is not None:
+            self._group.create_task(self._transcriptions.transcribe(item, transcription))
 
     async def _announce(self, item: Item, before: str | None) -> None:
         shown = item.described()
@@ -300,7 +313,8 @@ class Session:
         vad = self._config.audio.input.turn_detection
         if vad is not None and vad.idle_timeout_ms and not self._turns.speaking:
             played, wait = response.seconds, vad.idle_timeout_ms / 1000
-            self._idle = self._group.create_task(self._prompt_again(played, wait))
+            work = self._prompt_again(played, wait)
+            self._idle = self._group.create_task(self._reported(work))
 
     async def _prompt_again(self, played: float, wait: float) -> None:
         """Answer the silence, once the last answer was played and ``wait`` seconds are over."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import openai
 from openai.resources.realtime.realtime import RealtimeConnection
 
 from kimia_infer.audio.files import load_audio, pcm16, wav_bytes
@@ -14,6 +16,9 @@ from tests.serving.openai.sounds import heard
 from tests.serving.questions import QUESTION
 
 RATE = 24_000
+SPARE = ("session.updated", "conversation.item.added", "conversation.item.done")
+"""Events that tests of errors do not look at."""
+
 MODEL = "kimi-audio"
 
 
@@ -35,17 +40,53 @@ def encoded(sound: bytes) -> str:
 
 
 def configure(session: RealtimeConnection, input: Any = None, **fields: Any) -> Any:
-    """Change the session; turns are manual unless ``input`` says otherwise."""
-    given = {"turn_detection": None} if input is None else input
-    session.session.update(session={"type": "realtime", "audio": {"input": given}, **fields})
-    return until(session, "session.updated")[-1]
+    """Change the session; ``input`` are fields of ``audio.input``."""
+    audio = {} if input is None else {"audio": {"input": input}}
+    session.session.update(session={"type": "realtime", **audio, **fields})
+    return until(session, "session.updated")[-1].session
 
 
-def say(session: RealtimeConnection, sound: bytes = ASKED, **response: Any) -> None:
-    """A turn of the user, and the request to answer it."""
+@contextlib.contextmanager
+def manual(client: openai.OpenAI, input: Any = None, **fields: Any) -> Iterator[RealtimeConnection]:
+    """A session in which the client says when a turn ends."""
+    with client.realtime.connect(model=MODEL) as session:
+        assert session.recv().type == "session.created"
+        configure(session, {"turn_detection": None, **(input or {})}, **fields)
+        yield session
+
+
+def write(session: RealtimeConnection, text: str, role: str = "user") -> str:
+    """An item of text; its id."""
+    content = [{"type": "output_text" if role == "assistant" else "input_text", "text": text}]
+    item: Any = {"type": "message", "role": role, "content": content}
+    session.conversation.item.create(item=item)
+    return until(session, "conversation.item.done")[-1].item.id
+
+
+def say(session: RealtimeConnection, sound: bytes = ASKED) -> None:
+    """A turn of the user."""
     session.input_audio_buffer.append(audio=encoded(sound))
     session.input_audio_buffer.commit()
+
+
+def answer(session: RealtimeConnection, **response: Any) -> Any:
+    """Ask for a response and wait for its end."""
     session.response.create(response=response)
+    return until(session, "response.done")[-1].response
+
+
+def transcript(response: Any) -> str:
+    """What a response says."""
+    [item] = response.output
+    [part] = item.content
+    return part.text if part.type == "output_text" else part.transcript
+
+
+def refusal(session: RealtimeConnection) -> Any:
+    """The error that comes next."""
+    while (event := session.recv()).type != "error":
+        assert event.type in SPARE, event
+    return event.error
 
 
 def stream(session: RealtimeConnection, sound: bytes, milliseconds: int = 40) -> None:
@@ -73,5 +114,9 @@ def of(events: Iterable[Any], type: str) -> list[Any]:
 def spoken_words(events: Iterable[Any]) -> str:
     """What is said in the audio of a response, by an ear that knows nothing of the model."""
     sound = b"".join(base64.b64decode(e.delta) for e in of(events, "response.output_audio.delta"))
-    wave = np.frombuffer(sound, "<i2").astype(np.float32) / 32_768
-    return heard(wav_bytes(wave, RATE))
+    return heard(wav(sound))
+
+
+def wav(sound: bytes) -> bytes:
+    """Samples of the protocol as a file."""
+    return wav_bytes(np.frombuffer(sound, "<i2").astype(np.float32) / 32_768, RATE)
