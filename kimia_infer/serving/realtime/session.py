@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from kimia_infer.serving.openai.errors import ApiError
+from kimia_infer.serving.openai.errors import ApiError, unsupported
 from kimia_infer.serving.openai.service import Service
 from kimia_infer.serving.openai.voices import read_voice
 from kimia_infer.serving.realtime import client_events as events
@@ -35,8 +35,15 @@ def changed(service: Service, config: SessionConfig, change: dict[str, Any]) -> 
     """``config`` with what a client sets; raises ApiError for what this server does not have."""
     config = updated(config, change)
     service.check_model(config.model, "session.model")
+    check_modality(service, config.output_modalities[0], "session")
     read_voice(service, config.audio.output.voice, "session.audio.output.voice")
     return with_transcriber(service, config)
+
+
+def check_modality(service: Service, modality: Modality, where: str) -> None:
+    """Raise ApiError for speech from a server that was started without."""
+    if modality == "audio" and service.model.detokenizer is None:
+        raise unsupported(f"{where}.output_modalities", "this server writes only; send ['text']")
 
 
 class Session:
@@ -280,6 +287,7 @@ class Session:
         voice = read_voice(self._service, name, "response.audio.output.voice")
         tokens = own.max_output_tokens or config.max_output_tokens
         modality = (own.output_modalities or config.output_modalities)[0]
+        check_modality(self._service, modality, "response")
         instructions = config.instructions if own.instructions is None else own.instructions
         conversation = self._conversation if own.conversation == "auto" else None
         self._response = Response(

@@ -114,9 +114,5 @@ def of(events: Iterable[Any], type: str) -> list[Any]:
 def spoken_words(events: Iterable[Any]) -> str:
     """What is said in the audio of a response, by an ear that knows nothing of the model."""
     sound = b"".join(base64.b64decode(e.delta) for e in of(events, "response.output_audio.delta"))
-    return heard(wav(sound))
-
-
-def wav(sound: bytes) -> bytes:
-    """Samples of the protocol as a file."""
-    return wav_bytes(np.frombuffer(sound, "<i2").astype(np.float32) / 32_768, RATE)
+    wave = np.frombuffer(sound, "<i2").astype(np.float32) / 32_768
+    return heard(wav_bytes(wave, RATE))

@@ -36,7 +36,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"audio": {"output": {"speed": 1.5}}}, "audio.output.speed"),
     ({"audio": {"output": {"format": {"type": "audio/pcmu"}}}}, "audio.output.format.type"),
     ({"audio": {"input": {"format": {"type": "audio/pcma"}}}}, "audio.input.format.type"),
-    ({"audio": {"input": {"noise_reduction": {"type": "near_field"}}}}, "audio.input.noise_reduction"),
+    ({"audio": {"input": {"noise_reduction": {}}}}, "audio.input.noise_reduction"),
     (
         {"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}},
         "audio.input.turn_detection.type",
@@ -64,12 +64,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"max_output_tokens": 0}, "max_output_tokens"),
     ({"truncation": {"type": "retention_ratio", "retention_ratio": 2}}, "truncation"),
     ({"instructions": "a" * 100_001}, "instructions"),
-    ({"instructions": "\ud800"}, "instructions"),
     ({"temperature": 0.8}, "temperature"),
     ({"model": "gpt-realtime"}, "model"),
     ({"audio": {"input": {"format": {"rate": 16_000}}}}, "audio.input.format.rate"),
     ({"audio": {"output": {"voice": "nobody"}}}, "audio.output.voice"),
-    ({"audio": {"input": {"transcription": {"language": "fr"}}}}, "audio.input.transcription.language"),
+    (
+        {"audio": {"input": {"transcription": {"language": "fr"}}}},
+        "audio.input.transcription.language",
+    ),
     ({"audio": {"input": {"transcription": {"model": "x"}}}}, "audio.input.transcription.model"),
     (
         {"audio": {"input": {"turn_detection": {"type": "server_vad", "threshold": 2}}}},
@@ -99,6 +101,10 @@ def item(*content: Any, role: str = "user", **fields: Any) -> dict[str, Any]:
 
 def append(audio: Any) -> dict[str, Any]:
     return {"type": "input_audio_buffer.append", "audio": audio}
+
+
+def respond(**fields: Any) -> dict[str, Any]:
+    return {"type": "response.create", "response": fields}
 
 
 EVENTS: list[tuple[Any, str | None]] = [
@@ -131,15 +137,12 @@ EVENTS: list[tuple[Any, str | None]] = [
     ({"type": "conversation.item.delete", "item_id": "x"}, "item_id"),
     ({"type": "conversation.item.retrieve", "item_id": "x"}, "item_id"),
     ({"type": "response.create", "response": []}, "response"),
-    ({"type": "response.create", "response": {"voice": "alloy"}}, "response.voice"),
-    ({"type": "response.create", "response": {"tools": [{}]}}, "response.tools"),
-    ({"type": "response.create", "response": {"metadata": {"a": 1}}}, "response.metadata.a"),
-    ({"type": "response.create", "response": {"metadata": {"a" * 65: ""}}}, "response.metadata"),
-    ({"type": "response.create", "response": {"input": [{"type": "message"}]}}, "response.input[0].role"),
-    (
-        {"type": "response.create", "response": {"input": [{"type": "item_reference", "id": "x"}]}},
-        "response.input[0].id",
-    ),
+    (respond(voice="alloy"), "response.voice"),
+    (respond(tools=[{}]), "response.tools"),
+    (respond(metadata={"a": 1}), "response.metadata.a"),
+    (respond(metadata={"a" * 65: ""}), "response.metadata"),
+    (respond(input=[{"type": "message"}]), "response.input[0].role"),
+    (respond(input=[{"type": "item_reference", "id": "x"}]), "response.input[0].id"),
 ]  # fmt: skip
 
 
@@ -163,7 +166,7 @@ FRAMES = [
     ("[" * 100_000, "not valid JSON"),
     ('{"type": NaN}', "not valid JSON"),
     ('{"type": "response.cancel", "event_id": "\\ud800"}', "not valid JSON"),
-    ("1" * 10_000, "expected a JSON object"),
+    ("1" * 10_000, "not valid JSON"),
 ]
 
 
