@@ -69,19 +69,19 @@ def check(parser: Parser, arguments: Namespace) -> None:
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output: {arguments.output} is no directory")
     targets: dict[Path, Path] = {}
-    for name in arguments.recordings:
-        found = list(find_recordings(name))
+    for given in arguments.recordings:
+        found = list(find_recordings(given))
         if not found:
-            missing = "no recordings in it" if Path(name).is_dir() else no_file(name)
-            parser.error(f"{name}: {missing}")
+            missing = "no recordings in it" if Path(given).is_dir() else no_file(given)
+            parser.error(f"{given}: {missing}")
         for path, below in found:
             place = path if arguments.output is None else arguments.output / below
-            targets[path] = place.with_suffix(f".{arguments.format}")
+            known = place.suffix.lower() in SUFFIXES
+            name = place.stem if known else place.name
+            targets[path] = place.with_name(f"{name}.{arguments.format}")
     same = defaultdict(list)
     for path, target in targets.items():
         same[target.resolve()].append(path)
-        if path.resolve() == target.resolve():
-            parser.error(f"{path}: the text would take the place of the recording")
     for target, paths in same.items():
         if len(paths) > 1:
             names = " and ".join(map(str, paths))

@@ -87,6 +87,14 @@ def test_patterns_and_formats(folder: Path) -> None:
     assert not (folder / "deep" / "third.json").exists()
 
 
+def test_a_recording_that_is_named_may_have_any_name(folder: Path) -> None:
+    for name in ("talk.v2", "talk.txt"):
+        shutil.copy(QUESTION, folder / name)
+    assert transcribe(folder / "talk.v2", folder / "talk.txt") == 0
+    assert (folder / "talk.v2.txt").read_text() == (folder / "talk.txt.txt").read_text()
+    assert (folder / "talk.txt").read_bytes() == QUESTION.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -94,7 +102,6 @@ def test_patterns_and_formats(folder: Path) -> None:
         (["{}/none*.wav"], "no such file"),
         (["{}/empty"], "no recordings in it"),
         (["{}/first.wav", "{}/first.flac"], "would both be written to first.txt"),
-        (["{}/notes.txt"], "the text would take the place of the recording"),
         (["{}/first.wav", "--output", "{}/notes.txt"], "is no directory"),
         (["{}/first.wav", "--format", "docx"], "invalid choice: 'docx'"),
         (["{}/first.wav", "--language", "de"], "invalid choice: 'de'"),
