@@ -2,6 +2,7 @@
 
     kimi-audio transcribe talk.m4a --weights weights/mini --format srt
     kimi-audio transcribe lectures 'podcasts/**/*.mp3' --format vtt --output subtitles
+    kimi-audio transcribe interviews --url http://127.0.0.1:5000
 
 A directory stands for all recordings below it. What is written stands beside each recording, or
 below --output, under its name with another suffix. The same command continues after an
@@ -13,6 +14,7 @@ from __future__ import annotations
 import glob
 import json
 import math
+import os
 import sys
 from argparse import Namespace
 from collections import defaultdict
@@ -23,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from kimia_infer.commands.main import explain
 from kimia_infer.commands.parser import (
+    MODEL_ARGUMENTS,
     WEIGHTS_HELP,
     Parser,
     add_model,
@@ -32,9 +35,10 @@ from kimia_infer.commands.parser import (
 from kimia_infer.utils.files import no_file, write_text
 
 if TYPE_CHECKING:
-    from kimia_infer.api.kimia import KimiAudio
     from kimia_infer.api.request import Deadline
     from kimia_infer.api.transcription import Transcript
+
+    Transcriber = Callable[[Path, Deadline, "Progress"], Transcript]
 
 FORMATS = ("txt", "srt", "vtt", "json")
 
@@ -45,9 +49,14 @@ SUFFIXES = {
 }
 """Files that are recordings in a directory; one that is named may have any suffix."""
 
+AT_A_TIME = 4
+"""Recordings that a server is sent at a time."""
+
 AFTER_INTERRUPTION = "the same command continues"
 
-EPILOG = "Exit status: 0 done, 1 some recordings failed, 2 usage, 130 interrupted."
+EPILOG = """\
+With --url, KIMI_AUDIO_TOKEN is sent as the key.
+Exit status: 0 done, 1 some recordings failed, 2 usage, 130 interrupted."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -59,13 +68,18 @@ def add_arguments(parser: Parser) -> None:
     add("--overwrite", action="store_true", help="also write what is there")
     add("--language", choices=("en", "zh"), help="what is spoken [left to the model]")
     add("--prompt", default="", metavar="TEXT", help="words about the recordings, such as names")
-    add("--weights", help=f"{WEIGHTS_HELP} [KIMI_AUDIO_WEIGHTS]")
-    add_model(parser.add_argument_group("the model"))
+    source = parser.add_argument_group("who transcribes").add_mutually_exclusive_group()
+    source.add_argument("--weights", help=f"{WEIGHTS_HELP} [KIMI_AUDIO_WEIGHTS]")
+    source.add_argument("--url", help="a server for OpenAI's clients, instead of loading weights")
+    add_model(parser.add_argument_group("the model, with --weights"))
 
 
 def check(parser: Parser, arguments: Namespace) -> None:
     """Find the recordings, and refuse what would be written to one file."""
-    check_adapter(parser, arguments)
+    if arguments.url is None:
+        check_adapter(parser, arguments)
+    else:
+        check_url(parser, arguments)
     if arguments.output is not None and arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output: {arguments.output} is no directory")
     targets: dict[Path, Path] = {}
@@ -87,6 +101,15 @@ def check(parser: Parser, arguments: Namespace) -> None:
             names = " and ".join(map(str, paths))
             parser.error(f"{names} would both be written to {target.name}; give one of them")
     arguments.targets = targets
+
+
+def check_url(parser: Parser, arguments: Namespace) -> None:
+    """Refuse what only a model that is loaded here can do."""
+    for name in MODEL_ARGUMENTS:
+        if getattr(arguments, name) is not None:
+            parser.error(f"--{name.replace('_', '-')} has no effect with --url")
+    if not arguments.url.lower().startswith(("http://", "https://")):
+        parser.error(f"--url: expected http://HOST:PORT or https://..., found {arguments.url!r}")
 
 
 def find_recordings(name: str) -> Iterator[tuple[Path, Path]]:
@@ -122,27 +145,28 @@ def run(arguments: Namespace) -> int:
 
 def transcribe_all(targets: dict[Path, Path], arguments: Namespace) -> dict[Path, str]:
     """Write the transcripts, several at a time; why some could not be, by recording."""
-    from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
-
-    weights = arguments.weights or weights_from_environment()
-
-    from kimia_infer.api.kimia import KimiAudio  # imports PyTorch: seconds
     from kimia_infer.api.request import Deadline
-    from kimia_infer.engine.scheduler import LONGEST_QUEUE
     from kimia_infer.utils.errors import RequestError
 
-    model = KimiAudio(weights, **model_arguments(arguments) | {"load_detokenizer": False})
-    slots, deadline, failures = model.scheduler.slots, Deadline(None), dict[Path, str]()
-    # A recording asks for as many slots as there are; no more may wait than the queue takes.
-    pool = ThreadPoolExecutor(min(slots, LONGEST_QUEUE // slots, len(targets)))
+    transcriber, together = (
+        from_model(arguments) if arguments.url is None else from_server(arguments)
+    )
+    deadline, failures = Deadline(None), dict[Path, str]()
+    pool = ThreadPoolExecutor(min(together, len(targets)))
+
+    def transcribe(path: Path, target: Path, bar: Progress) -> list[str]:
+        """Write a transcript, whole or not at all; notes about it."""
+        transcript = transcriber(path, deadline, bar)
+        write_text(target, written(transcript, arguments.format))
+        return transcript.notes
+
     try:
         with Progress(len(targets)) as bar:
-            written = {
-                pool.submit(transcribe, model, path, target, arguments, deadline, bar): path
-                for path, target in targets.items()
+            under_way = {
+                pool.submit(transcribe, path, target, bar): path for path, target in targets.items()
             }
-            for done in as_completed(written):
-                path = written[done]
+            for done in as_completed(under_way):
+                path = under_way[done]
                 try:
                     for note in done.result():
                         log(f"{path}: {note}")
@@ -156,29 +180,49 @@ def transcribe_all(targets: dict[Path, Path], arguments: Namespace) -> dict[Path
     return failures
 
 
-def transcribe(
-    model: KimiAudio,
-    path: Path,
-    target: Path,
-    arguments: Namespace,
-    deadline: Deadline,
-    bar: Progress,
-) -> list[str]:
-    """Write the transcript of a recording, whole or not at all; notes about it."""
+def from_model(arguments: Namespace) -> tuple[Transcriber, int]:
+    """What transcribes a recording with a model that is loaded here, and how many at a time."""
+    from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
+
+    weights = arguments.weights or weights_from_environment()
+
+    from kimia_infer.api.kimia import KimiAudio  # imports PyTorch: seconds
     from kimia_infer.api.subtitles import SUBTITLE_SECONDS
     from kimia_infer.api.transcription import INSTRUCTION, INSTRUCTIONS, prompted
+    from kimia_infer.engine.scheduler import LONGEST_QUEUE
 
-    timed = arguments.format != "txt"
-    transcript = model.transcribe(
-        str(path),
-        instruction=prompted(arguments.prompt, INSTRUCTIONS.get(arguments.language, INSTRUCTION)),
-        max_seconds=math.inf,
-        longest_segment=SUBTITLE_SECONDS if timed else None,
-        on_progress=bar.advance,
-        deadline=deadline,
-    )
-    write_text(target, written(transcript, arguments.format))
-    return transcript.notes
+    model = KimiAudio(weights, **model_arguments(arguments) | {"load_detokenizer": False})
+    instruction = INSTRUCTIONS.get(arguments.language, INSTRUCTION)
+
+    def transcribe(path: Path, deadline: Deadline, bar: Progress) -> Transcript:
+        return model.transcribe(
+            str(path),
+            instruction=prompted(arguments.prompt, instruction),
+            max_seconds=math.inf,
+            longest_segment=None if arguments.format == "txt" else SUBTITLE_SECONDS,
+            on_progress=bar.advance,
+            deadline=deadline,
+        )
+
+    # A recording asks for as many slots as there are; no more may wait than the queue takes.
+    slots = model.scheduler.slots
+    return transcribe, min(slots, LONGEST_QUEUE // slots)
+
+
+def from_server(arguments: Namespace) -> tuple[Transcriber, int]:
+    """What has a recording transcribed by a server, and how many at a time."""
+    from kimia_infer.serving.transcripts import TranscriptServer
+
+    server = TranscriptServer(arguments.url, os.environ.get("KIMI_AUDIO_TOKEN"))
+    given = {"language": arguments.language, "prompt": arguments.prompt}
+    fields = {name: value for name, value in given.items() if value}
+    if arguments.format == "txt":
+        fields["response_format"] = "json"
+
+    def transcribe(path: Path, deadline: Deadline, bar: Progress) -> Transcript:
+        return server.transcribe(path, fields, deadline, lambda done: bar.advance(done, None))
+
+    return transcribe, AT_A_TIME
 
 
 def written(transcript: Transcript, form: str) -> str:
@@ -220,9 +264,10 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def advance(self, done: float, total: float) -> None:
+    def advance(self, done: float, total: float | None) -> None:
+        """Show seconds of one recording; ``total`` is None where it is not known."""
         if self._alone:
-            self._bar.total = round(total)
+            self._bar.total = None if total is None else round(total)
             self._bar.update(round(done) - self._bar.n)
 
     def finished(self) -> None:

@@ -287,7 +287,9 @@ def details(transcript: Transcript) -> dict[str, Any]:
         "output_tokens": written,
         "total_tokens": prompt + written,
     }
-    return {"usage": usage, "kimi_audio": {"notes": transcript.notes}}
+    seconds = transcript.metrics["input_audio_seconds"]
+    own = {"input_audio_seconds": seconds, "notes": transcript.notes}
+    return {"usage": usage, "kimi_audio": own}
 
 
 def verbose(service: Service, asked: Asked, transcript: Transcript) -> dict[str, Any]:
