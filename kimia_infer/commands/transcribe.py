@@ -47,7 +47,7 @@ SUFFIXES = {
     *(".mka", ".mkv", ".mov", ".mp2", ".mp3", ".mp4", ".mpeg", ".mpg", ".oga", ".ogg", ".opus"),
     *(".wav", ".webm", ".wma", ".wmv"),
 }
-"""Files that are recordings in a directory; one that is named may have any suffix."""
+"""Recordings in directories and by patterns; a file that is named may have any suffix."""
 
 AT_A_TIME = 4
 """Recordings that a server is sent at a time."""
@@ -86,7 +86,8 @@ def check(parser: Parser, arguments: Namespace) -> None:
     for given in arguments.recordings:
         found = list(find_recordings(given))
         if not found:
-            missing = "no recordings in it" if Path(given).is_dir() else no_file(given)
+            pattern = Path(given).is_dir() or glob.has_magic(given)
+            missing = "no recordings there" if pattern else no_file(given)
             parser.error(f"{given}: {missing}")
         for path, below in found:
             place = path if arguments.output is None else arguments.output / below
@@ -123,7 +124,8 @@ def find_recordings(name: str) -> Iterator[tuple[Path, Path]]:
                 yield found, found.relative_to(path)
     else:
         for match in sorted(glob.glob(name, recursive=True)):
-            yield from find_recordings(match)
+            if Path(match).is_dir() or Path(match).suffix.lower() in SUFFIXES:
+                yield from find_recordings(match)
 
 
 def run(arguments: Namespace) -> int:

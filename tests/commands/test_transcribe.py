@@ -80,7 +80,8 @@ def test_patterns_and_formats(folder: Path) -> None:
     found = json.loads((folder / "deep" / "second.json").read_text())
     assert found["text"] == f"{WORDS} {WORDS}"
     assert " ".join(segment["text"] for segment in found["segments"]) == found["text"]
-    assert found["segments"][-1]["end"] == found["duration"] == pytest.approx(5, abs=0.2)
+    assert found["duration"] == pytest.approx(5, abs=0.2)
+    assert found["duration"] - 0.4 < found["segments"][-1]["end"] < found["duration"]
     assert json.loads((folder / "first.json").read_text())["text"] == WORDS
     assert transcribe(folder / "first.wav", "--format", "vtt", "--prompt", "Sums.") == 0
     assert (folder / "first.vtt").read_text().endswith(f"{WORDS}\n")
@@ -99,8 +100,8 @@ def test_a_recording_that_is_named_may_have_any_name(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["{}/none.wav"], "no such file"),
-        (["{}/none*.wav"], "no such file"),
-        (["{}/empty"], "no recordings in it"),
+        (["{}/n*"], "no recordings there"),
+        (["{}/empty"], "no recordings there"),
         (["{}/first.wav", "{}/first.flac"], "would both be written to first.txt"),
         (["{}/first.wav", "--output", "{}/notes.txt"], "is no directory"),
         (["{}/first.wav", "--format", "docx"], "invalid choice: 'docx'"),
