@@ -32,17 +32,33 @@ def pytest_configure(config: pytest.Config) -> None:
     hypothesis.settings.load_profile("long" if long else "sample")
 
 
-TOGETHER = ("tests/miniature", "tests/rehearsal", "tests/serving")
-"""Directories whose files share servers or a model, so that one process runs all their tests."""
+TOGETHER = {
+    "tests/miniature": "miniature",
+    "tests/rehearsal": "rehearsal",
+    "tests/serving": "cog",
+    "tests/serving/openai": "front",
+    "tests/serving/page": "front",
+    "tests/serving/realtime": "front",
+}
+"""Directories whose files share servers or a model: one process runs all tests of a name."""
+
+
+def group_of(nodeid: str) -> str:
+    """The tests that one process runs one after another: those of a file, or of more."""
+    file = nodeid.partition("::")[0]
+    return TOGETHER.get(file.rpartition("/")[0], file)
 
 
 class Scheduling(LoadFileScheduling):
-    """A process gets the tests of a file, or of a directory of ``TOGETHER``, one after another."""
+    """Gives out tests by :func:`group_of`."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        directory = file.rpartition("/")[0]
-        return directory if directory in TOGETHER else file
+        return group_of(nodeid)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The largest groups first, so that no process has nothing to do at the end."""
+    items.sort(key=lambda item: group_of(item.nodeid) not in TOGETHER.values())
 
 
 @pytest.hookimpl(optionalhook=True)
