@@ -42,7 +42,7 @@ def main() -> None:
             browsing(directory) as browser,
             browser.open(server.url, ROOM) as tab,
         ):
-            tab.resize(1120, 720)
+            tab.resize(1120, 760)
             tab.state("ready")
             for text in DIALOGUE:
                 ask(tab, text)

@@ -186,7 +186,7 @@ def test_speaking_interrupts(tab: Tab, scripted: ScriptedServer) -> None:
 def test_pressing_the_button_interrupts(tab: Tab, scripted: ScriptedServer) -> None:
     """Whether the answer is still made or not; a further answer is heard as a whole."""
     for pace, made in ((0.0, True), (0.15, False)):
-        scripted.reset()
+        scripted.events.clear()
         scripted.seconds, scripted.pace = 6.0, pace
         tab.evaluate("message.value = 'a long answer'; composer.requestSubmit()")
         tab.until(f"played.length > {RATE}")
