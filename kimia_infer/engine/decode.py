@@ -31,11 +31,11 @@ from kimia_infer.engine.generation import (
     Generation,
     Progress,
     Rows,
-    Spans,
     TrackRows,
     Tracks,
     narrowed,
 )
+from kimia_infer.engine.room import Room
 from kimia_infer.layers.attention import (
     BUCKETS,
     KV_CACHES,
@@ -97,19 +97,19 @@ class Decoder:
         check_kv_cache(kv_cache, device)
         self.kv_cache, self.graphs = kv_cache, make_graphs(device)
         self.backend = choose_backend(device, model.config.head_dim, attention)
-        self.spans = Spans(slots * capacity if places is None else places)
+        places = slots * capacity if places is None else places
         # One place more, for rows of nobody.
-        cache = model.new_cache(self.spans.places + 1, capacity, KV_CACHES[kv_cache], speaks)
+        cache = model.new_cache(places + 1, capacity, KV_CACHES[kv_cache], speaks)
         self.attention = CachedAttention(self.backend, cache)
         self.buckets = () if self.backend.reads_filled else buckets
         self.batches = recorded_batches(slots)
         # The row of the prompt comes after those of the largest step.
         self._prompt_row = self.batches[-1]
-        self.rows = self._new_rows()
+        self.rows = self._new_rows(places)
+        self.room = Room(cache, self.rows, slots)
+        self.running = self.room.running
         self._blank = torch.full((), control.blank, device=device)
         self._ends = torch.tensor(control.audio_ends).to(device)
-        self.running: list[Generation] = []
-        self._spans: dict[Generation, int] = {}
         self._polls: deque[Callable[[], list[tuple[Generation, Progress]]]] = deque()
         self._forwards: dict[tuple[int, Tracks, int], Callable[[], None]] = {}
         self._choices: dict[tuple[int, Tracks, Forms], Callable[[], None]] = {}
@@ -117,21 +117,17 @@ class Decoder:
         if self.graphs.captures:
             self._record()
 
-    def _new_rows(self) -> Rows:
+    def _new_rows(self, places: int) -> Rows:
         count, blank = self._prompt_row + 1, self.control.blank
         heads = self.model.text_head, self.model.audio_head
         rows = Rows.create(*(TrackRows.create(count, self.capacity, h, blank) for h in heads))
-        rows.start.fill_(self.spans.places)
+        rows.start.fill_(places)
         return rows
 
     @torch.inference_mode()
     def warm_up(self) -> None:
         """Run a step of nobody, which no request then has to wait for."""
-        self._forward(1, TEXT, self.attention.tokens([self.spans.places], [0]))
-
-    def fits(self, positions: int) -> bool:
-        """Whether a request of so many positions can begin now."""
-        return len(self._spans) < self.slots and self.spans.find(positions) is not None
+        self._forward(1, TEXT, self.attention.tokens([self.room.spans.places], [0]))
 
     def run(self, generation: Generation) -> Generator[Progress]:
         """Generate until the end token or the step limit, with nobody beside it.
@@ -158,12 +154,9 @@ class Decoder:
         Raises ValueError if nothing is free. One prompt at a time. A generation that is released
         before the end of this iterator does not run.
         """
-        if not self.fits(generation.positions):
-            raise ValueError("no slot is free")
         if generation.speaks and not self.speaks:
             raise ValueError("this decoder generates text alone")
-        start = self._spans[generation] = self.spans.take(generation.positions)
-        return self._read(generation, start)
+        return self._read(generation, self.room.take(generation))
 
     def _read(self, generation: Generation, start: int) -> Iterator[None]:
         tracks = generation.tracks
@@ -206,6 +199,7 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> Iterator[tuple[Generation, Progress]]:
         """Launch steps up to the next poll, then read what earlier ones have brought."""
+        self.room.arrange()
         count = 0 if self._polls and not self.graphs.captures else self._due()
         if count:
             for _ in range(count):
@@ -232,7 +226,7 @@ class Decoder:
             self._replay_forward(batch, tracks, self._bucket(max(last)))
             self._replay_choice(batch, tracks, forms)
         else:
-            starts = [self._spans[g] for g in going]
+            starts = [start for g in going if (start := self.room.starts[g]) is not None]
             self._forward(len(going), tracks, self.attention.tokens(starts, last))
             self._choose(self._view(0, len(going)), tracks, forms)
         for generation in going:
@@ -344,7 +338,7 @@ class Decoder:
             return [
                 (generation, generation.take(row, start, width))
                 for row, (generation, start, _) in zip(copied.wait().tolist(), going, strict=True)
-                if generation in self._spans  # it may have been released since
+                if generation in self.room.starts  # it may have been released since
             ]
 
         self._polls.append(wait)
@@ -353,25 +347,14 @@ class Decoder:
     def reset(self) -> None:
         """Release all generations and forget what was launched, after a failure."""
         self._polls.clear()
-        self.running.clear()
-        for start in self._spans.values():
-            self.spans.release(start)
-        self._spans.clear()
+        self.room.reset()
         for row in range(self._prompt_row):
-            self.rows.clear(row, self.spans.places)
+            self.rows.clear(row, self.room.spans.places)
 
     @torch.inference_mode()
     def release(self, generation: Generation) -> None:
         """Free the slot of a generation, finished or not."""
-        self.spans.release(self._spans.pop(generation))
-        if generation not in self.running:
-            return  # its prompt was being read
-        row, last = self.running.index(generation), len(self.running) - 1
-        moved = self.running.pop()
-        if row != last:
-            self.rows.move(last, row)
-            self.running[row] = moved
-        self.rows.clear(last, self.spans.places)
+        self.room.release(generation)
 
 
 def _finite(logits: Tensor) -> Tensor:

@@ -71,6 +71,18 @@ class DecodeInput:
         return self.audio_ids.shape[1]
 
 
+AHEAD = 512
+"""Places that a text has ahead of those that it has filled, where others need the rest."""
+
+
+def places_needed(filled: int, positions: int, speaks: bool) -> int:
+    """Places of the cache that a generation of so many positions cannot do without.
+
+    ``filled`` are the positions of its prompt and of the steps launched so far.
+    """
+    return positions if speaks else min(positions, filled + AHEAD)
+
+
 @dataclass(frozen=True)
 class Progress:
     """The result of a poll: new ids, and how far the generation is.
@@ -130,6 +142,10 @@ class Generation:
     def positions_launched(self) -> int:
         """Positions of the prompt and of the steps launched so far."""
         return self.prompt.length + self.launched
+
+    @property
+    def places_needed(self) -> int:
+        return places_needed(self.positions_launched, self.positions, self.speaks)
 
     def run(self) -> Generator[Progress]:
         """Generate until the end token or the step limit, alone; may be stopped early."""
@@ -250,6 +266,15 @@ class Rows:
         for tensor in tensors(self):
             tensor[target] = tensor[source]
 
+    def copied(self, row: int) -> list[Tensor]:
+        """A copy of a row, to be :meth:`put` again."""
+        return [tensor[row].clone() for tensor in tensors(self)]
+
+    def put(self, row: int, copied: Sequence[Tensor]) -> None:
+        """Overwrite row ``row`` with one that was copied."""
+        for tensor, value in zip(tensors(self), copied, strict=True):
+            tensor[row] = value
+
     def clear(self, row: int, start: int) -> None:
         """A row of nobody, which reads and writes the place ``start`` of the cache alone."""
         self.finished[row] = True
@@ -276,43 +301,6 @@ def tensors(state: Any) -> Iterator[Tensor]:
             yield value
         else:
             yield from tensors(value)
-
-
-class Spans:
-    """Gives out spans of the ``places`` of a cache, each in one piece, and takes them back.
-
-    The first gap that is large enough is used, so that spans gather at the beginning.
-    """
-
-    def __init__(self, places: int):
-        self.places = places
-        self._taken: dict[int, int] = {}  # start -> length, by start
-
-    def find(self, length: int) -> int | None:
-        """Where ``length`` places are free in a row; None if nowhere."""
-        end = 0
-        for start, taken in sorted(self._taken.items()):
-            if start - end >= length:
-                return end
-            end = start + taken
-        return end if self.places - end >= length else None
-
-    def take(self, length: int) -> int:
-        """The start of a span of ``length`` places. Raises ValueError if there is none."""
-        start = self.find(length)
-        if start is None:
-            raise ValueError(f"there are no {length} free places in a row")
-        self._taken[start] = length
-        return start
-
-    def release(self, start: int) -> None:
-        """Give back the span that begins at ``start``."""
-        del self._taken[start]
-
-    @property
-    def free(self) -> int:
-        """Places that belong to nobody."""
-        return self.places - sum(self._taken.values())
 
 
 @dataclass(frozen=True)
@@ -360,6 +348,11 @@ class Task:
     @property
     def positions(self) -> int:
         return self.length + self.max_steps
+
+    @property
+    def places_needed(self) -> int:
+        """Places of the cache without which it cannot begin."""
+        return places_needed(self.length, self.positions, self.output_type == "both")
 
     @property
     def repeats(self) -> bool:

@@ -54,9 +54,8 @@ class Scheduler:
 
     def __init__(self, decoder: Decoder, detokenizer: Detokenizer | None, encode: Encode):
         self.decoder, self.encode = decoder, encode
-        recorded = decoder.graphs.captures
         # Without recorded steps a poll costs nothing.
-        self.poll_interval = POLL_INTERVAL if recorded else 1
+        self.poll_interval = POLL_INTERVAL if decoder.graphs.captures else 1
         self._encoded_together = ENCODED_TOGETHER if decoder.model.device.type != "cpu" else 1
         self._synthesizer = None if detokenizer is None else Synthesizer(detokenizer)
         self._changed = threading.Condition()
@@ -95,7 +94,7 @@ class Scheduler:
         Raises RequestError if it is larger than the key/value cache, ServiceBusy if the queue is
         full, and RuntimeError after the end of the thread.
         """
-        places = self.decoder.spans.places
+        places = self.decoder.room.spans.places
         if task.positions > places:
             raise RequestError(
                 f"max_new_tokens: the prompt needs {task.length} positions and the answer up to "
@@ -246,7 +245,7 @@ class Scheduler:
         """Read a piece of the prompt that is next."""
         if self._reading is not None:
             task = self._reading[0]
-        elif self._unread and self.decoder.fits(self._unread[0][0].positions):
+        elif self._unread and self.decoder.room.make(self._unread[0][0]):
             task = self._unread[0][0]
         else:
             return
@@ -281,7 +280,8 @@ class Scheduler:
             if not is_out_of_memory(error):
                 raise
             # The last one to come goes, so that the others have room.
-            self._fail(self._running[self.decoder.running[-1]], error)
+            last = next(g for g in reversed(self.decoder.room.starts) if g in self._running)
+            self._fail(self._running[last], error)
 
     def _pass_on(self, task: Task, generation: Generation, progress: Progress) -> None:
         if generation.broken:

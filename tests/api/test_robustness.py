@@ -223,7 +223,7 @@ def test_out_of_memory(model: KimiAudio, monkeypatch: pytest.MonkeyPatch, stage:
         finally:
             gc.enable()
     assert failure.value.__context__ is None
-    assert model.decoder.spans.free == model.decoder.spans.places
+    assert model.decoder.room.spans.free == model.decoder.room.spans.places
     answer = ask(model, chat)
     assert answer.text == expected.text
     assert torch.equal(answer.wav, expected.wav)

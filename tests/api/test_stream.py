@@ -165,7 +165,7 @@ def test_closing_the_stream_frees_the_slot_within_a_step(model: KimiAudio) -> No
         while model.scheduler.taken:
             time.sleep(0.001)
     assert len(launched) <= 3 + 1
-    assert model.decoder.spans.free == model.decoder.spans.places
+    assert model.decoder.room.spans.free == model.decoder.room.spans.places
     assert not model.decoder.running
     assert model.complete(CHAT, options).text
 

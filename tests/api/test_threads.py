@@ -51,7 +51,7 @@ def test_twenty_threads_get_the_answers_of_one(model: KimiAudio) -> None:
         answers = list(pool.map(ask, range(20)))
     assert all(same(answer, expected[i % 5]) for i, answer in enumerate(answers))
     assert not same(expected[0], expected[1])
-    assert model.decoder.spans.free == model.decoder.spans.places
+    assert model.decoder.room.spans.free == model.decoder.room.spans.places
 
 
 def test_one_thread_computes(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +132,7 @@ def test_an_interrupt_leaves_a_usable_model(
     with pytest.raises(KeyboardInterrupt):
         model.generate(CHAT, seed=1, **SPOKEN)
     assert same(model.generate(CHAT, seed=1, **SPOKEN), expected)
-    assert model.decoder.spans.free == model.decoder.spans.places
+    assert model.decoder.room.spans.free == model.decoder.room.spans.places
 
 
 def test_the_thread_ends_with_the_model(load: Callable[[], KimiAudio]) -> None:

@@ -166,7 +166,7 @@ def test_closing_gives_up_all_segments(model: KimiAudio, sound: bytes) -> None:
     events.close()
     while model.scheduler.taken or model.scheduler.queued:
         time.sleep(0.001)
-    assert model.decoder.spans.free == model.decoder.spans.places
+    assert model.decoder.room.spans.free == model.decoder.room.spans.places
 
 
 def test_silent_segments_are_not_answered(

@@ -121,8 +121,8 @@ class Crowd:
         scheduler, decoder = self.scheduler, self.decoder
         assert not (scheduler._queue or scheduler._tasks or scheduler._unread)
         assert not scheduler._running and scheduler._reading is None
-        assert not decoder.running and not decoder._spans
-        assert decoder.spans.free == decoder.spans.places
+        assert not decoder.running and not decoder.room.starts
+        assert decoder.room.spans.free == decoder.room.spans.places
         assert decoder.rows.finished[:-1].all()
 
 

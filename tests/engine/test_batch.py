@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kimia_infer.engine import generation as generation_module
 from kimia_infer.engine.decode import Decoder
-from kimia_infer.engine.generation import ControlTokens, Generation, Spans
+from kimia_infer.engine.generation import ControlTokens, Generation
+from kimia_infer.engine.room import Spans
 from kimia_infer.layers.quantization import quantize_model
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
@@ -58,8 +60,8 @@ def together(
     """
     waiting, polls = deque(generations), {generation: [] for generation in generations}
     stopped, reading = set(), None
-    while waiting or reading or decoder.running:
-        if waiting and not reading and arrives() and decoder.fits(waiting[0].positions):
+    while waiting or reading or decoder.room.starts:
+        if waiting and not reading and arrives() and decoder.room.make(waiting[0]):
             reading = decoder.begin(waiting.popleft())
         if reading is not None and next(reading, "read") == "read":
             reading = None
@@ -68,7 +70,7 @@ def together(
             if progress.finished or stop(generation):
                 stopped |= set() if progress.finished else {generation}
                 decoder.release(generation)
-    assert decoder.spans.free == decoder.spans.places
+    assert decoder.room.spans.free == decoder.room.spans.places
     for generation in generations:
         seen = polls[generation]
         assert [i for progress in seen for i in progress.text_ids] == generation.text_ids
@@ -182,6 +184,82 @@ def test_ids_are_those_found_alone(
             assert answer == whole
 
 
+@pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
+def test_texts_that_are_put_aside_go_on_where_they_were(
+    make_graphs, model: LanguageModel, control, prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts begin that could not all become as long as they may; who speaks keeps its places."""
+    monkeypatch.setattr(generation_module, "AHEAD", 12)
+    asked = [("text_only", "both", 40), ("text_only", "text", 60), ("two_audio", "text", 50),
+             ("text_only", "text", 55)]  # fmt: skip
+
+    def generations(decoder: Decoder) -> Iterator[Generation]:
+        for name, output, steps in asked:
+            given = prompts[name], output, steps, sampling_of(SAMPLINGS[1]), SeededRandomness(3)
+            yield Generation(decoder, *given, 5)
+
+    expected = [alone(generation) for generation in generations(Decoder(model, control, CAPACITY))]
+    decoder = Decoder(model, control, CAPACITY, make_graphs=make_graphs, slots=4, places=190)
+    room, beside, together_with = decoder.room, list(generations(decoder)), set()
+    aside: set[Generation] = set()
+
+    def watch(_: Generation) -> bool:
+        together_with.add(tuple(beside.index(g) for g in room.starts if g in decoder.running))
+        aside.update(room.kept)
+        # No later text runs while an earlier one waits.
+        begun = list(room.starts)
+        waiting = min((begun.index(g) for g in room.kept), default=len(begun))
+        assert all(g.speaks or begun.index(g) < waiting for g in decoder.running)
+        return False
+
+    assert together(decoder, beside, stop=watch) == expected
+    assert sum(g.positions for g in beside[:3]) > 190 and (0, 1, 2) in together_with
+    assert aside and beside[0] not in aside
+
+
+long_texts = st.lists(
+    st.tuples(
+        st.sampled_from(["text", "text", "text", "both"]),
+        st.integers(20, 60),
+        st.integers(0, 2**32 - 1),
+        st.sampled_from(SAMPLINGS),
+    ),
+    min_size=2,
+    max_size=5,
+)
+
+
+@settings(
+    max_examples=settings.default.max_examples // 10,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    requests=long_texts,
+    places=st.integers(85, 150),
+    interval=st.integers(1, 12),
+    held=st.sampled_from(["full", "fp8 cache"]),
+    order=st.randoms(use_true_random=False),
+)
+def test_texts_for_which_there_is_little_room(
+    requests, places, interval, held, order: random.Random, control, models: dict, prompts: dict,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Their ids are those found alone, however often they are put aside."""
+    monkeypatch.setattr(generation_module, "AHEAD", 12)
+    model, _, cache = models[held]
+
+    def generations(decoder: Decoder) -> Iterator[Generation]:
+        for output, steps, seed, params in requests:
+            given = prompts["text_only"], output, steps, sampling_of(params), SeededRandomness(seed)
+            yield Generation(decoder, *given, interval)
+
+    single = Decoder(model, control, CAPACITY, kv_cache=cache)
+    expected = [alone(generation) for generation in generations(single)]
+    decoder = Decoder(model, control, CAPACITY, kv_cache=cache, slots=4, places=places)
+    beside = list(generations(decoder))
+    assert together(decoder, beside, lambda: order.random() < 0.5) == expected
+
+
 def test_some_answers_end_and_others_do_not(models: dict, prompts: dict) -> None:
     """What the property above is about does occur."""
     decoder = Decoder(*models["full"][:2], CAPACITY)
@@ -261,7 +339,7 @@ def test_a_slot_that_is_released_early_disturbs_no_other(
     stopped, kept, later = (generation(n) for n in ("two_audio", "text_only", "two_audio"))
     for one in (stopped, kept):
         assert list(decoder.begin(one))
-    assert not decoder.fits(1)
+    assert not decoder.room.fits(1)
     list(decoder.step())
     decoder.release(stopped)
     for _ in decoder.begin(later):
@@ -287,7 +365,7 @@ def test_logits_that_are_not_finite_end_their_own_answer(
     for one in (kept, broken):
         list(decoder.begin(one))
     with torch.inference_mode():
-        start = decoder._spans[broken]
+        start = decoder.room.starts[broken]
         decoder.attention.cache.values[:, :, start : start + broken.positions] = torch.nan
     while decoder.running:
         for one, progress in decoder.step():
@@ -309,10 +387,10 @@ def test_what_does_not_fit_is_refused(model: LanguageModel, control, prompts) ->
     few_places = Decoder(model, control, CAPACITY, slots=3, places=2 * length - 1)
     for decoder in (few_slots, few_places):
         list(decoder.begin(make(decoder)))
-        assert not decoder.fits(length)
+        assert not decoder.room.fits(length)
         with pytest.raises(ValueError, match="no slot is free"):
             decoder.begin(make(decoder))
-    assert few_places.fits(length - 1)
+    assert few_places.room.fits(length - 1)
 
 
 @pytest.mark.parametrize(("kv_cache", "size"), [("none", 4), ("fp8", 1)])
@@ -326,15 +404,25 @@ def test_requests_share_one_cache(kv_cache: str, size: int, model: LanguageModel
         assert cache.keys.nbytes == cache.values.nbytes == layers * 2 * 16 * 251 * size
 
 
-@given(st.integers(1, 60), st.lists(st.tuples(st.booleans(), st.integers(1, 30))))
-def test_spans(places: int, wanted: list[tuple[bool, int]]) -> None:
+@given(
+    st.integers(1, 60),
+    st.lists(st.tuples(st.sampled_from(["take", "release", "resize"]), st.integers(1, 30))),
+)
+def test_spans(places: int, wanted: list[tuple[str, int]]) -> None:
     """No two overlap, none goes beyond the end, and one is found wherever there is room."""
     spans, taken = Spans(places), {}
-    for give, length in wanted:
-        if give and taken:
+    for deed, length in wanted:
+        if taken and deed != "take":
             start = sorted(taken)[length % len(taken)]
-            spans.release(start)
-            del taken[start]
+            if deed == "release":
+                spans.release(start)
+                del taken[start]
+            else:
+                following = min((s for s in taken if s > start), default=places)
+                fits = start + length <= following
+                assert spans.resize(start, length) == fits
+                taken[start] = length if fits else taken[start]
+                assert spans.length(start) == taken[start]
         free = [all(not s <= p < s + n for s, n in taken.items()) for p in range(places)]
         gaps = [p for p in range(places - length + 1) if all(free[p : p + length])]
         assert spans.find(length) == (gaps[0] if gaps else None)

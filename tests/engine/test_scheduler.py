@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kimia_infer.api.request import Deadline, Response
+from kimia_infer.engine import generation
 from kimia_infer.engine import scheduler as scheduling
 from kimia_infer.engine.generation import Generation
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
@@ -38,6 +39,15 @@ from tests.engine.crowd import (
     requests,
 )
 from tests.traced import FixedShapes, TracedGraphs, set_slots
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _little_ahead() -> Iterator[None]:
+    """Texts get more places while they go on, where there are few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generation, "AHEAD", 16)
+        yield
+
 
 ENDS = ["read", "read", "read", "close", "cancel", "time"]
 CROWDS = ["one", "two", "four, little room", "recorded", "recorded, little room"]
@@ -87,7 +97,7 @@ def check_end(crowd: Crowd, end: str, response: Response, deadline: Deadline) ->
     crowd.turn()
     task, scheduler = response.task, crowd.scheduler
     assert task.ended and task not in scheduler._tasks and task not in scheduler._queue
-    assert task.generation not in crowd.decoder._spans
+    assert task.generation not in crowd.decoder.room.starts
     if not complete:
         kind = {"close": RuntimeError, "cancel": RequestCancelled, "time": RequestTimeout}[end]
         assert isinstance(error_of(response), kind)
@@ -220,7 +230,7 @@ def test_logits_that_are_not_finite_end_their_own_request(crowd: Crowd, alone) -
     kept, broken = two_running(crowd)
     generation = broken.task.generation
     assert generation is not None
-    start = crowd.decoder._spans[generation]
+    start = crowd.decoder.room.starts[generation]
     with torch.inference_mode():
         crowd.decoder.attention.cache.values[:, :, start : start + generation.positions] = math.nan
     crowd.finish()
@@ -274,6 +284,45 @@ def test_a_request_beyond_the_cache_is_refused_at_once(crowds: dict[str, Crowd])
     crowd = crowds["recorded, little room"]
     with pytest.raises(RequestError, match=r"max_new_tokens: .*up to 190.* cache has 200"):
         Asked("asr_text", "text", 190).begin(crowd.model)
+    crowd.check_idle()
+
+
+def test_a_text_that_may_be_long_leaves_room_for_others(crowds: dict[str, Crowd], alone) -> None:
+    crowd = crowds["four, little room"]
+    crowd.reset()
+    longest = Asked("asr_text", "text", CAPACITY - 40, sampling=0)
+    first, others = longest.begin(crowd.model)[0], [*SPEAKING[:2], Asked("asr_text", "text", 30)]
+    while not crowd.decoder.running:
+        crowd.turn()
+    assert not crowd.decoder.room.fits(30)
+    responses = [asked.begin(crowd.model)[0] for asked in others]
+    while not all(response.task.ended for response in responses):
+        crowd.turn()
+    assert not first.task.ended
+    crowd.finish()
+    for asked, response in zip([longest, *others], [first, *responses], strict=True):
+        check_same(completion(response), alone(asked))
+    crowd.check_idle()
+
+
+@pytest.mark.parametrize("name", ["copied", "put"])
+def test_a_text_that_cannot_be_put_aside_costs_the_last_one(
+    crowds: dict[str, Crowd], alone, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Or not be brought back; this makes room for those before it."""
+    crowd = crowds["four, little room"]
+    crowd.reset()
+
+    def fail(*_: Any) -> None:
+        monkeypatch.undo()
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(crowd.decoder.rows, name, fail)
+    asked = [Asked("asr_text", "text", steps, sampling=0) for steps in (400, 399)]
+    first, last = (one.begin(crowd.model)[0] for one in asked)
+    crowd.finish()
+    assert isinstance(error_of(last), RequestOutOfMemory)
+    check_same(completion(first), alone(asked[0]))
     crowd.check_idle()
 
 

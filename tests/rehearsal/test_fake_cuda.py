@@ -156,6 +156,11 @@ def test_batch(card: FakeCuda, loaded: Loaded, features: Tensor) -> None:
             for _ in range(3):
                 list(decoder.step())
             assert decoder.running[-1] is generation
+        # The text goes to other places, by way of the host.
+        room, start = decoder.room, decoder.room.starts[generation]
+        assert room.spans.resize(start, generation.positions_launched) and room.spans.take(1)
+        list(decoder.step())
+        assert room.starts[generation] != start and decoder.running[-1] is generation
     check_dtypes(calls, HALF, widest=4 * 168448)
     # The second piece of the longer prompt, without a matrix of its scores.
     read = [call.name for call in calls].count("_scaled_dot_product_flash_attention")
