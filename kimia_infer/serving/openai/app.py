@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from kimia_infer.serving.openai import chat, models, page, speech, transcriptions, voices
 from kimia_infer.serving.openai.errors import ApiError, as_api_error, no_room, response_to
 from kimia_infer.serving.openai.middleware import Admission, Bodies, Counted
-from kimia_infer.serving.openai.service import Service, admitted
+from kimia_infer.serving.openai.service import Service
 from kimia_infer.serving.realtime import routes as realtime
 from kimia_infer.serving.realtime import secrets
 from kimia_infer.utils.errors import RequestError
@@ -43,7 +43,6 @@ def create_app(service: Service) -> FastAPI:
         app.include_router(
             routes,
             prefix="/v1",
-            dependencies=[Depends(admitted)],
             responses={"4XX": {"description": "OpenAI's error object, under the key error"}},
         )
     app.include_router(realtime.sockets, prefix="/v1")

@@ -109,14 +109,5 @@ def service_of(connection: HTTPConnection) -> Service:
     return connection.app.state.service
 
 
-def admitted(connection: HTTPConnection) -> None:
-    """A dependency of routes: refuses WebSockets of those who may not use the server.
-
-    Of other requests ``Admission`` takes care, since dependencies come after the body is read.
-    """
-    if connection.scope["type"] == "websocket":
-        service_of(connection).admit(connection)
-
-
 Serving = Annotated[Service, Depends(service_of)]
 """The type of a route's parameter that is the service."""

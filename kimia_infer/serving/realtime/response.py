@@ -77,6 +77,10 @@ class Response:
         return self._reason is not None
 
     @property
+    def in_conversation(self) -> bool:
+        return self._options.conversation is not None
+
+    @property
     def seconds(self) -> float:
         """Length of its speech."""
         return self._part.samples / SAMPLE_RATE

@@ -190,8 +190,9 @@ class Session:
             audio_start_ms=milliseconds(change.begin),
             item_id=self._speech_item,
         )
-        if vad is not None and vad.interrupt_response and self._response is not None:
-            self._response.cancel("turn_detected")
+        response = self._response
+        if vad and vad.interrupt_response and response and response.in_conversation:
+            response.cancel("turn_detected")
 
     async def _speech_stopped(self, change: SpeechStopped) -> None:
         item = self._speech_item or new_id("item")
