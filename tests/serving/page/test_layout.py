@@ -87,7 +87,7 @@ def test_controls_have_names_and_roles(browser: Browser, scripted: ScriptedServe
     found = {(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes}
     expected = {
         ("button", "Talk"),
-        ("button", "Send"),
+        ("button", "Send message"),
         ("radio", "Press to talk"),
         ("radio", "Hands-free"),
         ("combobox", "Voice"),
