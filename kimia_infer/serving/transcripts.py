@@ -110,11 +110,11 @@ class TranscriptServer:
             raise RequestError(f"{self._base}: {text}") from error
 
 
-class Busy(Exception):
+class Busy(RequestError):
     """The server takes no further request for ``seconds``."""
 
     def __init__(self, seconds: float):
-        super().__init__(seconds)
+        super().__init__(f"the server is busy; try again in {seconds:g} s")
         self.seconds = seconds
 
 

@@ -128,6 +128,8 @@ def test_other_servers_are_no_servers_of_transcripts() -> None:
             TranscriptServer(url)
     with pytest.raises(RequestError, match="cannot be reached"):
         TranscriptServer("http://127.0.0.1:1")
+    with scripted((429, b"{}")) as url, pytest.raises(RequestError, match=r"again in 0.001 s"):
+        TranscriptServer(url)
 
 
 def test_who_interrupts_is_heard(tmp_path: Path) -> None:
