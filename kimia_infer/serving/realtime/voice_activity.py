@@ -43,20 +43,19 @@ class VoiceActivity:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
             self._model = load_silero_vad()
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix="voice-activity")
+        self.pool.submit(self._warm_up).result()  # begins, and stays, with one thread
         torch.set_num_threads(threads)
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="voice-activity")
-        self._pool.submit(self._warm_up).result()
 
     def _warm_up(self) -> None:
         """The first windows are slow."""
-        torch.set_num_threads(1)
         stream = Stream(copy.deepcopy(self._model))
         list(stream.changes(np.zeros(SAMPLE_RATE, np.int16), ServerVad()))
 
     async def stream(self) -> Stream:
         """A stream with a state of its own."""
         loop = asyncio.get_running_loop()
-        return Stream(await loop.run_in_executor(self._pool, copy.deepcopy, self._model))
+        return Stream(await loop.run_in_executor(self.pool, copy.deepcopy, self._model))
 
     async def listen(self, stream: Stream, sound: bytes, settings: ServerVad) -> list[Change]:
         """What changes in the next piece of a stream (int16 samples at 24 kHz)."""
@@ -64,10 +63,10 @@ class VoiceActivity:
         def run() -> list[Change]:
             return list(stream.changes(np.frombuffer(sound, "<i2"), settings))
 
-        return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+        return await asyncio.get_running_loop().run_in_executor(self.pool, run)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Stream:

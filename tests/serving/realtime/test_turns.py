@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -133,10 +134,24 @@ def test_silence_as_a_turn_has_at_least_100_ms(turns: Turns) -> None:
     assert turns.silence(turns.buffer.end) == silence(0.1)
 
 
+def test_the_detector_leaves_the_threads_of_others_alone() -> None:
+    def threads_of(pool: ThreadPoolExecutor) -> int:
+        return pool.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        activity = VoiceActivity()
+        with ThreadPoolExecutor(1) as other:
+            assert threads_of(other) == torch.get_num_threads() == 2
+        assert threads_of(activity.pool) == 1
+        activity.close()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_silero_hears_the_question_and_nothing_in_noise() -> None:
-    threads = torch.get_num_threads()
     activity = VoiceActivity()
-    assert torch.get_num_threads() == threads
 
     async def listen(sound: bytes) -> list[Change]:
         stream = await activity.stream()
