@@ -15,7 +15,7 @@ import logging
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,20 @@ def measure(model: KimiAudio, client: httpx.Client, rounds: int) -> None:
             lambda: http_first_sound(client, sound),
         ),
     }
-    print(f"milliseconds, {rounds} rounds".ljust(24), *(f"{n:>16}" for n in ("library", "HTTP")))
+    print(f"milliseconds, median of {rounds} rounds (least)")
     for name, (library, http) in ways.items():
         times = [(library(), http()) for _ in range(WARM_UP + rounds)][WARM_UP:]
-        for kind, value in (("min", min), ("median", statistics.median)):
-            own, added = (1000 * value(column) for column in zip(*times, strict=True))
-            print(
-                f"{name}, {kind}".ljust(24), f"{own:16.1f}", f"{added:16.1f}", f"+{added - own:.1f}"
-            )
+        own, asked = zip(*times, strict=True)
+        added = statistics.median(b - a for a, b in times)
+        print(
+            f"{name}: library {shown(own)}, HTTP {shown(asked)}, added to each {1000 * added:+.1f}"
+        )
+    refused = [http_refused(client, sound) for _ in range(WARM_UP + rounds)][WARM_UP:]
+    print(f"refused, as an earlier reply is unknown: HTTP {shown(refused)}")
+
+
+def shown(seconds: Sequence[float]) -> str:
+    return f"{1000 * statistics.median(seconds):.1f} ({1000 * min(seconds):.1f})"
 
 
 def library_text(model: KimiAudio, sound: bytes) -> float:
@@ -109,6 +115,16 @@ def http_first_sound(client: httpx.Client, sound: bytes) -> float:
                 assert json.loads(line.removeprefix("data: "))["choices"][0]["delta"]["audio"]
                 first = time.perf_counter() - start
     return first
+
+
+def http_refused(client: httpx.Client, sound: bytes) -> float:
+    """All of the way but the model: the body is read and checked, a thread refuses it."""
+    asked = body(sound)
+    asked["messages"].insert(1, {"role": "assistant", "audio": {"id": "unknown"}})
+    asked["messages"].append(asked["messages"][0])
+    start = time.perf_counter()
+    assert client.post("/v1/chat/completions", json=asked).status_code == 404
+    return time.perf_counter() - start
 
 
 def chat(sound: bytes) -> list[dict[str, Any]]:
