@@ -77,6 +77,11 @@ class Response:
         return self._reason is not None
 
     @property
+    def ending(self) -> bool:
+        """Whether nothing more is generated, so that ``ended`` is near."""
+        return self.cancelled or self._finishing
+
+    @property
     def in_conversation(self) -> bool:
         return self._options.conversation is not None
 

@@ -248,7 +248,7 @@ class Session:
         item = self._conversation.find(event.item_id)
         response = self._response
         if response is not None and response.item is item:
-            if not response.cancelled and not response.ended.is_set():
+            if not response.ending:
                 text = "item_id: it is still being spoken; cancel the response first"
                 raise ApiError(400, text, "item_id", "item_in_progress")
             await response.ended.wait()
@@ -274,7 +274,7 @@ class Session:
         config, own = self._config, response_config(asked)
         current = self._response
         if current is not None and not current.ended.is_set():
-            if not current.cancelled:
+            if not current.ending:
                 raise ApiError(
                     400,
                     f"the response {current.id} is in progress; cancel it, or wait for its end",
