@@ -18,11 +18,24 @@ class TextDelta:
 
 
 @dataclass(frozen=True)
+class WordTime:
+    """A spoken word; seconds from the begin of the answer."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class AudioChunk:
-    """The next samples of the spoken answer: float32 [samples], never empty; rate in Hz."""
+    """The next samples of the spoken answer: float32 [samples], never empty; rate in Hz.
+
+    ``words`` are those in it, from models that know their times.
+    """
 
     wav: Tensor
     sample_rate: int
+    words: tuple[WordTime, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,8 @@ def download(
             raise WeightsError(
                 f"{name}@{revision} has no {gaps[0]}, so it is no {layout.model} checkpoint"
             )
+        if (name, revision) == (layout.repository.name, layout.repository.revision):
+            _require_checksums(snapshots[0], layout)
         with locked(directory / ".download.lock", wait=True):
             if layout.incomplete_files(directory):  # another process may have completed it
                 _fetch(directory, snapshots, place)
@@ -155,6 +157,16 @@ def _needed(
             with _explained(companion.name, companion.revision):
                 found.append(look(companion, layout))
     return found
+
+
+def _require_checksums(snapshot: Snapshot, layout: CheckpointLayout) -> None:
+    for file in snapshot.files:
+        expected = layout.checksums.get(file.name, file.checksum)
+        if file.checksum != expected:
+            raise WeightsError(
+                f"{snapshot.name}: the hub has {file.name} with SHA-256 {file.checksum}, "
+                f"expected {expected}"
+            )
 
 
 def _gaps(snapshots: list[Snapshot], layout: CheckpointLayout) -> list[str]:

@@ -45,6 +45,8 @@ class CheckpointLayout:
         embedded: folders that are not required where the ``model*.safetensors`` of the
             directory itself has tensors whose names begin with the given prefix.
         skipped: folders that the intended use does not need.
+        checksums: SHA-256 of large files of the published repository at its pinned commit, by
+            their paths.
     """
 
     model: str
@@ -53,6 +55,7 @@ class CheckpointLayout:
     companions: tuple[Repository, ...] = ()
     embedded: Mapping[str, str] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    checksums: Mapping[str, str] = field(default_factory=dict)
 
     def without(self, *folders: str) -> CheckpointLayout:
         """The same layout for a use that does not need ``folders``."""

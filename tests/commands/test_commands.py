@@ -222,3 +222,22 @@ def test_options_and_variables_of_the_model(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         with pytest.raises(parser.UsageError, match=f"^{named}: expected"):
             parser.model_arguments(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--source", "packages"], "--source packages takes --model kokoro"),
+        (["--model", "kokoro", "--text-only"], "--text-only is for Kimi-Audio"),
+        (
+            ["--model", "kokoro", "--source", "packages", "a/b"],
+            "--source packages takes no repository",
+        ),
+    ],
+)
+def test_download_arguments_that_exclude_each_other(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_command("download", arguments, "scripts/download_weights")
+    assert message in capsys.readouterr().err

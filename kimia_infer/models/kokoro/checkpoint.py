@@ -1,9 +1,8 @@
-"""The files of Kokoro: where they are published, what is in them, and how they are loaded.
+"""The network of a checkpoint directory, loaded strictly.
 
-A directory is laid out as on the hub: ``config.json``, ``kokoro-v1_0.pth`` or
-``model.safetensors``, and ``voices/NAME.pt`` or ``voices.safetensors``. In the safetensors the
-published names have their section in front (``decoder.encode.conv1.bias``); weight norm may be
-folded (``.weight`` instead of ``.weight_g`` and ``.weight_v``).
+It is ``kokoro-v1_0.pth`` as on the hub or a ``model.safetensors``, in which the published names
+have their section in front (``decoder.encode.conv1.bias``). Weight norm may be folded (``.weight``
+instead of ``.weight_g`` and ``.weight_v``).
 """
 
 from __future__ import annotations
@@ -14,15 +13,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.models.kokoro.adapters.store import apply_adapter, find_adapter
 from kimia_infer.models.kokoro.config import KokoroConfig
+from kimia_infer.models.kokoro.fourier import use_fourier
 from kimia_infer.models.kokoro.layers import AdaIN, AdaLayerNorm
+from kimia_infer.models.kokoro.layout import PICKLE_NAME, TENSORS_NAME
 from kimia_infer.models.kokoro.network import KokoroNetwork
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.tensors import TensorStore, open_pickle, open_safetensors
 
-PICKLE_NAME, TENSORS_NAME = "kokoro-v1_0.pth", "model.safetensors"
 SECTIONS = ("bert", "bert_encoder", "predictor", "text_encoder", "decoder")
 
 UNUSED = ("bert.pooler.*", "bert.embeddings.position_ids")
@@ -49,6 +50,8 @@ def load_network(
     if adapter is not None:
         apply_adapter(network.predictor, find_adapter(directory, adapter))
     network.decoder.to(decoder_dtype)
+    use_fourier(network.decoder)
+    use_onednn(network)
     return network
 
 

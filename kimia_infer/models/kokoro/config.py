@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kimia_infer.models.kokoro.layout import CONFIG_NAME
 from kimia_infer.utils.errors import CheckpointError, explain
 from kimia_infer.weights.component import read_json
-
-CONFIG_NAME = "config.json"
 
 SAMPLE_RATE = 24_000
 HARMONICS = 9

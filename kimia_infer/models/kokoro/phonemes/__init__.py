@@ -1,0 +1,1 @@
+"""Text to the symbols that Kokoro speaks."""
