@@ -5,6 +5,7 @@
     kimi-audio export runs/mine/checkpoints/step-00000100 weights/early --merge
     kimi-audio export runs/mine weights/slim-mine --merge --base weights/slim
     kimi-audio export runs/vocoder weights/voice --base weights/mini      # from train-codec
+    kimi-audio export runs/adam weights/kokoro/adapters/adam              # from finetune-kokoro
 
 SOURCE is a finished run, a checkpoint of one, or the directory of a model or adapter. A model keeps
 the published names and the dtypes of the model that was trained; weights that did not change are
@@ -42,5 +43,5 @@ def run(arguments: Namespace) -> int:
         arguments.source, arguments.output, arguments.merge, arguments.base, arguments.force
     )
     command = arguments.program.replace("export", "serve").split()
-    print(shlex.join([*command, *served]))
+    print(shlex.join([*command, *served]) if served else arguments.output)
     return 0

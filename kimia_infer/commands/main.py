@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": "write a slim checkpoint for serving, also quantized",
     "evaluate": "measure error rates, accuracy and speed on your data",
     "finetune": "fine-tune the language model, whole or with adapters",
+    "finetune-kokoro": "train an adapter of Kokoro's prosody",
     "train-codec": "train a component of the codec: another voice, or other codes",
     "export": "write a training run as a directory to serve from",
     "extract-codes": "compute the speech codes of training data in advance",

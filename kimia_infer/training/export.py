@@ -18,6 +18,8 @@ from kimia_infer.models.kimi_audio.checkpoint import (
     resolve_weights,
 )
 from kimia_infer.models.kimi_audio.components import checkpoint_components, understanding_components
+from kimia_infer.models.kokoro.adapters.merge import merge as merge_into
+from kimia_infer.models.kokoro.adapters.store import StoredAdapter, is_prosody_adapter
 from kimia_infer.training.checkpoints import take_over
 from kimia_infer.training.model_files import Components
 from kimia_infer.training.run_directory import CARD, FINAL, MODEL, USE, all_checkpoints, copy_file
@@ -45,7 +47,8 @@ def export(
 ) -> list[str]:
     """Write ``output``, whole or not at all, with progress.
 
-    Returns the arguments of scripts/serve that serve it.
+    Returns the arguments of scripts/serve that serve it; none for an adapter of Kokoro, which is
+    put beside its model or merged.
 
     Args:
         source: a finished run, a checkpoint of one, or the directory of a model or adapter.
@@ -66,18 +69,22 @@ def export(
     if not is_model and not is_adapter and base is None:
         raise ExportError(f"{found}: a component of a model; name the whole one with --base")
     _require_usable(output, found, force)
+    prosody = is_prosody_adapter(found)
     with replacing_directory(output.absolute()) as folder:
         served = ["--weights", str(output)]
-        if is_adapter:
+        if prosody:
+            served = []
+            _export_prosody(found, folder, output, merge, base)
+        elif is_adapter:
             served = _export_adapter(Adapter.read(found), folder, output, merge, base)
         elif is_model:
             take_over(found, folder, rewritten=())
         else:
             assert base is not None, "checked"
             _replace_components(found, folder, output, base)
-        if merge or not (is_adapter or is_model):
+        if (merge and not prosody) or not (is_adapter or is_model):
             _write_card(folder, found, output, base)
-        elif (found / CARD).is_file():
+        elif (found / CARD).is_file() and not merge:
             copy_file(found / CARD, folder / CARD)
     return served
 
@@ -123,6 +130,17 @@ def _export_adapter(
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         copy_file(adapter.directory / name, folder / name)
     return ["--weights", named, "--adapter", str(output)]
+
+
+def _export_prosody(found: Path, folder: Path, output: Path, merge: bool, base: str | None) -> None:
+    """Write an adapter of Kokoro, or its model with the adapter in it, into ``folder``."""
+    directory = Path(base or StoredAdapter.read(found).model)
+    if merge:
+        _require_apart(output, directory)
+        merge_into(directory, found, folder)
+        return
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        copy_file(found / name, folder / name)
 
 
 def _replace_components(found: Path, folder: Path, output: Path, base: str) -> None:

@@ -74,7 +74,7 @@ def last_losses(metrics: Metrics) -> str:
 def card(config: Any, step: int, samples: int, per_step: int, metrics: Metrics) -> str:
     """Markdown that says what a model was made from and how, and how to serve it."""
     rows = config.summary() | {
-        "training data": f"{config.data}, {samples} samples",
+        "training data": f"{config.data or 'made up'}, {samples} samples",
         "steps": f"{step}, of {per_step} samples each",
         "learning rate": f"{config.learning_rate:g}, largest of a cosine schedule",
         "last losses": last_losses(metrics) or "-",

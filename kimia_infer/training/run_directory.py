@@ -38,7 +38,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?")
 FREE_TO_CHANGE = (
     "output", "model", "data", "eval_data", "audio_root", "device", "workers", "cache_hours",
     "feature_cache", "eval_every", "save_every", "keep_checkpoints", "gradient_checkpointing",
-    "batch_size", "accumulation",
+    "batch_size", "accumulation", "cache_gigabytes",
 )  # fmt: skip
 """Settings that a resumed run may change, because its steps do not depend on them: files may have
 moved, and of batch_size, accumulation and processes only the product has to stay."""

@@ -80,6 +80,7 @@ def test_an_unknown_argument_is_refused_in_one_line(name: str) -> None:
         "prepare": ["a", "b"],
         "transcribe": ["a"],
         "finetune": ["a=b"],
+        "finetune-kokoro": ["a=b"],
         "train-codec": ["vocoder", "a=b"],
     }
     done = bare("-c", ENTRY, name, *known.get(name, []), "--hepl")

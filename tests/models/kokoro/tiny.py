@@ -11,19 +11,21 @@ from safetensors.torch import save_file
 from tests.models.kokoro.recorded import published_shapes, recipe, whole_config
 
 CHANNELS, STYLE = 16, 8
+SYMBOLS = " ,;:.?!ˈˌbdfɡhʤklmnpɹstvwzʃʧʒθðjŋTæɑɛɪiʌʊuɔAIOWYɜəɐᵊᵻ"
 VOICES = ("af_heart", "am_adam", "bf_emma")
 
 
 def tiny_directory(directory: Path) -> Path:
     """``directory`` with a configuration, weights and three voices.
 
-    Its symbols are those of the recording.
+    Its symbols are those of English.
     """
     config = whole_config()
     config |= {"hidden_dim": CHANNELS, "style_dim": STYLE, "n_layer": 3, "max_dur": 6}
+    config["vocab"] = {symbol: number for number, symbol in enumerate(SYMBOLS, 1)}
     config["plbert"] = config["plbert"] | {
         "hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 32,
-        "num_hidden_layers": 2, "embedding_size": 8,
+        "num_hidden_layers": 2, "embedding_size": 8, "max_position_embeddings": 256,
     }  # fmt: skip
     config["istftnet"] = config["istftnet"] | {"upsample_initial_channel": 8}
     (directory / "config.json").write_text(json.dumps(config))

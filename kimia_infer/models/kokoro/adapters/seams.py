@@ -54,7 +54,7 @@ def attach(predictor: ProsodyPredictor, config: AdapterConfig, seed: int = 0) ->
     predictor.requires_grad_(False)
     device = next(predictor.parameters()).device
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for seam in config.seams:
             predictor.set_submodule(seam, _adapted(free[seam], config).to(device))
 

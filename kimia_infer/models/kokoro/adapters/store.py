@@ -22,6 +22,9 @@ from kimia_infer.weights.component import read_json
 FOLDER = "adapters"
 """Folder of a Kokoro directory whose folders are adapters with a name."""
 
+KIND = "kokoro_prosody"
+"""What ``adapter_type`` says, by which these directories are told from others."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -32,7 +35,7 @@ class StoredAdapter(AdapterConfig):
     was.
     """
 
-    adapter_type: Literal["kokoro_prosody"]
+    adapter_type: Literal["kokoro_prosody"]  # KIND
     base: str = Field(pattern="[0-9a-f]{64}")
     model: str
 
@@ -54,9 +57,7 @@ def save_adapter(
     ``base`` is the fingerprint that the predictor had without it, ``model`` its directory.
     """
     folder.mkdir(parents=True)
-    stored = StoredAdapter(
-        adapter_type="kokoro_prosody", base=base, model=model, **config.model_dump()
-    )
+    stored = StoredAdapter(adapter_type=KIND, base=base, model=model, **config.model_dump())
     text = json.dumps(stored.model_dump(mode="json"), indent=1)
     (folder / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
     parameters = adapter_parameters(predictor).items()
@@ -99,7 +100,13 @@ def apply_adapter(predictor: ProsodyPredictor, directory: Path) -> None:
         with torch.no_grad():
             parameter.copy_(value)
     fold(predictor)
-    predictor.requires_grad_(False)
+    predictor.requires_grad_(False).eval()
+
+
+def is_prosody_adapter(directory: Path) -> bool:
+    """Whether ``directory`` is an adapter, and one of Kokoro."""
+    path = directory / CONFIG_NAME
+    return path.is_file() and read_json(path).get("adapter_type") == KIND
 
 
 def find_adapter(directory: Path, name: str) -> Path:
