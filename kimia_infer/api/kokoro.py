@@ -32,9 +32,11 @@ class Kokoro:
         dtype: of the decoder, which does nearly all of the work; float32 by default. bfloat16 is
             faster where the device has instructions for it. Durations are always those of float32.
         lexicon: phonemes of words, written in small letters, for every text.
+        adapter: the name of an adapter of its prosody in ``adapters`` of the directory.
 
     Raises:
-        CheckpointError: the directory is not complete or holds another model.
+        CheckpointError: the directory is not complete or holds another model, or the adapter is
+            not there or does not fit.
     """
 
     def __init__(
@@ -43,9 +45,10 @@ class Kokoro:
         device: str | torch.device | None = None,
         dtype: torch.dtype = torch.float32,
         lexicon: Mapping[str, str] | None = None,
+        adapter: str | None = None,
     ):
         place = default_device() if device is None else torch.device(device)
-        self.network = load_network(Path(directory), place, dtype)
+        self.network = load_network(Path(directory), place, dtype, adapter)
         config = self.network.config
         self.voices = Voices(Path(directory), 2 * config.style_dim)
         self._lexicon = dict(lexicon or {})

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from kimia_infer.api.kokoro import Kokoro
 from kimia_infer.models.kokoro.adapters.config import SEAMS, AdapterConfig
 from kimia_infer.models.kokoro.adapters.merge import merge
 from kimia_infer.models.kokoro.adapters.seams import adapter_parameters, attach, fingerprint
@@ -101,6 +102,7 @@ def test_loaded_by_name_it_speaks_as_before(
     loaded = load_network(directory, CPU, adapter="slow")
     assert_same(prosody(loaded), expected)
     assert not any(p.requires_grad for p in loaded.parameters())
+    assert_same(prosody(Kokoro(directory, "cpu", adapter="slow").network), expected)
 
 
 @pytest.mark.parametrize("seam", SEAMS)
