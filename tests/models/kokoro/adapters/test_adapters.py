@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from kimia_infer.api.kokoro import Kokoro
 from kimia_infer.models.kokoro.adapters.config import SEAMS, AdapterConfig
 from kimia_infer.models.kokoro.adapters.merge import merge
 from kimia_infer.models.kokoro.adapters.seams import adapter_parameters, attach, fingerprint
-from kimia_infer.models.kokoro.adapters.store import save_adapter
+from kimia_infer.models.kokoro.adapters.store import apply_adapter, find_adapter, save_adapter
 from kimia_infer.models.kokoro.checkpoint import load_network
 from kimia_infer.models.kokoro.network import KokoroNetwork, Prosody, batch_of
 from kimia_infer.utils.errors import CheckpointError
@@ -42,9 +43,14 @@ def _inference() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def network(tiny: Path) -> KokoroNetwork:
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> KokoroNetwork:
     return load_network(tiny, CPU)
+
+
+@pytest.fixture
+def network(loaded: KokoroNetwork) -> KokoroNetwork:
+    return copy.deepcopy(loaded)
 
 
 def prosody(network: KokoroNetwork) -> Prosody:
@@ -172,12 +178,12 @@ def test_an_adapter_of_another_model_is_refused(network: KokoroNetwork, tiny: Pa
         load_network(directory, CPU, adapter="slow")
 
 
-@pytest.mark.parametrize("name", ["fast", "../adapters/slow", "", "/tmp", ".hidden"])
-def test_only_names_that_are_there(network: KokoroNetwork, tiny: Path, tmp_path: Path, name: str):
-    directory = shutil.copytree(tiny, tmp_path / "model")
-    stored(network, KINDS[0], directory / "adapters" / "slow")
-    with pytest.raises(CheckpointError, match=r"adapter: .* there is slow"):
-        load_network(directory, CPU, adapter=name)
+def test_only_names_that_are_there(network: KokoroNetwork, tmp_path: Path):
+    path = stored(network, KINDS[0], tmp_path / "adapters" / "slow")
+    assert find_adapter(tmp_path, "slow") == path
+    for name in ("fast", "../adapters/slow", "", "/tmp", ".hidden"):
+        with pytest.raises(CheckpointError, match=r"adapter: .* there is slow"):
+            find_adapter(tmp_path, name)
 
 
 @pytest.mark.parametrize(
@@ -191,17 +197,16 @@ def test_only_names_that_are_there(network: KokoroNetwork, tiny: Path, tmp_path:
 )
 def test_damaged_adapters_are_refused(
     network: KokoroNetwork,
-    tiny: Path,
+    loaded: KokoroNetwork,
     tmp_path: Path,
     change: dict[str, Tensor | None],
     message: str,
 ):
-    directory = shutil.copytree(tiny, tmp_path / "model")
-    path = stored(network, KINDS[0], directory / "adapters" / "slow") / "adapter_model.safetensors"
+    path = stored(network, KINDS[0], tmp_path / "slow") / "adapter_model.safetensors"
     changed = {n: t for n, t in (load_file(path) | change).items() if t is not None}
     save_file(changed, path)
     with pytest.raises(CheckpointError, match=message):
-        load_network(directory, CPU, adapter="slow")
+        apply_adapter(copy.deepcopy(loaded.predictor), path.parent)
 
 
 @pytest.mark.parametrize(
@@ -218,13 +223,13 @@ def test_damaged_adapters_are_refused(
     ],
 )
 def test_wrong_fields_are_named(
-    network: KokoroNetwork, tiny: Path, tmp_path: Path, field: str, value: object, message: str
-):
-    directory = shutil.copytree(tiny, tmp_path / "model")
-    path = stored(network, KINDS[0], directory / "adapters" / "slow") / "adapter_config.json"
+    network: KokoroNetwork, loaded: KokoroNetwork, tmp_path: Path,
+    field: str, value: object, message: str,
+):  # fmt: skip
+    path = stored(network, KINDS[0], tmp_path / "slow") / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(CheckpointError, match=f"adapter_config.json: {message}"):
-        load_network(directory, CPU, adapter="slow")
+        apply_adapter(loaded.predictor, path.parent)
 
 
 def test_a_second_adapter_is_refused(network: KokoroNetwork):
@@ -234,11 +239,11 @@ def test_a_second_adapter_is_refused(network: KokoroNetwork):
 
 
 @pytest.mark.parametrize("cell", ["cfc", "ltc", "mamba"])
-def test_first_values_depend_on_the_seed(tiny: Path, cell: str):
+def test_first_values_depend_on_the_seed(loaded: KokoroNetwork, cell: str):
     config = AdapterConfig.model_validate({"method": "residual", "cell": cell, "width": 16})
     found = []
     for seed in (0, 0, 1):
-        predictor = load_network(tiny, CPU).predictor
+        predictor = copy.deepcopy(loaded.predictor)
         attach(predictor, config, seed)
         found.append({n: p for n, p in adapter_parameters(predictor).items()})
     assert all(torch.equal(found[0][n], found[1][n]) for n in found[0])
