@@ -22,6 +22,9 @@ SHORTEST_KERNEL = 7
 FEWEST_CHANNELS = 64
 """With fewer, or a shorter kernel, the transforms take longer than what they save."""
 
+BLOCK_VALUES = 2**20
+"""Values of all points that are computed at a time, so that they stay in the caches."""
+
 
 def transform_size(kernel: int) -> int:
     """Samples that are transformed at a time; longer ones gain little and need more memory."""
@@ -96,10 +99,15 @@ class FourierConv(Conv):
         # Samples of a piece are ``step`` apart; the pieces between them follow each other.
         strides = (step * channels, length * channels, new * step * channels, channels, 1)
         shape = (self.size, batch, pieces, step, channels)
-        samples = padded.as_strided(shape, strides).reshape(self.size, -1)
-        products = torch.bmm((into @ samples).view(len(into), -1, channels), self.points)
-        out = (back @ products.view(len(into), -1)).view(new, batch, pieces, step, -1)
-        out = out.permute(1, 2, 0, 3, 4).reshape(batch, pieces * new * step, -1)
+        signal = padded.as_strided(shape, strides)
+        out = input.new_empty(batch, pieces, new, step, self.out_channels)
+        block = max(1, BLOCK_VALUES // (len(into) * batch * step * channels))
+        for start in range(0, pieces, block):
+            samples = signal[:, :, start : start + block].reshape(self.size, -1)
+            products = torch.bmm((into @ samples).view(len(into), -1, channels), self.points)
+            found = (back @ products.view(len(into), -1)).view(new, batch, -1, step, out.shape[-1])
+            out[:, start : start + block] = found.permute(1, 2, 0, 3, 4)
+        out = out.view(batch, -1, self.out_channels)
         return out[:, :time] + self.bias
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from kimia_infer.models.kokoro import fourier
 from kimia_infer.models.kokoro.fourier import FourierConv, use_fourier
 from kimia_infer.models.kokoro.layers import Conv
 
@@ -29,6 +30,12 @@ def test_equals_a_convolution(batch: int, time: int, kernel: int, dilation: int)
     expected = F.conv1d(x.mT.double(), weight, bias, padding=padding, dilation=dilation).mT
     found = FourierConv(plain)(x)
     torch.testing.assert_close(found.double(), expected, atol=2e-6, rtol=0)
+
+
+def test_pieces_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, x = conv(11, 3), torch.randn(2, 200, 64)
+    monkeypatch.setattr(fourier, "BLOCK_VALUES", 3 * 24 * 2 * 3 * 64)
+    torch.testing.assert_close(FourierConv(plain)(x), plain(x), atol=2e-6, rtol=0)
 
 
 def test_other_dtypes_are_computed_as_before() -> None:
