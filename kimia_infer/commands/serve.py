@@ -78,9 +78,7 @@ def serve_openai(arguments: Namespace) -> int:
 
     try:
         weights = arguments.weights or weights_from_environment()
-        serve(
-            weights, arguments.host, arguments.port, lambda url: print(f"Ready: {url}", flush=True)
-        )
+        serve(weights, arguments.host, arguments.port, show_url)
     except KeyboardInterrupt:
         print("Stopping", flush=True)
     return 0

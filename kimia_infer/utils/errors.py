@@ -103,7 +103,8 @@ def _explain_one(fault: Mapping[str, Any], model: Any) -> str:
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"])
     where = where.removeprefix(".")
     if fault["type"] == "missing":
-        text = f"missing ({known[leaf].description})" if leaf in known else "missing"
+        means = leaf in known and known[leaf].description
+        text = f"missing ({means})" if means else "missing"
     elif fault["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(leaf), known, 1)
         prefix = where.removesuffix(str(leaf))

@@ -77,6 +77,9 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     fault = error.errors()[0]
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"][1:])
     where = where.removeprefix(".")
+    if not where and fault["type"] == "model_attributes_type":
+        text = "expected a JSON object, with the header Content-Type: application/json"
+        return response_to(ApiError(400, f"body: {text}"))
     if fault["type"] == "json_invalid":
         return response_to(ApiError(400, f"the body is not valid JSON: {fault['ctx']['error']}"))
     message = fault["msg"].removeprefix("Value error, ")

@@ -38,6 +38,8 @@ async def create(request: Request, service: Serving, asked: ChatRequest) -> Resp
     """An answer to messages, in text or in text and speech."""
     service.check_model(asked.model)
     asked.check()
+    if asked.speaks:
+        service.check_speech("modalities")
     answer = Answer(service, asked)
     if asked.stream:
         return await event_stream(request, answer.chunks(), DONE, NAMES)

@@ -22,6 +22,9 @@ MOST_TEXT = 200_000
 
 INSTRUCTING = ("system", "developer")
 
+DATA_URI = re.compile(r"\A\s*data:[^,]{0,200};base64,", re.IGNORECASE)
+"""What stands before the base64 of a data URI."""
+
 
 class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -169,14 +172,16 @@ def _add_part(chat: Chat, place: str, role: str, part: Part) -> None:
 
 
 def decode_base64(data: str, param: str) -> bytes:
-    """Raises ApiError naming ``param`` if ``data`` is not base64."""
+    """The bytes in ``data``, which may have line breaks and be a data URI.
+
+    Raises ApiError naming ``param`` if they are not base64.
+    """
     try:
-        return base64.b64decode(data, validate=True)
+        return base64.b64decode("".join(DATA_URI.sub("", data, 1).split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ApiError(
             400,
-            f"{param}: not base64 ({error}); send the bytes of a file in base64, without line "
-            "breaks or a prefix",
+            f"{param}: not base64 ({error}); send the bytes of a file in base64",
             param,
             "invalid_value",
         ) from error

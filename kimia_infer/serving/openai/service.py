@@ -15,7 +15,7 @@ from starlette.requests import HTTPConnection
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.engine.scheduler import LONGEST_QUEUE
 from kimia_infer.serving.openai.answers import Answers
-from kimia_infer.serving.openai.errors import ApiError, too_many
+from kimia_infer.serving.openai.errors import ApiError, too_many, unsupported
 from kimia_infer.serving.openai.metrics import Meters
 from kimia_infer.serving.openai.replies import Replies
 from kimia_infer.serving.openai.settings import OpenAISettings
@@ -53,6 +53,11 @@ class Service:
                 param,
                 "model_not_found",
             )
+
+    def check_speech(self, param: str) -> None:
+        """Raise ApiError, naming ``param``, if the server was started without speech."""
+        if self.model.detokenizer is None:
+            raise unsupported(param, "this server writes only, as KIMI_AUDIO_OUTPUT=text says")
 
 
 class Access:

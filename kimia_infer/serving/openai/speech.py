@@ -56,6 +56,7 @@ class SpeechRequest(BaseModel):
 async def speech(request: Request, service: Serving, asked: SpeechRequest) -> Response:
     """Read a text aloud. The sound is sent while it is made, as one file."""
     service.check_model(asked.model)
+    service.check_speech("model")
     if asked.speed != 1:
         raise unsupported("speed", "the model has one speed; leave it out or send 1")
     pieces = sound(service, asked, reading(service, asked))

@@ -67,5 +67,8 @@ async def realtime(websocket: WebSocket, model: str | None = None) -> None:
     """A session of the Realtime API; see docs/realtime.md."""
     if "call_id" in websocket.query_params:
         raise unsupported("call_id", "open a session with ?model=NAME")
+    if websocket.query_params.get("intent", "realtime") != "realtime":
+        advice = "leave it out, and set session.audio.input.transcription"
+        raise unsupported("intent", advice)
     sessions: Sessions = websocket.app.state.sessions
     await sessions.serve(websocket, model)

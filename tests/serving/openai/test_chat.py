@@ -6,6 +6,7 @@ import base64
 import time
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -13,6 +14,7 @@ import soxr
 from openai.types.chat import ChatCompletion
 
 from kimia_infer.audio.files import SAMPLE_RATE
+from tests.serving.helpers import Server
 from tests.serving.openai.chats import ASKED, LONG, MODEL, SPEECH, STREAMED_SPEECH, asked, said
 from tests.serving.openai.conftest import QUESTION
 from tests.serving.openai.sounds import heard, heard_in
@@ -300,6 +302,22 @@ def test_wrong_requests_are_refused_by_field(client: openai.OpenAI, name: str) -
         ask(client, **{"messages": ASKED, **options})
     assert refused.value.param == param
     assert refused.value.message.count(param)
+
+
+def test_a_data_uri_with_line_breaks_is_a_recording_too(client: openai.OpenAI) -> None:
+    lines = base64.encodebytes(QUESTION.read_bytes()).decode()
+    sound = {"data": f"data:audio/wav;base64,{lines}", "format": "wav"}
+    part: Any = {"type": "input_audio", "input_audio": sound}
+    answer = ask(client, messages=[{"role": "user", "content": [part]}])
+    assert answer.choices[0].message.content == "nine"
+
+
+def test_a_body_of_another_type_is_refused(front: Server) -> None:
+    body = b'{"model": "kimi-audio", "messages": [{"role": "user", "content": "a"}]}'
+    headers = {"content-type": "text/plain"}
+    answer = httpx.post(f"{front.url}/v1/chat/completions", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert "Content-Type: application/json" in answer.json()["error"]["message"]
 
 
 def test_unknown_models_are_refused(client: openai.OpenAI) -> None:

@@ -72,6 +72,7 @@ def test_a_key_is_asked_for(limited: Server) -> None:
 def test_other_models_and_calls_are_refused(limited: Server) -> None:
     assert refused(limited, "?model=gpt-realtime")[1]["code"] == "model_not_found"
     assert refused(limited, "?call_id=1")[1]["param"] == "call_id"
+    assert refused(limited, "?intent=transcription")[1]["param"] == "intent"
 
 
 def test_a_client_secret_opens_the_session_it_describes(limited: Server) -> None:
@@ -105,6 +106,24 @@ def test_a_server_without_speech_answers_in_text(limited: Server) -> None:
         session.response.create(response={"output_modalities": ["audio"]})
         error = session.recv()
         assert error.error.param == "response.output_modalities"
+        session.send({"type": "input_audio_buffer.append"})  # type: ignore[arg-type]
+        error = session.recv()
+        assert error.error.message == "audio: missing"
+
+
+def test_a_server_without_speech_refuses_it_elsewhere_too(limited: Server) -> None:
+    client = client_of(limited)
+    with pytest.raises(openai.BadRequestError, match="writes only") as error:
+        client.chat.completions.create(
+            model=MODEL,
+            modalities=["text", "audio"],
+            audio={"voice": "alloy", "format": "wav"},
+            messages=[{"role": "user", "content": "what is two plus three"}],
+        )
+    assert error.value.param == "modalities"
+    with pytest.raises(openai.BadRequestError, match="writes only") as error:
+        client.audio.speech.create(model=MODEL, voice="alloy", input="a red ball")
+    assert error.value.param == "model"
 
 
 def test_there_are_only_so_many_sessions(limited: Server) -> None:
