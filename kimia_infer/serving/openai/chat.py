@@ -69,8 +69,7 @@ class Answer:
         chat = read_messages(asked.messages, service.replies)
         voice = None
         if asked.audio is not None:
-            value = asked.audio.model_dump()["voice"]
-            voice = read_voice(service, value, "audio.voice")
+            voice = read_voice(service, asked.audio.voice, "audio.voice")
         events = service.model.respond(
             chat.messages,
             asked.parameters(service.settings.timeout),

@@ -10,6 +10,7 @@ from kimia_infer.api.parameters import Parameters, ServiceParameters, parse_as, 
 from kimia_infer.audio.encode import SpeechFormat
 from kimia_infer.serving.openai.errors import ApiError, unsupported
 from kimia_infer.serving.openai.messages import Message
+from kimia_infer.serving.openai.voices import VoiceName
 
 AudioFormat = Literal["wav", "aac", "mp3", "flac", "opus", "pcm16"]
 
@@ -67,19 +68,13 @@ class StreamOptions(BaseModel):
     include_obfuscation: bool | None = Field(False, description="Not used")
 
 
-class VoiceId(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    id: str
-
-
 class AudioOptions(BaseModel):
     """The speech of an answer."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
     format: AudioFormat
-    voice: str | VoiceId | None = None
+    voice: VoiceName | None = None
 
 
 def _as_list(value: Any) -> Any:

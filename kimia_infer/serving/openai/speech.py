@@ -20,7 +20,7 @@ from kimia_infer.audio.encode import MEDIA_TYPES, SpeechEncoder, SpeechFormat
 from kimia_infer.serving.openai.errors import ApiError, unsupported
 from kimia_infer.serving.openai.service import Service, Serving
 from kimia_infer.serving.openai.streams import event_stream, streamed
-from kimia_infer.serving.openai.voices import read_voice
+from kimia_infer.serving.openai.voices import VoiceName, read_voice
 
 routes = APIRouter()
 
@@ -31,16 +31,12 @@ LONGEST_INSTRUCTIONS = 500
 """Characters: every sentence has them before it, and they leave less room for its speech."""
 
 
-class VoiceName(BaseModel):
-    id: str
-
-
 class SpeechRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     model: str
     input: Annotated[str, Field(min_length=1, max_length=LONGEST_INPUT)]
-    voice: Annotated[str | VoiceName, Field(description="One of /v1/audio/voices")]
+    voice: Annotated[VoiceName, Field(description="One of /v1/audio/voices")]
     instructions: str = Field(
         "", max_length=LONGEST_INSTRUCTIONS, description="Goes before the request to read, in words"
     )
@@ -67,8 +63,7 @@ async def speech(request: Request, service: Serving, asked: SpeechRequest) -> Re
 
 def reading(service: Service, asked: SpeechRequest) -> AsyncGenerator[ReadingEvent]:
     """What the model makes of the text, on a thread; raises ApiError if it has no such voice."""
-    value = asked.voice if isinstance(asked.voice, str) else asked.voice.model_dump()
-    voice = read_voice(service, value, "voice")
+    voice = read_voice(service, asked.voice, "voice")
     options = parse_as(
         ServiceParameters, {"preset": "low_latency", "stop_repetition": True, "seed": asked.seed}
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
+from pydantic import BaseModel, BeforeValidator
 
 from kimia_infer.api.voice import check_recording
 from kimia_infer.models.kimi_audio.prompt import AudioInput
@@ -23,6 +24,19 @@ STOCK_NAMES = {
 unless there is a recording of that name."""
 
 routes = APIRouter()
+
+
+class VoiceId(BaseModel):
+    id: str
+
+
+def _name_of(value: Any) -> Any:
+    """The name in an object that has nothing else."""
+    return value["id"] if isinstance(value, dict) and set(value) == {"id"} else value
+
+
+VoiceName = Annotated[str, BeforeValidator(_name_of, json_schema_input_type=str | VoiceId)]
+"""A field of a body: the name of a voice, or an object with it as ``id``."""
 
 
 @routes.get("/audio/voices")

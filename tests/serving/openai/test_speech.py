@@ -120,6 +120,7 @@ def test_instructions_and_a_voice_object(speak: Speak) -> None:
         ({"speed": 0.1}, "speed", "0.25"),
         ({"voice": "bob"}, "voice", "no voice 'bob' here; this server has default"),
         ({"voice": {"id": "bob"}}, "voice", "no voice 'bob'"),
+        ({"voice": 3}, "voice", "valid string"),
         ({"response_format": "ogg"}, "response_format", "'mp3', 'opus'"),
         ({"stream_format": "raw"}, "stream_format", "'audio' or 'sse'"),
         ({"model": "tts-9"}, "model", "no 'tts-9' here"),
