@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from kimia_infer.serving.openai.errors import unsupported
 from kimia_infer.serving.realtime.schema import SAMPLE_RATE, Strict, parse
@@ -74,8 +74,16 @@ class Pcm(Strict):
     rate: Literal[24_000] = SAMPLE_RATE
 
 
+EAGERNESS_MS = {"low": 1_000, "medium": 500, "auto": 500, "high": 300}
+"""Silence that ends a turn, in milliseconds, where OpenAI's model would judge by what was said."""
+
+
 class ServerVad(Strict):
-    """Turns begin and end where a voice does."""
+    """Turns begin and end where a voice does.
+
+    ``semantic_vad``, the default of some clients, is taken for this with the silence of its
+    eagerness; the session then says ``server_vad``.
+    """
 
     type: Literal["server_vad"] = "server_vad"
     threshold: float = Field(0.5, ge=0, le=1)
@@ -84,6 +92,17 @@ class ServerVad(Strict):
     create_response: bool = True
     interrupt_response: bool = True
     idle_timeout_ms: int | None = Field(None, ge=1_000, le=60_000)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_silence(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("type") != "semantic_vad":
+            return value
+        eagerness = value.get("eagerness", "auto")
+        if eagerness not in EAGERNESS_MS:
+            raise ValueError(f"eagerness: expected {', '.join(EAGERNESS_MS)}, found {eagerness!r}")
+        given = {name: item for name, item in value.items() if name != "eagerness"}
+        return given | {"type": "server_vad", "silence_duration_ms": EAGERNESS_MS[eagerness]}
 
 
 class Transcription(Strict):
@@ -152,7 +171,10 @@ SESSION_RULES: Rules = {
     "audio.output.speed": ([1], "the model speaks at 1.0"),
     "audio.input.format.type": (["audio/pcm"], "use 'audio/pcm'"),
     "audio.input.noise_reduction": ([None], "send null"),
-    "audio.input.turn_detection.type": (["server_vad"], "use 'server_vad' or null"),
+    "audio.input.turn_detection.type": (
+        ["server_vad", "semantic_vad"],
+        "use 'server_vad' or null",
+    ),
     "audio.input.transcription.keywords": ([None], "name them in prompt"),
     "audio.input.transcription.languages": ([None], "name one in language"),
     "audio.input.transcription.delay": ([None], "leave it out"),

@@ -123,7 +123,6 @@ const session = new RealtimeSession(new RealtimeAgent({ name: "guide", instructi
   transport,
   model: "kimi-audio",
   tracingDisabled: true,
-  config: { audio: { input: { turnDetection: { type: "server_vad" } } } },
 });
 let bytes = 0;
 session.on("audio", (sound) => (bytes += sound.data.byteLength));

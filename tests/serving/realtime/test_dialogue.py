@@ -112,6 +112,14 @@ def test_voice_activity_alone_does_not_answer_unless_asked_to(client: openai.Ope
         assert transcript(answer(session, output_modalities=["text"])) == "nine"
 
 
+def test_turns_by_meaning_are_turns_by_silence(client: openai.OpenAI) -> None:
+    with manual(client) as session:
+        for eagerness, expected in (({}, 500), ({"eagerness": "low"}, 1000)):
+            asked = {"type": "semantic_vad", **eagerness}
+            detection = configure(session, {"turn_detection": asked}).audio.input.turn_detection
+            assert (detection.type, detection.silence_duration_ms) == ("server_vad", expected)
+
+
 def test_what_the_user_says_is_written_down(client: openai.OpenAI) -> None:
     transcription = {"model": "gpt-4o-mini-transcribe", "language": "en"}
     with manual(client, {"transcription": transcription}) as session:

@@ -38,7 +38,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"audio": {"input": {"format": {"type": "audio/pcma"}}}}, "audio.input.format.type"),
     ({"audio": {"input": {"noise_reduction": {}}}}, "audio.input.noise_reduction"),
     (
-        {"audio": {"input": {"turn_detection": {"type": "semantic_vad"}}}},
+        {"audio": {"input": {"turn_detection": {"type": "other_vad"}}}},
         "audio.input.turn_detection.type",
     ),
     (
@@ -76,6 +76,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     (
         {"audio": {"input": {"turn_detection": {"type": "server_vad", "threshold": 2}}}},
         "audio.input.turn_detection.threshold",
+    ),
+    (
+        {"audio": {"input": {"turn_detection": {"type": "semantic_vad", "eagerness": "very"}}}},
+        "audio.input.turn_detection",
     ),
     (
         {"audio": {"input": {"turn_detection": {"type": "server_vad", "idle_timeout_ms": 1}}}},
