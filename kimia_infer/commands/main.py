@@ -27,7 +27,8 @@ COMMANDS = {
 }
 
 EXTRAS = {
-    **dict.fromkeys(("cog", "fastapi", "limits", "prometheus_client", "uvicorn"), "serve"),
+    **dict.fromkeys(("cog", "fastapi", "limits", "prometheus_client"), "serve"),
+    **dict.fromkeys(("python_multipart", "silero_vad", "uvicorn", "websockets"), "serve"),
     "accelerate": "train",
     "bitsandbytes": "train",
     "matplotlib": "train",

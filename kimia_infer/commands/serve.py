@@ -14,6 +14,7 @@ Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 u
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 from argparse import Namespace
@@ -27,6 +28,12 @@ from kimia_infer.commands.parser import (
     check_adapter,
     model_variables,
 )
+
+PACKAGES = (
+    *("fastapi", "limits", "prometheus_client", "python_multipart"),
+    *("silero_vad", "uvicorn", "websockets"),
+)
+"""What the OpenAI server needs besides the library."""
 
 
 def add_arguments(parser: Parser) -> None:
@@ -71,6 +78,9 @@ def show_url(url: str) -> None:
 
 def serve_openai(arguments: Namespace) -> int:
     """Serve in this process until a signal."""
+    for package in PACKAGES:  # a lack of some would be noticed late, and said in other ways
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.update(model_variables(arguments))
     from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tomllib
@@ -123,6 +125,24 @@ def test_errors_are_a_line_and_a_status(
 def test_extras_that_messages_name_are_those_that_install_it() -> None:
     for package, extra in EXTRAS.items():
         assert any(line.startswith(package.replace("_", "-")) for line in DECLARED[extra])
+
+
+def test_a_server_says_which_extra_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "silero_vad" else find_spec(name)
+    )
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run_command("serve", ["--weights", "nowhere/known"], "kimi-audio serve") == 1
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert capsys.readouterr().err == (
+        "kimi-audio serve: No module named 'silero_vad'; install it with: "
+        "pip install 'kimia-infer[serve]'\n"
+    )
 
 
 def test_a_fault_of_the_program_is_not_hidden() -> None:
