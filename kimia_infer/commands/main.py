@@ -15,6 +15,7 @@ COMMANDS = {
     "serve": "serve the model: for OpenAI's clients and a browser, or with Cog's server",
     "infer": "ask for one answer, from a model that is loaded here or from a server",
     "transcribe": "write down what is said in recordings, as text or subtitles",
+    "speak": "speak a text in one of Kokoro's voices",
     "download": "download a checkpoint",
     "prepare": "write a slim checkpoint for serving, also quantized",
     "evaluate": "measure error rates, accuracy and speed on your data",
