@@ -180,7 +180,12 @@ def running(scripted: ScriptedServer) -> Iterator[ScriptedServer]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         scripted.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(scripted.app(), log_config=None, ws="websockets-sansio")
+        config = uvicorn.Config(
+            scripted.app(),
+            log_config=None,
+            ws="websockets-sansio",
+            timeout_graceful_shutdown=1,  # whoever is still connected then is not waited for
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
