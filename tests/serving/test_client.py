@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.commands import serve
+from kimia_infer.commands import serve_cog
 from kimia_infer.serving import client
 from kimia_infer.serving.client import (
     Chunk,
@@ -163,7 +163,9 @@ def test_this_machine_is_asked_without_a_proxy(server: Script, proxy: Web) -> No
     assert post_prediction(f"http://localhost:{server.server_port}", {}) == ANSWERED
     assert read_reference(f"{server.url}/sound.wav") == SOUND
     server.status = "SETUP_FAILED"
-    assert probe.main([server.url]) == 1 and serve.health(server.url) == {"status": "SETUP_FAILED"}
+    assert probe.main([server.url]) == 1 and serve_cog.health(server.url) == {
+        "status": "SETUP_FAILED"
+    }
     assert proxy.called_at == []
     with open_url("http://kimi.invalid/health-check", 9.0) as response:
         assert json.load(response) == {"status": "READY"}

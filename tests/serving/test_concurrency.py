@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import predict
-from kimia_infer.commands import serve
+from kimia_infer.commands import serve_cog
 from tests.serving.helpers import (
     ADMITTED,
     PATIENCE,
@@ -163,11 +163,11 @@ def test_who_leaves_takes_nothing_from_the_others(many_streaming_server: Server)
 
 
 def test_server_takes_as_many_as_the_image_or_twice_the_slots() -> None:
-    taken = serve.max_concurrency({})
+    taken = serve_cog.max_concurrency({})
     for predictor in (predict.Predictor, predict.StreamingPredictor):
         assert predictor.run.__cog_concurrent_max__ == taken
-    assert serve.max_concurrency({"KIMI_AUDIO_SLOTS": "4"}) == 8
-    assert serve.max_concurrency({"KIMI_AUDIO_SLOTS": "many"}) == taken  # refused at set-up
+    assert serve_cog.max_concurrency({"KIMI_AUDIO_SLOTS": "4"}) == 8
+    assert serve_cog.max_concurrency({"KIMI_AUDIO_SLOTS": "many"}) == taken  # refused at set-up
 
 
 def test_client_that_asks_one_after_the_other_is_never_refused(many_server: Server) -> None:
