@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import weakref
 from collections.abc import Callable, Generator, Sequence
@@ -153,23 +154,16 @@ class Engine:
         RequestCancelled. A text without speech ends before the first of the sequences ``stop``.
         """
         deadline = deadline or Deadline(options.timeout_seconds)
-        events = self._respond(chats, options, randomness, on_step, voice, deadline, stop)
-        return surviving_out_of_memory(events)
+        begin = functools.partial(
+            self.start, chats, options, randomness, on_step,
+            voice=voice, deadline=deadline, stop=stop,
+        )  # fmt: skip
+        return surviving_out_of_memory(self._events(begin))
 
     @torch.inference_mode()
-    def _respond(
-        self,
-        chats: list[dict],
-        options: Parameters,
-        randomness: Randomness | None,
-        on_step: OnStep | None,
-        voice: AudioInput | None,
-        deadline: Deadline,
-        stop: Sequence[str],
-    ) -> Generator[Event]:
-        yield from self.start(
-            chats, options, randomness, on_step, voice=voice, deadline=deadline, stop=stop
-        ).all_events()
+    def _events(self, begin: Callable[[], Response]) -> Generator[Event]:
+        """The answer that begins when the first of its events is asked for."""
+        yield from begin().all_events()
 
     def start(
         self,

@@ -14,11 +14,12 @@ from kimia_infer.utils.errors import (
     RequestOutOfMemory,
     RequestTimeout,
 )
+from tests.clock import set_clock
 
 
 def test_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr(request.time, "monotonic", lambda: clock[0])
+    set_clock(monkeypatch, request, lambda: clock[0])
     deadline, never = Deadline(2.5), Deadline(None)
     clock[0] = 102.5
     deadline.check()

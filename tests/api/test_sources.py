@@ -21,6 +21,7 @@ from kimia_infer.audio.files import SAMPLE_RATE, AudioError
 from kimia_infer.data.conversations import DataError, parse_conversation
 from kimia_infer.utils.errors import ConfigurationError, RequestError, RequestTimeout
 from tests.api.sounds import noise, wav_bytes
+from tests.clock import set_clock
 
 HELLO = {"role": "user", "message_type": "text", "content": "hello"}
 EMPTY = {"role": "user", "message_type": None}
@@ -160,7 +161,7 @@ def test_the_time_limit_holds_while_audio_is_read(
 ) -> None:
     """Nothing is encoded once the time is over, which is 1 s later whenever it is asked for."""
     clock = itertools.count()
-    monkeypatch.setattr(request.time, "monotonic", lambda: float(next(clock)))
+    set_clock(monkeypatch, request, lambda: float(next(clock)))
     monkeypatch.setattr(model.speech_codes, "encode_all", lambda waves: pytest.fail("encoded"))
     monkeypatch.setattr(model.whisper_features, "encode_all", lambda waves: pytest.fail("encoded"))
     monkeypatch.setattr(model, "begin", lambda request: pytest.fail("answered"))
@@ -171,7 +172,7 @@ def test_the_time_limit_holds_while_audio_is_read(
 
 def test_the_time_limit_holds_in_silence(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count()
-    monkeypatch.setattr(request.time, "monotonic", lambda: float(next(clock)))
+    set_clock(monkeypatch, request, lambda: float(next(clock)))
     silence = wav_bytes(np.zeros(15 * 60 * SAMPLE_RATE))
     events = model.stream_transcription(silence, timeout_seconds=40)
     with pytest.raises(RequestTimeout):

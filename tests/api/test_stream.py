@@ -16,12 +16,14 @@ from kimia_infer.api.events import AudioChunk, Completion, TextDelta
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.api.request import Deadline
+from kimia_infer.engine import speech as speech_module
 from kimia_infer.engine.scheduler import FIRST_SPEECH_INTERVAL, Scheduler
 from kimia_infer.engine.speech import Speech, Synthesizer
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.detokenizer import PRESETS
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
 from kimia_infer.utils.errors import RequestCancelled, RequestError
+from tests.clock import set_clock
 
 CHAT = [{"role": "user", "message_type": "text", "content": "tell me about the weather"}]
 SAMPLED = {"audio_temperature": 1.0, "audio_top_k": 50, "text_temperature": 1.0, "seed": 4}
@@ -226,7 +228,7 @@ def test_speech_is_of_one_piece(model: KimiAudio, portions: list) -> None:
 def test_who_runs_dry_first_goes_first(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:
     """First chunks before later ones whose listeners still have sound."""
     clock = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    set_clock(monkeypatch, speech_module, lambda: clock[0])
     synthesizer = Synthesizer(model.detokenizer)
     monkeypatch.setattr(model.detokenizer, "batch_limit", 1)
     noise = model._noise(SeededRandomness(1))

@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from kimia_infer.serving.cog import health as health_module
 from kimia_infer.serving.cog import probe
 from kimia_infer.serving.cog.health import (
     GRACE_SECONDS,
@@ -19,6 +20,7 @@ from kimia_infer.serving.cog.health import (
     SlotLost,
     SlotWatch,
 )
+from tests.clock import set_clock
 from tests.paths import ROOT
 from tests.serving.helpers import Server
 
@@ -81,7 +83,7 @@ def test_device_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPat
 
 def test_prediction_far_beyond_its_limit_counts_as_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(time, "monotonic", lambda: now)
+    set_clock(monkeypatch, health_module, lambda: now)
     load = Load(2, {1: now})
     limited, unlimited = Health([CPU], load, 10.0), Health([CPU], load)
     now += 10 + GRACE_SECONDS

@@ -187,7 +187,7 @@ def running(scripted: ScriptedServer) -> Iterator[ScriptedServer]:
             timeout_graceful_shutdown=1,  # whoever is still connected then is not waited for
         )
         server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         while not server.started:
             time.sleep(0.01)
@@ -195,5 +195,4 @@ def running(scripted: ScriptedServer) -> Iterator[ScriptedServer]:
             yield scripted
         finally:
             server.should_exit = True
-            # Tests that set the clock of the process may have moved its timers far away.
-            thread.join(5)
+            thread.join()
