@@ -56,6 +56,13 @@ def heard_enough(scripted: ScriptedServer, seconds: float) -> None:
     wait_for(lambda: len(scripted.sound()) > seconds * RATE)
 
 
+def likeness(piece: np.ndarray, whole: np.ndarray) -> float:
+    """The correlation of a piece with where it fits best in a longer sound."""
+    places = np.lib.stride_tricks.sliding_window_view(whole, len(piece))
+    norms = np.linalg.norm(places, axis=1) * np.linalg.norm(piece)
+    return float((np.correlate(whole, piece) / np.maximum(norms, 1e-6)).max())
+
+
 def kinds(scripted: ScriptedServer) -> list[str]:
     """The types of the events that came, in order, sound left out."""
     types = [event["type"] for event in scripted.events]
@@ -99,11 +106,11 @@ def test_what_the_microphone_hears_is_sent_at_the_rate_of_the_protocol(
         heard_enough(scripted, 2.2)
         sent = scripted.sound() / 32_768
     question = load_audio(QUESTION, sample_rate=RATE)
-    size = 2 ** int(np.ceil(np.log2(len(sent) + len(question))))
-    spectra = [np.fft.rfft(wave, size) for wave in (sent, question)]
-    lag = int(np.fft.irfft(spectra[0] * spectra[1].conj()).argmax())  # negative ones at the end
-    delayed = np.roll(np.pad(question, (0, size - len(question))), lag)
-    assert np.corrcoef(delayed[: len(sent)], sent)[0, 1] > 0.99
+    # A busy machine loses moments of the sound on its way through the browser: piece by piece.
+    size = RATE // 10
+    pieces = [sent[i : i + size] for i in range(0, len(sent) - size, size)]
+    alike = [likeness(piece, question) for piece in pieces if np.abs(piece).max() > 0.1]
+    assert len(alike) > 5 and np.median(alike) > 0.99
 
 
 def test_a_tap_starts_a_turn_and_another_sends_it(tab: Tab, scripted: ScriptedServer) -> None:
