@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -14,6 +15,14 @@ from starlette.types import Receive, Scope, Send
 from kimia_infer.serving.openai.answers import while_connected
 from kimia_infer.serving.openai.errors import ApiError, as_api_error
 from kimia_infer.utils.errors import RequestCancelled, RequestError
+
+Item = TypeVar("Item")
+
+KEEP_ALIVE_SECONDS = 15.0
+"""Longest silence in a stream of events; proxies commonly cut connections after 30 to 60 s."""
+
+KEEP_ALIVE = b": keep-alive\n\n"
+"""A comment, which clients ignore."""
 
 
 class Streamed(Response):
@@ -62,18 +71,18 @@ async def event_stream(
     end: bytes = b"",
     names: Mapping[str, str] | None = None,
 ) -> Streamed:
-    """Server-sent events of JSON, then ``end``.
+    """Server-sent events of JSON, then ``end``; comments keep the connection alive in pauses.
 
-    An error before the first event has its HTTP status; a later one is the last event, under the
+    An error before the first line has its HTTP status; a later one is the last event, under the
     key ``error``, where OpenAI's clients raise it. ``names`` are those of ``as_api_error``.
     """
 
     async def lines() -> AsyncGenerator[bytes]:
         begun = False
         try:
-            async with contextlib.aclosing(events):
-                async for event in events:
-                    yield data_line(event)
+            async with contextlib.aclosing(with_pauses(events)) as found:
+                async for event in found:
+                    yield KEEP_ALIVE if event is None else data_line(event)
                     begun = True
             if end:
                 yield end
@@ -88,6 +97,23 @@ async def event_stream(
             yield data_line({"error": error.error})
 
     return await streamed(request, lines(), "text/event-stream")
+
+
+async def with_pauses(items: AsyncGenerator[Item]) -> AsyncGenerator[Item | None]:
+    """``items``, and None whenever none has come for KEEP_ALIVE_SECONDS."""
+    async with contextlib.aclosing(items):
+        while True:
+            coming = asyncio.ensure_future(anext(items))
+            try:
+                while not (await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS))[0]:
+                    yield None
+                item = coming.result()
+            except StopAsyncIteration:
+                return
+            finally:
+                if coming.cancel():  # this iterator is closed: wait until the other one can be
+                    await asyncio.wait({coming})
+            yield item
 
 
 DONE = b"data: [DONE]\n\n"

@@ -6,14 +6,10 @@ import asyncio
 import base64
 import contextlib
 import json
-import socket
-import threading
-import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
 import numpy as np
-import uvicorn
 from fastapi import FastAPI, WebSocket, WebSocketDisconnect
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.requests import Request
@@ -21,6 +17,7 @@ from starlette.responses import Response
 from starlette.websockets import WebSocketDisconnected
 
 from kimia_infer.serving.openai import page
+from tests.serving.applications import serving
 
 RATE = 24_000
 KEY = "secret"
@@ -177,22 +174,5 @@ async def send_answer(socket: WebSocket, number: str, seconds: float, pace: floa
 
 @contextlib.contextmanager
 def running(scripted: ScriptedServer) -> Iterator[ScriptedServer]:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        scripted.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        config = uvicorn.Config(
-            scripted.app(),
-            log_config=None,
-            ws="websockets-sansio",
-            timeout_graceful_shutdown=1,  # whoever is still connected then is not waited for
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        while not server.started:
-            time.sleep(0.01)
-        try:
-            yield scripted
-        finally:
-            server.should_exit = True
-            thread.join()
+    with serving(scripted.app()) as scripted.url:
+        yield scripted
