@@ -110,7 +110,7 @@ def load_audio(
         AudioTooLong: longer than ``max_seconds``.
         ImportError: the file needs PyAV or soxr, and they are not installed.
     """
-    waves = list(_Reader(source, max_seconds, sample_rate, note, check or (lambda: None)).waves())
+    waves = list(Reader(source, max_seconds, sample_rate, note, check or (lambda: None)).waves())
     return waves[0] if len(waves) == 1 else np.concatenate(waves)
 
 
@@ -132,10 +132,10 @@ class AudioStream:
         check: Check | None = None,
     ):
         check = check or (lambda: None)
-        self._reader = _Reader(source, max_seconds, sample_rate, lambda text: None, check)
+        self._reader = Reader(source, max_seconds, sample_rate, lambda text: None, check)
         self._kept: list[np.ndarray] = []
         samples = 0
-        for wave in _Reader(source, max_seconds, sample_rate, note, check).waves():
+        for wave in Reader(source, max_seconds, sample_rate, note, check).waves():
             samples += len(wave)
             if samples <= KEPT_SECONDS * sample_rate:
                 self._kept.append(wave)
@@ -148,7 +148,7 @@ class AudioStream:
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """One pass over one file, by the rules of :func:`load_audio`."""
 
     source: str | os.PathLike[str] | bytes
@@ -165,8 +165,8 @@ class _Reader:
         """Blocks float32 [samples] at the wanted rate, checked, at least one sample in all."""
         peak = 0.0
         empty = True
-        with self._opened() as file:
-            for wave in _resampled(self._limited(self._blocks(file)), self.sample_rate):
+        with self.opened() as file:
+            for wave in _resampled(self._limited(self.blocks(file)), self.sample_rate):
                 if not wave.size:
                     continue
                 peak, empty = max(wave.max(), -wave.min()), False
@@ -188,7 +188,7 @@ class _Reader:
         return AudioError(f"{self.name}: {reason}; {ADVICE}")
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[BinaryIO]:
+    def opened(self) -> Iterator[BinaryIO]:
         """The file, open for reading; a content becomes one without a name."""
         if isinstance(self.source, bytes):
             with nameless_file() as file:
@@ -207,7 +207,7 @@ class _Reader:
         with opened:
             yield opened
 
-    def _blocks(self, file: BinaryIO) -> Iterator[Block]:
+    def blocks(self, file: BinaryIO) -> Iterator[Block]:
         if not os.fstat(file.fileno()).st_size:
             raise self._refusal("empty file")
         if _holds_two(file.fileno()):

@@ -1,0 +1,35 @@
+"""What was recorded of the published implementation; see the README of the recording."""
+
+from __future__ import annotations
+
+import functools
+import json
+import wave
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.paths import GOLDEN
+
+RECORDED = GOLDEN / "editx"
+WAVES = ("w16k", "w24k_stereo")
+
+
+@functools.cache
+def tensors(name: str) -> dict[str, Tensor]:
+    return load_file(RECORDED / f"{name}.safetensors")
+
+
+def values(name: str) -> Any:
+    return json.loads((RECORDED / f"{name}.json").read_text())
+
+
+def recording(name: str) -> tuple[Tensor, int]:
+    """The samples of one of WAVES, mixed to one channel, and their rate."""
+    with wave.open(str(RECORDED / f"{name}.wav")) as file:
+        pcm = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+        samples = pcm.reshape(-1, file.getnchannels()).astype(np.float32) / 32768
+        return torch.from_numpy(samples.mean(1)), file.getframerate()
