@@ -176,20 +176,18 @@ class Scheduler:
             return not self._stopped
 
     def _turn(self) -> None:
-        """A bit of everything that can be done."""
-        self._drop_ended()
-        self._call_next()
-        self._admit()
-        self._encode_next()
-        self._read_next()
-        self._speak()
-        self._decode()
-
-    def _drop_ended(self) -> None:
-        """Free what belongs to requests that are abandoned, cancelled or out of time."""
+        """A bit of everything that can be done, nothing of it for those who left meanwhile."""
         with self._changed:
             waiting = list(self._queue)
-        for task in [*self._tasks, *waiting]:
+        self._drop_ended(waiting)
+        for stage in (self._call_next, self._admit, self._encode_next, self._read_next,
+                      self._speak, self._decode):  # fmt: skip
+            self._drop_ended(self._tasks)
+            stage()
+
+    def _drop_ended(self, tasks: Sequence[Task]) -> None:
+        """Free what belongs to those that are abandoned, cancelled or out of time."""
+        for task in list(tasks):
             try:
                 task.check()
             except Exception as error:

@@ -226,6 +226,34 @@ def test_a_step_that_fails_ends_all_that_run(
         check_same(completion(response), alone(asked))
 
 
+def test_nothing_is_computed_for_whoever_leaves_within_a_turn(
+    crowd: Crowd, alone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a newcomer is encoded: no chunk of the speech that is ready, and no step."""
+    (leaving, deadline), speech = SPEAKING[0].begin(crowd.model), crowd.model.detokenizer
+    assert speech is not None and leaving.task.speech is not None
+    while not leaving.task.speech.waiting:
+        crowd.turn()
+    newcomer, _ = SPEAKING[1].begin(crowd.model)
+    encode, computed = crowd.scheduler.encode, []
+
+    def encoding(chats: Sequence[Any]) -> Any:
+        deadline.cancel()
+        return encode(chats)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crowd.scheduler, "encode", encoding)
+        patch.setattr(speech, "push_together", computed.append)
+        generation = leaving.task.generation
+        assert generation is not None
+        steps = generation.launched
+        crowd.turn()
+        assert (leaving.task.ended, generation.launched, computed) == (True, steps, [])
+    crowd.finish()
+    assert isinstance(error_of(leaving), RequestCancelled)
+    check_same(completion(newcomer), alone(SPEAKING[1]))
+
+
 def test_logits_that_are_not_finite_end_their_own_request(crowd: Crowd, alone) -> None:
     kept, broken = two_running(crowd)
     generation = broken.task.generation
