@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from kimia_infer.serving.openai import chat, models, page, speech, transcriptions, voices
 from kimia_infer.serving.openai.errors import ApiError, as_api_error, no_room, response_to
@@ -57,7 +58,8 @@ def create_app(service: Service) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"]
         )
-    app.add_middleware(Counted, meters=service.meters)
+    shown = [route.path for route in (*page.routes.routes, *app.routes) if isinstance(route, Route)]
+    app.add_middleware(Counted, meters=service.meters, paths=[*app.openapi()["paths"], *shown])
     return app
 
 

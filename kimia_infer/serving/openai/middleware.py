@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from starlette.requests import HTTPConnection
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kimia_infer.serving.openai.errors import ApiError, response_to
@@ -64,10 +66,11 @@ class Admission:
 
 
 class Counted:
-    """Counts requests by the path of their route and their status."""
+    """Counts requests by their status and the one of ``paths``, such as ``/v1/models/{name}``."""
 
-    def __init__(self, app: ASGIApp, meters: Meters):
+    def __init__(self, app: ASGIApp, meters: Meters, paths: Iterable[str]):
         self._app, self._meters = app, meters
+        self._patterns = [(compile_path(path)[0], path) for path in paths]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -84,8 +87,5 @@ class Counted:
         try:
             await self._app(scope, receive, noting)
         finally:
-            route = getattr(scope.get("route"), "path", "none")
-            # Routes of an included router do not always have its prefix.
-            below = scope["path"].startswith("/v1/") and route.startswith("/")
-            prefix = "/v1" if below and not route.startswith("/v1/") else ""
-            self._meters.requests.labels(f"{prefix}{route}", status).inc()
+            found = (path for pattern, path in self._patterns if pattern.match(scope["path"]))
+            self._meters.requests.labels(next(found, "none"), status).inc()
