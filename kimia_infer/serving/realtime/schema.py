@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import logging
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -11,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kimia_infer.serving.openai.errors import ApiError, as_api_error
+from kimia_infer.serving.openai.messages import decode_base64
 from kimia_infer.utils.errors import RequestError, explain
 
 log = logging.getLogger(__name__)
@@ -63,10 +62,7 @@ def as_failure(error: Exception, names: Mapping[str, str] | None = None) -> ApiE
 
 def decode_sound(value: str, where: str) -> bytes:
     """The samples in base64; raises ApiError that names the field ``where``."""
-    try:
-        sound = base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        raise ApiError(400, f"{where}: expected base64", where, "invalid_value") from None
+    sound = decode_base64(value, where)
     if len(sound) % SAMPLE_BYTES:
         raise ApiError(
             400,

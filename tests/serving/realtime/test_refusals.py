@@ -182,6 +182,6 @@ def test_frames_that_are_no_events_are_answered(front: Server) -> None:
             event = json.loads(socket.recv())
             assert event["type"] == "error" and event["event_id"]
             assert event["error"]["message"].startswith(message)
-        content = base64.b64encode(ASKED).decode()
+        content = base64.encodebytes(ASKED).decode()  # with line breaks
         socket.send(json.dumps({"type": "input_audio_buffer.append", "audio": content}))
         assert json.loads(socket.recv())["type"] == "input_audio_buffer.speech_started"
