@@ -7,14 +7,13 @@ can check its arguments before the model's code is loaded.
 
 from __future__ import annotations
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import RequestError, suggest
 
 if TYPE_CHECKING:
     from kimia_infer.layers.sampler import Sampling
@@ -210,14 +209,6 @@ def parse_as(model: type[Model], values: Mapping[str, Any]) -> Model:
         return model(**values)
     except ValidationError as error:
         raise RequestError(explain(model, error)) from None
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean audio_top_k or text_top_k?`` for ``top_k``; empty without a candidate."""
-    known = list(known)
-    similar = [candidate for candidate in known if candidate.endswith(f"_{name}")]
-    similar = similar or difflib.get_close_matches(name, known, n=2)
-    return f"; did you mean {' or '.join(similar)}?" if similar else ""
 
 
 def explain(model: type[BaseModel], error: ValidationError) -> str:

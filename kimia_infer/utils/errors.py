@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import reprlib
 import traceback
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, get_args
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -21,7 +21,14 @@ class RequestError(ValueError):
 
 
 class RequestTimeout(RequestError):
-    """An answer was not complete within the time that the request allowed."""
+    """An answer was not complete within the ``seconds`` that the request allowed."""
+
+    def __init__(self, seconds: float):
+        super().__init__(
+            f"timeout_seconds: the answer was not complete within {seconds:g} s; allow more time, "
+            "or ask for less (max_new_tokens, shorter audio or text)"
+        )
+        self.seconds = seconds
 
 
 class RequestCancelled(RequestError):
@@ -83,7 +90,7 @@ def explain(error: ValidationError, model: type[BaseModel] | None = None) -> lis
     With ``model``, a missing field comes with its description and an unknown one with a known
     name that resembles it.
     """
-    return [_explain_one(fault, model) for fault in error.errors(include_url=False)]
+    return [explain_fault(fault, model) for fault in error.errors(include_url=False)]
 
 
 _EXPECTED = {
@@ -94,11 +101,13 @@ _EXPECTED = {
 }
 
 
-def _explain_one(fault: Mapping[str, Any], model: Any) -> str:
+def explain_fault(fault: Mapping[str, Any], model: type[BaseModel] | None) -> str:
+    """One of :func:`explain`."""
     *groups, leaf = fault["loc"] or ("",)
     for group in groups:
-        field = getattr(model, "model_fields", {}).get(group)
-        model = field and field.annotation
+        if isinstance(group, str):  # not a place in a list
+            field = getattr(model, "model_fields", {}).get(group)
+            model = next(_models_in(field and field.annotation), None)
     known = getattr(model, "model_fields", {})
     where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"])
     where = where.removeprefix(".")
@@ -106,12 +115,29 @@ def _explain_one(fault: Mapping[str, Any], model: Any) -> str:
         means = leaf in known and known[leaf].description
         text = f"missing ({means})" if means else "missing"
     elif fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(leaf), known, 1)
-        prefix = where.removesuffix(str(leaf))
-        text = "unknown field" + (f"; did you mean {prefix}{near[0]}?" if near else "")
+        text = f"unknown field{suggest(str(leaf), known, where.removesuffix(str(leaf)))}"
     elif "error" in fault.get("ctx", {}):  # raised by a validator, which says everything
         text = str(fault["ctx"]["error"])
     else:
         message = fault["msg"].replace("Input should be", "expected", 1)
         text = f"{_EXPECTED.get(fault['type'], message)}, found {reprlib.repr(fault['input'])}"
     return f"{where}: {text}" if where else text
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models in the type of a field, such as an optional one or a list."""
+    if hasattr(annotation, "model_fields"):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
+
+
+def suggest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """``; did you mean audio_top_k or text_top_k?`` for ``top_k``; empty without a candidate.
+
+    ``prefix`` goes before each.
+    """
+    known = list(known)
+    similar = [candidate for candidate in known if candidate.endswith(f"_{name}")]
+    similar = similar or difflib.get_close_matches(name, known, n=2)
+    return f"; did you mean {' or '.join(prefix + s for s in similar)}?" if similar else ""

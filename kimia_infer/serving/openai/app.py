@@ -19,7 +19,7 @@ from kimia_infer.serving.openai.middleware import Admission, Bodies, Counted
 from kimia_infer.serving.openai.service import Service
 from kimia_infer.serving.realtime import routes as realtime
 from kimia_infer.serving.realtime import secrets
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import RequestError, explain_fault
 
 log = logging.getLogger(__name__)
 
@@ -74,18 +74,20 @@ async def _request_error(request: Request, error: Exception) -> Response:
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:
-    """The first thing that is wrong with a body: ``messages[0].role: Field required``."""
+    """The first thing that is wrong with a body: ``messages[0].role: missing``."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
-    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"][1:])
-    where = where.removeprefix(".")
-    if not where and fault["type"] == "model_attributes_type":
+    place = fault["loc"][1:]
+    if not place and fault["type"] == "model_attributes_type":
         text = "expected a JSON object, with the header Content-Type: application/json"
         return response_to(ApiError(400, f"body: {text}"))
     if fault["type"] == "json_invalid":
         return response_to(ApiError(400, f"the body is not valid JSON: {fault['ctx']['error']}"))
-    message = fault["msg"].removeprefix("Value error, ")
-    return response_to(ApiError(400, f"{where or 'body'}: {message}", where or None))
+    body = request.scope["route"].body_field
+    model = body and body.field_info.annotation
+    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).removeprefix(".")
+    message = explain_fault({**fault, "loc": place}, model)
+    return response_to(ApiError(400, message if where else f"body: {message}", where or None))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -6,11 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from kimia_infer.api.parameters import Parameters, ServiceParameters, parse_as, suggest
+from kimia_infer.api.parameters import Parameters, ServiceParameters, parse_as
 from kimia_infer.audio.encode import SpeechFormat
 from kimia_infer.serving.openai.errors import ApiError, unsupported
 from kimia_infer.serving.openai.messages import Message
 from kimia_infer.serving.openai.voices import VoiceName
+from kimia_infer.utils.errors import suggest
 
 AudioFormat = Literal["wav", "aac", "mp3", "flac", "opus", "pcm16"]
 

@@ -97,7 +97,11 @@ def as_api_error(error: RequestError, names: Mapping[str, str] | None = None) ->
         case ServiceBusy():
             return too_many(message, error.retry_ms, "server_busy")
         case RequestTimeout():
-            return ApiError(408, message, code="timeout", retry=False)
+            text = (
+                f"the answer was not complete within {error.seconds:g} s, the limit of this "
+                "server; send shorter audio or text, or ask for fewer tokens"
+            )
+            return ApiError(408, text, code="timeout", retry=False)
         case RequestOutOfMemory():
             return ApiError(503, message, code="out_of_memory")
         case RequestCancelled():

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from kimia_infer.serving.openai.errors import ApiError, unsupported
 from kimia_infer.serving.openai.replies import Replies
+from kimia_infer.utils.errors import suggest
 
 MOST_SOUNDS = 64
 """Recordings and replies in the messages of a request."""
@@ -138,7 +139,8 @@ def _check_extras(place: str, message: Message) -> None:
             continue
         if name in ("tool_calls", "tool_call_id", "function_call"):
             raise unsupported(f"{place}.{name}", "the model calls no tools")
-        raise ApiError(400, f"{place}.{name}: unknown field", f"{place}.{name}")
+        near = suggest(name, Message.model_fields, f"{place}.")
+        raise ApiError(400, f"{place}.{name}: unknown field{near}", f"{place}.{name}")
 
 
 def _add_reply(chat: Chat, place: str, message: Message, replies: Replies) -> None:
@@ -181,7 +183,7 @@ def decode_base64(data: str, param: str) -> bytes:
     except (binascii.Error, ValueError) as error:
         raise ApiError(
             400,
-            f"{param}: not base64 ({error}); send the bytes of a file in base64",
+            f"{param}: not base64 ({error}); encode the bytes of the sound",
             param,
             "invalid_value",
         ) from error

@@ -35,6 +35,7 @@ from kimia_infer.serving.openai.answers import while_connected
 from kimia_infer.serving.openai.errors import ApiError, no_room, unsupported
 from kimia_infer.serving.openai.service import Service, Serving
 from kimia_infer.serving.openai.streams import event_stream
+from kimia_infer.utils.errors import suggest
 
 ResponseFormat = Literal["json", "verbose_json", "text", "srt", "vtt", "diarized_json"]
 
@@ -181,7 +182,8 @@ async def check_form(request: Request, service: Service, form: RecordingForm) ->
             raise unsupported(name, UNSUPPORTED[plain])
         if plain == "chunking_strategy":
             raise unsupported(name, "recordings are cut at pauses; send 'auto' or leave it out")
-        raise ApiError(400, f"{name}: unknown field", name, "unknown_parameter")
+        near = suggest(name, type(form).model_fields)
+        raise ApiError(400, f"{name}: unknown field{near}", name, "unknown_parameter")
 
 
 def read_language(value: str) -> str | None:

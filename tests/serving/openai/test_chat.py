@@ -239,8 +239,24 @@ def test_options_that_cannot_be_honoured_are_refused_by_name(
 
 WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "unknown": ({"extra_body": {"audio_topk": 3}}, "audio_topk", "did you mean audio_top_k"),
+    "unknown inside": (
+        SPEECH | {"audio": {"voices": "ash", "format": "wav"}},
+        "audio.voices",
+        "unknown field; did you mean audio.voice?",
+    ),
+    "unknown in a message": (
+        {"messages": [{"role": "user", "content": "a", "audios": 1}]},
+        "messages[0].audios",
+        r"unknown field; did you mean messages\[0\].audio?",
+    ),
+    "unknown in a part": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "txt": "a"}]}]},
+        "messages[0].content[0].txt",
+        r"unknown field; did you mean messages\[0\].content\[0\].text?",
+    ),
+    "no role": ({"messages": [{"content": "a"}]}, "messages[0].role", "role: missing"),
     "extension": ({"extra_body": {"audio_temperature": 9}}, "audio_temperature", "at most 2"),
-    "temperature": ({"temperature": 3}, "temperature", "less than or equal to 2"),
+    "temperature": ({"temperature": 3}, "temperature", "expected less than or equal to 2, found 3"),
     "seed": ({"seed": -1}, "seed", "greater than or equal to 0"),
     "limits": ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "leave it out"),
     "no limit": ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
@@ -251,7 +267,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
     "format": (SPEECH | {"audio": {"voice": "ash", "format": "ogg"}}, "audio.format", "'wav'"),
     "stream": (SPEECH | {"stream": True}, "audio.format", "pcm16"),
     "stream options": ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
-    "no messages": ({"messages": []}, "messages", "at least 1"),
+    "no messages": ({"messages": []}, "messages", r"expected a list .*, found \[\]"),
     "nothing": ({"messages": [{"role": "user", "content": ""}]}, "messages", "nothing to answer"),
     "role": ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "'user'"),
     "last": (

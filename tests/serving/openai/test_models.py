@@ -8,6 +8,8 @@ import httpx
 import openai
 import pytest
 
+from kimia_infer.serving.openai.errors import as_api_error
+from kimia_infer.utils.errors import RequestTimeout
 from tests.serving.helpers import PATIENCE, Server
 
 
@@ -36,11 +38,22 @@ def test_wrong_addresses_and_methods_are_errors_in_openais_form(front: Server) -
         assert path in body["error"]["message"]
 
 
+def test_a_time_limit_is_explained_to_those_who_cannot_set_it() -> None:
+    refused = as_api_error(RequestTimeout(2.0))
+    assert (refused.status_code, refused.code, refused.param) == (408, "timeout", None)
+    assert str(refused).startswith("the answer was not complete within 2 s, the limit of this serv")
+
+
 def test_keys_names_and_rates(limited: Server) -> None:
     url = f"{limited.url}/v1"
     wrong = openai.OpenAI(base_url=url, api_key="third", max_retries=0)
     with pytest.raises(openai.AuthenticationError, match="a key of this server"):
         wrong.models.list()
+    with pytest.raises(openai.AuthenticationError):
+        wrong.models.retrieve("hearing")
+    counted = httpx.get(f"{limited.url}/metrics").text
+    for path in ("/v1/models", "/v1/models/{name}"):
+        assert f'kimi_audio_requests_total{{endpoint="{path}",status="401"}} 1.0' in counted
     assert limited.request("GET", "/health")[0] == 200
     for key in ("first", "second"):
         client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
