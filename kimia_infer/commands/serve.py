@@ -1,14 +1,15 @@
 """Serve the model over HTTP: for OpenAI's clients and a browser, or with Cog's own server.
 
     kimi-audio serve --weights weights/mini
-    KIMI_AUDIO_WEIGHTS=moonshotai/Kimi-Audio-7B-Instruct kimi-audio serve --host 0.0.0.0 --port 8000
+    KIMI_AUDIO_WEIGHTS=moonshotai/Kimi-Audio-7B-Instruct kimi-audio serve --host 0.0.0.0
     kimi-audio serve --cog --weights weights/mini
 
---openai, the default of kimi-audio serve: /v1/chat/completions, /v1/audio/transcriptions,
-/v1/audio/speech, /v1/realtime and others (docs/openai.md), and at / a page to talk to the model.
---cog, the default of scripts/serve: POST /predictions, as in the image of cog.yaml; --stream serves
-the streaming predictor (docs/deploy.md). How the model runs is set with KIMI_AUDIO_DEVICE, _DTYPE,
-_QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS, _TIMEOUT, _ADAPTER and _OUTPUT.
+--openai, the default of the installed command: /v1/chat/completions, /v1/audio/transcriptions,
+/v1/audio/speech, /v1/realtime and others (docs/openai.md), and at / a page to talk to the model; on
+port 8000. --cog, the default in a checkout: POST /predictions, as in the image of cog.yaml;
+--stream serves the streaming predictor (docs/deploy.md); on port 5000. How the model runs is set
+with KIMI_AUDIO_DEVICE, _DTYPE, _QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS,
+_TIMEOUT, _ADAPTER and _OUTPUT.
 Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 usage.
 """
 
@@ -35,11 +36,15 @@ PACKAGES = (
 )
 """What the OpenAI server needs besides the library."""
 
+OPENAI_PORT, COG_PORT = 8000, 5000
+"""Ports unless told otherwise; that of Cog is fixed in its images."""
+
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("--weights", help=f"{WEIGHTS_HELP} [KIMI_AUDIO_WEIGHTS, else COG_WEIGHTS]")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on [%(default)s]")
-    parser.add_argument("--port", type=int, default=5000, help="0 for any free port [%(default)s]")
+    ports = f"[{OPENAI_PORT}; {COG_PORT} for Cog's server]"
+    parser.add_argument("--port", type=int, help=f"0 for any free port {ports}")
     doors = parser.add_mutually_exclusive_group()
     doors.add_argument("--openai", action="store_true", help="for OpenAI's clients and a browser")
     doors.add_argument("--cog", action="store_true", help="Cog's server, for its predictor")
@@ -56,6 +61,8 @@ def check(parser: Parser, arguments: Namespace) -> None:
     check_adapter(parser, arguments)
     script = parser.prog.startswith("scripts/")  # which served with Cog before there was a choice
     arguments.openai |= not (script or arguments.cog or arguments.stream)
+    if arguments.port is None:
+        arguments.port = OPENAI_PORT if arguments.openai else COG_PORT
     weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS", "")
     if not weights and not os.environ.get("COG_WEIGHTS"):
         parser.error("no weights: give --weights, or set KIMI_AUDIO_WEIGHTS")

@@ -2,7 +2,7 @@
 
     kimi-audio transcribe talk.m4a --weights weights/mini --format srt
     kimi-audio transcribe lectures 'podcasts/**/*.mp3' --format vtt --output subtitles
-    kimi-audio transcribe interviews --url http://127.0.0.1:5000
+    kimi-audio transcribe interviews --url http://127.0.0.1:8000
 
 A directory stands for all recordings below it. What is written stands beside each recording, or
 below --output, under its name with another suffix. The same command continues after an

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from kimia_infer.commands import evaluate, parser, train_codec
+from kimia_infer.commands import evaluate, parser, serve, train_codec
 from kimia_infer.commands.main import COMMANDS, EXTRAS, main, run_command
 from kimia_infer.commands.timings import summarize
 from kimia_infer.layers.quantization import SCHEMES
@@ -143,6 +143,26 @@ def test_a_server_says_which_extra_it_lacks(
         "kimi-audio serve: No module named 'silero_vad'; install it with: "
         "pip install 'kimia-infer[serve]'\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("program", "options", "port"),
+    [
+        ("kimi-audio serve", (), 8000),
+        ("scripts/serve", ("--openai",), 8000),
+        ("scripts/serve", (), 5000),
+        ("kimi-audio serve", ("--cog",), 5000),
+        ("kimi-audio serve", ("--port", "0"), 0),
+    ],
+)
+def test_each_server_has_a_port_of_its_own(
+    program: str, options: tuple[str, ...], port: int
+) -> None:
+    asked = parser.Parser(prog=program)
+    serve.add_arguments(asked)
+    arguments = asked.parse_args(["--weights", "nowhere/known", *options])
+    serve.check(asked, arguments)
+    assert arguments.port == port
 
 
 def test_a_fault_of_the_program_is_not_hidden() -> None:
