@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from tests.serving.openai.conftest import QUESTION
 from tests.serving.openai.sounds import spoken
+from tests.serving.questions import QUESTION
 
 MODEL = "kimi-audio"
 

@@ -1,4 +1,4 @@
-"""What tests of the OpenAI server ask, and a server that allows little."""
+"""A server that allows little."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 
 from tests.paths import MINI
 from tests.serving.helpers import Server, serve
-from tests.serving.questions import QUESTION as QUESTION
 
 
 @pytest.fixture(scope="session")

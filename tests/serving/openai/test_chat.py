@@ -16,8 +16,8 @@ from openai.types.chat import ChatCompletion
 from kimia_infer.audio.files import SAMPLE_RATE
 from tests.serving.helpers import Server
 from tests.serving.openai.chats import ASKED, LONG, MODEL, SPEECH, STREAMED_SPEECH, asked, said
-from tests.serving.openai.conftest import QUESTION
 from tests.serving.openai.sounds import heard, heard_in
+from tests.serving.questions import QUESTION
 
 READ = "take the red ball to the school"
 

@@ -13,9 +13,10 @@ import pytest
 
 from kimia_infer.serving.openai.errors import ApiError
 from kimia_infer.serving.openai.replies import KEPT_SECONDS, MOST_BYTES, Replies, Reply
-from tests.serving.helpers import PATIENCE, Server
+from tests.serving.helpers import Server
 from tests.serving.openai.chats import ASKED, MODEL, SLOW, SPEECH, STREAMED_SPEECH, said
 from tests.serving.openai.sounds import heard
+from tests.serving.openai.waiting import wait_until_idle
 
 QUESTIONS = {
     "what is two plus three": "five",
@@ -24,17 +25,6 @@ QUESTIONS = {
     "tell me nine minus four": "five",
     "which number comes before ten": "nine",
 }
-
-
-def wait_until_idle(front: Server) -> None:
-    """Until nothing runs and nothing waits."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        _, health = front.request("GET", "/health")
-        if health["running"] == health["queued"] == 0:
-            return
-        assert time.monotonic() < deadline, health
-        time.sleep(0.01)
 
 
 def complete_answers(front: Server) -> float:

@@ -21,7 +21,7 @@ from schemathesis.checks import not_a_server_error
 
 from tests.serving.helpers import PATIENCE, Server, stored
 from tests.serving.openai.chats import ASKED, LONG, MODEL, SPEECH, STREAMED_SPEECH
-from tests.serving.openai.test_clients import wait_until_idle
+from tests.serving.openai.waiting import wait_until_idle
 
 CHAT = "/v1/chat/completions"
 

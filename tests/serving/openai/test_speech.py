@@ -20,9 +20,9 @@ from kimia_infer.serving.openai.settings import OpenAISettings
 from kimia_infer.serving.openai.voices import check_voices
 from kimia_infer.utils.errors import ConfigurationError
 from tests.serving.helpers import Server
-from tests.serving.openai.conftest import QUESTION
 from tests.serving.openai.sounds import heard, heard_in
 from tests.serving.openai.waiting import wait_until_idle
+from tests.serving.questions import QUESTION
 
 MODEL = "kimi-audio"
 SEEDED = {"seed": 2}

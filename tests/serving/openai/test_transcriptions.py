@@ -19,8 +19,8 @@ import pytest
 from kimia_infer.audio.encode import encode
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio
 from tests.serving.helpers import PATIENCE, Server, silence, stored
-from tests.serving.openai.conftest import QUESTION
 from tests.serving.openai.waiting import wait_until_idle
+from tests.serving.questions import QUESTION
 
 WORDS = "what is four plus five"
 MODEL = "kimi-audio"
