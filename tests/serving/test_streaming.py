@@ -19,7 +19,8 @@ def test_schema_is_served(streaming_server: Server) -> None:
 def test_text_and_sound_arrive_while_the_answer_is_generated(
     streaming_server: Server, long_inputs: dict[str, Any]
 ) -> None:
-    seen = {}
+    seen: dict[str, str] = {}
+    last: dict[str, Any] = {}
     with streaming_server.stream(**long_inputs) as events:
         for name, data in events:
             if name == "output":
