@@ -23,8 +23,8 @@ class Inputs:
 
     task = Input(
         default="chat",
-        description="Answer a chat, or transcribe a recording of any length in segments",
-        choices=["chat", "transcribe"],
+        description="Answer a chat, transcribe a recording of any length, or read text aloud",
+        choices=["chat", "transcribe", "speak"],
     )
     audio = Input(
         default=None,
@@ -116,6 +116,17 @@ class Inputs:
         ge=0,
         le=4294967295,
     )
+    speaker = Input(
+        default="",
+        description="Kokoro's voice for the answer, as kokoro:af_heart; the model's own if unset",
+        max_length=300,
+    )
+    speed = Input(
+        default=1.0,
+        description="How fast a speaker of Kokoro speaks; 1 is normal",
+        ge=0.25,
+        le=4.0,
+    )
     preset = Input(
         default="low_latency",
         description="Speak early with small chunks first, or use the published chunk sizes",
@@ -198,8 +209,10 @@ class Predictor(KimiRunner):
         text_repetition_window_size: int = Inputs.text_repetition_window_size,
         max_new_tokens: int = Inputs.max_new_tokens,
         seed: int | None = Inputs.seed,
+        speaker: str = Inputs.speaker,
+        speed: float = Inputs.speed,
     ) -> Output:
-        """Answer one turn of a chat, or transcribe."""
+        """Answer one turn of a chat, transcribe, or read a text aloud."""
         answer = self.complete(locals())
         chat = isinstance(answer, Completion)
         return Output(
@@ -233,7 +246,9 @@ class StreamingPredictor(KimiRunner):
         text_repetition_window_size: int = Inputs.text_repetition_window_size,
         max_new_tokens: int = Inputs.max_new_tokens,
         seed: int | None = Inputs.seed,
+        speaker: str = Inputs.speaker,
+        speed: float = Inputs.speed,
         preset: str = Inputs.preset,
     ) -> Iterator[Chunk]:
-        """Answer one turn of a chat, or transcribe, while it is being generated."""
+        """Answer one turn of a chat, transcribe, or read aloud, while it is being generated."""
         return (chunk(event) for event in self.respond(locals()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import astuple
 from typing import Literal, TypeVar
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kimia_infer.api.events import Event, Metrics
+from kimia_infer.api.kokoro import Call, Kokoro, directly
 from kimia_infer.api.loading import Components
 from kimia_infer.api.parameters import BUDGETS, Parameters
 from kimia_infer.api.request import (
@@ -23,6 +24,7 @@ from kimia_infer.api.request import (
     Response,
     Stopwatch,
 )
+from kimia_infer.api.spoken import SpokenAnswer, voice_of
 from kimia_infer.api.voice import VoiceReader
 from kimia_infer.engine.decode import Decoder
 from kimia_infer.engine.generation import ControlTokens, Generation, Task
@@ -41,6 +43,7 @@ from kimia_infer.models.kimi_audio.prompt import (
     require_content,
 )
 from kimia_infer.models.kimi_audio.text_tokenizer import TextStream
+from kimia_infer.models.kokoro.config import SAMPLE_RATE as KOKORO_RATE
 from kimia_infer.utils.errors import RequestError, as_request_error
 
 HeadRows = Literal["full", "track"]
@@ -58,6 +61,7 @@ class Engine:
         head_rows: HeadRows,
         attention: str | None,
         kv_cache: str | None = None,
+        kokoro: Kokoro | None = None,
     ):
         model = components.language_model
         self.device, self.dtype, self.head_rows = model.device, model.dtype, head_rows
@@ -69,7 +73,7 @@ class Engine:
         self.speech_codes = components.speech_tokenizer
         self.whisper_features = components.whisper
         self.language_model = model.with_cut_heads() if head_rows == "track" else model
-        self.detokenizer = components.detokenizer
+        self.detokenizer, self.kokoro = components.detokenizer, kokoro
         self._use_onednn()
         for device in {self.device, self.speech_device}:
             # The detokenizer's CUDA stream does not wait for the one that loaded the weights.
@@ -107,11 +111,12 @@ class Engine:
         log.info(
             "Kimi-Audio on %s, encoders and speech on %s, %s, slots: %s, positions: %s, "
             "quantization: %s, key/value cache: %s, offload: %s, attention: %s, head rows: %s, "
-            "adapter: %s, output: %s",
+            "adapter: %s, output: %s, Kokoro: %s",
             self.device, self.speech_device, self.dtype, *astuple(self.capacity),
             self.quantization, self.decoder.kv_cache, self.offload, self.decoder.backend.name,
             head_rows, self.adapter or "none",
             "text" if self.detokenizer is None else "text and speech",
+            "none" if kokoro is None else kokoro.device,
         )  # fmt: skip
 
     @property
@@ -178,6 +183,8 @@ class Engine:
     ) -> Response:
         """:meth:`respond` as an answer under way, whose events can be read later."""
         self.check(options, voice is not None)
+        if options.speaker:  # the model writes what Kokoro speaks
+            options = options.model_copy(update={"output_type": "text"})
         if stop and options.output_type != "text":
             raise RequestError("stop: only for answers that are text; speech follows its text late")
         messages, clock = parse_messages(chats), Stopwatch()
@@ -228,17 +235,25 @@ class Engine:
             guard=request.guard,
             speech=self._speech(request),
         )
+        spoken, sample_rate = self._spoken(request, task), KOKORO_RATE
+        if spoken is None:
+            sample_rate = 0 if self.detokenizer is None else self.detokenizer.sample_rate
         self.scheduler.submit(task)
-        sample_rate = 0 if self.detokenizer is None else self.detokenizer.sample_rate
         text = TextStream(self.text_tokenizer)
-        return Response(request, task, self.scheduler, text, offset, sample_rate)
+        return Response(request, task, self.scheduler, text, offset, sample_rate, spoken)
 
     def check(self, options: Parameters, voice: bool = False) -> None:
         """Raise RequestError for what this model, as it was loaded, cannot do."""
-        if options.output_type == "both" and self.detokenizer is None:
+        if options.speaker:
+            self._check_speaker(options, voice)
+        elif options.speed != 1:
+            raise RequestError(
+                "speed: the model itself speaks at 1.0; leave it out, or name a speaker of Kokoro"
+            )
+        elif options.output_type == "both" and self.detokenizer is None:
             raise RequestError(
                 "output_type: 'both' needs the detokenizer, but this KimiAudio was created with "
-                "load_detokenizer=False; ask for 'text' or load it"
+                "load_detokenizer=False; ask for 'text', name a speaker of Kokoro or load it"
             )
         if voice:
             if options.output_type != "both":
@@ -252,6 +267,36 @@ class Engine:
                 raise RequestError(
                     f"{track}_top_k: {sampling.top_k} exceeds the vocabulary, {vocabulary}"
                 )
+
+    def _check_speaker(self, options: Parameters, voice: bool) -> None:
+        if options.output_type != "both":
+            raise RequestError("speaker: only speech has one; ask for output_type='both'")
+        if voice:
+            raise RequestError("voice: a speaker of Kokoro has its own; leave one of them out")
+        voice_of(self.kokoro, options.speaker)
+
+    def speak(self, text: str, options: Parameters, deadline: Deadline) -> Iterator[Event]:
+        """``text`` in the voice of ``options.speaker``: see ``Kokoro.stream``."""
+        voice = voice_of(self.kokoro, options.speaker)
+        assert self.kokoro is not None, "it has the voice"
+        return self.kokoro.stream(
+            text,
+            voice,
+            options.speed,
+            options.seed,
+            check=deadline.check,
+            call=self._kokoro_call,
+        )
+
+    @property
+    def _kokoro_call(self) -> Call:
+        """Has a sentence of Kokoro computed by the thread that may use its device.
+
+        Of an accelerator that is the engine's, where running requests go on between two
+        sentences. The cores of a CPU are shared.
+        """
+        shared = self.kokoro is None or self.kokoro.device.type == "cpu"
+        return directly if shared else self.scheduler.call
 
     def encode_chat(
         self, messages: Sequence[Message], options: Parameters, clock: Stopwatch | None = None
@@ -285,6 +330,20 @@ class Engine:
         assert self.detokenizer is not None, "checked"
         noise = self._noise(request.randomness)
         return Speech(self.detokenizer, noise, request.options.preset, request.voice)
+
+    def _spoken(self, request: Request, task: Task) -> SpokenAnswer | None:
+        options = request.options
+        if self.kokoro is None or not options.speaker:
+            return None
+        return SpokenAnswer(
+            self.kokoro,
+            voice_of(self.kokoro, options.speaker),
+            options.speed,
+            request.randomness,
+            request.deadline.check,
+            self._kokoro_call,
+            task.events.put,
+        )
 
     def _noise(self, randomness: Randomness) -> Callable[[int, int], Tensor]:
         assert self.detokenizer is not None, "checked"

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.engine import (
     Engine,
     HeadRows,
     surviving_out_of_memory,
 )
 from kimia_infer.api.events import Completion, Event
-from kimia_infer.api.loading import Components, load_components, parse_device, parse_dtype
+from kimia_infer.api.kokoro import Kokoro, load_kokoro
+from kimia_infer.api.loading import Components, load_components
 from kimia_infer.api.memory import check_slots
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
@@ -68,6 +70,9 @@ class KimiAudio(Engine):
     ``slots`` is how many requests run at a time, 1 to 32; by default as many as fit in the free
     memory of an accelerator, which is then filled, and 8 on the CPU. ``speech_device`` is another
     device for encoders, detokenizer and vocoder, so that the language model has ``device`` alone.
+    ``kokoro`` gives answers the voices of Kokoro-82M (``speaker`` of :meth:`generate`): its
+    checkpoint directory, or ``"auto"`` for the one in the cache, which is fetched if it is not
+    there, or a loaded one. It is on the device of the speech.
 
     Raises ConfigurationError for an argument that is unknown or cannot be used here, and for a
     model that does not fit in the memory of the device; CheckpointError or WeightsError if a file
@@ -89,6 +94,7 @@ class KimiAudio(Engine):
         offload: str | None = None,
         slots: int | None = None,
         speech_device: str | torch.device | None = None,
+        kokoro: Kokoro | str | os.PathLike[str] | None = None,
     ):
         place = parse_device(device)
         speech_place = place
@@ -106,6 +112,8 @@ class KimiAudio(Engine):
             check_slots(slots)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
         change = Path(adapter) if adapter is not None else None
+        if kokoro is not None and not isinstance(kokoro, Kokoro):
+            kokoro = load_kokoro(kokoro, speech_place)  # first: requests fill what memory is left
         components = load_components(
             directory,
             load_detokenizer,
@@ -118,7 +126,7 @@ class KimiAudio(Engine):
             slots,
             speech_place,
         )
-        super().__init__(components, head_rows, attention, kv_cache)
+        super().__init__(components, head_rows, attention, kv_cache, kokoro)
 
     @classmethod
     def from_components(
@@ -128,11 +136,12 @@ class KimiAudio(Engine):
         head_rows: HeadRows = "full",
         attention: str | None = None,
         kv_cache: str | None = None,
+        kokoro: Kokoro | None = None,
     ) -> KimiAudio:
         """A model of components that are already in memory, on their device and in their dtype."""
         check_head_rows(head_rows)
         model = cls.__new__(cls)
-        Engine.__init__(model, components, head_rows, attention, kv_cache)
+        Engine.__init__(model, components, head_rows, attention, kv_cache, kokoro)
         return model
 
     def generate(
@@ -151,6 +160,8 @@ class KimiAudio(Engine):
         *,
         seed: int | None = None,
         preset: str = "quality",
+        speaker: str = "",
+        speed: float = 1.0,
         stop_repetition: bool = False,
         timeout_seconds: float | None = None,
         voice: AudioInput | None = None,
@@ -171,6 +182,9 @@ class KimiAudio(Engine):
         ``preset`` chooses how speech is cut for synthesis: ``"quality"`` as published,
         ``"low_latency"`` with small chunks first, so that speech begins earlier in :meth:`stream`.
         ``voice`` is a recording of 1 to 30 s in whose timbre the answer is spoken.
+        ``speaker`` is a voice of Kokoro, ``"kokoro:af_heart"``, or a mixture,
+        ``"kokoro:af_heart:0.7+am_michael:0.3"``: the model answers in text, which Kokoro speaks
+        sentence by sentence, ``speed`` (0.25 to 4) times as fast as usual.
         ``stop_repetition`` ends an answer whose text repeats itself endlessly: at least 4 copies
         that fill at least 128 tokens; one copy is kept. ``timeout_seconds`` is the most time an
         answer may take.
@@ -192,6 +206,8 @@ class KimiAudio(Engine):
             max_new_tokens=max_new_tokens,
             seed=seed,
             preset=preset,
+            speaker=speaker,
+            speed=speed,
             stop_repetition=stop_repetition,
             timeout_seconds=timeout_seconds,
             **unknown,  # refused by name

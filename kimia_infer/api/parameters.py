@@ -68,6 +68,16 @@ Seed = Annotated[
         description="Makes an answer repeatable; if unset, one is drawn and returned as a metric",
     ),
 ]
+Speaker = Annotated[
+    str,
+    Field(
+        max_length=300,
+        description="Kokoro's voice for the answer, as kokoro:af_heart; the model's own if unset",
+    ),
+]
+Speed = Annotated[
+    float, Field(ge=0.25, le=4.0, description="How fast a speaker of Kokoro speaks; 1 is normal")
+]
 Preset = Annotated[
     Literal["low_latency", "quality"],
     Field(description="Speak early with small chunks first, or use the published chunk sizes"),
@@ -98,6 +108,8 @@ class Parameters(BaseModel):
     max_new_tokens: MaxNewTokens = UNLIMITED
     seed: Seed = None
     preset: Preset = "quality"
+    speaker: Speaker = ""
+    speed: Speed = 1.0
     stop_repetition: bool = Field(
         False, description="End an answer whose text repeats itself endlessly; one copy is kept"
     )

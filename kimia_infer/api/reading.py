@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import re
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,33 +14,18 @@ from kimia_infer.api.engine import Engine, surviving_out_of_memory
 from kimia_infer.api.events import AudioChunk, Completion, Metrics
 from kimia_infer.api.parameters import Parameters
 from kimia_infer.api.request import Deadline, Response, Stopwatch
+from kimia_infer.api.sentences import split_text
+from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.prompt import AudioInput
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import NoSpeech, RequestError
 
 READ = "Please read aloud: "
 """Goes before a text that the model is to speak."""
 
-LONGEST_PIECE = 250
-"""Characters that are read at a time: about 20 s in English and 60 s in Chinese, of the 120 s that
-prompt and answer may last."""
-
 PAUSE_SECONDS = 0.2
 """Silence between two pieces."""
 
-SENTENCES = re.compile(
-    r"""[^\n]+?(?:[.?!…]+["'”’)]*(?=\s|$)|[。？！]+[”’」』）]*|(?=\n)|$)""",
-)
-TITLES = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|vs|e\.g|i\.e)\.$")
-"""Words whose full stop does not end a sentence."""
-
-MARKS = re.compile(r"[,;:—](?=\s)|[，；：、]")
-"""Where a sentence that is too long is cut, if there are any in its last two thirds."""
-
 SUMMED = ("prompt_tokens", "decode_steps", "text_tokens", "speech_codes")
-
-
-class NoSpeech(RequestError):
-    """There are no words in a text, or the model did not speak any of them."""
 
 
 @dataclass(frozen=True)
@@ -70,48 +54,40 @@ def read_aloud(
     """Speak a text of any length: AudioChunk events and, last, the Reading.
 
     Each sentence is an answer of its own, after ``instructions`` in words, and the next one begins
-    as soon as the one before sounds. ``options``, ``voice`` and ``deadline`` are those of
-    ``KimiAudio.respond``, ``output_type`` must be ``"both"``.
+    as soon as the one before sounds. A speaker of Kokoro reads the text by itself, without
+    instructions. ``options``, ``voice`` and ``deadline`` are those of ``KimiAudio.respond``,
+    ``output_type`` must be ``"both"``.
 
     Raises NoSpeech, and what ``respond`` raises.
     """
     if options.output_type != "both":
         raise RequestError("output_type: what is read aloud is speech; ask for 'both'")
-    pieces = list(split_text(text))
+    deadline = deadline or Deadline(options.timeout_seconds)
+    options = options.model_copy(update={"seed": SeededRandomness(options.seed).seed})
+    if options.speaker:
+        model.check(options, voice is not None)
+        if instructions.strip():
+            raise RequestError("instructions: a speaker of Kokoro takes none; leave them out")
+        return surviving_out_of_memory(_spoken(model, text, options, deadline))
+    pieces = split_text(text)
     if not pieces:
         raise NoSpeech("there are no words to read aloud")
     request = f"{instructions.strip()}\n{READ}" if instructions.strip() else READ
     chats = [
         [{"role": "user", "message_type": "text", "content": request + piece}] for piece in pieces
     ]
-    deadline = deadline or Deadline(options.timeout_seconds)
     return surviving_out_of_memory(_read(model, chats, options, voice, deadline))
 
 
-def split_text(text: str) -> Iterator[str]:
-    """The sentences of ``text``, those of more than 250 characters in pieces.
-
-    A line ends a sentence, too. What has no letter or digit is left out.
-    """
-    held = ""
-    for sentence in SENTENCES.findall(text):
-        held = f"{held} {sentence.strip()}".strip()
-        if TITLES.search(held):
-            continue
-        yield from _cut(held)
-        held = ""
-    yield from _cut(held)
-
-
-def _cut(sentence: str) -> Iterator[str]:
-    while len(sentence) > LONGEST_PIECE:
-        marks = [mark.end() for mark in MARKS.finditer(sentence[:LONGEST_PIECE])]
-        place = marks[-1] if marks and marks[-1] > LONGEST_PIECE // 3 else 0
-        place = place or sentence.rfind(" ", 1, LONGEST_PIECE) + 1 or LONGEST_PIECE
-        yield sentence[:place].strip()
-        sentence = sentence[place:].strip()
-    if any(letter.isalnum() for letter in sentence):
-        yield sentence
+def _spoken(
+    model: Engine, text: str, options: Parameters, deadline: Deadline
+) -> Generator[ReadingEvent]:
+    """The text in a voice of Kokoro."""
+    for event in model.speak(text, options, deadline):
+        if isinstance(event, AudioChunk):
+            yield event
+        elif isinstance(event, Completion):
+            yield Reading(dict.fromkeys(SUMMED, 0) | event.metrics, event.notes)
 
 
 @torch.inference_mode()
@@ -123,7 +99,7 @@ def _read(
     deadline: Deadline,
 ) -> Generator[ReadingEvent]:
     clock, notes, seconds = Stopwatch(), list[str](), 0.0
-    metrics: Metrics = dict.fromkeys(SUMMED, 0)
+    metrics: Metrics = dict.fromkeys(SUMMED, 0) | {"seed": options.seed}
     rest, under_way = iter(chats), deque[Response]()
 
     def begin_next() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from kimia_infer.api.events import AudioChunk, Completion, Event, Metrics, TextDelta
 from kimia_infer.api.parameters import Parameters
+from kimia_infer.api.spoken import SpokenAnswer
 from kimia_infer.audio.files import (
     SAMPLE_RATE,
     SILENCE_DBFS,
@@ -243,7 +244,7 @@ class Request:
 class Response:
     """What the engine makes of a request, as events.
 
-    Ids below ``token_offset`` are text.
+    Ids below ``token_offset`` are text. ``spoken`` speaks it, where the model itself does not.
     """
 
     request: Request
@@ -252,6 +253,7 @@ class Response:
     text: TextStream
     token_offset: int
     sample_rate: int
+    spoken: SpokenAnswer | None = None
     _deltas: list[str] = field(default_factory=list)
     _waves: list[Tensor] = field(default_factory=list)
     _stop: StopText = field(init=False)
@@ -262,17 +264,25 @@ class Response:
     def events(self) -> Iterator[TextDelta | AudioChunk]:
         """Text and speech as they become known. Closing the iterator stops generation."""
         try:
-            while not self._stop.found and (event := self.task.events.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                if isinstance(event, Step):
-                    yield from self._read_text(event)
-                else:
-                    self.request.clock.first("first_audio")
-                    self._waves.append(event)
-                    yield AudioChunk(event, self.sample_rate)
+            yield from self._until_end()
+            if self.spoken is not None:
+                self.spoken.finish()
+                yield from self._until_end()
         finally:
             self.close()
+
+    def _until_end(self) -> Iterator[TextDelta | AudioChunk]:
+        """What comes before the next None, or before a sequence that ends the text."""
+        while not self._stop.found and (event := self.task.events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            if isinstance(event, Step):
+                yield from self._read_text(event)
+                continue
+            chunk = event if isinstance(event, AudioChunk) else AudioChunk(event, self.sample_rate)
+            self.request.clock.first("first_audio")
+            self._waves.append(chunk.wav)
+            yield chunk
 
     def all_events(self) -> Iterator[Event]:
         """:meth:`events`, then the :meth:`completion`."""
@@ -283,6 +293,8 @@ class Response:
         """Let go of the request; it is stopped unless it is complete."""
         if not self.task.ended:
             self.scheduler.abandon(self.task)
+        if self.spoken is not None:
+            self.spoken.close()
 
     def _read_text(self, step: Step) -> Iterator[TextDelta]:
         """The text that new ids add."""
@@ -298,13 +310,15 @@ class Response:
         if delta:
             self.request.clock.first("first_text")
             self._deltas.append(delta)
+            if self.spoken is not None:
+                self.spoken.push(delta)
             yield TextDelta(delta)
 
     def completion(self) -> Completion:
         """The whole answer, once all events are read."""
         generation, metrics = self.task.generation, self.request.clock.metrics
         assert generation is not None, "it is complete"
-        speaks = self.task.speech is not None
+        speaks = self.task.speech is not None or self.spoken is not None
         notes = [*self.request.notes, *silent_inputs(self.request.waves)]
         codes, text_ids = self.task.codes_of(generation.audio_ids), generation.text_ids
         stop_reason = "end" if generation.ended else "limit"
@@ -332,6 +346,8 @@ class Response:
                 )
             metrics["output_audio_seconds"] = wav.shape[1] / self.sample_rate
             metrics["output_level_dbfs"] = round(level, 1)
+        elif self.spoken is not None:
+            reason = "no speech: nothing in the text can be spoken"
         elif speaks:
             reason = missing_speech(generation)
         metrics |= {f"{stage}_seconds": spent for stage, spent in self.task.seconds.items()}
@@ -340,6 +356,7 @@ class Response:
             "text_tokens": len(text_ids),
             "speech_codes": len(codes),
             "stop_reason": stop_reason,
+            **({} if self.spoken is None else {"speaker": self.spoken.name}),
             "total_seconds": time.perf_counter() - self.request.clock.started,
         }
         return Completion(

@@ -35,7 +35,7 @@ def check(parser: Parser, arguments: Namespace) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from kimia_infer.api.loading import parse_device
+    from kimia_infer.api.devices import parse_device
     from kimia_infer.data.extraction import extract_codes
     from kimia_infer.models.kimi_audio.checkpoint import resolve_weights
 

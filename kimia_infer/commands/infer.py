@@ -29,8 +29,10 @@ from kimia_infer.commands.parser import (
     WEIGHTS_HELP,
     Parser,
     UsageError,
+    add_kokoro,
     add_model,
     check_adapter,
+    check_kokoro,
     model_arguments,
 )
 from kimia_infer.commands.timings import summarize
@@ -62,23 +64,26 @@ def add_arguments(parser: Parser) -> None:
     source.add_argument("--answer", type=Path, metavar="FILE", help="a saved answer of Cog")
     add_question(parser.add_argument_group("the question"))
     add_sampling(parser.add_argument_group("sampling"))
-    add_model(parser.add_argument_group("the model, with --weights"))
+    add_model(model := parser.add_argument_group("the model, with --weights"))
+    add_kokoro(model)
     add_output(parser.add_argument_group("the answer"))
 
 
 def add_question(group: Any) -> None:
     add = group.add_argument
-    add("--task", choices=("chat", "transcribe"), help="answer or transcribe [chat]")
+    tasks = ("chat", "transcribe", "speak")
+    add("--task", choices=tasks, metavar="TASK", help=f"{', '.join(tasks)} (a text) [chat]")
     add(
         "--audio",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="audio of the user's turn, in any common format; several are answered each on its own",
+        help="audio of the user's turn; several are answered each on its own",
     )
     add("--text", help="text of the user's turn, before the audio")
     add("--history", type=Path, metavar="FILE", help="JSON file with earlier messages")
     add("--output-type", choices=("text", "both"), help="text only, or text and speech [both]")
+    add("--speaker", metavar="NAME", help="a voice of Kokoro, such as kokoro:af_heart")
     add("--voice", type=Path, metavar="FILE", help="answer in this voice: a recording of 1 to 30 s")
 
 
@@ -103,7 +108,12 @@ def add_output(group: Any) -> None:
     add("--metrics", action="store_true", help="print timings and all other metrics to stderr")
     add("--stream", action="store_true", help="with --url: print text as it is generated")
     add("--play", action="store_true", help="with --stream: play speech with ffplay or aplay")
-    add("--preset", choices=("low_latency", "quality"), help="how speech is split [low_latency]")
+    add(
+        "--preset",
+        choices=("low_latency", "quality"),
+        metavar="NAME",
+        help="or quality [low_latency]",
+    )
     add(
         "--timeout",
         type=float,
@@ -126,6 +136,7 @@ def check(parser: Parser, arguments: Namespace) -> None:
                 parser.error(f"--{option} has no effect with --url or --answer")
     else:
         check_adapter(parser, arguments)
+        check_kokoro(parser, arguments)
     if arguments.url is not None and not arguments.url.lower().startswith(("http://", "https://")):
         parser.error(f"--url: expected http://HOST:PORT or https://..., found {arguments.url!r}")
     if arguments.stream and arguments.url is None:
@@ -293,11 +304,12 @@ def from_model(arguments: Namespace) -> Prediction:
     from kimia_infer.audio.files import wav_bytes
     from kimia_infer.utils.progress import progress
 
-    chat = inputs.task == "chat"
+    listens = inputs.task == "transcribe"
     loading = model_arguments(arguments)
-    loading["load_detokenizer"] = chat and inputs.output_type == "both"
+    speaks = not listens and inputs.output_type == "both"
+    loading["load_detokenizer"] = speaks and not inputs.speaker
     model = KimiAudio(weights, **loading)
-    with progress("Generating", unit="steps" if chat else "seconds of audio") as bar:
+    with progress("Generating", unit="seconds of audio" if listens else "steps") as bar:
 
         def advance(done: float, total: float) -> None:
             bar.total = round(total)

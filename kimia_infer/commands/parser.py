@@ -57,7 +57,8 @@ def add_change(group: Any) -> None:
     group.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
-        help="quantize the layers [KIMI_AUDIO_QUANTIZATION, else as stored]",
+        metavar="SCHEME",
+        help=f"{', '.join(QUANTIZATIONS)} [KIMI_AUDIO_QUANTIZATION, else as stored]",
     )
     group.add_argument(
         "--adapter", metavar="DIR", help="add an adapter from finetune [KIMI_AUDIO_ADAPTER]"
@@ -70,6 +71,14 @@ def add_slots(group: Any) -> None:
         type=int,
         metavar="N",
         help="requests at a time [KIMI_AUDIO_SLOTS, else what fits; 8 on the CPU]",
+    )
+
+
+def add_kokoro(group: Any) -> None:
+    group.add_argument(
+        "--kokoro",
+        metavar="DIR|auto",
+        help="offer the voices of Kokoro [KIMI_AUDIO_KOKORO, else none]",
     )
 
 
@@ -86,7 +95,9 @@ def add_model(group: Any) -> None:
     add_change(group)
 
 
-MODEL_ARGUMENTS = ("device", "speech_device", "slots", "dtype", "quantization", "adapter")
+MODEL_ARGUMENTS = (
+    *("device", "speech_device", "slots", "dtype", "quantization", "adapter", "kokoro"),
+)
 
 
 def model_variables(arguments: argparse.Namespace) -> dict[str, str]:
@@ -123,6 +134,16 @@ def check_adapter(parser: Parser, arguments: argparse.Namespace) -> None:
         if not adapter.is_dir():
             parser.error(f"--adapter: {adapter} is not a directory")
         arguments.adapter = str(adapter.resolve())
+
+
+def check_kokoro(parser: Parser, arguments: argparse.Namespace) -> None:
+    """Make the directory of Kokoro, also one from the environment, an absolute path."""
+    name = arguments.kokoro or os.environ.get("KIMI_AUDIO_KOKORO")
+    if name and name != "auto":
+        directory = Path(name).expanduser()
+        if not directory.is_dir():
+            parser.error(f"--kokoro: {directory} is not a directory, nor auto")
+        arguments.kokoro = str(directory.resolve())
 
 
 def check_positive(parser: Parser, arguments: argparse.Namespace, *names: str) -> None:

@@ -9,7 +9,7 @@
 port 8000. --cog, the default in a checkout: POST /predictions, as in the image of cog.yaml;
 --stream serves the streaming predictor (docs/deploy.md); on port 5000. How the model runs is set
 with KIMI_AUDIO_DEVICE, _DTYPE, _QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS,
-_TIMEOUT, _ADAPTER and _OUTPUT.
+_TIMEOUT, _ADAPTER, _KOKORO and _OUTPUT.
 Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 usage.
 """
 
@@ -25,8 +25,10 @@ from kimia_infer.commands.parser import (
     WEIGHTS_HELP,
     Parser,
     add_change,
+    add_kokoro,
     add_slots,
     check_adapter,
+    check_kokoro,
     model_variables,
 )
 
@@ -55,10 +57,12 @@ def add_arguments(parser: Parser) -> None:
     )
     add_change(parser)
     add_slots(parser)
+    add_kokoro(parser)
 
 
 def check(parser: Parser, arguments: Namespace) -> None:
     check_adapter(parser, arguments)
+    check_kokoro(parser, arguments)
     script = parser.prog.startswith("scripts/")  # which served with Cog before there was a choice
     arguments.openai |= not (script or arguments.cog or arguments.stream)
     if arguments.port is None:

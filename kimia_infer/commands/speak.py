@@ -82,7 +82,7 @@ def run(arguments: Namespace) -> int:
     content = encode(wave, FORMATS[arguments.output.suffix.lower()], spoken.sample_rate)
     with replacing(arguments.output) as partial:
         partial.write_bytes(content)
-    seconds, made = len(wave) / spoken.sample_rate, spoken.metrics["seconds"]
+    seconds, made = len(wave) / spoken.sample_rate, spoken.metrics["total_seconds"]
     print(f"{arguments.output}: {seconds:.1f} s of speech, made in {made:.1f} s")
     return 0
 

@@ -107,7 +107,7 @@ def check(parser: Parser, arguments: Namespace) -> None:
 def check_url(parser: Parser, arguments: Namespace) -> None:
     """Refuse what only a model that is loaded here can do."""
     for name in MODEL_ARGUMENTS:
-        if getattr(arguments, name) is not None:
+        if getattr(arguments, name, None) is not None:
             parser.error(f"--{name.replace('_', '-')} has no effect with --url")
     if not arguments.url.lower().startswith(("http://", "https://")):
         parser.error(f"--url: expected http://HOST:PORT or https://..., found {arguments.url!r}")

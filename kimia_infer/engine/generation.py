@@ -323,7 +323,8 @@ class Task:
     ``chat`` is what the engine's encoder makes a prompt of, which will have ``length`` positions.
     ``codes_of`` gives the speech codes among ids of the audio track; as published, other ids are
     left out. ``guard`` stops a text that repeats itself. ``check`` raises when the request is to
-    end, for example because its time is over. ``seconds`` are what its stages took.
+    end, for example because its time is over. ``events`` are TaskEvents; its caller may add to
+    them. ``seconds`` are what its stages took.
     """
 
     chat: Any
@@ -341,7 +342,7 @@ class Task:
     abandoned: bool = False
     ended: bool = False
     admitted: float = 0.0  # to a slot, by the monotonic clock
-    events: SimpleQueue[TaskEvent] = field(default_factory=SimpleQueue)
+    events: SimpleQueue[Any] = field(default_factory=SimpleQueue)
     seconds: dict[str, float] = field(default_factory=dict)
     _stage_began: float = field(default_factory=time.perf_counter)
 

@@ -13,7 +13,7 @@ from kimia_infer.utils.errors import ConfigurationError
 
 MODEL_FIELDS = {
     *("device", "dtype", "head_rows", "attention", "adapter", "quantization", "kv_cache"),
-    *("offload", "slots", "speech_device"),
+    *("offload", "slots", "speech_device", "kokoro"),
 }
 """The settings that are arguments of KimiAudio, under the same names."""
 
@@ -67,6 +67,11 @@ class Settings(BaseModel):
     speech_device: str | None = Field(
         None, description="Device of encoders, detokenizer and vocoder, such as cuda:1"
     )
+    kokoro: str | None = Field(
+        None,
+        description="Directory of Kokoro, whose voices can then be chosen, or auto: the one in "
+        "the cache, fetched if it is not there",
+    )
     output: Literal["text", "both"] = Field(
         "both", description="With text, no detokenizer is loaded and there is no speech"
     )
@@ -76,13 +81,20 @@ class Settings(BaseModel):
     def _directory(cls, value: str | None) -> str | None:
         return is_directory(value)
 
+    @field_validator("kokoro")
+    @classmethod
+    def _directory_or_auto(cls, value: str | None) -> str | None:
+        if value is None or value == "auto" or os.path.isdir(value):
+            return value
+        raise ValueError("expected a local directory, or auto")
+
     @field_validator("device", "speech_device")
     @classmethod
     def _available(cls, value: str | None) -> str | None:
         if value is None or value == "cpu":
             return value
         # Imports PyTorch, which is slow; the CPU alone is known without.
-        from kimia_infer.api.loading import available_devices
+        from kimia_infer.api.devices import available_devices
 
         available = available_devices()
         if value not in available:

@@ -39,6 +39,10 @@ class RequestOutOfMemory(RequestError):
     """A request needed more memory than the device has left; the next one can be served."""
 
 
+class NoSpeech(RequestError):
+    """There is nothing to say in a text, or the model did not speak any of it."""
+
+
 class ServiceBusy(RequestError):
     """Too many requests wait; ``retry_ms`` is when to try again."""
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 
+from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.loading import Components, load_components, parse_device, parse_dtype
+from kimia_infer.api.loading import Components, load_components
 from kimia_infer.layers.quantization import quantize_model, quantized_component
 from kimia_infer.models.kimi_audio.checkpoint import LAYOUT
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component

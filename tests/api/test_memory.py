@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from kimia_infer.api import loading, memory
+from kimia_infer.api import devices, loading, memory
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.memory import (
     CONVERSATION,
@@ -358,12 +358,12 @@ def test_slots_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_devices_are_told_apart_by_their_index(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["cpu", "cuda", "cuda:0", "cuda:1"]
-    monkeypatch.setattr(loading, "available_devices", lambda: names)
+    monkeypatch.setattr(devices, "available_devices", lambda: names)
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 1)
     for name, device in (("cuda", SECOND), ("cuda:1", SECOND), ("cuda:0", GPU), ("cpu:0", CPU)):
-        assert loading.parse_device(name) == device
-    monkeypatch.setattr(loading, "default_device", lambda: torch.device("cuda"))
-    assert loading.parse_device(None) == SECOND
+        assert devices.parse_device(name) == device
+    monkeypatch.setattr(devices, "default_device", lambda: torch.device("cuda"))
+    assert devices.parse_device(None) == SECOND
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
     assert memory.other_devices(SECOND) == [GPU, torch.device("cuda:2")]
     assert memory.other_devices(CPU) == []

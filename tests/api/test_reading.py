@@ -8,54 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kimia_infer.api.events import AudioChunk, Completion, Event
 from kimia_infer.api.parameters import parse_parameters
-from kimia_infer.api.reading import LONGEST_PIECE, READ, NoSpeech, Reading, read_aloud, split_text
-from kimia_infer.utils.errors import RequestCancelled, RequestError
+from kimia_infer.api.reading import READ, Reading, read_aloud
+from kimia_infer.utils.errors import NoSpeech, RequestCancelled, RequestError
 
 SPEECH = parse_parameters(output_type="both")
 RATE = 10
 METRICS = {"prompt_tokens": 5, "decode_steps": 4, "text_tokens": 3, "speech_codes": 2}
-
-
-@pytest.mark.parametrize(
-    ("text", "pieces"),
-    [
-        ("One. Two! Three?", ["One.", "Two!", "Three?"]),
-        ('He said: "No." And left.', ['He said: "No."', "And left."]),
-        ("First line\nsecond line\n\n", ["First line", "second line"]),
-        ("Pi is 3.14, e is 2.7.", ["Pi is 3.14, e is 2.7."]),
-        ("Mr. Smith met Dr. Who. They left.", ["Mr. Smith met Dr. Who.", "They left."]),
-        ("Wait... what?!  Yes", ["Wait...", "what?!", "Yes"]),
-        ("你好。今天天气很好！“走吧。”他说", ["你好。", "今天天气很好！", "“走吧。”", "他说"]),
-        ("... \n --- \n !!", []),
-        ("Dr.", ["Dr."]),
-        ("", []),
-    ],
-)
-def test_sentences(text: str, pieces: list[str]) -> None:
-    assert list(split_text(text)) == pieces
-
-
-def test_a_long_sentence_is_cut_at_a_comma_else_between_words() -> None:
-    words = "word " * 40
-    first, second = split_text(f"{words.strip()}, {words}")
-    assert first == f"{words.strip()}," and second == words.strip()
-    first, second = split_text(words + words)
-    assert len(first) == 249 and f"{first} {second}" == (words + words).strip()
-    assert [len(piece) for piece in split_text("字" * 600)] == [250, 250, 100]
-
-
-@given(st.text(alphabet=st.sampled_from("ab1 .,!?\n字。，\"'")))
-def test_nothing_is_lost(text: str) -> None:
-    pieces = list(split_text(text * 3))
-    letters = [[c for c in part if c.isalnum()] for part in (text * 3, "".join(pieces))]
-    assert letters[0] == letters[1]
-    assert all(0 < len(piece) <= LONGEST_PIECE for piece in pieces)
-    assert all(any(c.isalnum() for c in piece) for piece in pieces)
 
 
 @dataclass

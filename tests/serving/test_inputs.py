@@ -55,7 +55,7 @@ def test_bounds_hold(name: str) -> None:
     """The declared type decides between whole numbers and floats, whichever is sent."""
     low, high = SCHEMAS[name]["minimum"], SCHEMAS[name]["maximum"]
     kind = {"integer": int, "number": float}[SCHEMAS[name]["type"]]
-    for edge in (int(low), float(low), int(high), float(high)):
+    for edge in (low, float(low), int(high), float(high)):
         value = getattr(check(**{name: edge}), name)
         assert value == edge and type(value) is kind
     if kind is int:

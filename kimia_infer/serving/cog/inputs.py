@@ -22,7 +22,7 @@ from kimia_infer.api.parameters import ServiceParameters, parse_as, show
 from kimia_infer.utils.errors import RequestError
 
 if TYPE_CHECKING:
-    from kimia_infer.api.events import Event
+    from kimia_infer.api.events import AudioChunk, Completion, Event
     from kimia_infer.api.kimia import KimiAudio
     from kimia_infer.api.request import Deadline
     from kimia_infer.api.transcription import TranscriptEvent
@@ -48,9 +48,9 @@ class CogInputs(ServiceParameters):
     The names, bounds and descriptions in ``predict.py`` and in the schema files are these.
     """
 
-    task: Literal["chat", "transcribe"] = Field(
+    task: Literal["chat", "transcribe", "speak"] = Field(
         "chat",
-        description="Answer a chat, or transcribe a recording of any length in segments",
+        description="Answer a chat, transcribe a recording of any length, or read text aloud",
     )
     audio: Path | None = Field(
         None, description="Audio of the user's turn (speech, music or noise) in any common format"
@@ -136,6 +136,8 @@ def respond(
             events = model.respond(
                 chat, inputs, on_step=report, voice=inputs.voice, deadline=deadline
             )
+        elif inputs.task == "speak":
+            events = speak(model, inputs, deadline)
         else:
             audio, parameters = inputs.audio, inputs.model_dump(include=TRANSCRIPTION_PARAMETERS)
             assert audio is not None, "checked by build_chat"
@@ -154,6 +156,30 @@ def respond(
         raise type(error)(name_messages(str(error), inputs)) from error
 
 
+def speak(
+    model: KimiAudio, inputs: CogInputs, deadline: Deadline | None
+) -> Generator[AudioChunk | Completion]:
+    """The text read aloud, last its Completion."""
+    import torch
+
+    from kimia_infer.api.events import AudioChunk, Completion
+    from kimia_infer.api.reading import Reading, read_aloud
+
+    waves, rate = [], 0
+    events = read_aloud(model, inputs.text, inputs, voice=inputs.voice, deadline=deadline)
+    with contextlib.closing(events):
+        for event in events:
+            if isinstance(event, AudioChunk):
+                waves.append(event.wav)
+                rate = event.sample_rate
+                yield event
+            elif isinstance(event, Reading):
+                wav = torch.cat(waves)[None]
+                yield Completion(
+                    wav, rate, inputs.text, [], [], [], event.metrics, notes=event.notes
+                )
+
+
 def build_chat(inputs: CogInputs) -> list[dict[str, Any]]:
     """The messages of the history and one turn of the user, its text before its audio.
 
@@ -170,6 +196,8 @@ def build_chat(inputs: CogInputs) -> list[dict[str, Any]]:
         turn.append({"role": "user", "message_type": "audio", "content": inputs.audio})
     if inputs.task == "transcribe":
         _check_transcription(inputs)
+    elif inputs.task == "speak":
+        _check_reading(inputs)
     elif not turn:
         raise RequestError("audio, text: nothing to answer; give an audio file, a text or both")
     elif inputs.voice is not None and inputs.output_type == "text":
@@ -180,9 +208,19 @@ def build_chat(inputs: CogInputs) -> list[dict[str, Any]]:
 def _check_transcription(inputs: CogInputs) -> None:
     if inputs.audio is None:
         raise RequestError("audio: nothing to transcribe; give an audio file")
-    for name in ("history", "history_audio", "voice"):
+    for name in ("history", "history_audio", "voice", "speaker"):
         if getattr(inputs, name):
             raise RequestError(f"{name}: not used for transcription; leave it out")
+
+
+def _check_reading(inputs: CogInputs) -> None:
+    if not inputs.text.strip():
+        raise RequestError("text: nothing to read aloud; give a text")
+    for name in ("audio", "history", "history_audio"):
+        if getattr(inputs, name):
+            raise RequestError(f"{name}: not used to read a text aloud; leave it out")
+    if inputs.output_type == "text":
+        raise RequestError("output_type: what is read aloud is speech; leave it out")
 
 
 def _history(text: str, files: list[Path]) -> list[dict[str, Any]]:

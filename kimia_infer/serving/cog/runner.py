@@ -21,6 +21,7 @@ from torch import Tensor
 from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.request import Deadline
+from kimia_infer.api.spoken import voice_of
 from kimia_infer.api.transcription import Transcript, TranscriptEvent
 from kimia_infer.audio.files import wav_bytes
 from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
@@ -156,16 +157,22 @@ class KimiRunner(cog.BaseRunner):
             placed, references = place_files(values, folder)
             inputs = parse_inputs(placed)
             build_chat(inputs)
-            spoken = inputs.task == "chat" and inputs.output_type == "both"
-            if spoken and self.model.detokenizer is None:
-                raise RequestError(
-                    "output_type: this service answers with text only (KIMI_AUDIO_OUTPUT=text); "
-                    "use 'text'"
-                )
+            if inputs.task != "transcribe" and inputs.output_type == "both":
+                self._check_speech(inputs)
             if references:
                 limits = self.settings.limits(begun, deadline.check)
                 store_all(references, self.downloader, limits)
             yield inputs
+
+    def _check_speech(self, inputs: CogInputs) -> None:
+        """Raise RequestError for a voice that this service does not have."""
+        if inputs.speaker:
+            voice_of(self.model.kokoro, inputs.speaker)
+        elif self.model.detokenizer is None:
+            raise RequestError(
+                "output_type: this service answers with text only (KIMI_AUDIO_OUTPUT=text); "
+                "use 'text'" + (", or name a speaker of Kokoro" if self.model.kokoro else "")
+            )
 
     def complete(self, values: Mapping[str, Any]) -> Completion | Transcript:
         """The whole answer to the inputs in ``values``."""

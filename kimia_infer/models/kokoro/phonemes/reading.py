@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kimia_infer.models.kokoro.phonemes.alignment import aligned
 from kimia_infer.models.kokoro.phonemes.espeak import ESPEAK_LANGUAGES, to_phonemes
 from kimia_infer.models.kokoro.phonemes.normalize import clean, normalize
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import NoSpeech, RequestError
 
 MAX_CHARACTERS = 100_000
 FIRST_PHONEMES = 60
@@ -47,7 +47,7 @@ class Sentence:
 
 
 def read_text(
-    text: str,
+    text: str | Iterable[str],
     language: str,
     vocab: Mapping[str, int],
     longest: int,
@@ -55,18 +55,35 @@ def read_text(
 ) -> Iterator[Sentence]:
     """The sentences of a text, read with espeak-ng as they are asked for.
 
+    A text that is still being written comes as an iterable of pieces, each of whole sentences.
     ``[word](/phonemes/)`` in the text and ``lexicon`` (words in small letters) say how a word is
     spoken. ``longest`` is in phonemes.
 
     Raises:
-        RequestError: naming ``text`` or ``language``: too long, nothing in it can be spoken, or
-            an override has symbols that are not in ``vocab``.
+        NoSpeech: nothing in it can be spoken.
+        RequestError: naming ``text`` or ``language``: too long, or an override has symbols that
+            are not in ``vocab``.
     """
     if language not in ESPEAK_LANGUAGES:
         known = ", ".join(ESPEAK_LANGUAGES)
         raise RequestError(
             f"language: expected one of {known}, found {language!r}; or send phonemes"
         )
+    words = {k.lower(): v for k, v in (lexicon or {}).items()}
+    pieces = [text] if isinstance(text, str) else text
+    sentences = (s for piece in pieces for s in _read_piece(piece, language, vocab, words))
+    found = False
+    for sentence in _spread(sentences, longest):
+        found = True
+        yield sentence
+    if not found:
+        shown = f", found {text[:40]!r}" if isinstance(text, str) else ""
+        raise NoSpeech(f"text: nothing in it can be spoken{shown}")
+
+
+def _read_piece(
+    text: str, language: str, vocab: Mapping[str, int], lexicon: Mapping[str, str]
+) -> Iterator[Sentence]:
     if len(text) > MAX_CHARACTERS:
         raise RequestError(f"text: at most {MAX_CHARACTERS} characters, found {len(text)}")
     plain = _OVERRIDE.split(text)  # text, word, phonemes, text, ...
@@ -75,13 +92,7 @@ def read_text(
         for word, phonemes in zip(plain[1::3], plain[2::3], strict=True)
     ]
     whole = _PLACE.join(normalize(clean(part), language) for part in plain[::3])
-    reader = _Reader(language, vocab, {k.lower(): v for k, v in (lexicon or {}).items()}, given)
-    found = False
-    for sentence in _spread(reader.sentences(_SENTENCE.findall(whole)), longest):
-        found = True
-        yield sentence
-    if not found:
-        raise RequestError(f"text: nothing in it can be spoken, found {text[:40]!r}")
+    return _Reader(language, vocab, lexicon, given).sentences(_SENTENCE.findall(whole))
 
 
 def read_phonemes(phonemes: str, vocab: Mapping[str, int], longest: int) -> Iterator[Sentence]:
