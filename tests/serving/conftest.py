@@ -9,6 +9,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.models.kokoro.tiny import tiny_directory
 from tests.paths import MINI, ROOT
 from tests.serving.helpers import ADMITTED, AUDIO, Server, data_uri, serve, serve_bare
 from tests.serving.questions import QUESTION
@@ -52,7 +53,8 @@ def many_streaming_server(
 
 @pytest.fixture(scope="session")
 def front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """``scripts/serve --openai`` with the trained miniature, and the voices anna and nova.
+    """``scripts/serve --openai`` with the trained miniature, and the voices anna and nova, and
+    a tiny Kokoro.
 
     It takes recordings of at most 150 s, and bodies of at most 20 MB.
     """
@@ -61,9 +63,12 @@ def front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     voices.mkdir()
     for name in ("anna", "nova"):
         (voices / f"{name}.wav").write_bytes(QUESTION.read_bytes())
+    kokoro = directory / "kokoro"
+    kokoro.mkdir()
     settings = {
         "KIMI_AUDIO_WEIGHTS": str(MINI),
         "KIMI_AUDIO_VOICES": str(voices),
+        "KIMI_AUDIO_KOKORO": str(tiny_directory(kokoro)),
         "KIMI_AUDIO_MAX_SECONDS": "150",
         "KIMI_AUDIO_MAX_MEGABYTES": "20",
     }

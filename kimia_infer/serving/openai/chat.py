@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from kimia_infer.api.events import AudioChunk, Completion, Event, TextDelta
+from kimia_infer.api.parameters import CODES_PER_SECOND
 from kimia_infer.api.request import Deadline
 from kimia_infer.audio.encode import encode
 from kimia_infer.audio.files import pcm16, wav_bytes
@@ -23,7 +24,7 @@ from kimia_infer.serving.openai.messages import read_messages
 from kimia_infer.serving.openai.replies import KEPT_SECONDS, Reply, new_id
 from kimia_infer.serving.openai.service import Service, Serving
 from kimia_infer.serving.openai.streams import DONE, event_stream
-from kimia_infer.serving.openai.voices import read_voice
+from kimia_infer.serving.openai.voices import Voice, read_voice
 from kimia_infer.utils.errors import RequestError
 
 routes = APIRouter()
@@ -38,9 +39,11 @@ async def create(request: Request, service: Serving, asked: ChatRequest) -> Resp
     """An answer to messages, in text or in text and speech."""
     service.check_model(asked.model)
     asked.check()
-    if asked.speaks:
-        service.check_speech("modalities")
-    answer = Answer(service, asked)
+    voice = Voice()
+    if asked.audio is not None:
+        voice = read_voice(service, asked.audio.voice, "audio.voice")
+        service.check_speech("modalities", voice.speaker)
+    answer = Answer(service, asked, voice)
     if asked.stream:
         return await event_stream(request, answer.chunks(), DONE, NAMES)
     try:
@@ -57,6 +60,7 @@ class Answer:
 
     service: Service
     asked: ChatRequest
+    voice: Voice
     id: str = field(default_factory=lambda: new_id("chatcmpl"))
     created: int = field(default_factory=lambda: int(time.time()))
     audio_id: str = field(default_factory=lambda: new_id("audio"))
@@ -67,13 +71,10 @@ class Answer:
         """What the model answers, on a thread; last its Completion, which is kept."""
         service, asked = self.service, self.asked
         chat = read_messages(asked.messages, service.replies)
-        voice = None
-        if asked.audio is not None:
-            voice = read_voice(service, asked.audio.voice, "audio.voice")
         events = service.model.respond(
             chat.messages,
-            asked.parameters(service.settings.timeout),
-            voice=voice,
+            asked.parameters(service.settings.timeout, self.voice.speaker),
+            voice=self.voice.recording,
             deadline=deadline,
             stop=asked.stop,
         )
@@ -96,7 +97,8 @@ class Answer:
         self._expires_at = int(time.time()) + KEPT_SECONDS
         wave = None if completion.wav is None else completion.wav[0].numpy()
         # Words that were not said, as the answer was cut, do not fit beside what was.
-        said = wave is not None and len(completion.text_ids) <= len(completion.codes)
+        room = 0 if wave is None else len(wave) / completion.sample_rate * CODES_PER_SECOND
+        said = wave is not None and len(completion.text_ids) <= round(room)
         wav = wav_bytes(wave, completion.sample_rate) if said and wave is not None else None
         self.service.replies.keep(Reply(self.audio_id, completion.text, wav, self._expires_at))
         if wave is not None and not self.asked.stream:

@@ -160,7 +160,7 @@ class ChatRequest(BaseModel):
             if not any(value == v and type(value) in (type(v), float) for v in allowed):
                 raise unsupported(name, advice)
 
-    def parameters(self, timeout: float | None) -> Parameters:
+    def parameters(self, timeout: float | None, speaker: str) -> Parameters:
         """The model's parameters. Raises RequestError for extensions out of bounds."""
         longest = self.max_completion_tokens or self.max_tokens
         given = {
@@ -175,6 +175,7 @@ class ChatRequest(BaseModel):
             {name: value for name, value in given.items() if value is not None}
             | {
                 "output_type": "both" if self.speaks else "text",
+                "speaker": speaker,
                 "preset": "low_latency" if self.stream else "quality",
                 "timeout_seconds": timeout,
             },

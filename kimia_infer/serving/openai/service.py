@@ -54,10 +54,16 @@ class Service:
                 "model_not_found",
             )
 
-    def check_speech(self, param: str) -> None:
-        """Raise ApiError, naming ``param``, if the server was started without speech."""
-        if self.model.detokenizer is None:
-            raise unsupported(param, "this server writes only, as KIMI_AUDIO_OUTPUT=text says")
+    def check_speech(self, param: str, speaker: str) -> None:
+        """Raise ApiError, naming ``param``, if the server was started without speech.
+
+        A ``speaker`` of Kokoro speaks all the same.
+        """
+        if self.model.detokenizer is None and not speaker:
+            advice = "this server writes only, as KIMI_AUDIO_OUTPUT=text says"
+            if self.model.kokoro is not None:
+                advice += "; choose a voice of Kokoro (/v1/audio/voices)"
+            raise unsupported(param, advice)
 
 
 class Access:

@@ -1,4 +1,4 @@
-"""``/v1/audio/speech``: text read aloud, sent while it is made."""
+"""``/v1/audio/speech``: text read aloud, by the model or Kokoro, sent while it is made."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from starlette.requests import Request
 
 from kimia_infer.api.events import AudioChunk
 from kimia_infer.api.parameters import ServiceParameters, parse_as
-from kimia_infer.api.reading import NoSpeech, Reading, ReadingEvent, read_aloud
+from kimia_infer.api.reading import Reading, ReadingEvent, read_aloud
 from kimia_infer.api.request import Deadline
 from kimia_infer.audio.encode import MEDIA_TYPES, SpeechEncoder, SpeechFormat
 from kimia_infer.serving.openai.errors import ApiError, unsupported
 from kimia_infer.serving.openai.service import Service, Serving
 from kimia_infer.serving.openai.streams import event_stream, streamed
-from kimia_infer.serving.openai.voices import VoiceName, read_voice
+from kimia_infer.serving.openai.voices import Voice, VoiceName, read_voice
+from kimia_infer.utils.errors import NoSpeech
 
 routes = APIRouter()
 
@@ -41,7 +42,9 @@ class SpeechRequest(BaseModel):
         "", max_length=LONGEST_INSTRUCTIONS, description="Goes before the request to read, in words"
     )
     response_format: SpeechFormat = "mp3"
-    speed: float = Field(1.0, ge=0.25, le=4, description="Only 1: the model has one speed")
+    speed: float = Field(
+        1.0, ge=0.25, le=4, description="Of a voice of Kokoro; the model itself has one"
+    )
     stream_format: Literal["audio", "sse"] = "audio"
     seed: int | None = Field(
         None, ge=0, le=4294967295, description="Repeats the same sound; not in OpenAI's API"
@@ -52,20 +55,23 @@ class SpeechRequest(BaseModel):
 async def speech(request: Request, service: Serving, asked: SpeechRequest) -> Response:
     """Read a text aloud. The sound is sent while it is made, as one file."""
     service.check_model(asked.model)
-    service.check_speech("model")
-    if asked.speed != 1:
-        raise unsupported("speed", "the model has one speed; leave it out or send 1")
-    pieces = sound(service, asked, reading(service, asked))
+    voice = read_voice(service, asked.voice, "voice")
+    service.check_speech("model", voice.speaker)
+    if asked.speed != 1 and not voice.speaker:
+        raise unsupported("speed", "the model has one speed; leave it out, or name Kokoro's voice")
+    if asked.instructions.strip() and voice.speaker:
+        raise unsupported("instructions", "a voice of Kokoro takes none; leave them out")
+    pieces = sound(service, asked, reading(service, asked, voice))
     if asked.stream_format == "sse":
         return await event_stream(request, wire_events(pieces))
     return await streamed(request, content(pieces), MEDIA_TYPES[asked.response_format])
 
 
-def reading(service: Service, asked: SpeechRequest) -> AsyncGenerator[ReadingEvent]:
-    """What the model makes of the text, on a thread; raises ApiError if it has no such voice."""
-    voice = read_voice(service, asked.voice, "voice")
+def reading(service: Service, asked: SpeechRequest, voice: Voice) -> AsyncGenerator[ReadingEvent]:
+    """What becomes of the text, on a thread."""
+    given = asked.model_dump(include={"seed", "speed"}) | {"speaker": voice.speaker}
     options = parse_as(
-        ServiceParameters, {"preset": "low_latency", "stop_repetition": True, "seed": asked.seed}
+        ServiceParameters, {"preset": "low_latency", "stop_repetition": True, **given}
     )
 
     def begin(deadline: Deadline) -> Generator[ReadingEvent]:
@@ -74,7 +80,7 @@ def reading(service: Service, asked: SpeechRequest) -> AsyncGenerator[ReadingEve
             asked.input,
             options,
             instructions=asked.instructions,
-            voice=voice,
+            voice=voice.recording,
             deadline=deadline,
         )
 
@@ -99,7 +105,8 @@ async def sound(
                     yield piece
                 yield event
     except NoSpeech as error:
-        raise ApiError(422, f"input: {error}", "input", "no_speech") from error
+        reason = str(error).removeprefix("text: ")
+        raise ApiError(422, f"input: {reason}", "input", "no_speech") from error
 
 
 async def content(pieces: AsyncGenerator[bytes | Reading]) -> AsyncGenerator[bytes]:

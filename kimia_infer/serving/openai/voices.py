@@ -1,13 +1,15 @@
-"""Voices by name: the model's own, and recordings in a directory of the server."""
+"""Voices by name: the model's own, recordings in a directory of the server, and Kokoro's."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter
 from pydantic import BaseModel, BeforeValidator
 
+from kimia_infer.api.spoken import PREFIX, speakers, voice_of
 from kimia_infer.api.voice import check_recording
 from kimia_infer.models.kimi_audio.prompt import AudioInput
 from kimia_infer.serving.openai.errors import ApiError
@@ -39,42 +41,65 @@ VoiceName = Annotated[str, BeforeValidator(_name_of, json_schema_input_type=str 
 """A field of a body: the name of a voice, or an object with it as ``id``."""
 
 
+@dataclass(frozen=True)
+class Voice:
+    """A recording whose timbre is asked for, or a speaker of Kokoro; neither is the model's own."""
+
+    recording: AudioInput | None = None
+    speaker: str = ""
+
+
 @routes.get("/audio/voices")
 async def voices(service: Serving) -> dict[str, Any]:
-    """The model's own voice and the recordings."""
-    times = {name: int(path.stat().st_mtime) for name, path in recordings(service.settings).items()}
-    entries = [
-        {"id": name, "object": "audio.voice", "name": name, "type": "audio_sample", "created_at": t}
-        for name, t in ({DEFAULT: service.created} | times).items()
-    ]
+    """The model's own voice, the recordings, and Kokoro's voices with their languages."""
+    own = {} if service.model.detokenizer is None else {DEFAULT: service.created}
+    for name, path in recordings(service.settings).items() if own else ():
+        own[name] = int(path.stat().st_mtime)
+    entries = [described(name, t, type="audio_sample") for name, t in own.items()]
+    if (kokoro := service.model.kokoro) is not None:
+        entries += [
+            described(name, service.created, type="kokoro", language=language)
+            for name, language in speakers(kokoro).items()
+        ]
     return {"object": "list", "data": entries}
 
 
-def read_voice(service: Service, value: Any, param: str) -> AudioInput | None:
-    """The recording whose timbre is asked for, None for the model's own voice.
+def described(name: str, created: int, **fields: str) -> dict[str, Any]:
+    return {"id": name, "object": "audio.voice", "name": name, "created_at": created, **fields}
+
+
+def read_voice(service: Service, value: Any, param: str) -> Voice:
+    """The voice that is asked for.
 
     ``value`` is a name, an object with a name as its ``id``, or None. Raises ApiError naming
     ``param`` for anything else, and for a voice that there is not.
     """
     if value is None:
-        return None
+        return Voice()
     name = value.get("id") if isinstance(value, dict) else value
     own = recordings(service.settings)
     if not isinstance(name, str):
         text = f"{param}: expected the name of a voice, or an object with it as id"
         raise ApiError(400, text, param, "invalid_value")
     if name in own:
-        return str(own[name])
+        return Voice(recording=str(own[name]))
     if name == DEFAULT or name in STOCK_NAMES:
-        return None
+        return Voice()
+    kokoro = service.model.kokoro
+    if name.startswith(PREFIX):
+        try:
+            voice_of(kokoro, name)
+        except RequestError as error:
+            text = f"{param}: {str(error).removeprefix('speaker: ')}"
+            raise ApiError(400, text, param, "invalid_value") from error
+        return Voice(speaker=name)
     known = ", ".join([DEFAULT, *own])
-    raise ApiError(
-        400,
-        f"{param}: there is no voice {name[:60]!r} here; this server has {known}, and OpenAI's "
-        f"names for {DEFAULT}",
-        param,
-        "invalid_value",
-    )
+    text = f"{param}: there is no voice {name[:60]!r} here; this server has {known}, OpenAI's names"
+    text += f" for {DEFAULT}"
+    if kokoro is not None:
+        near = name if name in kokoro.voices.names else "af_heart"
+        text += f", and those of Kokoro, such as {PREFIX}{near}"
+    raise ApiError(400, text, param, "invalid_value")
 
 
 def recordings(settings: OpenAISettings) -> dict[str, Path]:

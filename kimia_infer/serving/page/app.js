@@ -106,7 +106,8 @@ async function connect() {
     const models = await server.get("v1/models");
     const voices = await server.get("v1/audio/voices");
     conversation.model = files.model = models.data[0].id;
-    $("voice").replaceChildren(...voices.data.map(({ id, name }) => new Option(name ?? id, id)));
+    $("voice").replaceChildren(...voiceOptions(voices.data));
+    conversation.voice = $("voice").value;
   } catch (error) {
     if (!(error instanceof ServerError)) throw error;
     if (!lostKey(error)) lost(error);
@@ -116,6 +117,27 @@ async function connect() {
   for (const control of controls) control.disabled = false;
   $("voice").disabled = $("voice").options.length < 2;
   show();
+}
+
+/** The voices to choose from, Kokoro's in a group for each language. */
+function voiceOptions(voices) {
+  const languages = new Intl.DisplayNames(["en"], { type: "language" });
+  const groups = new Map();
+  const own = [];
+  for (const { id, name, language } of voices) {
+    const option = new Option((name ?? id).replace("kokoro:", ""), id);
+    if (!language) {
+      own.push(option);
+      continue;
+    }
+    if (!groups.has(language)) {
+      const group = document.createElement("optgroup");
+      group.label = `Kokoro, ${languages.of(language)}`;
+      groups.set(language, group);
+    }
+    groups.get(language).append(option);
+  }
+  return [...own, ...groups.values()];
 }
 
 function lostKey({ kind }) {

@@ -127,7 +127,7 @@ class Output(Strict):
 
     format: Pcm = Pcm()
     voice: Any = "default"
-    speed: float = 1.0
+    speed: float = Field(1.0, ge=0.25, le=4, description="Of a voice of Kokoro")
 
 
 class Audio(Strict):
@@ -168,7 +168,6 @@ SESSION_RULES: Rules = {
     **COMMON_RULES,
     "type": (["realtime"], "use 'realtime' with audio.input.transcription"),
     "include": ([None, []], "leave it out"),
-    "audio.output.speed": ([1], "the model speaks at 1.0"),
     "audio.input.format.type": (["audio/pcm"], "use 'audio/pcm'"),
     "audio.input.noise_reduction": ([None], "send null"),
     "audio.input.turn_detection.type": (

@@ -15,9 +15,9 @@ from kimia_infer.api.events import AudioChunk, Completion, Event, TextDelta
 from kimia_infer.api.parameters import ServiceParameters
 from kimia_infer.api.request import Deadline
 from kimia_infer.audio.files import pcm16
-from kimia_infer.models.kimi_audio.prompt import AudioInput
 from kimia_infer.serving.openai.errors import ApiError
 from kimia_infer.serving.openai.service import Service
+from kimia_infer.serving.openai.voices import Voice
 from kimia_infer.serving.realtime.conversation import Conversation, Item, Part, new_id
 from kimia_infer.serving.realtime.history import Prompt, build_prompt, cut_to_heard
 from kimia_infer.serving.realtime.outbox import SessionOver
@@ -42,14 +42,16 @@ class Send(Protocol):
 class Options:
     """What is answered, and how. ``conversation`` None keeps the answer out of the session's.
 
-    ``max_tokens`` None is as many as fit. ``voice_name`` is how the client calls ``voice``.
+    ``max_tokens`` None is as many as fit. ``speed`` is that of a voice of
+    Kokoro. ``voice_name`` is how the client calls ``voice``.
     """
 
     items: list[Item]
     conversation: Conversation | None
     instructions: str
     modality: Literal["audio", "text"]
-    voice: AudioInput | None
+    voice: Voice
+    speed: float
     voice_name: Any
     max_tokens: int | None
     truncation: Any
@@ -129,12 +131,13 @@ class Response:
         """What the model answers; runs on a thread."""
         options = self._options
         speaks = options.modality == "audio"
+        voice = options.voice if speaks else Voice()
         output_type = "both" if speaks else "text"
         self._prompt = build_prompt(
             self._service.model,
             options.items,
             options.instructions,
-            output_type,
+            "text" if voice.speaker else output_type,  # which Kokoro speaks
             options.max_tokens,
             options.truncation,
         )
@@ -143,10 +146,11 @@ class Response:
             preset="low_latency",
             max_new_tokens=options.max_tokens or -1,
             stop_repetition=True,
+            speaker=voice.speaker,
+            speed=options.speed if voice.speaker else 1.0,
         )
-        voice = options.voice if speaks else None
         yield from self._service.model.respond(
-            self._prompt.chats, parameters, voice=voice, deadline=deadline
+            self._prompt.chats, parameters, voice=voice.recording, deadline=deadline
         )
 
     async def _answer(self) -> None:
@@ -282,7 +286,7 @@ class Response:
             text, audio = done.metrics["text_tokens"], done.metrics["speech_codes"]
         else:
             text = len(self._service.model.text_tokenizer.encode(self._part.text or ""))
-            audio = self._part.samples // CODE_SAMPLES
+            audio = 0 if self._options.voice.speaker else self._part.samples // CODE_SAMPLES
         heard = {"audio_tokens": prompt.audio_tokens, "cached_tokens": 0}
         return {
             "total_tokens": prompt.tokens + text + audio,

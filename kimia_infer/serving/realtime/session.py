@@ -11,7 +11,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from kimia_infer.serving.openai.errors import ApiError, unsupported
 from kimia_infer.serving.openai.service import Service
-from kimia_infer.serving.openai.voices import read_voice
+from kimia_infer.serving.openai.voices import Voice, read_voice
 from kimia_infer.serving.realtime import client_events as events
 from kimia_infer.serving.realtime.config import Modality, SessionConfig, response_config, updated
 from kimia_infer.serving.realtime.conversation import Conversation, Item, Part, new_id, parse_item
@@ -35,14 +35,18 @@ def changed(service: Service, config: SessionConfig, change: dict[str, Any]) -> 
     """``config`` with what a client sets; raises ApiError for what this server does not have."""
     config = updated(config, change)
     service.check_model(config.model, "session.model")
-    check_modality(service, config.output_modalities[0], "session")
-    read_voice(service, config.audio.output.voice, "session.audio.output.voice")
+    output = config.audio.output
+    voice = read_voice(service, output.voice, "session.audio.output.voice")
+    check_modality(service, config.output_modalities[0], "session", voice)
+    if output.speed != 1 and not voice.speaker:
+        advice = "the model speaks at 1.0; choose a voice of Kokoro"
+        raise unsupported("session.audio.output.speed", advice)
     return with_transcriber(service, config)
 
 
-def check_modality(service: Service, modality: Modality, where: str) -> None:
-    """Raise ApiError for speech from a server that was started without."""
-    if modality == "audio" and service.model.detokenizer is None:
+def check_modality(service: Service, modality: Modality, where: str, voice: Voice) -> None:
+    """Raise ApiError for speech from a server that was started without, unless Kokoro speaks."""
+    if modality == "audio" and service.model.detokenizer is None and not voice.speaker:
         raise unsupported(f"{where}.output_modalities", "this server writes only; send ['text']")
 
 
@@ -288,7 +292,7 @@ class Session:
         voice = read_voice(self._service, name, "response.audio.output.voice")
         tokens = own.max_output_tokens or config.max_output_tokens
         modality = (own.output_modalities or config.output_modalities)[0]
-        check_modality(self._service, modality, "response")
+        check_modality(self._service, modality, "response", voice)
         instructions = config.instructions if own.instructions is None else own.instructions
         conversation = self._conversation if own.conversation == "auto" else None
         self._response = Response(
@@ -300,6 +304,7 @@ class Session:
                 instructions,
                 modality,
                 voice,
+                config.audio.output.speed if voice.speaker else 1.0,
                 name,
                 None if tokens == "inf" else tokens,
                 config.truncation,

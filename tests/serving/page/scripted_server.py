@@ -79,7 +79,10 @@ class ScriptedServer:
 
         @app.get("/v1/audio/voices")
         async def voices() -> dict[str, Any]:
-            return {"data": [{"id": name, "name": name} for name in ("default", "anna")]}
+            data = [{"id": name, "name": name} for name in ("default", "anna")]
+            kokoro = {"kokoro:af_heart": "en-us", "kokoro:ef_dora": "es", "kokoro:am_adam": "en-us"}
+            data += [{"id": i, "name": i, "language": spoken} for i, spoken in kokoro.items()]
+            return {"data": data}
 
         @app.post("/v1/audio/transcriptions")
         async def transcriptions(request: Request) -> Response:

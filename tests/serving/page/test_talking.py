@@ -211,7 +211,10 @@ def test_pressing_the_button_interrupts(tab: Tab, scripted: ScriptedServer) -> N
 
 
 def test_a_voice_is_chosen(tab: Tab, scripted: ScriptedServer) -> None:
-    assert tab.texts("#voice option") == ["default", "anna"]
+    assert tab.texts("#voice > option") == ["default", "anna"]
+    groups = tab.evaluate("[...voice.querySelectorAll('optgroup')].map((g) => g.label)")
+    assert groups == ["Kokoro, American English", "Kokoro, Spanish"]
+    assert tab.texts("#voice optgroup:first-of-type option") == ["af_heart", "am_adam"]
     tab.evaluate("voice.value = 'anna'; voice.dispatchEvent(new Event('change'))")
     tab.evaluate("message.value = 'hello'; composer.requestSubmit()")
     tab.shows("is nine")
