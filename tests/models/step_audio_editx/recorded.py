@@ -33,3 +33,10 @@ def recording(name: str) -> tuple[Tensor, int]:
         pcm = np.frombuffer(file.readframes(file.getnframes()), "<i2")
         samples = pcm.reshape(-1, file.getnchannels()).astype(np.float32) / 32768
         return torch.from_numpy(samples.mean(1)), file.getframerate()
+
+
+def sinusoids(length: int, channels: int) -> Tensor:
+    """Whisper's table of positions [length, channels], which the recording leaves out."""
+    steps = -np.log(10_000) / (channels // 2 - 1) * torch.arange(channels // 2)
+    angles = torch.arange(length)[:, None] * torch.exp(steps)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
