@@ -52,6 +52,12 @@ def identity_slots(module: nn.Module) -> list[Slot]:
     return [Slot(name, {name: tuple(p.shape)}) for name, p in module.named_parameters()]
 
 
+def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
+    """The weight of a weight-normalized layer in fp32: v scaled to norm g per first index."""
+    v = v.float()
+    return v * (g.float() / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))
+
+
 def read_json(path: Path) -> dict:
     """A JSON object from a checkpoint, or :class:`CheckpointError`."""
     try:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kimia_infer.layers.operators import operator
 from kimia_infer.models.kimi_audio.config import VocoderConfig
 from kimia_infer.utils.graphs import Graphs, Recorded
-from kimia_infer.weights.component import Component, Slot
+from kimia_infer.weights.component import Component, Slot, fold_weight_norm
 from kimia_infer.weights.tensors import open_model_file
 
 EAGER_FRAMES = 160
@@ -357,12 +357,6 @@ def _cross_fade(old: Tensor, new: Tensor) -> Tensor:
     half = len(new) // 2
     rise, fall = window[:half], window[len(new) - half :]
     return torch.cat([old[:half] * fall + new[:half] * rise, new[half:]])
-
-
-def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    """The weight of a weight-normalized layer in fp32: v scaled to norm g per first index."""
-    v = v.float()
-    return v * (g.float() / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))
 
 
 def vocoder_slots(config: VocoderConfig, folded: bool = False) -> list[Slot]:

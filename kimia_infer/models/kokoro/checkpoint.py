@@ -21,7 +21,7 @@ from kimia_infer.models.kokoro.layers import AdaIN, AdaLayerNorm
 from kimia_infer.models.kokoro.layout import PICKLE_NAME, TENSORS_NAME
 from kimia_infer.models.kokoro.network import KokoroNetwork
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.component import Component, Slot
+from kimia_infer.weights.component import Component, Slot, fold_weight_norm
 from kimia_infer.weights.tensors import TensorStore, open_pickle, open_safetensors
 
 SECTIONS = ("bert", "bert_encoder", "predictor", "text_encoder", "decoder")
@@ -172,8 +172,3 @@ def _inputs(parameter: Tensor, store: TensorStore, weight: str) -> tuple[int, ..
 def _frequency(found: re.Match[str]) -> str:
     """The name of the frequency of the snake that belongs to a matched layer."""
     return f"{found[1]}.alpha{found[3]}.{found[4]}"
-
-
-def fold_weight_norm(g: Tensor, v: Tensor) -> Tensor:
-    """The weight of a weight-normalized layer: v scaled to norm g per first index."""
-    return v * (g / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kimia_infer.models.kokoro.config import GeneratorSizes
+from kimia_infer.layers.harmonics import Source
+from kimia_infer.models.kokoro.config import HARMONICS, SAMPLE_RATE, GeneratorSizes
 from kimia_infer.models.kokoro.layers import AdaIN, Conv, Rows, TransposedConv
-from kimia_infer.models.kokoro.source import Source, Spectrum
+from kimia_infer.models.kokoro.source import Spectrum
 
 OUTER_KERNEL = 7
 NOISE_KERNEL, LAST_NOISE_KERNEL = 7, 11
@@ -57,7 +58,7 @@ class Generator(nn.Module):
     def __init__(self, sizes: GeneratorSizes, style: int):
         super().__init__()
         self.sizes = sizes
-        self.m_source = Source(sizes.frame_samples)
+        self.m_source = Source(sizes.frame_samples, HARMONICS, SAMPLE_RATE)
         self.spectrum = Spectrum(sizes.gen_istft_hop_size)
         self.ups, self.resblocks = nn.ModuleList(), nn.ModuleList()
         self.noise_convs, self.noise_res = nn.ModuleList(), nn.ModuleList()

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kimia_infer.models.kokoro.config import GeneratorSizes
+from kimia_infer.layers.harmonics import Source
+from kimia_infer.models.kokoro.config import HARMONICS, SAMPLE_RATE, GeneratorSizes
 from kimia_infer.models.kokoro.generator import Generator, SnakeBlock
 from kimia_infer.models.kokoro.layers import AdaIN, AdaLayerNorm, Rows, StyledBlock
 from kimia_infer.models.kokoro.prosody import ProsodyPredictor
-from kimia_infer.models.kokoro.source import Source, Spectrum
+from kimia_infer.models.kokoro.source import Spectrum
 from kimia_infer.models.kokoro.text_encoder import TextEncoder
 from tests.models.kokoro.recorded import Unit
 
@@ -83,7 +84,7 @@ def test_spectrum() -> None:
 
 
 def test_source() -> None:
-    unit = Unit("source", Source(300))
+    unit = Unit("source", Source(300, HARMONICS, SAMPLE_RATE))
     pitch = unit["f0"]
     close(unit.module.sines(pitch)[:, ::10], unit["sines_no_draws_every_10th"])
     close(unit.module(pitch, None), unit["out_no_draws"][..., 0])

@@ -40,3 +40,15 @@ def sinusoids(length: int, channels: int) -> Tensor:
     steps = -np.log(10_000) / (channels // 2 - 1) * torch.arange(channels // 2)
     angles = torch.arange(length)[:, None] * torch.exp(steps)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def sizes() -> dict[str, Any]:
+    """The sections ``flow`` and ``hift`` as ``cosyvoice.yaml`` has them."""
+    recorded = values("flow_config")
+    flow, hift = recorded["flow"], recorded["hift"]
+    decoder = {"inference_cfg_rate": flow["cfg_rate"], "estimator": flow["dit"]}
+    given = {name: value for name, value in flow.items() if name not in ("dit", "cfg_rate")}
+    return {
+        "flow": given | {"decoder": decoder},
+        "hift": hift | {"f0_predictor": recorded["f0_predictor"]},
+    }

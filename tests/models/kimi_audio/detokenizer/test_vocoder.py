@@ -18,14 +18,13 @@ from kimia_infer.models.kimi_audio.vocoder import (
     AntiAliasedSnake,
     Vocoder,
     downsample,
-    fold_weight_norm,
     low_pass_filter,
     upsample,
     vocoder_component,
     vocoder_slots,
 )
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.component import expected_tensors
+from kimia_infer.weights.component import expected_tensors, fold_weight_norm
 
 TOLERANCE = 1e-4
 CPU = torch.device("cpu")
