@@ -45,6 +45,12 @@ def test_versions_are_strings_and_the_requirements_exist() -> None:
     assert (ROOT / build["python_requirements"]).is_file()
 
 
+def test_the_image_has_what_serves_openais_clients() -> None:
+    """``python scripts/serve --openai`` of docs/deploy.md."""
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert not {"kimia_infer", "scripts", CONFIG["build"]["python_requirements"]} & set(ignored)
+
+
 def test_kernels_can_be_compiled_in_the_image() -> None:
     assert {"gcc", "libc6-dev"} <= set(CONFIG["build"]["system_packages"])
 
