@@ -236,8 +236,10 @@ def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
     }
 
 
-def open_pickle(path: Path, section: str) -> TensorStore:
+def open_pickle(path: Path, section: str | None) -> TensorStore:
     """Open the tensors below ``section`` of a torch pickle without running code from it.
+
+    None stands for the top, where there are no sections.
 
     Only the places of the values are read, so that tensors that are not needed (the published
     detokenizer has 12 GB of optimizer state) are never read from disk.
@@ -251,9 +253,12 @@ def open_pickle(path: Path, section: str) -> TensorStore:
         raise CheckpointError(f"{path}: refused, not a plain tensor pickle ({reason})") from error
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         raise CheckpointError(f"{path}: unreadable or truncated ({error})") from error
-    tensors = content.get(section) if isinstance(content, dict) else None
+    tensors = content
+    if section is not None:
+        tensors = content.get(section) if isinstance(content, dict) else None
     if not isinstance(tensors, dict):
-        raise CheckpointError(f"{path}: entry {section!r} is missing")
+        missing = "tensors by name are" if section is None else f"entry {section!r} is"
+        raise CheckpointError(f"{path}: {missing} missing")
     described = {n: _pickled_tensor(path, n, t) for n, t in tensors.items() if torch.is_tensor(t)}
     return TensorStore(described, path)
 

@@ -1,4 +1,7 @@
-"""Sizes of the networks, read from the published configuration files."""
+"""Sizes of the networks, read from the published configuration files.
+
+Fields that a file leaves out have the defaults of the published classes.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kimia_infer.utils.errors import CheckpointError, explain
@@ -54,12 +58,12 @@ class EncoderConfig(_Part):
 
     inputs: Size = Field(alias="input_size")
     width: Size = Field(alias="output_size")
-    ahead: Size = Field(alias="pre_lookahead_len")
-    blocks: Size = Field(alias="num_blocks")
-    up_blocks: Size = Field(alias="num_up_blocks")
-    rate: Literal[2] = Field(alias="up_stride")
+    ahead: Size = Field(default=3, alias="pre_lookahead_len")
+    blocks: Size = Field(default=6, alias="num_blocks")
+    up_blocks: Size = Field(default=4, alias="num_up_blocks")
+    rate: Literal[2] = Field(default=2, alias="up_stride")
     heads: Size = Field(alias="attention_heads")
-    inner: Size = Field(alias="linear_units")
+    inner: Size = Field(default=2048, alias="linear_units")
 
 
 class DiTConfig(_Part):
@@ -67,7 +71,7 @@ class DiTConfig(_Part):
 
     inputs: Size = Field(alias="in_channels")
     outputs: Size = Field(alias="out_channels")
-    mlp_ratio: float
+    mlp_ratio: float = 4.0
     depth: Size
     heads: Size = Field(alias="num_heads")
     head_size: Size = Field(alias="head_dim")
@@ -78,7 +82,7 @@ class DecoderConfig(_Part):
     """``flow.decoder``."""
 
     estimator: DiTConfig
-    guidance: float = Field(alias="inference_cfg_rate")
+    guidance: float = Field(default=0.7, alias="inference_cfg_rate")
 
 
 class FlowConfig(_Part):
@@ -86,8 +90,8 @@ class FlowConfig(_Part):
 
     width: Size = Field(alias="input_size")
     mel_bins: Size = Field(alias="output_size")
-    speaker: Size = Field(alias="spk_embed_dim")
-    rows: Literal[5121] = Field(alias="vocab_size")
+    speaker: Size = Field(default=192, alias="spk_embed_dim")
+    rows: Literal[5121] = Field(default=5121, alias="vocab_size")
     encoder: EncoderConfig
     decoder: DecoderConfig
 
@@ -104,8 +108,8 @@ class FlowConfig(_Part):
 class SpectrumConfig(_Part):
     """``hift.istft_params``; in samples."""
 
-    size: Size = Field(alias="n_fft")
-    hop: Size = Field(alias="hop_len")
+    size: Size = Field(default=16, alias="n_fft")
+    hop: Size = Field(default=4, alias="hop_len")
 
     @property
     def bins(self) -> int:
@@ -119,26 +123,32 @@ class SpectrumConfig(_Part):
 class PitchConfig(_Part):
     """``hift.f0_predictor``."""
 
-    width: Size = Field(alias="cond_channels")
+    width: Size = Field(default=512, alias="cond_channels")
 
 
 class VocoderConfig(_Part):
     """``hift``."""
 
     mel_bins: Size = Field(alias="in_channels")
-    width: Size = Field(alias="base_channels")
-    overtones: Size = Field(alias="nb_harmonics")
-    sample_rate: Literal[24_000] = Field(alias="sampling_rate")
-    rates: list[Size] = Field(alias="upsample_rates")
-    kernels: list[Size] = Field(alias="upsample_kernel_sizes")
-    spectrum: SpectrumConfig = Field(alias="istft_params")
-    block_kernels: list[Size] = Field(alias="resblock_kernel_sizes")
-    block_dilations: list[list[Size]] = Field(alias="resblock_dilation_sizes")
-    source_block_kernels: list[Size] = Field(alias="source_resblock_kernel_sizes")
-    source_block_dilations: list[list[Size]] = Field(alias="source_resblock_dilation_sizes")
-    slope: float = Field(alias="lrelu_slope")
-    limit: float = Field(alias="audio_limit")
-    pitch: PitchConfig = Field(alias="f0_predictor")
+    width: Size = Field(default=512, alias="base_channels")
+    overtones: Size = Field(default=8, alias="nb_harmonics")
+    sample_rate: Literal[24_000] = Field(default=24_000, alias="sampling_rate")
+    rates: list[Size] = Field(default=[8, 5, 3], alias="upsample_rates")
+    kernels: list[Size] = Field(default=[16, 11, 7], alias="upsample_kernel_sizes")
+    spectrum: SpectrumConfig = Field(default=SpectrumConfig(), alias="istft_params")
+    block_kernels: list[Size] = Field(default=[3, 7, 11], alias="resblock_kernel_sizes")
+    block_dilations: list[list[Size]] = Field(
+        default=[[1, 3, 5]] * 3, alias="resblock_dilation_sizes"
+    )
+    source_block_kernels: list[Size] = Field(
+        default=[7, 7, 11], alias="source_resblock_kernel_sizes"
+    )
+    source_block_dilations: list[list[Size]] = Field(
+        default=[[1, 3, 5]] * 3, alias="source_resblock_dilation_sizes"
+    )
+    slope: float = Field(default=0.1, alias="lrelu_slope")
+    limit: float = Field(default=0.99, alias="audio_limit")
+    pitch: PitchConfig = Field(default=PitchConfig(), alias="f0_predictor")
 
     @model_validator(mode="after")
     def _fits(self) -> VocoderConfig:
@@ -158,6 +168,82 @@ class VocoderConfig(_Part):
     def frame_samples(self) -> int:
         """Samples of the wave for each frame of the mel spectrogram: 480, or 20 ms."""
         return math.prod(self.rates) * self.spectrum.hop
+
+
+class SoundConfig(_Part):
+    """``cosyvoice.yaml``."""
+
+    flow: FlowConfig
+    hift: VocoderConfig
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> SoundConfig:
+        """Raises CheckpointError naming the file and the field."""
+        path = directory / "cosyvoice.yaml"
+        return _validated(cls, read_plain(path), path)
+
+
+class SanmConfig(_Part):
+    """``encoder_conf`` of the ``config.yaml`` of VQ02's encoder."""
+
+    width: Size = Field(alias="output_size")
+    heads: Size = Field(alias="attention_heads")
+    inner: Size = Field(alias="linear_units")
+    blocks: Size = Field(alias="num_blocks")
+    kernel: Size = Field(alias="kernel_size")
+    input_layer: Literal["pe_online"]
+    shift: Literal[0] = Field(alias="sanm_shfit")
+
+
+class RecognizerConfig(_Part):
+    """That ``config.yaml``, of which only the encoder is used."""
+
+    encoder: SanmConfig = Field(alias="encoder_conf")
+
+    @classmethod
+    def from_directory(cls, directory: Path) -> RecognizerConfig:
+        """Raises CheckpointError naming the file and the field."""
+        path = directory / "config.yaml"
+        return _validated(cls, read_plain(path), path)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads what a tag such as ``!new:class`` stands before, and never the tag."""
+
+
+class _Reference(str):
+    """``!ref <name>``: the value of a field at the top of the file."""
+
+
+def _plain(loader: yaml.SafeLoader, tag: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    text = str(node.value)
+    return _Reference(text.strip("<> ")) if tag == "ref" else text or {}
+
+
+_PlainLoader.add_multi_constructor("!", _plain)
+
+
+def read_plain(path: Path) -> Any:
+    """The fields of a YAML file whose tags name classes; no class is looked for."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: file missing") from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: not valid YAML ({error})") from error
+
+    def resolved(value: Any) -> Any:
+        if isinstance(value, _Reference):
+            return values.get(str(value))
+        if isinstance(value, dict):
+            return {name: resolved(each) for name, each in value.items()}
+        return [resolved(each) for each in value] if isinstance(value, list) else value
+
+    return resolved(values)
 
 
 Part = TypeVar("Part", bound=_Part)

@@ -29,6 +29,9 @@ TAIL = 4320
 TRIM_STEP = 240
 """The length of the sound is rounded up to multiples of these 15 ms."""
 
+PROMPT_MEL = MelConfig(24_000, 1920, 1920, 480, 80, 0, 8000)
+"""What the flow continues: 50 frames a second."""
+
 WHISPER_MEL = MelConfig(RATE, 400, 400, 160, 128, 0, RATE / 2)
 
 
@@ -38,9 +41,9 @@ def limit_level(wave: Tensor) -> Tensor:
     return wave / peak * LOUDEST if peak > LOUDEST else wave
 
 
-def prompt_mel(wave: Tensor, rate: int, config: MelConfig) -> Tensor:
+def prompt_mel(wave: Tensor, rate: int) -> Tensor:
     """float32 [frames, bins] of a wave at ``rate`` Hz, whose level is limited; not trimmed."""
-    return log_mel(resample(wave, rate, config.sample_rate), config)
+    return log_mel(resample(wave, rate, PROMPT_MEL.sample_rate), PROMPT_MEL)
 
 
 def speaker_features(wave: Tensor, rate: int) -> Tensor:

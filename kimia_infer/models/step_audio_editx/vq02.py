@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from kimia_infer.audio.fbank import BINS, frame_count, hamming_window, kaldi_fbank
 from kimia_infer.audio.files import FULL_SCALE
+from kimia_infer.models.step_audio_editx.config import SanmConfig
 from kimia_infer.utils.errors import CheckpointError
 
 CHUNK_SAMPLES = 3840
@@ -37,17 +38,6 @@ WINDOW = CONTEXT + ROWS
 LOOK_BACK = 4
 """Windows before, whose first rows a window attends to."""
 NORM_EPS = 1e-12  # published implementation
-
-
-@dataclass(frozen=True)
-class EncoderSizes:
-    """Of the SANM encoder; the defaults are the published ones."""
-
-    width: int = 512
-    heads: int = 4
-    inner: int = 2048
-    blocks: int = 50
-    kernel: int = 11
 
 
 def row_count(samples: int) -> int:
@@ -143,13 +133,13 @@ class Windows:
 class SanmAttention(nn.Module):
     """Attention, and beside it a convolution over the values of the window."""
 
-    def __init__(self, inputs: int, sizes: EncoderSizes):
+    def __init__(self, inputs: int, config: SanmConfig):
         super().__init__()
-        width, self.heads = sizes.width, sizes.heads
+        width, self.heads = config.width, config.heads
         self.linear_q_k_v = nn.Linear(inputs, 3 * width)
         self.linear_out = nn.Linear(width, width)
         self.fsmn_block = nn.Conv1d(
-            width, width, sizes.kernel, padding=sizes.kernel // 2, groups=width, bias=False
+            width, width, config.kernel, padding=config.kernel // 2, groups=width, bias=False
         )
 
     def forward(self, x: Tensor, windows: Windows) -> Tensor:
@@ -171,10 +161,10 @@ class SanmAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, sizes: EncoderSizes):
+    def __init__(self, config: SanmConfig):
         super().__init__()
-        self.w_1 = nn.Linear(sizes.width, sizes.inner)
-        self.w_2 = nn.Linear(sizes.inner, sizes.width)
+        self.w_1 = nn.Linear(config.width, config.inner)
+        self.w_2 = nn.Linear(config.inner, config.width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w_2(F.relu(self.w_1(x)))
@@ -183,12 +173,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """The first block, whose input has another width, adds nothing to its attention."""
 
-    def __init__(self, inputs: int, sizes: EncoderSizes):
+    def __init__(self, inputs: int, config: SanmConfig):
         super().__init__()
         self.norm1 = nn.LayerNorm(inputs, eps=NORM_EPS)
-        self.norm2 = nn.LayerNorm(sizes.width, eps=NORM_EPS)
-        self.self_attn = SanmAttention(inputs, sizes)
-        self.feed_forward = FeedForward(sizes)
+        self.norm2 = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.self_attn = SanmAttention(inputs, config)
+        self.feed_forward = FeedForward(config)
 
     def forward(self, x: Tensor, windows: Windows) -> Tensor:
         attended = self.self_attn(self.norm1(x), windows)
@@ -199,12 +189,12 @@ class Block(nn.Module):
 class SanmEncoder(nn.Module):
     """Parameters are named as below ``encoder.`` of the published file."""
 
-    def __init__(self, sizes: EncoderSizes):
+    def __init__(self, config: SanmConfig):
         super().__init__()
-        self.sizes = sizes
-        self.encoders0 = nn.ModuleList([Block(FEATURES, sizes)])
-        self.encoders = nn.ModuleList(Block(sizes.width, sizes) for _ in range(sizes.blocks - 1))
-        self.after_norm = nn.LayerNorm(sizes.width, eps=NORM_EPS)
+        self.config = config
+        self.encoders0 = nn.ModuleList([Block(FEATURES, config)])
+        self.encoders = nn.ModuleList(Block(config.width, config) for _ in range(config.blocks - 1))
+        self.after_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
 
     def forward(self, recordings: Sequence[Tensor]) -> list[Tensor]:
         """[rows, width] for the normalized features [rows, FEATURES] of each recording."""
@@ -219,7 +209,7 @@ class SanmEncoder(nn.Module):
 
     def _windows(self, rows: Tensor) -> Tensor:
         """[windows, WINDOW, FEATURES] with positions; zeros before the first row."""
-        scaled = rows * math.sqrt(self.sizes.width) + positions(len(rows), rows.device)
+        scaled = rows * math.sqrt(self.config.width) + positions(len(rows), rows.device)
         behind = -len(rows) % ROWS
         return F.pad(scaled, (0, 0, CONTEXT, behind)).unfold(0, WINDOW, ROWS).mT
 

@@ -13,7 +13,7 @@ from kimia_infer.models.step_audio_editx.vq02 import SanmEncoder, positions
 
 def encode_by_chunks(encoder: SanmEncoder, rows: Tensor) -> Tensor:
     """[rows, width] of normalized features [rows, FEATURES], four rows at a time."""
-    scaled = rows * math.sqrt(encoder.sizes.width) + positions(len(rows), rows.device)
+    scaled = rows * math.sqrt(encoder.config.width) + positions(len(rows), rows.device)
     carried = rows.new_zeros(5, rows.shape[1])
     blocks = [*encoder.encoders0, *encoder.encoders]
     past: list[tuple[Tensor, Tensor] | None] = [None] * len(blocks)

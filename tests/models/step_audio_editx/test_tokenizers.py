@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kimia_infer.models.step_audio_editx import vq02, vq06
+from kimia_infer.models.step_audio_editx.config import SanmConfig
 from kimia_infer.models.step_audio_editx.frontend import whisper_mel
 from kimia_infer.utils.errors import CheckpointError
 from tests.models.step_audio_editx.chunked import encode_by_chunks
@@ -18,7 +19,7 @@ GOLDEN = tensors("vq02_golden")
 
 @pytest.fixture(scope="module")
 def first() -> vq02.Vq02:
-    encoder = vq02.SanmEncoder(vq02.EncoderSizes(width=64, heads=4, inner=128, blocks=4))
+    encoder = vq02.SanmEncoder(SanmConfig.model_validate(values("vq02")["encoder_conf"]))
     stored = {n.removeprefix("encoder."): t for n, t in tensors("vq02").items()}
     encoder.load_state_dict(stored)
     normalization = vq02.Normalization.from_file(RECORDED / "am.mvn")
