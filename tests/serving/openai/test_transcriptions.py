@@ -161,6 +161,7 @@ def test_translations(client: openai.OpenAI) -> None:
         ({"temperature": float("nan")}, "temperature", "finite"),
         ({"prompt": "a" * 2001}, "prompt", "at most 2000"),
         ({"extra_body": {"hotwords": "anna"}}, "hotwords", "unknown field"),
+        ({"extra_body": {"langage": "en"}}, "langage", "did you mean language"),
         ({"model": "gpt-9"}, "model", "no 'gpt-9' here"),
         ({"file": ("empty.wav", b"")}, "file", "empty file"),
         ({"file": ("note.txt", b"what is four plus five")}, "file", "no audio track|not readable"),
