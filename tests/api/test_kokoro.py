@@ -13,6 +13,7 @@ from kimia_infer.utils.errors import RequestError
 from tests.models.kokoro.recorded import write_whole
 
 TEXT = "Hello there, world! How are you?"
+SHORT = "Hi there."
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +37,17 @@ def test_events(kokoro: Kokoro) -> None:
 
 
 def test_what_is_drawn_depends_on_the_seed_and_the_sentence(kokoro: Kokoro) -> None:
-    one, same, other = (kokoro.speak(TEXT, seed=s).wav for s in (1, 1, 2))
+    one, same, other = (kokoro.speak(SHORT, seed=s).wav for s in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
-    quiet = [kokoro.speak(TEXT, seed=s, noise=False).wav for s in (1, 2)]
+    quiet = [kokoro.speak(SHORT, seed=s, noise=False).wav for s in (1, 2)]
     assert torch.equal(*quiet)
 
 
 def test_speed_and_voice(kokoro: Kokoro) -> None:
-    slow, fast = (kokoro.speak(TEXT, speed=s, seed=1).wav.shape[1] for s in (0.5, 2))
+    slow, fast = (kokoro.speak(SHORT, speed=s, seed=1).wav.shape[1] for s in (0.5, 2))
     assert slow > fast
-    mixed = kokoro.speak(TEXT, "af_heart:0.5+am_michael", seed=1).wav
-    assert not torch.equal(mixed, kokoro.speak(TEXT, "am_michael", seed=1).wav)
+    mixed = kokoro.speak(SHORT, "af_heart:0.5+am_michael", seed=1).wav
+    assert not torch.equal(mixed, kokoro.speak(SHORT, "am_michael", seed=1).wav)
 
 
 def test_phonemes_and_lexicon(kokoro: Kokoro) -> None:

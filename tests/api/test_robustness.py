@@ -122,8 +122,15 @@ def test_silent_input_is_reported(model: KimiAudio) -> None:
     assert "silent" in note
 
 
-@pytest.mark.parametrize("unit", [" so it goes,", "\N{GRINNING FACE}", "啊"])
-@pytest.mark.parametrize("output_type", ["text", "both"])
+@pytest.mark.parametrize(
+    ("unit", "output_type"),
+    [
+        (" so it goes,", "text"),
+        (" so it goes,", "both"),
+        ("\N{GRINNING FACE}", "text"),
+        ("啊", "text"),
+    ],
+)
 def test_loops_are_stopped_where_asked(
     model: KimiAudio, monkeypatch: pytest.MonkeyPatch, unit: str, output_type: str
 ) -> None:
@@ -131,8 +138,7 @@ def test_loops_are_stopped_where_asked(
     start, copy = (model.text_tokenizer.encode(part) for part in ("Well:", unit))
     codes = [model.kimia_token_offset + i % 7 for i in range(1000)]
     script(monkeypatch, model, start + copy * 1000, codes)
-    asked = {"output_type": output_type, "max_new_tokens": 200}
-    options = parse_parameters(stop_repetition=True, **asked)
+    options = parse_parameters(output_type=output_type, max_new_tokens=200, stop_repetition=True)
     *events, answer = model.respond(CHAT, options)
     assert answer.text == "Well:" + unit
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == answer.text
@@ -143,7 +149,8 @@ def test_loops_are_stopped_where_asked(
     assert "copies" in note
     if output_type == "both":
         assert answer.wav.shape == (1, 1920 * len(answer.codes))
-    whole = ask(model, **asked)
+        return
+    whole = ask(model, output_type="text", max_new_tokens=200)
     assert whole.metrics["stop_reason"] == "limit"
     assert len(whole.text_ids) == 200
 
@@ -193,16 +200,31 @@ STAGES = {
 }
 
 
+HEARD = [*CHAT, sound(wav_bytes(noise(1)))]
+
+
+def speak_two_chunks(monkeypatch: pytest.MonkeyPatch, model: KimiAudio) -> None:
+    codes = [model.kimia_token_offset + i % 9 for i in range(40)]
+    script(monkeypatch, model, model.text_tokenizer.encode("some words"), codes)
+
+
+@pytest.fixture(scope="module")
+def expected(model: KimiAudio) -> Completion:
+    """The scripted answer to HEARD."""
+    with pytest.MonkeyPatch.context() as patch:
+        speak_two_chunks(patch, model)
+        return ask(model, HEARD)
+
+
 @pytest.mark.parametrize("stage", STAGES)
-def test_out_of_memory(model: KimiAudio, monkeypatch: pytest.MonkeyPatch, stage: str) -> None:
+def test_out_of_memory(
+    model: KimiAudio, expected: Completion, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
     """One clear error; everything that the request held is free when it arrives."""
     find, calls = STAGES[stage]
     module, held, made = find(model), [], []
     forward = module.forward
-    codes = [model.kimia_token_offset + i % 9 for i in range(70)]
-    script(monkeypatch, model, model.text_tokenizer.encode("some words"), codes)
-    chat = [*CHAT, sound(wav_bytes(noise(1)))]
-    expected = ask(model, chat)
+    speak_two_chunks(monkeypatch, model)
 
     def full(*arguments: object, **keywords: object) -> torch.Tensor:
         made.append(1)
@@ -217,13 +239,13 @@ def test_out_of_memory(model: KimiAudio, monkeypatch: pytest.MonkeyPatch, stage:
         gc.disable()  # nothing may depend on when cycles are collected
         try:
             with pytest.raises(RequestOutOfMemory, match=r"no room.*send less") as failure:
-                ask(model, chat)
+                ask(model, HEARD)
             assert held
             assert all(reference() is None for reference in held)
         finally:
             gc.enable()
     assert failure.value.__context__ is None
     assert model.decoder.room.spans.free == model.decoder.room.spans.places
-    answer = ask(model, chat)
+    answer = ask(model, HEARD)
     assert answer.text == expected.text
     assert torch.equal(answer.wav, expected.wav)
