@@ -25,7 +25,9 @@ def server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 
 @pytest.fixture(scope="session")
 def streaming_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(golden, tmp_path_factory.mktemp("streaming"), "--stream") as server:
+    """The streaming predictor of scripted_predictors.py, which is the real one until it is told."""
+    directory = tmp_path_factory.mktemp("streaming")
+    with serve_bare(golden, directory, f"{SCRIPTED}:Streaming", "StreamingPredictor") as server:
         yield server
 
 
@@ -76,6 +78,30 @@ def front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield server
 
 
+RATE = 30
+SESSIONS = 2
+"""Requests of a key in a minute, and sessions at a time, that the limited front takes."""
+
+
+@pytest.fixture(scope="session")
+def limited_front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An OpenAI server of text alone with keys, another name, and few requests and sessions."""
+    settings = {
+        "KIMI_AUDIO_WEIGHTS": str(MINI),
+        "KIMI_AUDIO_OUTPUT": "text",
+        "KIMI_AUDIO_API_KEYS": "first, second, retrying, talking",
+        "KIMI_AUDIO_MODEL_NAMES": "hearing,kimi-audio",
+        "KIMI_AUDIO_REQUESTS_PER_MINUTE": str(RATE),
+        "KIMI_AUDIO_CORS_ORIGINS": "https://example.org",
+        "KIMI_AUDIO_MAX_SESSIONS": str(SESSIONS),
+        "KIMI_AUDIO_SESSION_SECONDS": "4",
+        "KIMI_AUDIO_SESSION_IDLE_SECONDS": "3",
+    }
+    directory = tmp_path_factory.mktemp("limited-front")
+    with serve(golden, directory, "--openai", **settings) as server:
+        yield server
+
+
 LIMITS = {
     "KIMI_AUDIO_OUTPUT": "text",
     "KIMI_AUDIO_TIMEOUT": "2",
@@ -98,15 +124,6 @@ def limited_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 def scripted_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """scripted_predictors.py, in a directory without a schema file: everything gets through."""
     with serve_bare(golden, tmp_path_factory.mktemp("scripted"), f"{SCRIPTED}:Plain") as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
-def scripted_streaming_server(
-    golden: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("scripted-streaming")
-    with serve_bare(golden, directory, f"{SCRIPTED}:Streaming", "StreamingPredictor") as server:
         yield server
 
 

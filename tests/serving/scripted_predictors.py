@@ -1,8 +1,8 @@
-"""The predictors with faults on demand and slow, counted steps.
+"""The predictors with counted steps, and faults on demand.
 
 A server runs in a directory of its own, in which the file ``state`` makes the health check fail,
-and the file ``steps`` holds the number of passes through the language model's first layer. A seed
-below 10 makes an answer fail after so many events.
+the file ``slow`` makes steps slow, and the file ``steps`` holds the number of passes through the
+language model's first layer. A seed below 10 makes an answer fail after so many events.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class Scripted:
         return super().healthcheck()
 
     def count(self, *arguments: Any) -> None:
-        time.sleep(STEP_SECONDS)
+        if Path("slow").exists():
+            time.sleep(STEP_SECONDS)
         self.steps += 1
         Path("steps.part").write_text(str(self.steps))
         Path("steps.part").replace("steps")

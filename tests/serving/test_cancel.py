@@ -46,7 +46,7 @@ def hung_up_stream(server: Server) -> Iterator[None]:
     ("name", "ways"),
     [
         ("scripted_server", (canceled, hung_up)),
-        ("scripted_streaming_server", (canceled, hung_up, hung_up_stream)),
+        ("streaming_server", (canceled, hung_up, hung_up_stream)),
     ],
     ids=["whole", "streaming"],
 )
@@ -56,8 +56,10 @@ def test_no_step_follows(
     ways: tuple[Callable[[Server], contextlib.AbstractContextManager], ...],
 ) -> None:
     server: Server = request.getfixturevalue(name)
-    counter = server.files.parent / "steps"
+    counter, slow = (server.files.parent / name for name in ("steps", "slow"))
     assert server.succeed(**TEXT | {"max_new_tokens": 2})
+    slow.touch()
+    request.addfinalizer(slow.unlink)
     for give_up in ways:
         server.wait_for("READY")
         before = int(counter.read_text())

@@ -63,35 +63,31 @@ def history(golden: Path, tmp_path: Path) -> Path:
 
 
 def test_server_and_infer_alone_agree(
-    server: Server, golden: Path, history: Path, tmp_path: Path
+    server: Server,
+    golden: Path,
+    history: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One request, answered by the served model and by the script itself."""
+    """One request, answered by the served model and by the command itself."""
     arguments = ["--history", history, "--audio", shortest_sound(golden), "--text", "Hi"]
     arguments += ["--max-new-tokens", 9, "--seed", 5, "--audio-temperature", 0, "--metrics"]
     remote = run(INFER, "--url", server.url, *arguments, "--output", "remote.wav", cwd=tmp_path)
     assert remote.returncode == 0, remote.stderr
     assert "speech: remote.wav" in remote.stderr and "seed: 5" in remote.stderr
-    local = run(
-        INFER,
-        *arguments,
-        "--output",
-        "local.wav",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-        "--weights",
-        os.path.relpath(golden / "e2e" / "checkpoint", tmp_path),
-        cwd=tmp_path,
-    )
-    assert local.returncode == 0, local.stderr
-    assert "Loading weights" in local.stderr and "Generating" in local.stderr
+    monkeypatch.chdir(tmp_path)
+    arguments += ["--weights", os.path.relpath(golden / "e2e" / "checkpoint", tmp_path)]
+    arguments += ["--device", "cpu", "--dtype", "float32", "--output", "local.wav"]
+    assert run_here("infer", *arguments) == 0
+    local = capsys.readouterr()
+    assert "Loading weights" in local.err and "Generating" in local.err
     answers = []
     for name in ("remote.wav", "local.wav"):
         with wave.open(str(tmp_path / name)) as reader:
             answers.append((reader.getframerate(), reader.getnframes()))
     assert answers[0] == answers[1] and answers[0][1] > 0
-    assert local.stdout == remote.stdout
+    assert local.out == remote.stdout
 
 
 def test_streamed_answer_is_printed_played_and_saved(

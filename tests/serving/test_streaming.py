@@ -66,10 +66,8 @@ def test_refusal_is_a_completed_event(streaming_server: Server) -> None:
 
 
 @pytest.mark.parametrize("events", [0, 1, 3])
-def test_failure_in_the_middle_ends_the_stream(
-    scripted_streaming_server: Server, events: int
-) -> None:
-    server = scripted_streaming_server
+def test_failure_in_the_middle_ends_the_stream(streaming_server: Server, events: int) -> None:
+    server = streaming_server
     for _ in range(2):
         chunks, state = whole(server, text="Hi", max_new_tokens=30, seed=events)
         assert state["status"] == "failed" and "the device caught fire" in state["error"]

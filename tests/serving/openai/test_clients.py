@@ -13,6 +13,7 @@ import pytest
 
 from kimia_infer.serving.openai.errors import ApiError
 from kimia_infer.serving.openai.replies import KEPT_SECONDS, MOST_BYTES, Replies, Reply
+from tests.serving.conftest import RATE
 from tests.serving.helpers import Server
 from tests.serving.openai.chats import ASKED, MODEL, SLOW, SPEECH, STREAMED_SPEECH, said
 from tests.serving.openai.sounds import heard
@@ -92,15 +93,15 @@ def test_whoever_hangs_up_frees_the_slot(front: Server, client: openai.OpenAI) -
 
 
 def test_busy_servers_are_asked_again_when_they_say(
-    limited: Server, monkeypatch: pytest.MonkeyPatch
+    limited_front: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The client waits exactly as long as the answer's headers ask it to."""
-    client = openai.OpenAI(base_url=f"{limited.url}/v1", api_key="retrying", max_retries=2)
-    for _ in range(2):
+    client = openai.OpenAI(base_url=f"{limited_front.url}/v1", api_key="retrying", max_retries=2)
+    for _ in range(RATE):
         client.models.list()
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", waited.append)
-    with pytest.raises(openai.RateLimitError, match="2 requests in a minute") as refused:
+    with pytest.raises(openai.RateLimitError, match=f"{RATE} requests in a minute") as refused:
         client.chat.completions.create(model="hearing", messages=ASKED)
     assert len(waited) == 2
     last = refused.value.response.headers

@@ -10,6 +10,7 @@ import pytest
 
 from kimia_infer.serving.openai.errors import as_api_error
 from kimia_infer.utils.errors import RequestTimeout
+from tests.serving.conftest import RATE
 from tests.serving.helpers import PATIENCE, Server
 
 
@@ -44,29 +45,38 @@ def test_a_time_limit_is_explained_to_those_who_cannot_set_it() -> None:
     assert str(refused).startswith("the answer was not complete within 2 s, the limit of this serv")
 
 
-def test_keys_names_and_rates(limited: Server) -> None:
-    url = f"{limited.url}/v1"
+def refusals(server: Server, path: str) -> float:
+    """How many requests for ``path`` were refused for their key."""
+    name = f'kimi_audio_requests_total{{endpoint="{path}",status="401"}} '
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+
+def test_keys_names_and_rates(limited_front: Server) -> None:
+    url = f"{limited_front.url}/v1"
+    paths = ("/v1/models", "/v1/models/{name}")
+    before = [refusals(limited_front, path) for path in paths]
     wrong = openai.OpenAI(base_url=url, api_key="third", max_retries=0)
     with pytest.raises(openai.AuthenticationError, match="a key of this server"):
         wrong.models.list()
     with pytest.raises(openai.AuthenticationError):
         wrong.models.retrieve("hearing")
-    counted = httpx.get(f"{limited.url}/metrics").text
-    for path in ("/v1/models", "/v1/models/{name}"):
-        assert f'kimi_audio_requests_total{{endpoint="{path}",status="401"}} 1.0' in counted
-    assert limited.request("GET", "/health")[0] == 200
+    assert [refusals(limited_front, path) for path in paths] == [count + 1 for count in before]
+    assert limited_front.request("GET", "/health")[0] == 200
     for key in ("first", "second"):
         client = openai.OpenAI(base_url=url, api_key=key, max_retries=0)
-        assert [m.id for m in client.models.list()] == ["hearing", "whisper-1"]
-        client.models.retrieve("whisper-1")
-        with pytest.raises(openai.RateLimitError, match="2 requests in a minute") as refused:
+        assert [m.id for m in client.models.list()] == ["hearing", "kimi-audio"]
+        for _ in range(RATE - 1):
+            client.models.retrieve("kimi-audio")
+        message = f"{RATE} requests in a minute"
+        with pytest.raises(openai.RateLimitError, match=message) as refused:
             client.models.list()
         assert 0 < int(refused.value.response.headers["retry-after-ms"]) <= 60_000
     page = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
     allowed = httpx.options(f"{url}/models", headers=page).headers
     assert allowed["access-control-allow-origin"] == "https://example.org"
     # A key is checked before the body is read, which here never comes.
-    host, _, port = limited.url.removeprefix("http://").partition(":")
+    host, _, port = limited_front.url.removeprefix("http://").partition(":")
     with socket.create_connection((host, int(port)), timeout=PATIENCE) as connection:
         head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: {host}\r\nContent-Length: 1000000\r\n"
         connection.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())

@@ -7,11 +7,13 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 from openai.resources.realtime.realtime import RealtimeConnection
 
 from kimia_infer.audio.files import load_audio, pcm16, wav_bytes
+from tests.serving.helpers import Server
 from tests.serving.openai.sounds import heard
 from tests.serving.questions import QUESTION
 
@@ -33,6 +35,13 @@ ASKED = samples(QUESTION.read_bytes())
 
 def silence(seconds: float) -> bytes:
     return bytes(2 * round(seconds * RATE))
+
+
+def open_sessions(server: Server) -> float:
+    """How many sessions the server has at the moment."""
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    name = "kimi_audio_sessions "
+    return next(float(line.removeprefix(name)) for line in lines if line.startswith(name))
 
 
 def encoded(sound: bytes) -> str:

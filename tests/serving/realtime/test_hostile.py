@@ -7,7 +7,6 @@ import contextlib
 import copy
 import json
 import random
-import re
 import time
 from typing import Any
 
@@ -24,6 +23,7 @@ from tests.serving.realtime.talk import (
     answer,
     encoded,
     manual,
+    open_sessions,
     say,
     silence,
     transcript,
@@ -36,13 +36,10 @@ def wait_until_free(server: Server) -> None:
     deadline = time.monotonic() + PATIENCE
     while True:
         _, health = server.request("GET", "/health")
-        found = re.search(
-            r"^kimi_audio_sessions (\S+)$", httpx.get(f"{server.url}/metrics").text, re.M
-        )
-        assert found is not None
-        if health["status"] == "ready" and not health["running"] and float(found[1]) == 0:
+        count = open_sessions(server)
+        if health["status"] == "ready" and not health["running"] and not count:
             return
-        assert time.monotonic() < deadline, (health, found[1])
+        assert time.monotonic() < deadline, (health, count)
         time.sleep(0.05)
 
 

@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-from websockets.exceptions import ConnectionClosedOK, InvalidStatus
+from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from tests.paths import MINI
-from tests.serving.helpers import Server, serve
-from tests.serving.realtime.talk import MODEL, until
-
-SETTINGS = {
-    "KIMI_AUDIO_WEIGHTS": str(MINI),
-    "KIMI_AUDIO_OUTPUT": "text",
-    "KIMI_AUDIO_API_KEYS": "first",
-    "KIMI_AUDIO_MAX_SESSIONS": "2",
-    "KIMI_AUDIO_SESSION_SECONDS": "6",
-    "KIMI_AUDIO_SESSION_IDLE_SECONDS": "3",
-}
+from tests.serving.conftest import SESSIONS
+from tests.serving.helpers import PATIENCE, Server
+from tests.serving.realtime.talk import MODEL, open_sessions, until
 
 
-@pytest.fixture(scope="module")
-def limited(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    directory = tmp_path_factory.mktemp("limited-realtime")
-    with serve(golden, directory, "--openai", **SETTINGS) as server:
-        yield server
-
-
-def client_of(server: Server, key: str = "first") -> openai.OpenAI:
+def client_of(server: Server, key: str = "talking") -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0)
 
 
 def dial(server: Server, query: str = "", **options: Any) -> ClientConnection:
     """A plain WebSocket, as soon as there is room for it."""
+    deadline = time.monotonic() + PATIENCE
+    while open_sessions(server) >= SESSIONS:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     url = f"{server.url.replace('http', 'ws')}/v1/realtime{query}"
-    options = {"additional_headers": {"Authorization": "Bearer first"}} | options
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            return connect(url, **options)
-        except InvalidStatus as refused:
-            if refused.response.status_code != 429 or time.monotonic() > deadline:
-                raise
+    options = {"additional_headers": {"Authorization": "Bearer talking"}} | options
+    return connect(url, **options)
 
 
 def refused(server: Server, query: str = "", **options: Any) -> tuple[int, dict[str, Any]]:
@@ -58,36 +39,36 @@ def refused(server: Server, query: str = "", **options: Any) -> tuple[int, dict[
     return response.status_code, json.loads(response.body)["error"]
 
 
-def test_a_key_is_asked_for(limited: Server) -> None:
-    wrong = {"Authorization": "Bearer second"}
-    status, error = refused(limited, additional_headers=wrong)
+def test_a_key_is_asked_for(limited_front: Server) -> None:
+    wrong = {"Authorization": "Bearer third"}
+    status, error = refused(limited_front, additional_headers=wrong)
     assert (status, error["code"]) == (401, "invalid_api_key")
-    assert refused(limited, additional_headers={})[0] == 401
-    browser: Any = ["realtime", "openai-insecure-api-key.first"]
-    with dial(limited, additional_headers={}, subprotocols=browser) as socket:
+    assert refused(limited_front, additional_headers={})[0] == 401
+    browser: Any = ["realtime", "openai-insecure-api-key.talking"]
+    with dial(limited_front, additional_headers={}, subprotocols=browser) as socket:
         assert socket.subprotocol == "realtime"
         assert json.loads(socket.recv())["type"] == "session.created"
 
 
-def test_other_models_and_calls_are_refused(limited: Server) -> None:
-    assert refused(limited, "?model=gpt-realtime")[1]["code"] == "model_not_found"
-    assert refused(limited, "?call_id=1")[1]["param"] == "call_id"
-    assert refused(limited, "?intent=transcription")[1]["param"] == "intent"
+def test_other_models_and_calls_are_refused(limited_front: Server) -> None:
+    assert refused(limited_front, "?model=gpt-realtime")[1]["code"] == "model_not_found"
+    assert refused(limited_front, "?call_id=1")[1]["param"] == "call_id"
+    assert refused(limited_front, "?intent=transcription")[1]["param"] == "intent"
 
 
-def test_a_client_secret_opens_the_session_it_describes(limited: Server) -> None:
+def test_a_client_secret_opens_the_session_it_describes(limited_front: Server) -> None:
     session: Any = {"type": "realtime", "instructions": "Be brief."}
-    client = client_of(limited)
+    client = client_of(limited_front)
     secret = client.realtime.client_secrets.create(
         session=session, expires_after={"anchor": "created_at", "seconds": 30}
     )
     assert secret.value.startswith("ek_") and 20 < secret.expires_at - time.time() <= 30
     assert secret.session.type == "realtime" and secret.session.instructions == "Be brief."
-    with client_of(limited, secret.value).realtime.connect(model=MODEL) as connection:
+    with client_of(limited_front, secret.value).realtime.connect(model=MODEL) as connection:
         created: Any = connection.recv()
         assert created.session.instructions == "Be brief."
     with pytest.raises(openai.AuthenticationError):
-        client_of(limited, secret.value).models.list()
+        client_of(limited_front, secret.value).models.list()
     for wrong in ({"seconds": 1}, {"anchor": "used_at"}):
         with pytest.raises(openai.BadRequestError, match="expires_after"):
             client.realtime.client_secrets.create(expires_after=wrong)  # type: ignore[arg-type]
@@ -96,8 +77,8 @@ def test_a_client_secret_opens_the_session_it_describes(limited: Server) -> None
         client.realtime.client_secrets.create(session=fast)
 
 
-def test_a_server_without_speech_answers_in_text(limited: Server) -> None:
-    with client_of(limited).realtime.connect(model=MODEL) as session:
+def test_a_server_without_speech_answers_in_text(limited_front: Server) -> None:
+    with client_of(limited_front).realtime.connect(model=MODEL) as session:
         created: Any = session.recv()
         assert created.session.output_modalities == ["text"]
         session.session.update(session={"type": "realtime", "output_modalities": ["audio"]})
@@ -111,8 +92,8 @@ def test_a_server_without_speech_answers_in_text(limited: Server) -> None:
         assert error.error.message == "audio: missing"
 
 
-def test_a_server_without_speech_refuses_it_elsewhere_too(limited: Server) -> None:
-    client = client_of(limited)
+def test_a_server_without_speech_refuses_it_elsewhere_too(limited_front: Server) -> None:
+    client = client_of(limited_front)
     with pytest.raises(openai.BadRequestError, match="writes only") as error:
         client.chat.completions.create(
             model=MODEL,
@@ -126,16 +107,16 @@ def test_a_server_without_speech_refuses_it_elsewhere_too(limited: Server) -> No
     assert error.value.param == "model"
 
 
-def test_there_are_only_so_many_sessions(limited: Server) -> None:
-    with dial(limited), dial(limited):
+def test_there_are_only_so_many_sessions(limited_front: Server) -> None:
+    with dial(limited_front), dial(limited_front):
         with pytest.raises(InvalidStatus) as error:
             connect(
-                f"{limited.url.replace('http', 'ws')}/v1/realtime",
-                additional_headers={"Authorization": "Bearer first"},
+                f"{limited_front.url.replace('http', 'ws')}/v1/realtime",
+                additional_headers={"Authorization": "Bearer talking"},
             )
         assert error.value.response.status_code == 429
         assert int(error.value.response.headers["retry-after-ms"]) > 0
-    dial(limited).close()
+    dial(limited_front).close()
 
 
 def last_error(socket: ClientConnection) -> str:
@@ -149,17 +130,16 @@ def last_error(socket: ClientConnection) -> str:
     return code
 
 
-def test_a_client_that_sends_nothing_is_left(limited: Server) -> None:
-    with dial(limited) as socket:
-        assert last_error(socket) == "session_idle"
-
-
-def test_a_session_ends(limited: Server) -> None:
-    with dial(limited) as socket:
-        for _ in range(5):
-            socket.send(json.dumps({"type": "input_audio_buffer.clear"}))
-            time.sleep(1)
-        assert last_error(socket) == "session_expired"
+def test_sessions_end_of_which_nothing_comes_and_those_that_last_too_long(
+    limited_front: Server,
+) -> None:
+    with dial(limited_front) as silent, dial(limited_front) as busy:
+        with contextlib.suppress(ConnectionClosed):
+            while True:
+                busy.send(json.dumps({"type": "input_audio_buffer.clear"}))
+                time.sleep(0.5)
+        assert last_error(silent) == "session_idle"
+        assert last_error(busy) == "session_expired"
 
 
 def test_silence_is_answered_after_a_while(client: openai.OpenAI) -> None:
