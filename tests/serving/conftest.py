@@ -21,6 +21,7 @@ SCRIPTED = ROOT / "tests" / "serving" / "scripted_predictors.py"
 def server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serve(golden, tmp_path_factory.mktemp("server")) as server:
         yield server
+        server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,7 @@ def streaming_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     directory = tmp_path_factory.mktemp("streaming")
     with serve_bare(golden, directory, f"{SCRIPTED}:Streaming", "StreamingPredictor") as server:
         yield server
+        server.kill()
 
 
 MANY = {
@@ -43,6 +45,7 @@ def many_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """The trained miniature, which takes many predictions at a time."""
     with serve(golden, tmp_path_factory.mktemp("many"), **MANY) as server:
         yield server
+        server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,7 @@ def many_streaming_server(
 ) -> Iterator[Server]:
     with serve(golden, tmp_path_factory.mktemp("many-streaming"), "--stream", **MANY) as server:
         yield server
+        server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +80,7 @@ def front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     }
     with serve(golden, directory, "--openai", **settings) as server:
         yield server
+        server.kill()
 
 
 RATE = 30
@@ -100,6 +105,7 @@ def limited_front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     directory = tmp_path_factory.mktemp("limited-front")
     with serve(golden, directory, "--openai", **settings) as server:
         yield server
+        server.kill()
 
 
 LIMITS = {
@@ -118,6 +124,7 @@ def limited_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     """A service of text alone with a time limit, which downloads from this machine, too."""
     with serve(golden, tmp_path_factory.mktemp("limited"), **LIMITS) as server:
         yield server
+        server.kill()
 
 
 @pytest.fixture(scope="session")
@@ -125,6 +132,7 @@ def scripted_server(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     """scripted_predictors.py, in a directory without a schema file: everything gets through."""
     with serve_bare(golden, tmp_path_factory.mktemp("scripted"), f"{SCRIPTED}:Plain") as server:
         yield server
+        server.kill()
 
 
 @pytest.fixture(scope="session")

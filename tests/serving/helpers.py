@@ -134,6 +134,12 @@ class Server:
             found += sorted(child for child, parent in parents.items() if parent == pid)
         return found[1:]
 
+    def kill(self) -> None:
+        """End it at once, without the seconds in which it would free its model."""
+        for pid in [self.pid, *self.processes()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     @contextlib.contextmanager
     def stream(self, **inputs: Any) -> Iterator[Iterator[tuple[str, dict[str, Any]]]]:
         """Server-sent events (name, data) of a prediction; leaving hangs up on the server."""
