@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import subprocess
 from pathlib import Path
 
@@ -13,17 +14,28 @@ PAGE = ROOT / "docs" / "openai.md"
 WRITTEN_URL = "http://127.0.0.1:8000"
 
 
-def printed(command: list[str], text: str, front: Server, folder: Path) -> str:
-    """What an example prints that stands in ``folder``, beside the scripts of a checkout."""
+def prepared(text: str, front: Server, folder: Path) -> str:
+    """An example that asks ``front``; ``folder`` becomes what a checkout is to it."""
     (folder / "scripts").symlink_to(ROOT / "scripts")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     for scheme in ("http", "ws"):
         text = text.replace(f"{scheme}{WRITTEN_URL[4:]}", f"{scheme}{front.url[4:]}")
+    return text
+
+
+def printed(text: str, front: Server, folder: Path) -> str:
+    """What an example in Python prints; it runs here, where its packages are imported already."""
+    code = compile(prepared(text, front, folder), "example", "exec")
+    with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()) as output:
+        exec(code, {"__name__": "__main__"})
+    return output.getvalue()
+
+
+def printed_by(command: list[str], text: str, front: Server, folder: Path) -> str:
+    """What ``command`` prints when it reads an example."""
     done = subprocess.run(
         command,
-        input=text,
+        input=prepared(text, front, folder),
         cwd=folder,
-        env=environment,
         capture_output=True,
         text=True,
         timeout=120,

@@ -11,7 +11,7 @@ import pytest
 from kimia_infer.audio.files import load_audio, pcm16
 from tests.documentation import blocks
 from tests.serving.helpers import Server
-from tests.serving.openai.examples import PAGE, printed
+from tests.serving.openai.examples import PAGE, printed_by
 from tests.serving.questions import QUESTION
 
 
@@ -34,7 +34,7 @@ NODE = ["node", "--input-type=module", "-"]
 def test_the_javascript_example(front: Server, node_folder: Path, tmp_path: Path) -> None:
     [block] = blocks(PAGE, "js")
     (tmp_path / "node_modules").symlink_to(node_folder / "node_modules")
-    assert printed(NODE, block.text, front, tmp_path).strip() == block.output.strip()
+    assert printed_by(NODE, block.text, front, tmp_path).strip() == block.output.strip()
 
 
 EVERYTHING = """
@@ -109,7 +109,7 @@ console.log("done");
 
 def test_every_endpoint_from_javascript(front: Server, node_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "node_modules").symlink_to(node_folder / "node_modules")
-    assert printed(NODE, EVERYTHING, front, tmp_path) == "done\n"
+    assert printed_by(NODE, EVERYTHING, front, tmp_path) == "done\n"
 
 
 AGENT = """
@@ -153,4 +153,4 @@ def test_an_agent_hears_and_is_heard(front: Server, node_folder: Path, tmp_path:
     (tmp_path / "node_modules").symlink_to(node_folder / "node_modules")
     samples = pcm16(load_audio(QUESTION, sample_rate=24_000)).tobytes()
     (tmp_path / "question.pcm").write_bytes(samples)
-    assert printed(NODE, AGENT, front, tmp_path) == "done\n"
+    assert printed_by(NODE, AGENT, front, tmp_path) == "done\n"
