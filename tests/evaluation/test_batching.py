@@ -84,8 +84,9 @@ def test_sampled_answers_are_the_same(model: KimiAudio, items: list[Item]):
         outcomes = [finished.outcome for finished in answered(model, items, options, size)]
         return [(outcome.text, outcome.metrics["stop_reason"]) for outcome in outcomes]
 
-    assert texts(1) == texts(3)
-    assert len(set(texts(1))) > 1
+    alone = texts(1)
+    assert alone == texts(3)
+    assert len(set(alone)) > 1
 
 
 @pytest.mark.parametrize(("stop", "then"), [(0, 3), (1, 2), (4, 1)])
@@ -147,9 +148,9 @@ def test_repetition_is_cut(model: KimiAudio, items: list[Item], monkeypatch: pyt
     options = parse_parameters(
         max_new_tokens=400, text_temperature=1.0, text_top_k=0, seed=1, stop_repetition=True
     )
-    expected = [model.complete(item.messages, options) for item in items]
+    expected = [model.complete(item.messages, options) for item in items[:4]]
     assert {c.metrics["stop_reason"] for c in expected} >= {"repetition"}
-    for completion, answer in zip(expected, answered(model, items, options, 3), strict=True):
+    for completion, answer in zip(expected, answered(model, items[:4], options, 3), strict=True):
         given = answer.outcome
         assert (given.text, given.text_ids, given.notes) == (
             completion.text, completion.text_ids, completion.notes,
