@@ -33,14 +33,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 TOGETHER = {
-    "tests/miniature": "miniature",
-    "tests/rehearsal": "rehearsal",
     "tests/serving": "cog",
     "tests/serving/openai": "front",
     "tests/serving/page": "front",
     "tests/serving/realtime": "front",
+    "tests/miniature": "miniature",
+    "tests/rehearsal": "rehearsal",
 }
-"""Directories whose files share servers or a model: one process runs all tests of a name."""
+"""Directories whose files share servers or a model: one process runs all tests of a name. Those
+that take longest are first, and begin first, so that no process has nothing to do at the end."""
 
 
 def group_of(nodeid: str) -> str:
@@ -57,8 +58,10 @@ class Scheduling(LoadFileScheduling):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The largest groups first, so that no process has nothing to do at the end."""
-    items.sort(key=lambda item: group_of(item.nodeid) not in TOGETHER.values())
+    """The groups first, in their order, and then the single files."""
+    order = list(dict.fromkeys(TOGETHER.values()))
+    places = {group: place for place, group in enumerate(order)}
+    items.sort(key=lambda item: places.get(group_of(item.nodeid), len(order)))
 
 
 @pytest.hookimpl(optionalhook=True)
