@@ -1,0 +1,197 @@
+"""Step-Audio-EditX: say a text in the voice of a recording, or edit how a recording is spoken."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kimia_infer.api.devices import default_device
+from kimia_infer.api.events import AudioChunk, Completion, Event
+from kimia_infer.layers.sampler import MAX_SEED, SeededRandomness
+from kimia_infer.models.step_audio_editx.checkpoint import load_networks
+from kimia_infer.models.step_audio_editx.packing import (
+    GROUP,
+    TOKENS_PER_SECOND,
+    flow_rows,
+    whole_groups,
+)
+from kimia_infer.models.step_audio_editx.prompts import Edit, PromptBuilder, speaker_name
+from kimia_infer.models.step_audio_editx.reference import Reference, ReferenceReader, Source
+from kimia_infer.models.step_audio_editx.sampling import AudioRange, generate
+from kimia_infer.utils.errors import RequestError
+
+__all__ = ["Clone", "Edit", "EditX"]
+
+LONGEST_POSITIONS = 8192
+"""Of a prompt and its answer together, published call."""
+
+SLOWEST = 3.0
+"""Times as long as expected that an answer may become, and this many seconds more."""
+
+FASTEST_SPEECH = 40.0
+"""Characters a second; the quickest English has about 25."""
+
+FLOW_NOISE, VOICE_NOISE = 0, 1
+"""Addresses of random numbers."""
+
+
+@dataclass(frozen=True)
+class Clone:
+    """``target`` is to be said in the voice of a recording, in which ``text`` is said."""
+
+    text: str
+    target: str
+
+
+class EditX:
+    """A loaded Step-Audio-EditX; several threads may use it.
+
+    Args:
+        directory: holds both published repositories, see ``models.step_audio_editx.checkpoint``.
+        device: by default the accelerator, else the CPU.
+        dtype: of the language model, which does nearly all of the work; by default float32 on the
+            CPU and bfloat16 elsewhere. The other networks are in float32.
+
+    Raises:
+        CheckpointError: the directory is not complete, or damaged.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
+        place = default_device() if device is None else torch.device(device)
+        default = torch.float32 if place.type == "cpu" else torch.bfloat16
+        self.networks = load_networks(Path(directory), place, dtype or default)
+        self._prompts = PromptBuilder(self.networks.tokenizer)
+        self._references = ReferenceReader(self.networks)
+
+    def clone(self, audio: Source, text: str, target: str, seed: int | None = None) -> Completion:
+        """``target`` in the voice of ``audio``, in which ``text`` is said."""
+        return self._whole(self.stream(audio, Clone(text, target), seed))
+
+    def edit(self, audio: Source, edit: Edit, seed: int | None = None) -> Completion:
+        """``audio``, changed as ``edit`` says."""
+        return self._whole(self.stream(audio, edit, seed))
+
+    def _whole(self, events: Iterator[Event]) -> Completion:
+        *_, last = events
+        assert isinstance(last, Completion)
+        return last
+
+    def stream(
+        self,
+        audio: Source,
+        task: Clone | Edit,
+        seed: int | None = None,
+        *,
+        check: Callable[[], None] = lambda: None,
+    ) -> Iterator[Event]:
+        """Carry out ``task``: an AudioChunk, then a Completion.
+
+        Args:
+            audio: a file of 0.5 to 30 seconds of one person, given by path or as its content.
+            task: what is to become of it.
+            seed: of all that is drawn, 0 .. 2**32 - 1; by default drawn itself.
+            check: called between tokens; raises to end the request.
+
+        Raises:
+            RequestError: naming the field that cannot be used.
+        """
+        if seed is not None and not 0 <= seed <= MAX_SEED:
+            raise RequestError(f"seed: expected 0 .. {MAX_SEED}, found {seed}")
+        randomness, notes, start = SeededRandomness(seed), list[str](), time.perf_counter()
+        self._prompt(task, [], np.empty(0))  # refuses a bad task before sound is read
+        reference = self._references.read(audio, notes.append, check)
+        _require_length(task.text, reference)
+        read = time.perf_counter()
+        prompt = self._prompt(task, reference.tokens, reference.ends)
+        limit = min(longest_answer(task, reference), LONGEST_POSITIONS - len(prompt))
+        tokens, ended = self._generate(prompt, limit, randomness, check)
+        generated = time.perf_counter()
+        check()
+        wave = self._speak(tokens, reference, randomness)
+        rate = self.networks.vocoder.config.sample_rate
+        yield AudioChunk(wave, rate)
+        metrics = {
+            "stop_reason": "end" if ended else "limit",
+            "seed": randomness.seed,
+            "prompt_tokens": len(prompt),
+            "audio_tokens": len(tokens),
+            "reference_seconds": read - start,
+            "decode_seconds": generated - read,
+            "speech_seconds": time.perf_counter() - generated,
+            "seconds": time.perf_counter() - start,
+        }
+        if not ended:
+            notes.append(f"the answer was cut at its limit of {limit / TOKENS_PER_SECOND:.1f} s")
+        text = task.target if isinstance(task, Clone) else task.new_text or task.text
+        ids = [self.networks.tokenizer.first_audio + token for token in tokens]
+        yield Completion(wave[None], rate, text, [], ids, tokens, metrics, notes=notes)
+
+    def _prompt(self, task: Clone | Edit, tokens: list[int], ends: np.ndarray) -> list[int]:
+        """Ids of the prompt for a reference of audio ``tokens`` and the ``ends`` of its wave."""
+        if isinstance(task, Edit):
+            return self._prompts.edit(task, tokens)
+        return self._prompts.clone(speaker_name(task.text, ends), task.text, tokens, task.target)
+
+    @torch.inference_mode()
+    def _generate(
+        self,
+        prompt: list[int],
+        limit: int,
+        randomness: SeededRandomness,
+        check: Callable[[], None],
+    ) -> tuple[list[int], bool]:
+        """Audio tokens of whole groups, and whether the model ended the answer itself."""
+        tokenizer, uniforms = self.networks.tokenizer, randomness.uniforms("audio", limit)
+        audio = AudioRange(tokenizer.first_audio, tokenizer.turn_end)
+        tokens = []
+        for found in generate(
+            self.networks.language_model, prompt, uniforms, tokenizer.turn_end, audio
+        ):
+            check()
+            tokens.append(found - tokenizer.first_audio)
+        return whole_groups(tokens), len(tokens) < limit
+
+    @torch.inference_mode()
+    def _speak(
+        self, tokens: list[int], reference: Reference, randomness: SeededRandomness
+    ) -> Tensor:
+        """Wave float32 [samples] on the CPU."""
+        networks, device = self.networks, self.networks.language_model.device
+        rows = flow_rows(tokens).to(device)
+        frames = 2 * (len(reference.rows) + len(rows))
+        noise = randomness.noise(FLOW_NOISE, frames, networks.flow.config.mel_bins)
+        given = rows, reference.rows, reference.mel, reference.speaker
+        mel = networks.flow(*given, noise.to(device))
+        config = networks.vocoder.config
+        samples = len(mel) * config.frame_samples
+        hiss = randomness.noise(VOICE_NOISE, samples, config.harmonics)
+        return networks.vocoder(mel, hiss.to(device)).cpu()
+
+
+def longest_answer(task: Clone | Edit, reference: Reference) -> int:
+    """Audio tokens that an answer may have, in whole groups."""
+    expected = reference.seconds
+    said = task.target if isinstance(task, Clone) else task.new_text
+    if said:
+        expected *= len(said) / len(task.text)
+    return int((SLOWEST * expected + SLOWEST) * TOKENS_PER_SECOND) // GROUP * GROUP
+
+
+def _require_length(text: str, reference: Reference) -> None:
+    """Raise RequestError for more text than a recording can hold."""
+    if len(text) > FASTEST_SPEECH * reference.seconds:
+        raise RequestError(
+            f"text: {len(text)} characters in {reference.seconds:.1f} s of speech; expected the "
+            "words of the recording"
+        )
