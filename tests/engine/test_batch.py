@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,6 @@ from torch import Tensor
 from kimia_infer.engine import generation as generation_module
 from kimia_infer.engine.decode import Decoder
 from kimia_infer.engine.generation import ControlTokens, Generation
-from kimia_infer.engine.room import Spans
 from kimia_infer.layers.quantization import quantize_model
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
@@ -81,18 +81,28 @@ def together(
     return [found(generation) for generation in generations]
 
 
-@pytest.mark.parametrize("poll_interval", [1, 7])
-@pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
+@pytest.fixture(scope="module")
+def decoders(model: LanguageModel, control, prompts) -> Callable[..., Decoder]:
+    """Decoders for each of the recorded heads, which have to be in place."""
+    longest = max(run["params"]["max_new_tokens"] for run in RUNS) + 9
+    capacity = max(prompt.length for prompt in prompts.values()) + longest
+    return functools.cache(
+        lambda heads, make_graphs: Decoder(
+            model, control, capacity, make_graphs=make_graphs, slots=3
+        )
+    )
+
+
+# The other intervals are those of the runs alone, in test_decode.py.
+@pytest.mark.parametrize(("make_graphs", "poll_interval"), [(graphs_for, 1), (TracedGraphs, 7)])
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run["name"])
 def test_recorded_run(
-    run: dict, make_graphs, poll_interval: int, model: LanguageModel, control, prompts, with_heads
+    run: dict, make_graphs, poll_interval: int, decoders, prompts, with_heads
 ) -> None:
     """A recorded run twice, with a shorter and a longer one beside it and after it."""
     with_heads(run["heads"])
     params, sampling = run["params"], sampling_of(run["params"])
-    steps = params["max_new_tokens"]
-    capacity = max(p.length for p in prompts.values()) + steps + 9
-    decoder = Decoder(model, control, capacity, make_graphs=make_graphs, slots=3)
+    steps, decoder = params["max_new_tokens"], decoders(run["heads"], make_graphs)
     uniforms = recorded_uniforms(run, sampling)
 
     def recorded() -> Generation:
@@ -144,7 +154,10 @@ requests = st.lists(
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings.default.max_examples // 2,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     requests=requests,
     slots=st.integers(1, 5),
@@ -374,61 +387,3 @@ def test_logits_that_are_not_finite_end_their_own_answer(
     assert broken.broken and len(broken.text_ids) < 30
     assert alone(later) == expected and not later.broken
     assert found(kept) == expected and not kept.broken
-
-
-def test_what_does_not_fit_is_refused(model: LanguageModel, control, prompts) -> None:
-    prompt, sampling = prompts["text_only"], sampling_of({})
-
-    def make(decoder: Decoder) -> Generation:
-        return Generation(decoder, prompt, "text", 5, sampling, SeededRandomness(0))
-
-    length = prompt.length + 5
-    few_slots = Decoder(model, control, CAPACITY, slots=1)
-    few_places = Decoder(model, control, CAPACITY, slots=3, places=2 * length - 1)
-    for decoder in (few_slots, few_places):
-        list(decoder.begin(make(decoder)))
-        assert not decoder.room.fits(length)
-        with pytest.raises(ValueError, match="no slot is free"):
-            decoder.begin(make(decoder))
-    assert few_places.room.fits(length - 1)
-
-
-@pytest.mark.parametrize(("kv_cache", "size"), [("none", 4), ("fp8", 1)])
-def test_requests_share_one_cache(kv_cache: str, size: int, model: LanguageModel, control) -> None:
-    """Keys and values of 2 heads of 16 in the trunk's 5 layers and the MIMO branch's, if any."""
-    for speaks, layers in ((True, model.config.total_layers), (False, 5)):
-        decoder = Decoder(
-            model, control, CAPACITY, kv_cache=kv_cache, slots=3, places=250, speaks=speaks
-        )
-        cache = decoder.attention.cache
-        assert cache.keys.nbytes == cache.values.nbytes == layers * 2 * 16 * 251 * size
-
-
-@given(
-    st.integers(1, 60),
-    st.lists(st.tuples(st.sampled_from(["take", "release", "resize"]), st.integers(1, 30))),
-)
-def test_spans(places: int, wanted: list[tuple[str, int]]) -> None:
-    """No two overlap, none goes beyond the end, and one is found wherever there is room."""
-    spans, taken = Spans(places), {}
-    for deed, length in wanted:
-        if taken and deed != "take":
-            start = sorted(taken)[length % len(taken)]
-            if deed == "release":
-                spans.release(start)
-                del taken[start]
-            else:
-                following = min((s for s in taken if s > start), default=places)
-                fits = start + length <= following
-                assert spans.resize(start, length) == fits
-                taken[start] = length if fits else taken[start]
-                assert spans.length(start) == taken[start]
-        free = [all(not s <= p < s + n for s, n in taken.items()) for p in range(places)]
-        gaps = [p for p in range(places - length + 1) if all(free[p : p + length])]
-        assert spans.find(length) == (gaps[0] if gaps else None)
-        assert spans.free == sum(free)
-        if gaps:
-            taken[spans.take(length)] = length
-        else:
-            with pytest.raises(ValueError, match=f"no {length} free places"):
-                spans.take(length)

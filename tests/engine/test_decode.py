@@ -18,8 +18,7 @@ from tests.randomness import RecordedRandomness
 from tests.traced import TracedGraphs
 
 
-@pytest.mark.parametrize("poll_interval", [1, 7])
-@pytest.mark.parametrize("make_graphs", [graphs_for, TracedGraphs])
+@pytest.mark.parametrize(("make_graphs", "poll_interval"), [(graphs_for, 7), (TracedGraphs, 1)])
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run["name"])
 def test_recorded_run(
     run: dict, make_graphs, poll_interval: int, model: LanguageModel, control, prompts, with_heads
