@@ -91,7 +91,7 @@ def pair(
         yield tested, Detokenizer(dit, small_vocoder, config, Direct())
 
 
-@settings(max_examples=15)
+@settings(max_examples=settings.default.max_examples // 8)
 @given(data=st.data(), spoken=st.lists(utterances, min_size=1, max_size=6))
 def test_any_mixture_gives_each_its_own_wave(
     pair: tuple[Detokenizer, Detokenizer], data: st.DataObject, spoken: list[Utterance]

@@ -150,22 +150,27 @@ def test_recorded_run(
     assert evaluations[-1] == data["nfe_t_last_chunk"]
 
 
-SHORTEST = min(RUNS, key=lambda run: len(RUNS[run]["codes"]))
+CONFIGS = {config_of(run): [other for other in RUNS if config_of(other) == config_of(run)]
+           for run in RUNS}  # fmt: skip
 
 
-@pytest.mark.parametrize("run", RUNS)
-def test_recorded_run_with_recorded_graphs(
-    run: str, dit: DiT, vocoder: Vocoder, recorded: Recorded
+@pytest.mark.parametrize(
+    ("config", "runs"), CONFIGS.items(), ids=["+".join(runs) for runs in CONFIGS.values()]
+)
+def test_recorded_runs_with_recorded_graphs(
+    config: StreamConfig, runs: list[str], dit: DiT, vocoder: Vocoder, recorded: Recorded
 ) -> None:
-    """Evaluations in fixed shapes, recorded once per size, across two streams in turn."""
+    """Evaluations in fixed shapes, recorded once per size, across streams in turn."""
     graphs = TracedGraphs(CPU)
-    detokenizer = Detokenizer(dit, vocoder, config_of(run), graphs)
-    for _ in range(2):
+    detokenizer = Detokenizer(dit, vocoder, config, graphs)
+    longest = max(runs, key=lambda run: len(RUNS[run]["codes"]))
+    for run in (*runs, longest):
+        known = graphs.recorded
         stream = detokenizer.start(replay(recorded, run))
         check_run(stream, RUNS[run]["codes"], RUNS[run]["chunks"], recorded, run)
-        known = graphs.recorded
     assert graphs.recorded == known
-    assert graphs.replayed == 2 * sum(RUNS[run]["nfe_per_chunk"])
+    evaluated = sum(sum(RUNS[run]["nfe_per_chunk"]) for run in (*runs, longest))
+    assert graphs.replayed == evaluated
 
 
 def test_recorded_run_with_a_recorded_vocoder(
