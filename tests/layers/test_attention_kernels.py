@@ -196,7 +196,7 @@ def test_attention_of_full_size(dtype: torch.dtype) -> None:
     interpreted(check_attention, 32, dtype, 4, 7, 128, 2100, 10)
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings.default.max_examples // 5)
 @given(
     splits=st.sampled_from([1, 2, 4]),
     dtype=st.sampled_from(DTYPES),
