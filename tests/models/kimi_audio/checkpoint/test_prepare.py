@@ -228,14 +228,14 @@ def run(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess
     return subprocess.run(command(*arguments), capture_output=True, text=True, env=environment)
 
 
-def test_the_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = write_bloated(MINI, tmp_path / "bloated"), tmp_path / "slim"
-    done = run(source, target)
-    assert done.returncode == 0, done.stderr
+    assert run_here("prepare", source, target) == 0
+    shown = capsys.readouterr().out
     files = [path for path in target.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files if path.name != "manifest.json")
     read = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
-    assert f"{len(files) - 1} files, {size:,} bytes instead of {read:,}" in done.stdout
+    assert f"{len(files) - 1} files, {size:,} bytes instead of {read:,}" in shown
     assert run_here("prepare", source, target, "--dtype", "source") == 1
     other = capsys.readouterr()
     assert other.out == ""
