@@ -16,7 +16,7 @@ from scripts.benchmark.runner import MEASUREMENTS
 from tests.paths import MINI, ROOT
 
 BENCH = [sys.executable, str(ROOT / "scripts" / "bench")]
-QUICK = "decode,first,cold_start,profile"
+QUICK = "first,cold_start"
 
 # What a machine with PyTorch and transformers alone does not have.
 BARE = """
@@ -47,10 +47,10 @@ def test_everything_where_little_is_installed(tmp_path: Path, long: bool) -> Non
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["about"]["dtype"] == "float32" and results["about"]["threads"] == 1
     assert list(results["measurements"]) == names
-    assert (tmp_path / "out" / "trace.json.gz").is_file()
+    assert (tmp_path / "out" / "trace.json.gz").is_file() == long
     report = (tmp_path / "out" / "report.md").read_text()
-    expected = ["steps/s", "first speech, ms", "warm-up"]
-    expected += ["int4 against none", "promised, GB"] if long else []
+    expected = ["first speech, ms", "warm-up"]
+    expected += ["steps/s", "int4 against none", "promised, GB"] if long else []
     for words in expected:
         assert words in report and words in done.stdout
     again = bench(*arguments, cwd=tmp_path)
@@ -82,18 +82,16 @@ def test_language_model_alone(golden: Path, tmp_path: Path) -> None:
     assert "CheckpointError" in done.stderr and "Decode steps" in done.stdout
 
 
-def test_many_clients(tmp_path: Path) -> None:
-    arguments = ["--random", "tiny", "--concurrency", "2,1", "--json", "c.json", "--plot", "c.png"]
+def test_concurrency(tmp_path: Path) -> None:
+    arguments = ["--random", "tiny", "--concurrency", "1", "--json", "c.json", "--plot", "c.png"]
     arguments += ["--device", "cpu", "--threads", 1, "--steps", 64, "--runs", 1]
     done = bench(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "7/7" in done.stderr, "a bar shows the answers"
+    assert "3/3" in done.stderr, "a bar shows the answers"
     results = json.loads((tmp_path / "c.json").read_text())
     assert list(results["measurements"]) == ["batches", "concurrency"]
     (table,) = results["measurements"]["concurrency"]["tables"]
-    assert [(row["clients"], row["answers"]) for row in table["rows"]] == [
-        (1, 1), (1, 1), (2, 2), (2, 2),
-    ]  # fmt: skip
+    assert [(row["clients"], row["answers"]) for row in table["rows"]] == [(1, 1), (1, 1)]
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
