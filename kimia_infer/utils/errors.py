@@ -105,16 +105,21 @@ _EXPECTED = {
 }
 
 
-def explain_fault(fault: Mapping[str, Any], model: type[BaseModel] | None) -> str:
-    """One of :func:`explain`."""
+def place_of(fault: Mapping[str, Any], within: str = "") -> str:
+    """Where a fault that pydantic found is, such as ``messages[0].role``, below ``within``."""
+    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"])
+    return f"{within}{path}" if within else path.removeprefix(".")
+
+
+def explain_fault(fault: Mapping[str, Any], model: type[BaseModel] | None, within: str = "") -> str:
+    """One of :func:`explain`, in a value that is the field ``within`` of a larger one."""
     *groups, leaf = fault["loc"] or ("",)
     for group in groups:
         if isinstance(group, str):  # not a place in a list
             field = getattr(model, "model_fields", {}).get(group)
             model = next(_models_in(field and field.annotation), None)
     known = getattr(model, "model_fields", {})
-    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"])
-    where = where.removeprefix(".")
+    where = place_of(fault, within)
     if fault["type"] == "missing":
         means = leaf in known and known[leaf].description
         text = f"missing ({means})" if means else "missing"

@@ -19,7 +19,7 @@ from kimia_infer.serving.openai.middleware import Admission, Bodies, Counted
 from kimia_infer.serving.openai.service import Service
 from kimia_infer.serving.realtime import routes as realtime
 from kimia_infer.serving.realtime import secrets
-from kimia_infer.utils.errors import RequestError, explain_fault
+from kimia_infer.utils.errors import RequestError, explain_fault, place_of
 
 log = logging.getLogger(__name__)
 
@@ -77,16 +77,15 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     """The first thing that is wrong with a body: ``messages[0].role: missing``."""
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
-    place = fault["loc"][1:]
-    if not place and fault["type"] == "model_attributes_type":
+    fault = {**fault, "loc": fault["loc"][1:]}  # without "body"
+    where = place_of(fault)
+    if not where and fault["type"] == "model_attributes_type":
         text = "expected a JSON object, with the header Content-Type: application/json"
         return response_to(ApiError(400, f"body: {text}"))
     if fault["type"] == "json_invalid":
         return response_to(ApiError(400, f"the body is not valid JSON: {fault['ctx']['error']}"))
     body = request.scope["route"].body_field
-    model = body and body.field_info.annotation
-    where = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in place).removeprefix(".")
-    message = explain_fault({**fault, "loc": place}, model)
+    message = explain_fault(fault, body and body.field_info.annotation)
     return response_to(ApiError(400, message if where else f"body: {message}", where or None))
 
 

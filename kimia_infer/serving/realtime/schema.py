@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from kimia_infer.serving.openai.errors import ApiError, as_api_error
 from kimia_infer.serving.openai.messages import decode_base64
-from kimia_infer.utils.errors import RequestError, explain
+from kimia_infer.utils.errors import RequestError, explain_fault, place_of
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +38,9 @@ def parse(model: type[Model], value: Any, where: str = "") -> Model:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False)[0]
-        path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in fault["loc"])
-        param = f"{where}{path}" if where else path.removeprefix(".")
-        text = explain(error, model)[0]
-        dot = "" if not where else "." if path.startswith(".") else "" if path else ": "
-        code = CODES.get(fault["type"], "invalid_value")
-        raise ApiError(400, f"{where}{dot}{text}", param or None, code) from None
+        fault = error.errors(include_url=False)[0]
+        text, param = explain_fault(fault, model, where), place_of(fault, where) or None
+        raise ApiError(400, text, param, CODES.get(fault["type"], "invalid_value")) from None
 
 
 def as_failure(error: Exception, names: Mapping[str, str] | None = None) -> ApiError:
