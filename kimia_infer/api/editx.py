@@ -114,7 +114,7 @@ class EditX:
         _require_length(task.text, reference)
         read = time.perf_counter()
         prompt = self._prompt(task, reference.tokens, reference.ends)
-        limit = min(longest_answer(task, reference), LONGEST_POSITIONS - len(prompt))
+        limit = longest_answer(task, reference, LONGEST_POSITIONS - len(prompt))
         tokens, ended = self._generate(prompt, limit, randomness, check)
         generated = time.perf_counter()
         check()
@@ -179,13 +179,23 @@ class EditX:
         return networks.vocoder(mel, hiss.to(device)).cpu()
 
 
-def longest_answer(task: Clone | Edit, reference: Reference) -> int:
-    """Audio tokens that an answer may have, in whole groups."""
+def longest_answer(task: Clone | Edit, reference: Reference, room: int) -> int:
+    """Audio tokens that an answer may have, in whole groups; at most ``room``.
+
+    Raises RequestError for a text that is expected to take more.
+    """
     expected = reference.seconds
-    said = task.target if isinstance(task, Clone) else task.new_text
+    field = "target" if isinstance(task, Clone) else "new_text"
+    said = getattr(task, field)
     if said:
         expected *= len(said) / len(task.text)
-    return int((SLOWEST * expected + SLOWEST) * TOKENS_PER_SECOND) // GROUP * GROUP
+    if expected * TOKENS_PER_SECOND > room:
+        raise RequestError(
+            f"{field}: about {expected:.0f} s of speech, more than the "
+            f"{max(0, room) / TOKENS_PER_SECOND:.0f} s that an answer can have; send it in parts"
+        )
+    longest = (SLOWEST * expected + SLOWEST) * TOKENS_PER_SECOND
+    return min(int(longest), room) // GROUP * GROUP
 
 
 def _require_length(text: str, reference: Reference) -> None:
