@@ -48,8 +48,8 @@ def answered(trained: KimiAudio, cases: Callable[..., list[Case]]) -> Callable[.
     """What the miniature answers to held-out conversations of a kind, computed once."""
 
     @functools.cache
-    def given(kind: str, set_name: str = "held_out", ablation: str = "none") -> list[Answer]:
-        return [answer(trained, case, ablation) for case in cases(kind, set_name)]
+    def given(kind: str, set_name: str = "held_out") -> list[Answer]:
+        return [answer(trained, case) for case in cases(kind, set_name)]
 
     return given
 

@@ -35,7 +35,7 @@ Listen = Callable[[KimiAudio, list[Answer]], list[Answer]]
 
 HEARD = 12
 """Without ``--long``: spoken answers that are recognized, which takes longer than to give them, and
-dialogues that are asked without their history."""
+conversations of a kind that are asked without something that they need."""
 
 
 @pytest.fixture
@@ -74,9 +74,11 @@ def test_dialogues_use_their_history(
     assert right([answer(trained, case) for case in forgetful]) <= 0.5
 
 
-def test_read_aloud_is_understood(trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer):
+def test_read_aloud_is_understood(
+    trained: KimiAudio, cases: Cases, recognizer: SpeechRecognizer, long: bool
+):
     found = []
-    for case in cases("read"):
+    for case in cases("read")[: None if long else HEARD]:
         wave, _ = trained.generate(case.chats, output_type="both", seed=0)
         found.append(Heard(case.text, recognizer.hear(recognizable(wave))))
     assert recall(found) >= 0.9
@@ -101,24 +103,26 @@ def test_streamed_speech_says_the_same(
 
 
 @pytest.mark.parametrize("ablation", ["features", "codes", "delay"])
-def test_what_the_pipeline_needs(cases: Cases, answered: Answered, heard: Listen, ablation: str):
+def test_what_the_pipeline_needs(
+    trained: KimiAudio, answered: Answered, heard: Listen, long: bool, ablation: str
+):
     """Without it, answers are lost: Whisper's features and speech codes when voices that it does
     not know are heard, the delay of the audio track when it speaks."""
+    # A few show it but for the codes, without which few answers are lost.
+    most = None if long or ablation == "codes" else HEARD
     if ablation == "delay":
         changed = load_model(MINI, audio_delay=0)
-        given = [answer(changed, case) for case in cases("question")]
+        given = [answer(changed, whole.case) for whole in answered("question")[:most]]
         assert spoken_right(heard(changed, given)) <= 0.3
     else:
-        whole, without = (
-            right([a for kind in ASKED for a in answered(kind, "held_out_voices", removed)])
-            for removed in ("none", ablation)
-        )
-        assert without <= whole - 0.05
+        whole = [a for kind in ASKED for a in answered(kind, "held_out_voices")[:most]]
+        without = [answer(trained, a.case, ablation) for a in whole]
+        assert right(without) <= right(whole) - 0.05
 
 
 def test_full_heads_give_the_same_tokens(answered: Answered):
     full = load_model(MINI, "full")
-    for given in (a for kind in ("transcription", "question", "read") for a in answered(kind)[:4]):
+    for given in (a for kind in ("transcription", "question", "read") for a in answered(kind)[:2]):
         assert answer(full, given.case) == given
 
 
