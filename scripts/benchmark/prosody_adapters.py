@@ -1,233 +1,215 @@
-"""The measurements of scripts/bench_adapters: one adapter after the other, trained and compared."""
+"""The trainings of scripts/bench_adapters: which there are, and each of them in its directory."""
 
 from __future__ import annotations
 
 import copy
-import statistics
-import tempfile
+import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from kimia_infer.evaluation.prosody import prosody_agreement
 from kimia_infer.models.kokoro.adapters.config import SEAMS, AdapterConfig
-from kimia_infer.models.kokoro.adapters.seams import adapter_parameters, attach
+from kimia_infer.models.kokoro.adapters.seams import adapter_parameters, attach, fingerprint
+from kimia_infer.models.kokoro.adapters.store import save_adapter
 from kimia_infer.models.kokoro.checkpoint import load_network
 from kimia_infer.models.kokoro.layers import Rows
 from kimia_infer.models.kokoro.prosody import ProsodyPredictor
+from kimia_infer.models.kokoro.text_encoder import Albert
 from kimia_infer.models.kokoro.voices import Voices
+from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.kokoro import ImitatingNetwork, ProsodyNetwork
 from kimia_infer.training.tasks.kokoro_config import AdapterSettings, KokoroTrainingConfig
 from kimia_infer.training.tasks.kokoro_data import Example, Line, Lines, Teacher, read_lines
 from kimia_infer.training.trainer import Trainer
-from scripts.benchmark.phoneme_sentences import SENTENCES
+from kimia_infer.utils.files import replacing, write_text
+from kimia_infer.weights.adapter import WEIGHTS_NAME
 
-PHONEMES, FRAMES = 60, 400
-"""Positions of a call whose time is measured: a sentence, and ten seconds of speech."""
-
-TASKS = ("replace", "style")
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What each adapter gets: ``steps`` of ``batch_size`` of ``strings`` made-up strings."""
-
-    strings: int
-    steps: int
-    style_steps: int
-    batch_size: int
-    learning_rate: float
-    sentences: int
+CELLS = ("cfc", "mamba", "ltc")
+FEW = (500, 50, 5)
+"""Sentences of a speaking style, besides all strings."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Who teaches whom: ``voices`` are trained, ``unheard`` is another one, for the replacements;
-    for the style, ``voice`` learns the prosody of ``teacher``."""
+    """What all trainings share.
+
+    ``voices`` are trained to replace LSTMs; ``voice`` learns the prosody of ``teacher``;
+    ``unheard`` is another voice, for the figures. A training has ``strings`` made-up strings and
+    ``steps`` of ``batch_size`` of them, one of few sentences ``few_steps``.
+    """
 
     model: Path
-    voices: tuple[str, ...]
-    unheard: str
-    voice: str
-    teacher: str
-    budget: Budget
+    voices: tuple[str, ...] = ("af_heart", "am_michael", "bf_emma")
+    unheard: str = "af_bella"
+    voice: str = "af_heart"
+    teacher: str = "am_santa"
+    strings: int = 2000
+    steps: int = 250
+    few_steps: int = 63
+    batch_size: int = 8
+    learning_rate: float = 2e-3
 
 
-def plan(task: str) -> Iterator[AdapterConfig]:
-    """The adapters of a task: each kind at all seams, then at each of them."""
-    places: list[tuple[str, ...]] = [SEAMS, *((seam,) for seam in SEAMS)]
-    cells = ("cfc", "ltc", "mamba")
-    kinds: list[dict[str, Any]] = [{"method": "replace", "cell": cell} for cell in cells]
-    if task == "style":
-        kinds = [{"method": "lora"}, *({"method": "residual", "cell": cell} for cell in cells)]
-    for seams in places:
-        for kind in kinds:
-            yield AdapterConfig.model_validate({**kind, "seams": seams})
+@dataclass(frozen=True)
+class Run:
+    """One training: its task, ``replace`` or ``style``, its adapter, strings and steps."""
+
+    task: str
+    adapter: AdapterConfig
+    strings: int
+    steps: int
+
+    @property
+    def kind(self) -> str:
+        return f"{self.adapter.method} {self.adapter.cell or ''}".strip()
+
+    @property
+    def seam(self) -> str:
+        return "all" if self.adapter.seams == SEAMS else self.adapter.seams[0]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} {self.kind} {self.seam} {self.strings}".replace(" ", "-")
 
 
-class Bench:
-    """One network, and what its teachers say to the strings, computed once for all adapters."""
+def plan(study: Study) -> Iterator[Run]:
+    """The trainings, the most telling ones first.
 
-    def __init__(self, study: Study):
-        self.study = study
+    A cell learns the outputs of its LSTM alone, whatever the others do, so that the cells of a
+    single LSTM are those that were trained for all five.
+    """
+    replacing = [AdapterConfig(method="replace", cell=cell) for cell in CELLS]
+    light = [AdapterConfig(), *(AdapterConfig(method="residual", cell=cell) for cell in CELLS)]
+    for adapter in replacing:
+        yield Run("replace", adapter, study.strings, study.steps)
+    for adapter in (*light, *replacing):
+        yield Run("style", adapter, study.strings, study.steps)
+    for strings in FEW:
+        for adapter in light:
+            yield Run("style", adapter, strings, study.few_steps)
+    for seam in ("shared", "lstm", "text_encoder.lstms.4", *SEAMS[:2]):
+        for adapter in light:
+            single = adapter.model_copy(update={"seams": (seam,)})
+            yield Run("style", single, study.strings, study.steps)
+
+
+class Remembering(nn.Module):
+    """ALBERT that reads each string once: what it gives does not depend on the voice."""
+
+    def __init__(self, albert: Albert):
+        super().__init__()
+        self.albert = albert
+        self._read: dict[tuple[int, ...], Tensor] = {}
+
+    def encode(self, ids: Tensor, rows: Rows) -> Tensor:
+        """ids int64 [1, time] -> [1, time, channels]."""
+        key = tuple(ids[0].tolist())
+        if key not in self._read:
+            self._read[key] = self.albert.encode(ids, rows)
+        return self._read[key]
+
+
+class Trainings:
+    """Trains in ``directory``/runs; what the teachers say is kept in ``directory``/teachers."""
+
+    def __init__(self, study: Study, directory: Path):
+        self.study, self.directory = study, directory
         self.network = load_network(study.model, torch.device("cpu"))
+        self.base = fingerprint(self.network.predictor)
+        self.network.bert = Remembering(self.network.bert)  # pyrefly: ignore[bad-assignment]
         self.voices = Voices(study.model, 2 * self.network.config.style_dim)
-        self._taught: dict[str, Lines] = {}
-        self._answers: dict[str, list[Example]] = {}
+        self._kept: dict[str, dict[Line, Example]] = {}
 
-    def run(self, task: str, known: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """A row for the model as it is and for every adapter, but those ``known``."""
-        done = {(row["task"], row["kind"], row["seams"]) for row in known}
-        if (task, "lstm", "all") not in done:
-            lstm = self.network.predictor.lstm
-            yield {
-                **{"task": task, "kind": "lstm", "seams": "all"},
-                "parameters": len(SEAMS) * parameters_of(lstm),
-                **self._measured(task, self.network.predictor, lstm),
-            }
-        for adapter in plan(task):
-            kind = f"{adapter.method} {adapter.cell or ''}".strip()
-            seams = "all" if adapter.seams == SEAMS else adapter.seams[0]
-            if (task, kind, seams) not in done:
-                found = self._trained(task, adapter)
-                yield {"task": task, "kind": kind, "seams": seams, **found}
+    def adapter(self, run: Run) -> Path:
+        """Where the trained adapter of a run is."""
+        return self.directory / "runs" / run.name / FINAL
 
-    def _trained(self, task: str, adapter: AdapterConfig) -> dict[str, Any]:
-        settings = self._settings(task, adapter)
+    def missing(self) -> list[Run]:
+        return [run for run in plan(self.study) if not self.adapter(run).is_dir()]
+
+    def train(self, run: Run) -> bool:
+        """One run from its first step; whether it came to its end and was not interrupted.
+
+        ``training.json`` beside its adapter says the processor time of all steps.
+        """
+        settings = self._settings(run)
         predictor = copy.deepcopy(self.network.predictor)
-        attach(predictor, adapter, settings.seed)
-        student: nn.Module = ProsodyNetwork(predictor, settings.adapter, settings.weights)
-        if task == "replace":
-            student = ImitatingNetwork(predictor, self.network.predictor, settings.adapter)
-        lines = self._lines(task, settings)
-        with tempfile.TemporaryDirectory() as folder:
-            settings = settings.model_copy(update={"output": folder})
-            trainer = Trainer(
-                settings, PartialState(cpu=True), student, lines, None, Path.mkdir, lines.lengths
-            )
-            begun = time.process_time()
-            metrics = trainer.run().metrics
-            seconds = time.process_time() - begun
-        predictor.eval()
-        module = predictor.get_submodule(adapter.seams[0])
-        return {
-            "parameters": sum(p.numel() for p in adapter_parameters(predictor).values()),
-            **self._measured(task, predictor, module),
-            "training_cpu_seconds": seconds,
-            "first_loss": metrics[0]["loss"],
-            "last_loss": statistics.mean(line["loss"] for line in metrics[-10:]),
-        }
+        attach(predictor, run.adapter, settings.seed)
+        student: nn.Module = ProsodyNetwork(predictor, run.adapter, settings.weights)
+        if run.task == "replace":
+            student = ImitatingNetwork(predictor, self.network.predictor, run.adapter)
+        elif run.adapter.method == "replace":
+            self._begin_as_trained(run, predictor)
+        lines = self._lines(run, settings)
+        write = partial(
+            save_adapter,
+            predictor=predictor,
+            config=run.adapter,
+            base=self.base,
+            model=str(self.study.model),
+        )
+        trainer = Trainer(
+            settings, PartialState(cpu=True), student, lines, None, write, lines.lengths
+        )
+        begun = time.process_time()
+        result = trainer.run()
+        if result.complete:
+            seconds = {"cpu_seconds": time.process_time() - begun}
+            write_text(self.adapter(run).parent / "training.json", json.dumps(seconds) + "\n")
+        return result.complete
 
-    def _measured(
-        self, task: str, predictor: ProsodyPredictor, module: nn.Module
-    ) -> dict[str, Any]:
-        width = self.network.predictor.lstm.input_size
-        return {
-            "phonemes_ms": milliseconds(module, PHONEMES, width),
-            "frames_ms": milliseconds(module, FRAMES, width),
-            **asdict(prosody_agreement(predictor, self._held_out(task))),
-        }
+    def _begin_as_trained(self, run: Run, predictor: ProsodyPredictor) -> None:
+        """Cells that replace LSTMs have learned to be like them before they learn a style."""
+        taught = next(
+            other
+            for other in plan(self.study)
+            if (other.task, other.adapter) == ("replace", run.adapter)
+        )
+        tensors = load_file(self.adapter(taught) / WEIGHTS_NAME)
+        with torch.no_grad():
+            for name, parameter in adapter_parameters(predictor).items():
+                parameter.copy_(tensors[name])
 
-    def _settings(self, task: str, adapter: AdapterConfig) -> KokoroTrainingConfig:
-        study, budget = self.study, self.study.budget
-        replacing = task == "replace"
+    def _settings(self, run: Run) -> KokoroTrainingConfig:
+        study, replacing = self.study, run.task == "replace"
         return KokoroTrainingConfig(
             model=str(study.model),
-            output="-",
+            output=str(self.directory / "runs" / run.name),
             device="cpu",
-            strings=budget.strings,
+            strings=run.strings,
             voices=study.voices if replacing else (study.voice,),
             teacher_voice=None if replacing else study.teacher,
             objective="outputs" if replacing else "prosody",
-            adapter=AdapterSettings(**adapter.model_dump()),
-            batch_size=budget.batch_size,
-            learning_rate=budget.learning_rate,
-            max_steps=budget.steps if replacing else budget.style_steps,
+            adapter=AdapterSettings(**run.adapter.model_dump()),
+            batch_size=study.batch_size,
+            learning_rate=study.learning_rate,
+            max_steps=run.steps,
+            save_every=run.steps,
         )
 
-    def _lines(self, task: str, settings: KokoroTrainingConfig) -> Lines:
-        if task not in self._taught:
-            teacher = Teacher(self.network, self.voices, settings.teacher_voice)
-            lines = read_lines(settings, None, self.network.config)
-            self._taught[task] = Lines(lines, teacher, settings.cache_gigabytes * 2**30)
-            for line in lines:
-                self._taught[task].example(line)
-        return self._taught[task]
-
-    def _held_out(self, task: str) -> list[Example]:
-        """The teacher's answers to real sentences, which no adapter was trained on."""
-        if task not in self._answers:
-            study, styled = self.study, task == "style"
-            teacher = Teacher(self.network, self.voices, study.teacher if styled else None)
-            voice = study.voice if styled else study.unheard
-            texts = SENTENCES[: study.budget.sentences]
-            lines = (Line(f"sentence {n}", text, voice) for n, text in enumerate(texts, 1))
-            self._answers[task] = [teacher(line) for line in lines]
-        return self._answers[task]
-
-
-def milliseconds(module: nn.Module, positions: int, width: int, runs: int = 7) -> float:
-    """Median processor time of a call of what stands at a seam, one row of ``width`` channels.
-
-    With one thread it is the time on a machine that does nothing else.
-    """
-    x = torch.randn(1, positions, width, generator=torch.Generator().manual_seed(0))
-    times = []
-    with torch.inference_mode():
-        for _ in range(runs):
-            begun = time.process_time()
-            module(x, Rows())
-            times.append(1000 * (time.process_time() - begun))
-    return statistics.median(times)
-
-
-def parameters_of(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-COLUMNS = {
-    "kind": "",
-    "seams": "seam",
-    "parameters": "parameters",
-    "phonemes_ms": f"CPU ms, {PHONEMES} phonemes",
-    "frames_ms": f"CPU ms, {FRAMES} frames",
-    "equal": "durations equal",
-    "within_one": "within one frame",
-    "length": "total length",
-    "cents": "F0, cents",
-    "voicing": "voicing equal",
-    "energy": "N error",
-    "training_cpu_seconds": "training, CPU s",
-}
-
-
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """A table for each task."""
-    texts = []
-    for task in TASKS:
-        mine = [row for row in rows if row["task"] == task]
-        if not mine:
-            continue
-        lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
-        lines += [[_shown(name, row.get(name)) for name in COLUMNS] for row in mine]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        deviation = mine[0]["energy_deviation"]
-        texts.append(f"## {task}\n\nStandard deviation of N: {deviation:.2f}\n\n{table}\n")
-    return "\n".join(texts)
-
-
-def _shown(name: str, value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, str):
-        return value
-    if name == "parameters":
-        return f"{value:,}"
-    digits = {"phonemes_ms": 1, "frames_ms": 1, "cents": 0, "training_cpu_seconds": 0}
-    return f"{value:.{digits.get(name, 3 if name in ('equal', 'within_one', 'length') else 2)}f}"
+    def _lines(self, run: Run, settings: KokoroTrainingConfig) -> Lines:
+        """The lines of a run, with what the teacher of its task says to them."""
+        path = self.directory / "teachers" / f"{run.task}.pt"
+        if run.task not in self._kept:
+            stored = torch.load(path, weights_only=True) if path.is_file() else {}
+            self._kept[run.task] = {Line(*k): Example(**v) for k, v in stored.items()}
+        kept = self._kept[run.task]
+        teacher = Teacher(self.network, self.voices, settings.teacher_voice)
+        items = read_lines(settings, None, self.network.config)
+        lines = Lines(items, teacher, settings.cache_gigabytes * 2**30, kept)
+        before = len(kept)
+        for line in items:
+            lines.example(line)
+        if len(kept) > before:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partly:
+                stored = {(k.where, k.phonemes, k.voice): v.tensors() for k, v in kept.items()}
+                torch.save(stored, partly)
+        return lines
