@@ -18,7 +18,7 @@ from kimia_infer.api.engine import (
     surviving_out_of_memory,
 )
 from kimia_infer.api.events import Completion, Event
-from kimia_infer.api.kokoro import Kokoro, load_kokoro
+from kimia_infer.api.kokoro import WORKING_BYTES, Kokoro, load_kokoro
 from kimia_infer.api.loading import Components, load_components
 from kimia_infer.api.memory import check_slots
 from kimia_infer.api.offloading import check_offload
@@ -125,6 +125,7 @@ class KimiAudio(Engine):
             offload,
             slots,
             speech_place,
+            0 if kokoro is None else WORKING_BYTES,
         )
         super().__init__(components, head_rows, attention, kv_cache, kokoro)
 

@@ -93,6 +93,7 @@ def load_components(
     offload: str | None = None,
     slots: int | None = None,
     speech_device: torch.device | None = None,
+    reserved: int = 0,
 ) -> Components:
     """Load a checkpoint directory with a progress bar.
 
@@ -107,10 +108,10 @@ def load_components(
         adapter: directory of an adapter that is added to the weights.
         quantization: one of ``SCHEMES``; None: as the weights are stored.
         kv_cache: one of ``KV_CACHES``, what requests will use; None: "none".
-        offload: "encoders" keeps speech tokenizer and Whisper encoder in host memory and copies
-            them to their device for each recording.
+        offload: "encoders" copies both encoders from host memory for each recording.
         slots: requests at a time; None: what fits, on the CPU HOST_SLOTS.
         speech_device: where encoders, detokenizer and vocoder compute; None: on ``device``.
+        reserved: bytes that stay free there for what else computes on it.
 
     Raises:
         CheckpointError: the first file or tensor that does not fit.
@@ -127,7 +128,7 @@ def load_components(
     text_tokenizer = checked_text_tokenizer(directory)
     stored = checkpoint_components(directory, detokenizer, quantized=True)
     plan = memory_plan(directory, stored, dtype, kv_cache or "none", offload is not None, devices)
-    capacity = plan.check(scheme, detokenizer, free_memory(set(devices)), slots)
+    capacity = plan.check(scheme, detokenizer, _free(devices, reserved), slots)
     stored = _changed(stored, change, None if scheme == plan.stored else scheme)
     checksum = partial(slim.checksum, directory) if slim is not None else None
     modules = _load(stored, devices, dtype, checksum, offload)
@@ -151,6 +152,12 @@ def load_components(
         devices[1],
         capacity,
     )
+
+
+def _free(devices: tuple[torch.device, torch.device], reserved: int) -> dict[torch.device, int]:
+    """Free bytes of the devices, without those that are reserved on the second."""
+    free = free_memory(set(devices))
+    return {device: size - reserved * (device == devices[1]) for device, size in free.items()}
 
 
 def _changed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from itertools import pairwise
 
@@ -320,6 +321,17 @@ def test_a_prepared_checkpoint_offers_what_can_be_done_with_it(tmp_path, monkeyp
         ConfigurationError, match=r"use the checkpoint that .* with quantization 'none'$"
     ):
         loading.load_components(tmp_path / "int8", True, GPU, HALF)
+
+
+def test_what_is_reserved_for_others_is_not_given_to_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, plan = planned(monkeypatch, None, MINI, True, CPU, HALF)
+    least = plan.needed("none", True)[CPU]
+    for reserved, fits in ((1000, True), (1001, False)):
+        monkeypatch.setattr(loading, "free_memory", lambda devices: {CPU: least + 1000})
+        with contextlib.nullcontext() if fits else pytest.raises(ConfigurationError):
+            loading.load_components(MINI, True, CPU, HALF, reserved=reserved)
 
 
 def test_a_checkpoint_is_counted_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

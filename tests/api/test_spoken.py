@@ -163,6 +163,27 @@ def test_an_error_of_kokoro_is_that_of_the_answer(
     assert model.generate(CHAT, **HEART)[0] is not None
 
 
+@pytest.mark.parametrize(("device", "name"), [("cpu", "speaker"), ("cuda", "engine")])
+def test_an_accelerator_is_used_by_the_thread_of_the_engine_alone(
+    model: KimiAudio,
+    kokoro: Kokoro,
+    monkeypatch: pytest.MonkeyPatch,
+    says: Callable[[str], None],
+    device: str,
+    name: str,
+) -> None:
+    def counted(*given: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return waves(*given)
+
+    says("Hello there. How are you today?")
+    threads, waves = list[str](), kokoro.network.waves
+    monkeypatch.setattr(kokoro.network, "waves", counted)
+    monkeypatch.setattr(Kokoro, "device", torch.device(device))  # the network's is the CPU
+    assert model.generate(CHAT, **HEART)[0] is not None
+    assert threads == [name, name]
+
+
 def test_a_text_is_read_aloud(model: KimiAudio, kokoro: Kokoro) -> None:
     options = parse_parameters(**HEART | {"speed": 1.5})
     *chunks, last = read_aloud(model, TEXT, options)
