@@ -18,7 +18,7 @@ from kimia_infer.models.kokoro.adapters.store import apply_adapter, find_adapter
 from kimia_infer.models.kokoro.config import KokoroConfig
 from kimia_infer.models.kokoro.fourier import use_fourier
 from kimia_infer.models.kokoro.layers import AdaIN, AdaLayerNorm
-from kimia_infer.models.kokoro.layout import PICKLE_NAME, TENSORS_NAME
+from kimia_infer.models.kokoro.layout import FETCH, PICKLE_NAME, TENSORS_NAME
 from kimia_infer.models.kokoro.network import KokoroNetwork
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import Component, Slot, fold_weight_norm
@@ -77,7 +77,9 @@ def open_network(directory: Path) -> TensorStore:
         return canonical(open_safetensors([path]))
     path = directory / PICKLE_NAME
     if not path.is_file():
-        raise CheckpointError(f"{directory}: neither {PICKLE_NAME} nor {TENSORS_NAME} is there")
+        raise CheckpointError(
+            f"{directory}: neither {PICKLE_NAME} nor {TENSORS_NAME} is there; {FETCH}"
+        )
     tensors = {}
     for section in SECTIONS:
         for name, tensor in open_pickle(path, section).tensors.items():

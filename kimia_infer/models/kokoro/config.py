@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kimia_infer.models.kokoro.layout import CONFIG_NAME
+from kimia_infer.models.kokoro.layout import CONFIG_NAME, FETCH
 from kimia_infer.utils.errors import CheckpointError, explain
 from kimia_infer.weights.component import read_json
 
@@ -93,6 +93,8 @@ class KokoroConfig(_Part):
     def from_directory(cls, directory: Path) -> KokoroConfig:
         """Raises CheckpointError naming the file and the field."""
         path = directory / CONFIG_NAME
+        if not path.is_file():
+            raise CheckpointError(f"{path}: file missing; {FETCH}")
         try:
             return cls.model_validate(read_json(path))
         except ValidationError as error:

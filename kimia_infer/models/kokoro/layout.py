@@ -14,6 +14,9 @@ CONFIG_NAME = "config.json"
 PICKLE_NAME, TENSORS_NAME = "kokoro-v1_0.pth", "model.safetensors"
 VOICES_FOLDER, VOICES_NAME = "voices", "voices.safetensors"
 
+FETCH = "fetch Kokoro with scripts/download_weights --model kokoro"
+"""How a directory becomes complete."""
+
 KOKORO = Repository(
     name="hexgrad/Kokoro-82M",
     revision="f3ff3571791e39611d31c381e3a41a3af07b4987",

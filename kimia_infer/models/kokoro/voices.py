@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kimia_infer.models.kokoro.layout import VOICES_FOLDER, VOICES_NAME
+from kimia_infer.models.kokoro.layout import FETCH, VOICES_FOLDER, VOICES_NAME
 from kimia_infer.utils.errors import CheckpointError, RequestError
 
 LANGUAGES = {
@@ -50,7 +50,7 @@ class Voices:
             raise CheckpointError(f"{path}: {error}") from error
         names = {file.stem for file in folder.glob("*.pt")} | self._packs.keys()
         if not names:
-            raise CheckpointError(f"{directory}: no voices/NAME.pt and no {VOICES_NAME}")
+            raise CheckpointError(f"{directory}: no voices/NAME.pt and no {VOICES_NAME}; {FETCH}")
         self.names = sorted(names)
         self._pack = lru_cache(maxsize=64)(self._read)
 

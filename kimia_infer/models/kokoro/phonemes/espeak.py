@@ -19,7 +19,10 @@ LONGEST_LINE = 240
 """Characters that espeak-ng is given at a time; it breaks longer clauses by itself."""
 
 _TIES = re.compile("[\u0361\u200d]")
-_SWITCHES = re.compile(r"\([a-z-]+\)")  # of the language, for a foreign word
+# Of the language, for a foreign word; ties stand between its letters as between others.
+_SWITCHES = re.compile("\\((?:[\u0361\u200d]?[a-z-])+\\)")
+# espeak-ng 1.51 crashes on a hundred of them.
+_DOTTED = re.compile(r"(?:\w\.){30,}")
 _SYLLABIC = re.compile("(\\S)\u0329")
 
 _JOINED = {
@@ -95,7 +98,7 @@ def _replaced(text: str, table: dict[str, str]) -> str:
 def _pieces(line: str) -> list[str]:
     """A line in pieces that espeak-ng takes whole."""
     pieces, current = [], ""
-    for word in line.split():
+    for word in _DOTTED.sub(lambda found: found[0].replace(".", " "), line).split():
         for start in range(0, len(word), LONGEST_LINE):
             part = word[start : start + LONGEST_LINE]
             if current and len(current) + 1 + len(part) > LONGEST_LINE:

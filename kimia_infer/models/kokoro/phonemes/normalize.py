@@ -10,7 +10,10 @@ import re
 import unicodedata
 from collections.abc import Callable
 
-_TAG = re.compile(r"</?[A-Za-z!?][^<>]{0,200}>")
+_TAG = re.compile(r"</?[A-Za-z!?][^<>]{0,200}>|\x1b\[[0-9;]{0,20}[A-Za-z]")
+"""Of SGML, and the colours of terminals."""
+_FORMS = ("<wide>", "<narrow>", "<font>")
+"""Decompositions of characters that are forms of others, as full width and bold letters are."""
 _SAME = str.maketrans(
     {
         "‘": "'", "’": "'", "ʼ": "'", "`": "'", "«": "“", "»": "”", "„": "“", "‟": "“",
@@ -62,11 +65,24 @@ DECADES = (*DECADES, "nineties")
 def clean(text: str) -> str:
     """Text without what nobody speaks: tags, emoji and other symbols, control characters.
 
-    Typographic variants of punctuation become those that Kokoro knows.
+    Typographic variants of punctuation become those that Kokoro knows, other forms of letters and
+    figures the plain ones.
     """
     text = unicodedata.normalize("NFC", _TAG.sub(" ", text)).translate(_SAME)
     text = text.replace("...", "…").replace("--", "—").replace(" - ", " — ")
-    return "".join(map(_kept, text))
+    return "".join(map(_kept, "".join(map(_plain, text))))
+
+
+def _plain(character: str) -> str:
+    """A character without its form: ``Ａ`` and ``𝐀`` are A, ``ﬁ`` is fi, ``①`` and ``१`` are 1."""
+    if unicodedata.category(character) == "Nd":
+        return str(unicodedata.decimal(character))
+    form = unicodedata.decomposition(character).partition(" ")[0]
+    if form == "<circle>":
+        return f" {unicodedata.normalize('NFKC', character)} "
+    if form in _FORMS or "\ufb00" <= character <= "\ufb06" or "\u2160" <= character <= "\u217f":
+        return unicodedata.normalize("NFKC", character)
+    return character
 
 
 def _kept(character: str) -> str:

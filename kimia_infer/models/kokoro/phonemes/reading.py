@@ -27,6 +27,7 @@ _ATOM = re.compile(
 )
 _CUTS = ("!.?…", ":;", ",—", " ")
 _CLOSING = ')”"'
+_MARKS = "ˈˌːʰʲ"  # letters in Unicode, without a sound of their own
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def read_phonemes(phonemes: str, vocab: Mapping[str, int], longest: int) -> Iter
     if len(phonemes) > MAX_CHARACTERS:
         raise RequestError(f"phonemes: at most {MAX_CHARACTERS}, found {len(phonemes)}")
     text = " ".join(_checked(phonemes, vocab, "phonemes").split())
-    if not any(map(str.isalpha, text)):
+    if not _has_sound(text):
         raise RequestError(f"phonemes: expected some to speak, found {phonemes[:40]!r}")
     parts = (" ".join(part.split()) for part in _SENTENCE.findall(text))
     sentences = (
@@ -146,7 +147,7 @@ class _Reader:
             spoken = iter(to_phonemes(worded, self.language) if worded else [])
             for each in atoms:
                 sentence = self._joined(each, spoken)
-                if any(map(str.isalpha, sentence.phonemes)):
+                if _has_sound(sentence.phonemes):
                     yield sentence
             start, size = start + size, BATCH
 
@@ -187,6 +188,10 @@ class _Reader:
             elif atom in self.vocab:
                 text = (text if atom in '(“"—' else text.rstrip(" ")) + atom
         return Sentence(text.strip(), words)
+
+
+def _has_sound(phonemes: str) -> bool:
+    return any(symbol.isalpha() and symbol not in _MARKS for symbol in phonemes)
 
 
 def _has_words(atom: str) -> bool:
@@ -234,7 +239,7 @@ def _cut(sentence: Sentence, longest: int, first: bool) -> Iterator[Sentence]:
             for w in sentence.words
             if start <= w.start < end
         ]
-        if any(map(str.isalpha, piece)):
+        if _has_sound(piece):
             yield Sentence(piece.strip(), words)
         start = end
 
