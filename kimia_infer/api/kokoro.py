@@ -14,6 +14,7 @@ import torch
 
 from kimia_infer.api.devices import parse_device
 from kimia_infer.api.events import AudioChunk, Completion, Event, WordTime
+from kimia_infer.layers.onednn import has_bfloat16
 from kimia_infer.layers.sampler import MAX_SEED, Randomness, SeededRandomness
 from kimia_infer.models.kokoro.checkpoint import load_network
 from kimia_infer.models.kokoro.config import HARMONICS, SAMPLE_RATE
@@ -50,8 +51,9 @@ class Kokoro:
     Args:
         directory: a checkpoint directory, see ``scripts/download_weights --model kokoro``.
         device: by default the accelerator, else the CPU.
-        dtype: of the decoder, which does nearly all of the work; float32 by default. bfloat16 is
-            faster where the device has instructions for it. Durations are always those of float32.
+        dtype: of the decoder, which does nearly all of the work; by default bfloat16 on a CPU that
+            has instructions for it, where it takes two thirds of the time, else float32.
+            Durations are always those of float32.
         lexicon: phonemes of words, written in small letters, for every text.
         adapter: the name of an adapter of its prosody in ``adapters`` of the directory.
 
@@ -64,11 +66,14 @@ class Kokoro:
         self,
         directory: str | Path,
         device: str | torch.device | None = None,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         lexicon: Mapping[str, str] | None = None,
         adapter: str | None = None,
     ):
-        self.network = load_network(Path(directory), parse_device(device), dtype, adapter)
+        place = parse_device(device)
+        if dtype is None:
+            dtype = torch.bfloat16 if has_bfloat16(place) else torch.float32
+        self.network = load_network(Path(directory), place, dtype, adapter)
         config = self.network.config
         self.voices = Voices(Path(directory), 2 * config.style_dim)
         self._lexicon = dict(lexicon or {})

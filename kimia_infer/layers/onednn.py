@@ -1,4 +1,4 @@
-"""Linear layers computed by oneDNN, for float32 on x86 CPUs.
+"""What oneDNN computes faster on CPUs: float32 linear layers on x86, and bfloat16 where it can.
 
 PyTorch gives a float32 ``F.linear`` to MKL, which takes a slow path on AMD processors: on an
 AMD EPYC (Zen 5, two cores) 200 GFLOPS and 15 GB/s of weights, where oneDNN reaches 480 GFLOPS
@@ -20,6 +20,17 @@ from torch import Tensor, nn
 # times as long with MKL, 100 rows 1.7 times; at 512 * 768 1.2 to 1.3 and 1.9; from 512 * 3072 on
 # 1.2 to 2.0 and 2.0 to 2.4.
 MIN_ELEMENTS = 512 * 512
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` is a CPU with instructions for bfloat16 products, which oneDNN uses.
+
+    Without them convolutions in bfloat16 take many times as long as in float32.
+    """
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 class OneDNNLinear(nn.Linear):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from kimia_infer.api.events import AudioChunk, Completion
 from kimia_infer.api.kokoro import Kokoro
 from kimia_infer.utils.errors import RequestError
 from tests.models.kokoro.recorded import write_whole
+from tests.models.kokoro.tiny import tiny_directory
 
 TEXT = "Hello there, world! How are you?"
 SHORT = "Hi there."
@@ -54,6 +56,28 @@ def test_phonemes_and_lexicon(kokoro: Kokoro) -> None:
     spoken = kokoro.speak(phonemes="ðə kˈimi mˈɑdᵊl.", seed=1)
     read = kokoro.speak("[The](/ðə/) Kimi model.", seed=1)
     assert torch.equal(spoken.wav, read.wav)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [
+        ({"avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"architecture": "aarch64"}, torch.float32),
+    ],
+)
+def test_dtype_by_processor(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capabilities: dict[str, Any],
+    dtype: torch.dtype,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    network = Kokoro(tiny_directory(tmp_path), "cpu").network
+    assert network.decoder.dtype is dtype and network.bert_encoder.weight.dtype is torch.float32
+    exact = Kokoro(tmp_path, "cpu", torch.float32).network
+    assert exact.decoder.dtype is torch.float32
 
 
 def test_a_caller_that_gives_up(kokoro: Kokoro) -> None:
