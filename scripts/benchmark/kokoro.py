@@ -3,58 +3,89 @@
     python -m scripts.benchmark.kokoro --weights DIR                       float32 and bfloat16
     python -m scripts.benchmark.kokoro --weights DIR --onnx FILE.onnx      and the int8 export
 
-The stock package takes part where ``kokoro`` can be imported. It and onnxruntime are in none of
-the requirements. Prints seconds for a second of audio, of processor time and of the clock, the
-median of several rounds, for texts of about 1, 5 and 30 seconds.
+The stock package takes part where ``kokoro.model`` can be imported. It and onnxruntime are in none
+of the requirements. Each way has a process of its own, which works while the others wait. Prints
+seconds for a second of audio, of processor time and of the clock, and the share of the first
+chunk's own length after which it is there, for texts of about 1, 5 and 30 seconds, the median of
+several rounds; then for each way the seconds until it is loaded and the most memory it took.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # a process imports what its way needs, as that counts in its memory
+    from torch import Tensor
 
-from kimia_infer.models.kokoro.checkpoint import load_network, open_network
-from kimia_infer.models.kokoro.config import HARMONICS, SAMPLE_RATE
-from kimia_infer.models.kokoro.network import KokoroNetwork, batch_of
-from kimia_infer.models.kokoro.voices import Voices
-from kimia_infer.weights.tensors import Reader
-
-CPU = torch.device("cpu")
+SAMPLE_RATE = 24_000
 VOICE = "af_heart"
 SENTENCE = "ðə kwˈɪk bɹˈWn fˈɑks ʤˈʌmps ˈOvəɹ ðə lˈAzi dˈɔɡ, ænd ðˈɛn ɪt ɹˈʌnz bˈæk tə ðə hˈWs."
 TEXTS = {"1 s": "həlˈO, wˌʌt ɪz ðˈæt?", "5 s": SENTENCE, "30 s": " ".join([SENTENCE] * 6)[:500]}
 
-Speak = Callable[[str], int]
-"""Speaks phonemes; the number of samples."""
+Speak = Callable[[str], Iterator[int]]
+"""Speaks phonemes; the numbers of samples of the chunks, as they are made."""
 
 
-def ours(network: KokoroNetwork, voices: Voices) -> Speak:
-    @torch.inference_mode()
-    def speak(phonemes: str) -> int:
-        ids, rows = batch_of([[network.config.vocab[s] for s in phonemes]], CPU)
-        style = voices.style(VOICE, len(phonemes))[None]
-        prosody = network.prosody(ids, style, torch.ones(1), rows)
-        noise = lambda _, samples: torch.randn(samples, HARMONICS)  # noqa: E731
-        return len(network.waves(prosody, style, noise)[0])
+def float32(arguments: argparse.Namespace) -> Speak:
+    return ours(arguments, "float32")
+
+
+def bfloat16(arguments: argparse.Namespace) -> Speak:
+    return ours(arguments, "bfloat16")
+
+
+def ours(arguments: argparse.Namespace, dtype: str) -> Speak:
+    import torch
+
+    from kimia_infer.api.events import AudioChunk
+    from kimia_infer.api.kokoro import Kokoro
+
+    torch.set_num_threads(arguments.threads)
+    kokoro = Kokoro(arguments.weights, "cpu", getattr(torch, dtype))
+
+    def speak(phonemes: str) -> Iterator[int]:
+        for event in kokoro.stream(phonemes=phonemes, voice=VOICE, seed=0):
+            if isinstance(event, AudioChunk):
+                yield len(event.wav)
 
     return speak
 
 
-def stock(weights: Path, voices: Voices) -> Speak | None:
+def stock(arguments: argparse.Namespace) -> Speak:
     """The package ``kokoro`` with the same weights, in its own form of weight norm."""
-    try:
-        package = importlib.import_module("kokoro.model")
-    except ImportError:
-        return None
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    package = importlib.import_module("kokoro.model")
+    with tempfile.NamedTemporaryFile(suffix=".pth") as file:
+        torch.save(published_form(arguments.weights), file.name)
+        config = str(arguments.weights / "config.json")
+        model = package.KModel(config=config, model=file.name).eval()
+    style_of = styles(arguments.weights)
+
+    @torch.inference_mode()
+    def speak(phonemes: str) -> Iterator[int]:
+        yield len(model(phonemes, style_of(phonemes), 1.0))
+
+    return speak
+
+
+def published_form(weights: Path) -> dict[str, dict[str, Tensor]]:
+    import torch
+
+    from kimia_infer.models.kokoro.checkpoint import open_network
+    from kimia_infer.weights.tensors import Reader
+
     store, reader = open_network(weights), Reader()
     sections: dict[str, dict[str, Tensor]] = {}
     for name in store.tensors:
@@ -67,48 +98,89 @@ def stock(weights: Path, voices: Voices) -> Speak | None:
             continue
         norm = value.flatten(1).norm(dim=1).view(-1, 1, 1)
         into[f"{rest}_g"], into[f"{rest}_v"] = norm, torch.where(norm == 0, 1.0, value)
-    with tempfile.NamedTemporaryFile(suffix=".pth") as file:
-        torch.save(sections, file.name)
-        model = package.KModel(config=str(weights / "config.json"), model=file.name).eval()
-
-    @torch.inference_mode()
-    def speak(phonemes: str) -> int:
-        return len(model(phonemes, voices.style(VOICE, len(phonemes))[None], 1.0))
-
-    return speak
+    return sections
 
 
-def onnx(path: Path, vocab: dict[str, int], voices: Voices, threads: int) -> Speak:
+def styles(weights: Path) -> Callable[[str], Tensor]:
+    from safetensors.torch import load_file
+
+    pack = load_file(weights / "voices.safetensors")[VOICE].view(-1, 256)
+    return lambda phonemes: pack[len(phonemes) - 1][None]
+
+
+def onnx_int8(arguments: argparse.Namespace) -> Speak:
+    import json
+
+    import numpy as np
+    from safetensors.numpy import load_file
+
     onnxruntime = importlib.import_module("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    options.intra_op_num_threads = arguments.threads
+    session = onnxruntime.InferenceSession(
+        str(arguments.onnx), options, providers=["CPUExecutionProvider"]
+    )
+    vocab = json.loads((arguments.weights / "config.json").read_text())["vocab"]
+    pack = load_file(arguments.weights / "voices.safetensors")[VOICE].reshape(-1, 256)
+    speed = np.ones(1, dtype=np.float32)
 
-    def speak(phonemes: str) -> int:
+    def speak(phonemes: str) -> Iterator[int]:
         ids = np.array([[0, *(vocab[s] for s in phonemes), 0]], dtype=np.int64)
-        style = voices.style(VOICE, len(phonemes))[None].numpy()
-        speed = np.ones(1, dtype=np.float32)
-        return session.run(None, {"tokens": ids, "style": style, "speed": speed})[0].size
+        style = pack[len(phonemes) - 1][None]
+        yield session.run(None, {"tokens": ids, "style": style, "speed": speed})[0].size
 
     return speak
 
 
-def measure(ways: dict[str, Speak], rounds: int) -> None:
-    print(f"{'text':6}{'way':12}{'audio':>8}{'processor':>11}{'clock':>8}")
+def work(
+    pipe: Connection, load: Callable[[argparse.Namespace], Speak], arguments: argparse.Namespace
+) -> None:
+    """Load a way, send the seconds that took, then (audio, processor, clock, first) per text."""
+    start = time.perf_counter()
+    speak = load(arguments)
+    pipe.send(time.perf_counter() - start)
+    while (phonemes := pipe.recv()) is not None:
+        processor, clock, samples, first = time.process_time(), time.perf_counter(), 0, 0.0
+        for chunk in speak(phonemes):
+            first = first or (time.perf_counter() - clock) / (chunk / SAMPLE_RATE)
+            samples += chunk
+        seconds = samples / SAMPLE_RATE
+        took = time.process_time() - processor, time.perf_counter() - clock
+        pipe.send((seconds, took[0] / seconds, took[1] / seconds, first))
+
+
+def measure(
+    ways: dict[str, Callable[[argparse.Namespace], Speak]], asked: argparse.Namespace
+) -> None:
+    from scripts.benchmark.measuring import MOST_RAM, process_memory
+
+    context = multiprocessing.get_context("spawn")
+    pipes, loaded, pids = {}, {}, {}
+    for way, load in ways.items():
+        pipes[way], other = context.Pipe()
+        process = context.Process(target=work, args=(other, load, asked), daemon=True)
+        process.start()
+        other.close()  # so that the end of the process ends recv
+        pids[way], loaded[way] = process.pid, pipes[way].recv()
+    print(f"{'text':6}{'way':12}{'audio':>8}{'processor':>11}{'clock':>8}{'first':>8}")
     for name, phonemes in TEXTS.items():
-        found: dict[str, list[tuple[float, float, float]]] = {way: [] for way in ways}
-        for turn in range(rounds + 1):
-            for way, speak in ways.items():
-                processor, clock = time.process_time(), time.perf_counter()
-                seconds = speak(phonemes) / SAMPLE_RATE
-                took = time.process_time() - processor, time.perf_counter() - clock
+        found: dict[str, list[tuple[float, ...]]] = {way: [] for way in ways}
+        for turn in range(asked.rounds + 1):
+            for way, pipe in pipes.items():
+                pipe.send(phonemes)
+                row = pipe.recv()
                 if turn:  # the first one warms up
-                    found[way].append((seconds, took[0] / seconds, took[1] / seconds))
+                    found[way].append(row)
         for way, rows in found.items():
-            audio, processor, clock = (
-                statistics.median(column) for column in zip(*rows, strict=True)
+            audio, processor, clock, first = map(statistics.median, zip(*rows, strict=True))
+            print(
+                f"{name:6}{way:12}{audio:7.2f}s{processor:11.3f}{clock:8.3f}{first:8.2f}",
+                flush=True,
             )
-            print(f"{name:6}{way:12}{audio:7.2f}s{processor:11.3f}{clock:8.3f}", flush=True)
+    for way in ways:
+        most = process_memory(pids[way])[MOST_RAM]
+        print(f"{way:12} loaded in {loaded[way]:.1f} s, at most {most:.2f} GB of RAM")
+        pipes[way].send(None)
 
 
 def main() -> None:
@@ -120,18 +192,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    network = load_network(arguments.weights, CPU)
-    voices = Voices(arguments.weights, 2 * network.config.style_dim)
-    ways = {"float32": ours(network, voices)}
-    rough = load_network(arguments.weights, CPU, torch.bfloat16)
-    ways["bfloat16"] = ours(rough, voices)
-    if (package := stock(arguments.weights, voices)) is not None:
-        ways["stock"] = package
+    ways = {"float32": float32, "bfloat16": bfloat16}
+    if importlib.util.find_spec("kokoro") is not None:
+        ways["stock"] = stock
     if arguments.onnx:
-        vocab = dict(network.config.vocab)
-        ways["onnx int8"] = onnx(arguments.onnx, vocab, voices, arguments.threads)
-    measure(ways, arguments.rounds)
+        ways["onnx int8"] = onnx_int8
+    measure(ways, arguments)
 
 
 if __name__ == "__main__":
