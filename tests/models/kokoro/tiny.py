@@ -15,13 +15,13 @@ SYMBOLS = " ,;:.?!ˈˌbdfɡhʤklmnpɹstvwzʃʧʒθðjŋTæɑɛɪiʌʊuɔAIOWYɜ�
 VOICES = ("af_heart", "am_adam", "bf_emma")
 
 
-def tiny_directory(directory: Path) -> Path:
+def tiny_directory(directory: Path, longest: int = 6) -> Path:
     """``directory`` with a configuration, weights and three voices.
 
-    Its symbols are those of English.
+    Its symbols are those of English; one is spoken for ``longest`` frames at most.
     """
     config = whole_config()
-    config |= {"hidden_dim": CHANNELS, "style_dim": STYLE, "n_layer": 3, "max_dur": 6}
+    config |= {"hidden_dim": CHANNELS, "style_dim": STYLE, "n_layer": 3, "max_dur": longest}
     config["vocab"] = {symbol: number for number, symbol in enumerate(SYMBOLS, 1)}
     config["plbert"] = config["plbert"] | {
         "hidden_size": 24, "num_attention_heads": 2, "intermediate_size": 32,
