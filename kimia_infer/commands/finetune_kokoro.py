@@ -1,13 +1,15 @@
 """Train an adapter of Kokoro's prosody: durations, pitch and energy.
 
+    kimi-audio finetune-kokoro model=weights/kokoro data=recordings.csv output=runs/mine
     kimi-audio finetune-kokoro model=weights/kokoro teacher_voice=am_adam output=runs/adam
     kimi-audio finetune-kokoro model=weights/kokoro output=runs/cfc objective=outputs \\
         adapter.method=replace adapter.cell=cfc
     kimi-audio finetune-kokoro run.yaml --resume
 
-The model teaches itself, with the prosody of another voice if there is a teacher_voice; no
-recordings are needed. Settings come from a YAML file, name=value arguments, or both; arguments
-win. OUTPUT/final is an adapter; as MODEL/adapters/NAME it is loaded by its name.
+With recordings and their texts (data is .csv, .tsv or .jsonl), a voice learns to speak as they
+do. Without, the model teaches itself, with the prosody of another voice if there is a
+teacher_voice. Settings come from a YAML file, name=value arguments, or both; arguments win.
+OUTPUT/final is an adapter; as MODEL/adapters/NAME it is loaded by its name.
 """
 
 from __future__ import annotations

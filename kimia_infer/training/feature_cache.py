@@ -1,4 +1,4 @@
-"""Whisper features of audio files, computed once and stored, for a frozen encoder.
+"""What is computed once of audio files and stored: Whisper features, for a frozen encoder.
 
 The encoder always processes 30 s, which is most of the work of a step with short recordings.
 """
@@ -25,25 +25,39 @@ Encode = Callable[[Tensor, Sequence[int]], Tensor]
 """Spectrograms [segments, mels, frames] and the number of vectors of each, to all vectors."""
 
 
-class FeatureCache:
-    """Features float32 [codes, dim], one file for each audio file.
+class FileCache:
+    """One file for each audio file, in a folder of ``root`` for what made them.
 
-    ``root`` is for the features of any ``encoder``, whose activations have ``dtype``.
+    That is a ``network`` and what ``settings`` say.
     """
 
-    def __init__(self, root: Path, encoder: nn.Module, dtype: torch.dtype):
-        mark = hashlib.sha256(str(dtype).encode())
-        for name, parameter in sorted(encoder.named_parameters()):
+    suffix = ".safetensors"
+
+    def __init__(self, root: Path, network: nn.Module, settings: str):
+        mark = hashlib.sha256(settings.encode())
+        for name, parameter in sorted(network.named_parameters()):
             mark.update(name.encode())
             mark.update(whole(parameter).float().numpy().tobytes())
         self.folder = root / mark.hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, audio: Path) -> Path:
-        """Where the features of a file are; its path, size and time identify it."""
+    def path(self, audio: Path, used: str = "") -> Path:
+        """Where it is for a file of which ``used`` says what part, or the like, is meant.
+
+        The path, size and time of the file identify it. Raises OSError where there is no file.
+        """
         state = audio.stat()
-        key = f"{audio.resolve()} {state.st_size} {state.st_mtime_ns}"
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        key = f"{audio.resolve()} {state.st_size} {state.st_mtime_ns}{used}"
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}{self.suffix}"
+
+
+class FeatureCache(FileCache):
+    """Features float32 [codes, dim] of any ``encoder``, whose activations have ``dtype``."""
+
+    suffix = ".npy"
+
+    def __init__(self, root: Path, encoder: nn.Module, dtype: torch.dtype):
+        super().__init__(root, encoder, str(dtype))
 
     def read(self, audio: Path) -> Tensor:
         """Stored features. Raises FileNotFoundError for a file without, or changed since."""

@@ -1,4 +1,4 @@
-"""Training of an adapter of Kokoro's prosody by distillation: settings to a finished run.
+"""Training of an adapter of Kokoro's prosody: settings to a finished run.
 
 Nothing after the predictor is run: what is learned are durations, pitch and energy.
 """
@@ -28,8 +28,9 @@ from kimia_infer.models.kokoro.voices import Voices
 from kimia_infer.training.dataset import split_data
 from kimia_infer.training.network import Losses
 from kimia_infer.training.run_directory import MODEL, TrainingError, checkpoint_to_resume
-from kimia_infer.training.tasks.kokoro_config import KokoroTrainingConfig, ProsodyWeights
+from kimia_infer.training.tasks.kokoro_config import KokoroTrainingConfig, ProsodyWeights, is_list
 from kimia_infer.training.tasks.kokoro_data import ExampleBatch, Lines, Teacher, read_lines
+from kimia_infer.training.tasks.kokoro_recordings import People, read_recordings
 from kimia_infer.training.trainer import Trainer, TrainingResult
 
 PITCH_UNIT = 10.0
@@ -163,10 +164,14 @@ def train_kokoro(settings: KokoroTrainingConfig, resume: bool = False) -> Traini
     voices = Voices(directory, 2 * network.config.style_dim)
     for voice in (*settings.voices, *filter(None, [settings.teacher_voice])):
         voices.style(voice, 1)
-    teacher, room = Teacher(network, voices, settings.teacher_voice), settings.cache_gigabytes
+    room = settings.cache_gigabytes * 2**30
 
     def read(data: str | None) -> Lines:
-        return Lines(read_lines(settings, data, network.config), teacher, room * 2**30)
+        if data is not None and is_list(data):
+            spoken = read_recordings(settings, data, network.config)
+            return Lines(spoken, People(network, voices), room)
+        teacher = Teacher(network, voices, settings.teacher_voice)
+        return Lines(read_lines(settings, data, network.config), teacher, room)
 
     samples, validation = split_data(settings, read)
     predictor = copy.deepcopy(network.predictor)

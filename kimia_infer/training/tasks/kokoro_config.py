@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -29,14 +30,24 @@ class ProsodyWeights(Config):
 
 
 class KokoroTrainingConfig(TrainingConfig):
-    """Distillation of prosody: an adapter learns what a teacher does with strings of phonemes."""
+    """An adapter learns how recordings are spoken; or, without them, how a teacher speaks strings
+    of phonemes (distillation).
+    """
 
     title: ClassVar[str] = "Kokoro's prosody, an adapter"
 
     model: str = Field(description="directory of Kokoro, the teacher and what is adapted")
     data: str | None = Field(  # pyrefly: ignore[bad-override]
-        None, description="a file with a string of phonemes per line; by default strings that "
-        "resemble English are made up"
+        None, description="recordings and their texts, as .csv, .tsv or .jsonl with the columns "
+        "audio and text; or a text file with a string of phonemes per line; by default strings "
+        "that resemble English are made up"
+    )  # fmt: skip
+    language: str | None = Field(
+        None, description="of the texts of recordings, en-us or en-gb; by default that of the voice"
+    )
+    feature_cache: str | None = Field(
+        None, description="directory that keeps what was measured of recordings; by default "
+        "features in output"
     )  # fmt: skip
     strings: int = Field(2000, ge=2, description="how many are made up, where there is no data")
     voices: Items[str] = Field(
@@ -69,9 +80,22 @@ class KokoroTrainingConfig(TrainingConfig):
             raise ValueError(
                 "objective: outputs are learned by adapter.method=replace, without teacher_voice"
             )
+        if self.recordings and (len(self.voices) > 1 or self.teacher_voice):
+            raise ValueError(
+                "voices: recordings teach one voice, or mixture, and there is no teacher_voice"
+            )
+        if self.recordings and self.objective == "outputs":
+            raise ValueError("objective: recordings have no outputs of LSTMs; leave it out")
+        if self.data and self.eval_data and self.recordings != is_list(self.eval_data):
+            raise ValueError("eval_data: expected recordings, or strings of phonemes, as in data")
         if self.precision == "bf16":
             raise ValueError("precision: prosody is computed in float32; leave it out")
         return self
+
+    @property
+    def recordings(self) -> bool:
+        """Whether it is recordings that are learned from."""
+        return self.data is not None and is_list(self.data)
 
     def summary(self) -> dict[str, str]:
         adapter = self.adapter
@@ -81,8 +105,15 @@ class KokoroTrainingConfig(TrainingConfig):
             "adapter": f"{adapter.method} {adapter.cell or ''}".strip() + f", {size}",
             "seams": ", ".join(adapter.seams),
             "voices": ", ".join(self.voices),
-            "teacher": self.teacher_voice or "the model itself",
+            "teacher": "recordings"
+            if self.recordings
+            else self.teacher_voice or "the model itself",
         }
 
     def usage(self) -> str:
         return f"    cp -r THIS_DIRECTORY {self.model}/adapters/NAME"
+
+
+def is_list(data: str) -> bool:
+    """Whether a file is a list of recordings, by its name."""
+    return Path(data).suffix.lower() in (".csv", ".tsv", ".jsonl")

@@ -96,15 +96,12 @@ class Teacher:
 
     @torch.no_grad()
     def __call__(self, line: Line) -> Example:
-        network, device = self.network, self.network.device
-        symbols = [network.config.vocab[symbol] for symbol in line.phonemes]
-        ids, rows = batch_of([symbols], device)
-        style = self._style(line.voice, len(symbols)).to(device)
-        taught = style
+        network, count = self.network, len(line.phonemes)
+        style = taught = prosody_style(self.voices, line.voice, count).to(network.device)
         if self.voice is not None:
-            taught = self._style(self.voice, len(symbols)).to(device)
+            taught = prosody_style(self.voices, self.voice, count).to(network.device)
         predictor = network.predictor
-        encoded = network.bert_encoder(network.bert.encode(ids, rows))
+        encoded, rows = encoded_phonemes(network, line.phonemes)
         d = predictor.text_encoder(encoded, taught, rows)
         logits = predictor.durations(d, rows)
         durations = round_durations(logits, logits.new_ones(1), rows)
@@ -114,9 +111,17 @@ class Teacher:
         found = (encoded[0], style[0], logits[0], durations[0], pitch[0], energy[0])
         return Example(*(x.cpu() for x in found), d=None if kept is None else kept.cpu())
 
-    def _style(self, voice: str, phonemes: int) -> Tensor:
-        """The prosody half of a voice, [1, style]."""
-        return self.voices.style(voice, phonemes).chunk(2)[1][None]
+
+def prosody_style(voices: Voices, voice: str, phonemes: int) -> Tensor:
+    """The prosody half of a voice, [1, style]."""
+    return voices.style(voice, phonemes).chunk(2)[1][None]
+
+
+def encoded_phonemes(network: KokoroNetwork, phonemes: str) -> tuple[Tensor, Rows]:
+    """Phonemes before the first LSTM, [1, time, channels], both boundaries included."""
+    symbols = [network.config.vocab[symbol] for symbol in phonemes]
+    ids, rows = batch_of([symbols], network.device)
+    return network.bert_encoder(network.bert.encode(ids, rows)), rows
 
 
 @dataclass
