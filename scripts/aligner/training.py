@@ -24,11 +24,12 @@ from kimia_infer.training.dataset import TrainingData
 from kimia_infer.training.network import Losses
 from kimia_infer.training.plan import MicroBatch
 from kimia_infer.training.run_directory import newest_intact
+from kimia_infer.training.tasks.kokoro_recordings import read_whole
 from kimia_infer.training.trainer import Trainer, TrainingResult
 from kimia_infer.utils.files import replacing
 from kimia_infer.utils.progress import progress
 from scripts.aligner.speech import HELD_OUT, Utterance, spoken
-from scripts.benchmark.phoneme_sentences import SENTENCES
+from scripts.benchmark.phoneme_sentences import SHORT
 
 WIDTH = 128
 
@@ -228,11 +229,13 @@ class Measured:
 
 def measured(kokoro: Kokoro, aligner: Aligner) -> Iterator[Measured]:
     """Real sentences, dealt to the voices that were held out."""
-    for index, phonemes in enumerate(SENTENCES):
+    config = kokoro.network.config
+    texts = [read_whole(text, "en-us", config, aligner.symbols) for text in SHORT]
+    for index, phonemes in enumerate(texts):
         voice = HELD_OUT[index % len(HELD_OUT)]
         wave, facts = spoken(kokoro, Utterance(index, phonemes, voice, 1.0))
         power = mel_power(wave.numpy())
         found = aligner.align(power, phonemes)
         errors = (found.durations.cumsum(0) - facts["durations"].cumsum(0)).abs()[:-1]
-        other = SENTENCES[index - 1][: len(power) // 2 - 2]
+        other = texts[index - 1][: len(power) // 2 - 2]
         yield Measured(voice, errors, found.fit, aligner.align(power, other).fit)
