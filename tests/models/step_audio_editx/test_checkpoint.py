@@ -186,7 +186,7 @@ DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("file", "damage", "message"), DAMAGE, ids=lambda each: str(each)[:40])
+@pytest.mark.parametrize(("file", "damage", "message"), DAMAGE)
 def test_damage_is_named(
     copied: Path, file: str, damage: Callable[[Path], object], message: str
 ) -> None:
