@@ -78,15 +78,15 @@ def load_networks(directory: Path, device: torch.device, dtype: torch.dtype) -> 
     encoding = vq02_component(recognizer / RECOGNIZER_FOLDER)
     flowing, voicing = flow_component(sound), vocoder_component(sound)
     speaker = SpeakerEncoder(sound / SPEAKER_NAME, config.flow.speaker)
-    # All headers are checked by now, before the first weight is read.
-    language_model = language.load(device, dtype)
-    _check_heads(language_model, folder)
+    # All headers are checked by now. The language model takes longest to read, and comes last.
     encoder = encoding.load(device, torch.float32)
-    flow, vocoder = flowing.load(device, torch.float32), voicing.load(device, torch.float32)
     normalization = vq02.Normalization.from_file(recognizer / RECOGNIZER_FOLDER / "am.mvn")
     centers = read_centers(recognizer / CENTERS_NAME, encoder.config.width)
     first = vq02.Vq02(encoder, normalization, centers).to(device)
     second = load_vq06(recognizer / VQ06_NAME).to(device)
+    flow, vocoder = flowing.load(device, torch.float32), voicing.load(device, torch.float32)
+    language_model = language.load(device, dtype)
+    _check_not_tied(language_model, folder)
     for network in (language_model, first, second, flow, vocoder):
         use_onednn(network)
     return Networks(tokenizer, language_model, first, second, speaker, flow, vocoder)
@@ -109,7 +109,7 @@ def language_model_component(folder: Path) -> Component[LanguageModel]:
     return _component("language model", lambda: LanguageModel(config), open_directory(folder))
 
 
-def _check_heads(model: LanguageModel, folder: Path) -> None:
+def _check_not_tied(model: LanguageModel, folder: Path) -> None:
     """Raise CheckpointError if the head is the embedding: the answer would be a hum."""
     if torch.equal(model.lm_head.weight, model.model.embed_tokens.weight):
         raise CheckpointError(
