@@ -99,8 +99,8 @@ class EditX:
 
         Args:
             audio: a file of 0.5 to 30 seconds of one person, given by path or as its content.
-            task: what is to become of it.
-            seed: of all that is drawn, 0 .. 2**32 - 1; by default drawn itself.
+            task: what to do with it.
+            seed: of all random numbers, 0 .. 2**32 - 1; by default a random one.
             check: called between tokens; raises to end the request.
 
         Raises:

@@ -208,7 +208,7 @@ class RecognizerConfig(_Part):
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Reads what a tag such as ``!new:class`` stands before, and never the tag."""
+    """Reads the value behind a tag such as ``!new:class``, and ignores the tag."""
 
 
 class _Reference(str):

@@ -1,7 +1,7 @@
 """The vocoder: a mel spectrogram to the spectrum of a wave, beside sines of its pitch.
 
-The published initial phases are left out: its source is computed at the rate of the spectrogram,
-where they do not arrive.
+The random initial phases of the published code are left out: it computes the phase at the rate of
+the spectrogram, and they have no effect on it.
 """
 
 from __future__ import annotations

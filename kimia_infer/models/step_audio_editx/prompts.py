@@ -97,7 +97,7 @@ _REMOVALS = {
 
 @dataclass(frozen=True)
 class Edit:
-    """What is to become of a recording.
+    """A change to a recording.
 
     ``kind`` is one of OPTIONS and ``option`` one of its values, empty where it has none. ``text``
     is what is said in the recording; ``new_text``, for a paralinguistic edit, the same with tags.

@@ -56,7 +56,7 @@ class Reference:
 
 
 class ReferenceReader:
-    """Reads references; the last ones are kept by the content of their files."""
+    """Reads references; the last ones are kept, by their samples."""
 
     def __init__(self, networks: Networks):
         self._networks = networks
@@ -93,7 +93,7 @@ class ReferenceReader:
 
     def _read(self, wave: Tensor, rate: int) -> Reference:
         networks, device = self._networks, self._networks.language_model.device
-        ends = wave if len(wave) <= 2000 else torch.cat([wave[:1000], wave[-1000:]])
+        ends = torch.cat([wave[:1000], wave[-1000:]])
         leveled = frontend.limit_level(wave)
         heard = frontend.tokenizer_wave(leveled, rate).to(device)
         tokens = interleave(networks.vq02([heard])[0], networks.vq06(heard))
