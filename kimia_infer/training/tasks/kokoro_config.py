@@ -86,8 +86,10 @@ class KokoroTrainingConfig(TrainingConfig):
             )
         if self.recordings and self.objective == "outputs":
             raise ValueError("objective: recordings have no outputs of LSTMs; leave it out")
-        if self.data and self.eval_data and self.recordings != is_list(self.eval_data):
-            raise ValueError("eval_data: expected recordings, or strings of phonemes, as in data")
+        if self.eval_data and self.recordings != is_list(self.eval_data):
+            raise ValueError(
+                "eval_data: expected recordings, or strings of phonemes, like the training data"
+            )
         if self.precision == "bf16":
             raise ValueError("precision: prosody is computed in float32; leave it out")
         return self

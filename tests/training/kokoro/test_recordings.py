@@ -232,3 +232,9 @@ def test_settings_that_do_not_go_with_recordings(
 ):
     with pytest.raises(ConfigurationError, match=message):
         settings(assignments(folder, tmp_path / "run", setting))
+
+
+def test_made_up_strings_are_not_validated_by_recordings(tmp_path: Path):
+    known = ["model=model", f"output={tmp_path}", "eval_data=recordings.csv"]
+    with pytest.raises(ConfigurationError, match="eval_data: expected recordings, or strings"):
+        settings(known)
