@@ -219,7 +219,6 @@ def write_aligner(aligner: Aligner, folder: Path) -> None:
 class Measured:
     """One sentence in a voice that the aligner never heard."""
 
-    voice: str
     errors: Tensor
     """int64 [symbols], of where each symbol begins, in frames."""
     fit: float
@@ -238,4 +237,4 @@ def measured(kokoro: Kokoro, aligner: Aligner) -> Iterator[Measured]:
         found = aligner.align(power, phonemes)
         errors = (found.durations.cumsum(0) - facts["durations"].cumsum(0)).abs()[:-1]
         other = texts[index - 1][: len(power) // 2 - 2]
-        yield Measured(voice, errors, found.fit, aligner.align(power, other).fit)
+        yield Measured(errors, found.fit, aligner.align(power, other).fit)

@@ -147,7 +147,10 @@ class Measures:
     def _durations(self, power: Tensor, phonemes: str) -> Tensor:
         seconds = FRAME_SECONDS * len(power) / 2
         if len(power) // 2 < len(phonemes) + 2:
-            raise DataError(f"text: {len(phonemes)} phonemes cannot be spoken in {seconds:.2f} s")
+            raise DataError(
+                f"text: {len(phonemes)} phonemes cannot be spoken in {seconds:.2f} s; expected "
+                "what is said in the recording"
+            )
         found = self.aligner.align(power, phonemes)
         if found.fit < LEAST_FIT:
             raise DataError(
