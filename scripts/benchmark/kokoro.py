@@ -3,11 +3,12 @@
     python -m scripts.benchmark.kokoro --weights DIR                       float32 and bfloat16
     python -m scripts.benchmark.kokoro --weights DIR --onnx FILE.onnx      and the int8 export
 
-The stock package takes part where ``kokoro.model`` can be imported. It and onnxruntime are in none
-of the requirements. Each way has a process of its own, which works while the others wait. Prints
-seconds for a second of audio, of processor time and of the clock, and the share of the first
-chunk's own length after which it is there, for texts of about 1, 5 and 30 seconds, the median of
-several rounds; then for each way the seconds until it is loaded and the most memory it took.
+The stock package, which is in none of the requirements, takes part where it is installed;
+onnxruntime is in the extra ``editx``. Each way has a process of its own, which works while the
+others wait. Prints seconds for a second of audio, of processor time and of the clock, and the share
+of the first chunk's own length after which it is there, for texts of about 1, 5 and 30 seconds, the
+median of several rounds; then for each way the seconds until it is loaded and the most memory it
+took.
 """
 
 from __future__ import annotations
