@@ -36,13 +36,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_the_package_and_nothing_around_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0].partition("-")[0] for name in names} == {"kimia_infer"}
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "kimia_infer").rglob("*.py")}
-    assert modules | {"kimia_infer/predict.py"} == {name for name in names if name.endswith(".py")}
-    page = {path.name for path in (ROOT / "kimia_infer" / "serving" / "page").iterdir()}
-    assert page == {
-        Path(name).name for name in names if name.startswith("kimia_infer/serving/page/")
+    package = (path for path in (ROOT / "kimia_infer").rglob("*") if path.is_file())
+    files = {str(path.relative_to(ROOT)) for path in package if "__pycache__" not in path.parts}
+    assert {"kimia_infer/models/kokoro/aligner.safetensors"} < files
+    assert files | {"kimia_infer/predict.py"} == {
+        name for name in names if name.startswith("kimia_infer/")
     }
-    assert not [name for name in names if "__pycache__" in name]
 
 
 def test_an_installed_wheel_answers(wheel: Path, tmp_path: Path, long: bool) -> None:
