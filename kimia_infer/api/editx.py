@@ -32,7 +32,7 @@ LONGEST_POSITIONS = 8192
 """Of a prompt and its answer together, published call."""
 
 SLOWEST = 3.0
-"""Times as long as expected that an answer may become, and this many seconds more."""
+"""An answer has at most this many times its expected length, plus this many seconds."""
 
 FASTEST_SPEECH = 40.0
 """Characters a second; the quickest English has about 25."""

@@ -51,10 +51,10 @@ def test_requests_share_one_cache(kv_cache: str, size: int, model: LanguageModel
 def test_spans(places: int, wanted: list[tuple[str, int]]) -> None:
     """No two overlap, none goes beyond the end, and one is found wherever there is room."""
     spans, taken = Spans(places), {}
-    for deed, length in wanted:
-        if taken and deed != "take":
+    for action, length in wanted:
+        if taken and action != "take":
             start = sorted(taken)[length % len(taken)]
-            if deed == "release":
+            if action == "release":
                 spans.release(start)
                 del taken[start]
             else:

@@ -94,7 +94,7 @@ class Embed(nn.Module):
 
 
 class LookAhead(nn.Module):
-    """Adds to each row what the next ones, and the two before, are."""
+    """Adds convolutions over the next rows, then over the two before."""
 
     def __init__(self, width: int, ahead: int):
         super().__init__()

@@ -81,7 +81,7 @@ class Flow(nn.Module):
         return x
 
     def velocity(self, x: Tensor, conditions: Tensor, time: Tensor) -> Tensor:
-        """That with conditions [frames, 3 * bins], away from that without (guidance)."""
+        """With conditions [frames, 3 * bins], guided away from the velocity without them."""
         given = torch.cat([x, conditions], dim=-1)
         none = torch.cat([x, torch.zeros_like(conditions)], dim=-1)
         both = self.decoder.estimator(torch.stack([given, none]), time.expand(2))

@@ -21,7 +21,7 @@ TEMPERATURE, TOP_K = 0.7, 50
 """The published call gives the first; the second is the default of transformers, active in it."""
 
 WINDOW = 10
-"""The last ids among which the very last may occur once only, or it is not allowed as the next."""
+"""An id that is the last and occurs more than once among the last ten may not be the next."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class AudioRange:
 
 
 def ban_repetition(logits: Tensor, context: Tensor) -> Tensor:
-    """``logits`` [ids] without the last id of ``context`` [tokens], if that came just before."""
+    """``logits`` [ids], the last id of ``context`` [tokens] banned if it recurs in its WINDOW."""
     recent = context[-WINDOW:]
     if len(recent) < WINDOW:
         return logits
