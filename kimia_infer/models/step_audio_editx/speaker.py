@@ -20,7 +20,7 @@ class SpeakerEncoder:
     """
 
     def __init__(self, path: Path, size: int):
-        """``size``: values of the vector that are expected."""
+        """``size``: values of the vector. A file that does not say how many it gives is taken."""
         try:
             import onnxruntime
         except ImportError as error:
@@ -38,7 +38,7 @@ class SpeakerEncoder:
             raise CheckpointError(f"{path}: not an ONNX model ({error})") from error
         self._input = self._session.get_inputs()[0].name
         shape = self._session.get_outputs()[0].shape
-        if shape[-1] != size:
+        if shape and isinstance(shape[-1], int) and shape[-1] != size:
             raise CheckpointError(f"{path}: gives vectors of {shape[-1]} values, expected {size}")
 
     def __call__(self, features: Tensor) -> Tensor:
