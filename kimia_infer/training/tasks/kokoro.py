@@ -30,7 +30,7 @@ from kimia_infer.training.network import Losses
 from kimia_infer.training.run_directory import MODEL, TrainingError, checkpoint_to_resume
 from kimia_infer.training.tasks.kokoro_config import KokoroTrainingConfig, ProsodyWeights, is_list
 from kimia_infer.training.tasks.kokoro_data import ExampleBatch, Lines, Teacher, read_lines
-from kimia_infer.training.tasks.kokoro_recordings import People, read_recordings
+from kimia_infer.training.tasks.kokoro_recordings import RecordingTeacher, read_recordings
 from kimia_infer.training.trainer import Trainer, TrainingResult
 
 PITCH_UNIT = 10.0
@@ -169,7 +169,7 @@ def train_kokoro(settings: KokoroTrainingConfig, resume: bool = False) -> Traini
     def read(data: str | None) -> Lines:
         if data is not None and is_list(data):
             spoken = read_recordings(settings, data, network.config)
-            return Lines(spoken, People(network, voices), room)
+            return Lines(spoken, RecordingTeacher(network, voices), room)
         teacher = Teacher(network, voices, settings.teacher_voice)
         return Lines(read_lines(settings, data, network.config), teacher, room)
 

@@ -60,7 +60,7 @@ class SpokenLine(Line):
     energy: Tensor
 
 
-class People:
+class RecordingTeacher:
     """What recordings teach the voice that learns from them."""
 
     def __init__(self, network: KokoroNetwork, voices: Voices):

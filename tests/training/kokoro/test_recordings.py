@@ -24,7 +24,7 @@ from kimia_infer.training.config import read_config
 from kimia_infer.training.tasks import kokoro_recordings
 from kimia_infer.training.tasks.kokoro import train_kokoro
 from kimia_infer.training.tasks.kokoro_config import KokoroTrainingConfig
-from kimia_infer.training.tasks.kokoro_recordings import People, filled, read_recordings
+from kimia_infer.training.tasks.kokoro_recordings import RecordingTeacher, filled, read_recordings
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.utils.errors import ConfigurationError
 from tests.command_line import run_here
@@ -75,7 +75,7 @@ def test_prosody_of_recordings_is_learned(folder: Path, tmp_path: Path):
     assert sum(found[-2:]) < 0.85 * sum(found[:2])
     network = load_network(folder / "model", CPU)
     lines = read_recordings(settings(known), str(folder / "list.csv"), network.config)
-    examples = list(map(People(network, Voices(folder / "model", 2 * STYLE)), lines))
+    examples = list(map(RecordingTeacher(network, Voices(folder / "model", 2 * STYLE)), lines))
     before = prosody_agreement(network.predictor, examples)
     apply_adapter(network.predictor, tmp_path / "final")
     after = prosody_agreement(network.predictor, examples)
@@ -87,12 +87,12 @@ def test_what_is_learned_is_what_was_measured(folder: Path, tmp_path: Path):
     """Durations by their logits, pitch where there is one, energy moved to the voice's level."""
     network = load_network(folder / "model", CPU)
     known = settings(assignments(folder, tmp_path))
-    people = People(network, Voices(folder / "model", 2 * STYLE))
+    teacher = RecordingTeacher(network, Voices(folder / "model", 2 * STYLE))
     for line, spoken in zip(
         read_recordings(known, str(folder / "list.csv"), network.config), SPOKEN, strict=True
     ):
         assert line.phonemes == spoken.phonemes
-        example = people(line)
+        example = teacher(line)
         assert torch.equal(expected_durations(example.logits), line.durations.float())
         voiced = line.pitch > 0
         assert torch.equal(example.pitch[voiced], line.pitch[voiced])
