@@ -33,7 +33,7 @@ from kimia_infer.weights.adapter import WEIGHTS_NAME
 
 CELLS = ("cfc", "mamba", "ltc")
 FEW = (500, 50, 5)
-"""Sentences of a speaking style, besides all strings."""
+"""Smaller numbers of strings, from which a speaking style is learned as well."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def plan(study: Study) -> Iterator[Run]:
         yield Run("replace", adapter, study.strings, study.steps)
     for adapter in (*light, *replacing):
         yield Run("style", adapter, study.strings, study.steps)
-    for strings in FEW:
+    for strings in (count for count in FEW if count < study.strings):
         for adapter in light:
             yield Run("style", adapter, strings, study.few_steps)
     for seam in ("shared", "lstm", "text_encoder.lstms.4", *SEAMS[:2]):
@@ -100,7 +100,7 @@ def plan(study: Study) -> Iterator[Run]:
             yield Run("style", single, study.strings, study.steps)
 
 
-class Remembering(nn.Module):
+class CachedAlbert(nn.Module):
     """ALBERT that reads each string once: what it gives does not depend on the voice."""
 
     def __init__(self, albert: Albert):
@@ -123,7 +123,7 @@ class Trainings:
         self.study, self.directory = study, directory
         self.network = load_network(study.model, torch.device("cpu"))
         self.base = fingerprint(self.network.predictor)
-        self.network.bert = Remembering(self.network.bert)  # pyrefly: ignore[bad-assignment]
+        self.network.bert = CachedAlbert(self.network.bert)  # pyrefly: ignore[bad-assignment]
         self.voices = Voices(study.model, 2 * self.network.config.style_dim)
         self._kept: dict[str, dict[Line, Example]] = {}
 
