@@ -11,8 +11,9 @@ import torch
 from kimia_infer.api.events import AudioChunk, Completion
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.kokoro import Kokoro
+from kimia_infer.api.request import Deadline
 from kimia_infer.serving.cog.inputs import parse_inputs, respond
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import RequestError, RequestTimeout
 from tests.models.kokoro.tiny import tiny_directory
 from tests.paths import MINI
 
@@ -51,6 +52,12 @@ def test_an_answer_in_a_voice_of_kokoro(model: KimiAudio) -> None:
     inputs = parse_inputs({"audio": question, "seed": 1, "speaker": "kokoro:af_heart"})
     last = list(respond(model, inputs))[-1]
     assert last.text == "nine" and last.codes == [] and last.wav.shape[1] > 6_000
+
+
+@pytest.mark.parametrize("given", [SPEAK, {"text": "how are you"}], ids=["speak", "chat"])
+def test_the_end_of_the_time_is_told_as_such(model: KimiAudio, given: dict[str, Any]) -> None:
+    with pytest.raises(RequestTimeout, match="not complete within 1e-06 s"):
+        list(respond(model, parse_inputs(given), deadline=Deadline(1e-6)))
 
 
 @pytest.mark.parametrize(

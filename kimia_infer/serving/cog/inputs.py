@@ -153,7 +153,9 @@ def respond(
                     event = dataclasses.replace(cast(Any, event), notes=notes)
                 yield event
     except RequestError as error:
-        raise type(error)(name_messages(str(error), inputs)) from error
+        if (named := name_messages(str(error), inputs)) == str(error):
+            raise  # some kinds, such as RequestTimeout, are not made of a message
+        raise type(error)(named) from error
 
 
 def speak(

@@ -141,10 +141,10 @@ class KimiRunner(cog.BaseRunner):
         with self.received(values, deadline) as inputs:
             try:
                 yield from respond(self.model, inputs, deadline=deadline)
-            except (RequestCancelled, RequestTimeout):
-                raise
             except RequestError as error:
-                raise type(error)(name_files(str(error), inputs)) from error
+                if (named := name_files(str(error), inputs)) == str(error):
+                    raise  # some kinds, such as RequestTimeout, are not made of a message
+                raise type(error)(named) from error
 
     @contextlib.contextmanager
     def received(self, values: Mapping[str, Any], deadline: Deadline) -> Iterator[CogInputs]:
