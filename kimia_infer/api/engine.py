@@ -183,10 +183,10 @@ class Engine:
     ) -> Response:
         """:meth:`respond` as an answer under way, whose events can be read later."""
         self.check(options, voice is not None)
-        if options.speaker:  # the model writes what Kokoro speaks
-            options = options.model_copy(update={"output_type": "text"})
         if stop and options.output_type != "text":
             raise RequestError("stop: only for answers that are text; speech follows its text late")
+        if options.speaker:  # the model writes what Kokoro speaks
+            options = options.model_copy(update={"output_type": "text"})
         messages, clock = parse_messages(chats), Stopwatch()
         if randomness is None:
             randomness = SeededRandomness(options.seed)

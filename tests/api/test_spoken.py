@@ -216,6 +216,11 @@ def test_what_is_refused(model: KimiAudio, arguments: dict[str, Any], message: s
         model.generate(CHAT, **HEART | arguments)
 
 
+def test_texts_that_end_an_answer_are_for_text_alone(model: KimiAudio) -> None:
+    with pytest.raises(RequestError, match=r"^stop: only for answers that are text"):
+        list(model.respond(CHAT, parse_parameters(**HEART), stop=["good"]))
+
+
 def test_voices_that_nothing_reads_are_not_offered(
     model: KimiAudio, kokoro: Kokoro, monkeypatch: pytest.MonkeyPatch
 ) -> None:
