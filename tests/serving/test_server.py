@@ -195,6 +195,7 @@ def test_without_schema_file_our_code_validates(scripted_server: Server) -> None
 def test_a_service_of_text_alone_with_a_time_limit(limited_server: Server) -> None:
     limited = limited_server
     assert "output_type: this service answers with text only" in limited.fail(text="Hello")
+    assert "KIMI_AUDIO_OUTPUT=both" in limited.fail(task="speak", text="Hello")
     answer = limited.succeed(text="Hello", output_type="text", max_new_tokens=4)
     assert answer["output"]["audio"] is None and answer["metrics"]["decode_steps"] <= 4
     for seed in range(5):  # some answers end by themselves

@@ -169,9 +169,13 @@ class KimiRunner(cog.BaseRunner):
         if inputs.speaker:
             voice_of(self.model.kokoro, inputs.speaker)
         elif self.model.detokenizer is None:
+            chats = inputs.task == "chat"
+            advice = "use 'text'" if chats else "start it with KIMI_AUDIO_OUTPUT=both"
+            if self.model.kokoro is not None:
+                advice += ", or name a speaker of Kokoro"
             raise RequestError(
                 "output_type: this service answers with text only (KIMI_AUDIO_OUTPUT=text); "
-                "use 'text'" + (", or name a speaker of Kokoro" if self.model.kokoro else "")
+                f"{advice}"
             )
 
     def complete(self, values: Mapping[str, Any]) -> Completion | Transcript:
