@@ -19,7 +19,7 @@ class TextDelta:
 
 @dataclass(frozen=True)
 class WordTime:
-    """A spoken word; seconds from the begin of the answer."""
+    """A spoken word; seconds from the beginning of the answer."""
 
     text: str
     start: float

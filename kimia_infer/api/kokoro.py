@@ -185,7 +185,7 @@ class Kokoro:
         randomness: Randomness | None,
         check: Callable[[], None],
     ) -> tuple[torch.Tensor, list[WordTime]]:
-        """The wave float32 [samples] of a sentence on the CPU, and its words from its begin on."""
+        """The wave float32 [samples] of a sentence on the CPU, and its words with times in it."""
         network, device = self.network, self.network.device
         noise = None
         if randomness is not None:
