@@ -112,7 +112,7 @@ def add_output(group: Any) -> None:
         "--preset",
         choices=("low_latency", "quality"),
         metavar="NAME",
-        help="or quality [low_latency]",
+        help="low_latency or quality [low_latency]",
     )
     add(
         "--timeout",
@@ -136,6 +136,8 @@ def check(parser: Parser, arguments: Namespace) -> None:
                 parser.error(f"--{option} has no effect with --url or --answer")
     else:
         check_adapter(parser, arguments)
+        if arguments.kokoro and not arguments.speaker:
+            parser.error("--kokoro has no effect without --speaker")
         check_kokoro(parser, arguments)
     if arguments.url is not None and not arguments.url.lower().startswith(("http://", "https://")):
         parser.error(f"--url: expected http://HOST:PORT or https://..., found {arguments.url!r}")
@@ -308,6 +310,8 @@ def from_model(arguments: Namespace) -> Prediction:
     loading = model_arguments(arguments)
     speaks = not listens and inputs.output_type == "both"
     loading["load_detokenizer"] = speaks and not inputs.speaker
+    if not inputs.speaker:
+        loading["kokoro"] = None
     model = KimiAudio(weights, **loading)
     with progress("Generating", unit="seconds of audio" if listens else "steps") as bar:
 

@@ -95,9 +95,7 @@ def add_model(group: Any) -> None:
     add_change(group)
 
 
-MODEL_ARGUMENTS = (
-    *("device", "speech_device", "slots", "dtype", "quantization", "adapter", "kokoro"),
-)
+MODEL_ARGUMENTS = ("device", "speech_device", "slots", "dtype", "quantization", "adapter", "kokoro")
 
 
 def model_variables(arguments: argparse.Namespace) -> dict[str, str]:

@@ -193,7 +193,9 @@ def from_model(arguments: Namespace) -> tuple[Transcriber, int]:
     from kimia_infer.api.transcription import INSTRUCTION, INSTRUCTIONS, prompted
     from kimia_infer.engine.scheduler import LONGEST_QUEUE
 
-    model = KimiAudio(weights, **model_arguments(arguments) | {"load_detokenizer": False})
+    loading = model_arguments(arguments)
+    loading |= {"load_detokenizer": False, "kokoro": None}
+    model = KimiAudio(weights, **loading)
     instruction = INSTRUCTIONS.get(arguments.language, INSTRUCTION)
 
     def transcribe(path: Path, deadline: Deadline, bar: Progress) -> Transcript:
