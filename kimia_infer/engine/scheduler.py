@@ -176,7 +176,7 @@ class Scheduler:
             return not self._stopped
 
     def _turn(self) -> None:
-        """A bit of everything that can be done, nothing of it for those who left meanwhile."""
+        """One pass over all stages; requests that have ended meanwhile are dropped before each."""
         with self._changed:
             waiting = list(self._queue)
         self._drop_ended(waiting)
@@ -186,7 +186,7 @@ class Scheduler:
             stage()
 
     def _drop_ended(self, tasks: Sequence[Task]) -> None:
-        """Free what belongs to those that are abandoned, cancelled or out of time."""
+        """Free what belongs to requests among ``tasks`` that are abandoned, cancelled or late."""
         for task in list(tasks):
             try:
                 task.check()

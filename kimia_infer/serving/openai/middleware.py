@@ -66,7 +66,7 @@ class Admission:
 
 
 class Counted:
-    """Counts requests by their status and the one of ``paths``, such as ``/v1/models/{name}``."""
+    """Counts requests by status and by which of ``paths``, such as ``/v1/models/{name}``."""
 
     def __init__(self, app: ASGIApp, meters: Meters, paths: Iterable[str]):
         self._app, self._meters = app, meters
