@@ -58,7 +58,7 @@ async def speech(request: Request, service: Serving, asked: SpeechRequest) -> Re
     voice = read_voice(service, asked.voice, "voice")
     service.check_speech("model", voice.speaker)
     if asked.speed != 1 and not voice.speaker:
-        raise unsupported("speed", "the model has one speed; leave it out, or name Kokoro's voice")
+        raise unsupported("speed", "the model has one speed; leave it out, or use Kokoro's voices")
     if asked.instructions.strip() and voice.speaker:
         raise unsupported("instructions", "a voice of Kokoro takes none; leave them out")
     pieces = sound(service, asked, reading(service, asked, voice))

@@ -93,13 +93,13 @@ def read_voice(service: Service, value: Any, param: str) -> Voice:
             text = f"{param}: {str(error).removeprefix('speaker: ')}"
             raise ApiError(400, text, param, "invalid_value") from error
         return Voice(speaker=name)
-    known = ", ".join([DEFAULT, *own])
-    text = f"{param}: there is no voice {name[:60]!r} here; this server has {known}, OpenAI's names"
-    text += f" for {DEFAULT}"
+    known = [DEFAULT, *own, f"OpenAI's names for {DEFAULT}"]
     if kokoro is not None:
         near = name if name in kokoro.voices.names else "af_heart"
-        text += f", and those of Kokoro, such as {PREFIX}{near}"
-    raise ApiError(400, text, param, "invalid_value")
+        known.append(f"those of Kokoro, such as {PREFIX}{near}")
+    *others, last = known
+    text = f"{param}: there is no voice {name[:60]!r} here; this server has "
+    raise ApiError(400, f"{text}{', '.join(others)}, and {last}", param, "invalid_value")
 
 
 def recordings(settings: OpenAISettings) -> dict[str, Path]:
