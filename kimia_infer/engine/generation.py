@@ -312,10 +312,6 @@ class Step:
     finished: bool
 
 
-TaskEvent = Step | Tensor | BaseException | None
-"""Ids, a wave float32 [samples] on the CPU, the reason why the request failed, or None, the end."""
-
-
 @dataclass(eq=False, kw_only=True)
 class Task:
     """A request on its way through the engine.
@@ -323,8 +319,9 @@ class Task:
     ``chat`` is what the engine's encoder makes a prompt of, which will have ``length`` positions.
     ``codes_of`` gives the speech codes among ids of the audio track; as published, other ids are
     left out. ``guard`` stops a text that repeats itself. ``check`` raises when the request is to
-    end, for example because its time is over. ``events`` are TaskEvents; its caller may add to
-    them. ``seconds`` are what its stages took.
+    end, for example because its time is over. ``events`` are Steps, waves float32
+    [samples] on the CPU, and at the end None, or the error that ended the request; the caller may
+    add others. ``seconds`` are what its stages took.
     """
 
     chat: Any
