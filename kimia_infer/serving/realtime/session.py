@@ -47,7 +47,10 @@ def changed(service: Service, config: SessionConfig, change: dict[str, Any]) -> 
 def check_modality(service: Service, modality: Modality, where: str, voice: Voice) -> None:
     """Raise ApiError for speech from a server that was started without, unless Kokoro speaks."""
     if modality == "audio" and service.model.detokenizer is None and not voice.speaker:
-        raise unsupported(f"{where}.output_modalities", "this server writes only; send ['text']")
+        advice = "this server writes only; send ['text']"
+        if service.model.kokoro is not None:
+            advice += ", or choose a voice of Kokoro"
+        raise unsupported(f"{where}.output_modalities", advice)
 
 
 class Session:
