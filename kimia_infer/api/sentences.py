@@ -46,7 +46,8 @@ class SentenceStream:
 
     def _first_end(self, final: bool) -> int | None:
         """Where the first piece ends, None if what follows may belong to it."""
-        text = self._held
+        text = self._held[: LONGEST_PIECE + 2]  # an end after it makes no difference
+        final = final and text == self._held
         # A sentence at the very end may go on: "3." may be the beginning of "3.5".
         ends = (match.end() for match in SENTENCES.finditer(text))
         whole = (e for e in ends if e < len(text) and not TITLES.search(text[:e]))
