@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.api.devices import default_device
+from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.events import AudioChunk, Completion, Event
 from kimia_infer.layers.sampler import MAX_SEED, SeededRandomness
 from kimia_infer.models.step_audio_editx.checkpoint import load_networks
@@ -60,6 +60,7 @@ class EditX:
 
     Raises:
         CheckpointError: the directory is not complete, or damaged.
+        ConfigurationError: ``device`` is not there, or ``dtype`` is another one than those two.
     """
 
     def __init__(
@@ -68,9 +69,8 @@ class EditX:
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
-        place = default_device() if device is None else torch.device(device)
-        default = torch.float32 if place.type == "cpu" else torch.bfloat16
-        self.networks = load_networks(Path(directory), place, dtype or default)
+        place = parse_device(device)
+        self.networks = load_networks(Path(directory), place, parse_dtype(dtype, place))
         self._prompts = PromptBuilder(self.networks.tokenizer)
         self._references = ReferenceReader(self.networks)
 
@@ -129,7 +129,8 @@ class EditX:
             "reference_seconds": read - start,
             "decode_seconds": generated - read,
             "speech_seconds": time.perf_counter() - generated,
-            "seconds": time.perf_counter() - start,
+            "total_seconds": time.perf_counter() - start,
+            "output_audio_seconds": len(wave) / rate,
         }
         if not ended:
             notes.append(f"the answer was cut at its limit of {limit / TOKENS_PER_SECOND:.1f} s")
