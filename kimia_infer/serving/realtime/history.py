@@ -142,17 +142,17 @@ def _fitted(model: KimiAudio, message: Message) -> Message:
     return Message(message.role, message.kind, text, message.sound)
 
 
-def cut_to_heard(part: Part, samples: int, whole: bool) -> None:
+def cut_to_heard(part: Part, samples: int, whole: bool, speed: float = 1.0) -> None:
     """Forget what is after the first ``samples`` of speech, and the words that belong to it.
 
     The model does not say when it speaks which word. The text is cut at the same share as the
     sound, before a word that is cut. Unless the sound is the ``whole`` answer's, the answer counts
-    as long as its text takes at the usual speed of speech.
+    as long as its text takes at ``speed`` times the usual speed of speech.
     """
     text = part.text or ""
     syllables = len(WHOLE_SYLLABLES.findall(text))
     seconds = syllables / SYLLABLES_PER_SECOND + (len(text) - syllables) / LETTERS_PER_SECOND
-    length = part.samples if whole else max(part.samples, round(seconds * SAMPLE_RATE))
+    length = part.samples if whole else max(part.samples, round(seconds / speed * SAMPLE_RATE))
     part.sound = part.sound[: samples * 2]
     part.text = first_words(text, samples / length) if length else ""
 

@@ -213,7 +213,7 @@ class Response:
             await self._send("conversation.item.done", previous_item_id=before, item=shown)
         await self._send_part("response.output_item.done", item=shown, at_content=False)
         if part.is_sound and self.cancelled:  # the model remembers no words that it did not say
-            cut_to_heard(part, part.samples, whole=False)
+            cut_to_heard(part, part.samples, whole=False, speed=self._options.speed)
 
     async def _send_part(self, type: str, at_content: bool = True, **fields: Any) -> None:
         """An event about the item, or about its one part."""

@@ -121,6 +121,9 @@ def test_what_is_heard_of_a_stopped_answer_is_what_there_was_time_for() -> None:
     whole = Part("output_audio", text, silence(2))
     cut_to_heard(whole, RATE, whole=True)
     assert (whole.samples, whole.text) == (RATE, "one two three four five")
+    quick = Part("output_audio", text, silence(1))
+    cut_to_heard(quick, RATE, whole=False, speed=2.0)
+    assert quick.text == "one two three four five six"
     stopped = Part("output_audio", text, silence(1))
     cut_to_heard(stopped, RATE, whole=False)
     assert (stopped.samples, stopped.text) == (RATE, "one two three")
