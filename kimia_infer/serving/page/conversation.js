@@ -31,6 +31,7 @@ export class Conversation {
     this.sent = 0; // samples of the turn that is being said
     this.turnEnded = null; // when; until the answer's first sound
     this.hearing = false; // by the server's ear, hands-free
+    this.writesOnly = false; // the server has no voice of its own
     this.farewell = ""; // why the server will close the session
   }
 
@@ -56,6 +57,7 @@ export class Conversation {
         if (event.type === "session.created") {
           open = true;
           this.socket = socket;
+          this.writesOnly = event.session.output_modalities?.[0] === "text";
           this.configure();
           resolve();
         }
@@ -106,12 +108,13 @@ export class Conversation {
       transcription: { model: this.model },
       turn_detection: this.handsFree ? VAD : null,
     };
+    const speaks = this.player.able && (!this.writesOnly || this.voice?.startsWith("kokoro:"));
     const output = { format: { type: "audio/pcm", rate: RATE }, ...(this.voice && { voice: this.voice }) };
     this.send({
       type: "session.update",
       session: {
         type: "realtime",
-        output_modalities: [this.player.able ? "audio" : "text"],
+        output_modalities: [speaks ? "audio" : "text"],
         audio: { input, output },
       },
     });

@@ -27,7 +27,8 @@ class ScriptedServer:
     """Hears "what is four plus five" in everything, answers with a tone of ``seconds``.
 
     ``events`` are those that came, ``refusal`` is a status for all requests, ``locked`` asks for
-    KEY. A piece of 0.2 s of sound takes ``pace`` seconds.
+    KEY. ``described`` is the session that a client is told of. A piece of 0.2 s of sound takes
+    ``pace`` seconds.
     """
 
     def __init__(self) -> None:
@@ -38,6 +39,7 @@ class ScriptedServer:
         self.events: list[dict[str, Any]] = []
         self.connections: list[WebSocket] = []
         self.forms: list[Any] = []
+        self.described: dict[str, Any] = {}
         self.refusal: int | None = None
         self.locked = False
         self.seconds = 0.4
@@ -116,7 +118,7 @@ class ScriptedServer:
         await socket.accept("realtime")
         self.loop, events = asyncio.get_running_loop(), self.events  # until the next test
         self.connections.append(socket)
-        await socket.send_json({"type": "session.created", "session": {}})
+        await socket.send_json({"type": "session.created", "session": self.described})
         with contextlib.suppress(WebSocketDisconnect):
             while True:
                 event = await socket.receive_json()

@@ -39,6 +39,20 @@ def test_a_refused_microphone(browser: Browser, scripted: ScriptedServer) -> Non
         assert_typing_works(tab)
 
 
+def test_a_server_that_writes_only_is_asked_for_text(
+    browser: Browser, scripted: ScriptedServer
+) -> None:
+    """Unless Kokoro speaks for it."""
+    scripted.described = {"output_modalities": ["text"]}
+    with browser.open(scripted.url) as tab:
+        assert_typing_works(tab)
+        tab.evaluate("voice.append(new Option('af_heart', 'kokoro:af_heart'))")
+        tab.evaluate("voice.value = 'kokoro:af_heart'; voice.dispatchEvent(new Event('change'))")
+        assert_typing_works(tab)
+    asked = [event["session"] for event in scripted.named("session.update")]
+    assert [session["output_modalities"] for session in asked] == [["text"], ["audio"]]
+
+
 def test_no_microphone(browser: Browser, scripted: ScriptedServer) -> None:
     with browser.open(scripted.url, MISSING) as tab:
         tab.state("ready")
