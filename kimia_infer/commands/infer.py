@@ -139,6 +139,8 @@ def check(parser: Parser, arguments: Namespace) -> None:
         if arguments.kokoro and not arguments.speaker:
             parser.error("--kokoro has no effect without --speaker")
         check_kokoro(parser, arguments)
+        if arguments.speaker and not (arguments.kokoro or os.environ.get("KIMI_AUDIO_KOKORO")):
+            parser.error("--speaker needs --kokoro auto, or a directory of Kokoro")
     if arguments.url is not None and not arguments.url.lower().startswith(("http://", "https://")):
         parser.error(f"--url: expected http://HOST:PORT or https://..., found {arguments.url!r}")
     if arguments.stream and arguments.url is None:
