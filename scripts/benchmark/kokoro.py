@@ -103,10 +103,10 @@ def published_form(weights: Path) -> dict[str, dict[str, Tensor]]:
 
 
 def styles(weights: Path) -> Callable[[str], Tensor]:
-    from safetensors.torch import load_file
+    from kimia_infer.models.kokoro.voices import Voices
 
-    pack = load_file(weights / "voices.safetensors")[VOICE].view(-1, 256)
-    return lambda phonemes: pack[len(phonemes) - 1][None]
+    voices = Voices(weights, 256)
+    return lambda phonemes: voices.style(VOICE, len(phonemes))[None]
 
 
 def onnx_int8(arguments: argparse.Namespace) -> Speak:
