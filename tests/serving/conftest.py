@@ -99,7 +99,7 @@ def limited_front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "KIMI_AUDIO_REQUESTS_PER_MINUTE": str(RATE),
         "KIMI_AUDIO_CORS_ORIGINS": "https://example.org",
         "KIMI_AUDIO_MAX_SESSIONS": str(SESSIONS),
-        "KIMI_AUDIO_SESSION_SECONDS": "4",
+        "KIMI_AUDIO_SESSION_SECONDS": "6",
         "KIMI_AUDIO_SESSION_IDLE_SECONDS": "3",
     }
     directory = tmp_path_factory.mktemp("limited-front")
