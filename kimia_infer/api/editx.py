@@ -15,13 +15,14 @@ from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.events import AudioChunk, Completion, Event
 from kimia_infer.layers.sampler import MAX_SEED, SeededRandomness
 from kimia_infer.models.step_audio_editx.checkpoint import load_networks
+from kimia_infer.models.step_audio_editx.edits import Edit
 from kimia_infer.models.step_audio_editx.packing import (
     GROUP,
     TOKENS_PER_SECOND,
     flow_rows,
     whole_groups,
 )
-from kimia_infer.models.step_audio_editx.prompts import Edit, PromptBuilder, speaker_name
+from kimia_infer.models.step_audio_editx.prompts import PromptBuilder, speaker_name
 from kimia_infer.models.step_audio_editx.reference import Reference, ReferenceReader, Source
 from kimia_infer.models.step_audio_editx.sampling import AudioRange, generate
 from kimia_infer.utils.errors import RequestError
@@ -53,7 +54,7 @@ class EditX:
     """A loaded Step-Audio-EditX; several threads may use it.
 
     Args:
-        directory: holds both published repositories, see ``models.step_audio_editx.checkpoint``.
+        directory: holds both published repositories, see ``models.step_audio_editx.layout``.
         device: by default the accelerator, else the CPU.
         dtype: of the language model, which does nearly all of the work; by default float32 on the
             CPU and bfloat16 elsewhere. The other networks are in float32.

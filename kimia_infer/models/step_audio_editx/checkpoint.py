@@ -1,14 +1,4 @@
-"""The networks of a checkpoint directory, loaded strictly.
-
-It holds the two published repositories under their names:
-
-    Step-Audio-EditX/       config.json  tokenizer.json  model*.safetensors
-        CosyVoice-300M-25Hz/    cosyvoice.yaml  flow.pt  hift.pt  campplus.onnx
-    Step-Audio-Tokenizer/   linguistic_tokenizer.npy  speech_tokenizer_v1.onnx
-        dengcunqin/speech_paraformer-.../   config.yaml  model.pt  am.mvn
-
-No code of the checkpoint runs.
-"""
+"""The networks of a checkpoint directory, loaded strictly; no code of the checkpoint runs."""
 
 from __future__ import annotations
 
@@ -30,6 +20,15 @@ from kimia_infer.models.step_audio_editx.config import (
 from kimia_infer.models.step_audio_editx.flow import Flow
 from kimia_infer.models.step_audio_editx.hift import Vocoder, vocoder_slots
 from kimia_infer.models.step_audio_editx.language_model import LanguageModel
+from kimia_infer.models.step_audio_editx.layout import (
+    CENTERS_NAME,
+    MODEL_FOLDER,
+    RECOGNIZER_FOLDER,
+    SOUND_FOLDER,
+    SPEAKER_NAME,
+    TOKENIZER_FOLDER,
+    VQ06_NAME,
+)
 from kimia_infer.models.step_audio_editx.onnx_weights import CODEBOOK, POSITIONS, read_onnx_weights
 from kimia_infer.models.step_audio_editx.packing import VQ02_CODES, VQ06_CODES
 from kimia_infer.models.step_audio_editx.speaker import SpeakerEncoder
@@ -37,14 +36,6 @@ from kimia_infer.models.step_audio_editx.text_tokenizer import TextTokenizer
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import Component, Module, identity_slots
 from kimia_infer.weights.tensors import TensorStore, open_directory, open_pickle
-
-MODEL_FOLDER, TOKENIZER_FOLDER = "Step-Audio-EditX", "Step-Audio-Tokenizer"
-SOUND_FOLDER = "CosyVoice-300M-25Hz"
-RECOGNIZER_FOLDER = (
-    "dengcunqin/speech_paraformer-large_asr_nat-zh-cantonese-en-16k-vocab8501-online"
-)
-CENTERS_NAME, VQ06_NAME = "linguistic_tokenizer.npy", "speech_tokenizer_v1.onnx"
-SPEAKER_NAME = "campplus.onnx"
 
 HEAD_SIZE = 64
 """Of VQ06's encoder, whose file does not say how many heads there are."""

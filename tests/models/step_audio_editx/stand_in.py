@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kimia_infer.models.step_audio_editx import checkpoint, vq06
+from kimia_infer.models.step_audio_editx import layout, vq06
 from kimia_infer.models.step_audio_editx.config import LanguageModelConfig
 from kimia_infer.models.step_audio_editx.language_model import LanguageModel
 from tests.models.step_audio_editx.recorded import RECORDED, sinusoids, sizes, tensors, values
@@ -35,10 +35,10 @@ hift: !new:cosyvoice2.hifigan.generator.HiFTGenerator
 
 
 def write_checkpoint(root: Path) -> None:
-    """The whole directory, with everything that :func:`checkpoint.load_networks` reads."""
-    folder, tokenizer = root / checkpoint.MODEL_FOLDER, root / checkpoint.TOKENIZER_FOLDER
-    sound = folder / checkpoint.SOUND_FOLDER
-    recognizer = tokenizer / checkpoint.RECOGNIZER_FOLDER
+    """The whole directory, with everything that ``load_networks`` reads."""
+    folder, tokenizer = root / layout.MODEL_FOLDER, root / layout.TOKENIZER_FOLDER
+    sound = folder / layout.SOUND_FOLDER
+    recognizer = tokenizer / layout.RECOGNIZER_FOLDER
     for path in (sound, recognizer):
         path.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(LANGUAGE_MODEL))
@@ -47,14 +47,14 @@ def write_checkpoint(root: Path) -> None:
     (sound / "cosyvoice.yaml").write_text(sound_yaml())
     torch.save({n: t.float() for n, t in tensors("flow").items()}, sound / "flow.pt")
     torch.save(dict(tensors("hift")), sound / "hift.pt")
-    write_speaker_encoder(sound / checkpoint.SPEAKER_NAME)
+    write_speaker_encoder(sound / layout.SPEAKER_NAME)
     (recognizer / "config.yaml").write_text(json.dumps({"encoder_conf": encoder_config()}))
     recognized = tensors("vq02") | {"decoder.after_norm.weight": torch.ones(2)}
     torch.save(recognized, recognizer / "model.pt")
     shutil.copy(RECORDED / "am.mvn", recognizer)
     centers = tensors("vq02_golden")["kms"].float().numpy()
-    np.save(tokenizer / checkpoint.CENTERS_NAME, centers)
-    write_vq06(tokenizer / checkpoint.VQ06_NAME, vq06_tensors())
+    np.save(tokenizer / layout.CENTERS_NAME, centers)
+    write_vq06(tokenizer / layout.VQ06_NAME, vq06_tensors())
 
 
 def sound_yaml() -> str:

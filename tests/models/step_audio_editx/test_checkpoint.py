@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from kimia_infer.models.step_audio_editx import checkpoint, config, vq02, vq06
+from kimia_infer.models.step_audio_editx import checkpoint, config, layout, vq02, vq06
 from kimia_infer.models.step_audio_editx.flow import Flow
 from kimia_infer.models.step_audio_editx.hift import Vocoder
 from kimia_infer.models.step_audio_editx.language_model import LanguageModel
@@ -27,9 +27,9 @@ from tests.models.step_audio_editx.stand_in import (
 )
 
 CPU = torch.device("cpu")
-MODEL, TOKENIZER = checkpoint.MODEL_FOLDER, checkpoint.TOKENIZER_FOLDER
-SOUND = f"{MODEL}/{checkpoint.SOUND_FOLDER}"
-RECOGNIZER = f"{TOKENIZER}/{checkpoint.RECOGNIZER_FOLDER}"
+MODEL, TOKENIZER = layout.MODEL_FOLDER, layout.TOKENIZER_FOLDER
+SOUND = f"{MODEL}/{layout.SOUND_FOLDER}"
+RECOGNIZER = f"{TOKENIZER}/{layout.RECOGNIZER_FOLDER}"
 
 LANGUAGE_MODEL = {
     "model_type": "step1",

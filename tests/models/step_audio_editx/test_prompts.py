@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from kimia_infer.models.step_audio_editx import packing, prompts
+from kimia_infer.models.step_audio_editx import edits, packing, prompts
 from kimia_infer.models.step_audio_editx.text_tokenizer import TextTokenizer
 from kimia_infer.utils.errors import CheckpointError, RequestError
 from tests.models.step_audio_editx.recorded import RECORDED, values
@@ -23,9 +23,9 @@ def builder() -> prompts.PromptBuilder:
     return prompts.PromptBuilder(TextTokenizer(RECORDED))
 
 
-def edit_of(case: dict[str, Any]) -> prompts.Edit:
+def edit_of(case: dict[str, Any]) -> edits.Edit:
     kind, option, new = (case[key] or "" for key in ("edit_type", "edit_info", "new_text"))
-    return prompts.Edit(kind, option, case["audio_text"] or "", new)
+    return edits.Edit(kind, option, case["audio_text"] or "", new)
 
 
 def refused(case: dict[str, Any]) -> bool:
@@ -33,8 +33,8 @@ def refused(case: dict[str, Any]) -> bool:
     if case["kind"] == "clone":
         return not case["target_text"]
     kind, option = case["edit_type"], case.get("edit_info")
-    known = kind in prompts.OPTIONS and (not prompts.OPTIONS[kind] or option)
-    texts = kind in prompts.NO_TEXT or case.get("audio_text")
+    known = kind in edits.OPTIONS and (not edits.OPTIONS[kind] or option)
+    texts = kind in edits.NO_TEXT or case.get("audio_text")
     return not (known and texts) or (kind, option) == ("speed", "remove")
 
 
@@ -53,7 +53,7 @@ def test_ids_are_the_recorded_ones(builder: prompts.PromptBuilder) -> None:
 
 def test_options_are_the_recorded_ones() -> None:
     recorded = {kind: tuple(o) for kind, o in PROMPTS["edit_types"].items() if kind != "clone"}
-    assert recorded == prompts.OPTIONS
+    assert recorded == edits.OPTIONS
 
 
 EDITS = [
@@ -75,7 +75,7 @@ def test_bad_edits_are_refused(
     builder: prompts.PromptBuilder, fields: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(RequestError) as error:
-        builder.edit(prompts.Edit(*fields), [0] * 5)
+        builder.edit(edits.Edit(*fields), [0] * 5)
     assert message in str(error.value)
 
 
