@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # a process imports what its way needs, as that counts in its memory
+    from numpy import ndarray
     from torch import Tensor
 
 SAMPLE_RATE = 24_000
@@ -33,8 +34,8 @@ VOICE = "af_heart"
 SENTENCE = "ðə kwˈɪk bɹˈWn fˈɑks ʤˈʌmps ˈOvəɹ ðə lˈAzi dˈɔɡ, ænd ðˈɛn ɪt ɹˈʌnz bˈæk tə ðə hˈWs."
 TEXTS = {"1 s": "həlˈO, wˌʌt ɪz ðˈæt?", "5 s": SENTENCE, "30 s": " ".join([SENTENCE] * 6)[:500]}
 
-Speak = Callable[[str], Iterator[int]]
-"""Speaks phonemes; the numbers of samples of the chunks, as they are made."""
+Speak = Callable[[str, str], Iterator["Tensor | ndarray"]]
+"""Speaks phonemes in a voice; the waves float32 [samples] of the chunks, as they are made."""
 
 
 def float32(arguments: argparse.Namespace) -> Speak:
@@ -45,19 +46,20 @@ def bfloat16(arguments: argparse.Namespace) -> Speak:
     return ours(arguments, "bfloat16")
 
 
-def ours(arguments: argparse.Namespace, dtype: str) -> Speak:
+def ours(arguments: argparse.Namespace, dtype: str | None) -> Speak:
+    """Kokoro of this package; ``dtype`` None is the default of this machine."""
     import torch
 
     from kimia_infer.api.events import AudioChunk
     from kimia_infer.api.kokoro import Kokoro
 
     torch.set_num_threads(arguments.threads)
-    kokoro = Kokoro(arguments.weights, "cpu", getattr(torch, dtype))
+    kokoro = Kokoro(arguments.weights, "cpu", dtype and getattr(torch, dtype))
 
-    def speak(phonemes: str) -> Iterator[int]:
-        for event in kokoro.stream(phonemes=phonemes, voice=VOICE, seed=0):
+    def speak(phonemes: str, voice: str) -> Iterator[Tensor]:
+        for event in kokoro.stream(phonemes=phonemes, voice=voice, seed=0):
             if isinstance(event, AudioChunk):
-                yield len(event.wav)
+                yield event.wav
 
     return speak
 
@@ -66,17 +68,21 @@ def stock(arguments: argparse.Namespace) -> Speak:
     """The package ``kokoro`` with the same weights, in its own form of weight norm."""
     import torch
 
+    from kimia_infer.models.kokoro.voices import Voices
+
     torch.set_num_threads(arguments.threads)
     package = importlib.import_module("kokoro.model")
     with tempfile.NamedTemporaryFile(suffix=".pth") as file:
         torch.save(published_form(arguments.weights), file.name)
         config = str(arguments.weights / "config.json")
         model = package.KModel(config=config, model=file.name).eval()
-    style_of = styles(arguments.weights)
+    voices = Voices(arguments.weights, 256)
 
     @torch.inference_mode()
-    def speak(phonemes: str) -> Iterator[int]:
-        yield len(model(phonemes, style_of(phonemes), 1.0))
+    def speak(phonemes: str, voice: str) -> Iterator[Tensor]:
+        torch.manual_seed(0)  # of the noise in the voice
+        style = voices.style(voice, len(phonemes))[None]
+        yield model(phonemes, style, 1.0).squeeze()
 
     return speak
 
@@ -102,13 +108,6 @@ def published_form(weights: Path) -> dict[str, dict[str, Tensor]]:
     return sections
 
 
-def styles(weights: Path) -> Callable[[str], Tensor]:
-    from kimia_infer.models.kokoro.voices import Voices
-
-    voices = Voices(weights, 256)
-    return lambda phonemes: voices.style(VOICE, len(phonemes))[None]
-
-
 def onnx_int8(arguments: argparse.Namespace) -> Speak:
     import json
 
@@ -122,13 +121,13 @@ def onnx_int8(arguments: argparse.Namespace) -> Speak:
         str(arguments.onnx), options, providers=["CPUExecutionProvider"]
     )
     vocab = json.loads((arguments.weights / "config.json").read_text())["vocab"]
-    pack = load_file(arguments.weights / "voices.safetensors")[VOICE].reshape(-1, 256)
+    packs = load_file(arguments.weights / "voices.safetensors")
     speed = np.ones(1, dtype=np.float32)
 
-    def speak(phonemes: str) -> Iterator[int]:
+    def speak(phonemes: str, voice: str) -> Iterator[ndarray]:
         ids = np.array([[0, *(vocab[s] for s in phonemes), 0]], dtype=np.int64)
-        style = pack[len(phonemes) - 1][None]
-        yield session.run(None, {"tokens": ids, "style": style, "speed": speed})[0].size
+        style = packs[voice].reshape(-1, 256)[len(phonemes) - 1][None]
+        yield session.run(None, {"tokens": ids, "style": style, "speed": speed})[0].ravel()
 
     return speak
 
@@ -142,9 +141,9 @@ def work(
     pipe.send(time.perf_counter() - start)
     while (phonemes := pipe.recv()) is not None:
         processor, clock, samples, first = time.process_time(), time.perf_counter(), 0, 0.0
-        for chunk in speak(phonemes):
-            first = first or (time.perf_counter() - clock) / (chunk / SAMPLE_RATE)
-            samples += chunk
+        for wave in speak(phonemes, VOICE):
+            first = first or (time.perf_counter() - clock) / (len(wave) / SAMPLE_RATE)
+            samples += len(wave)
         seconds = samples / SAMPLE_RATE
         took = time.process_time() - processor, time.perf_counter() - clock
         pipe.send((seconds, took[0] / seconds, took[1] / seconds, first))

