@@ -13,18 +13,18 @@ from torch import Tensor
 
 from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.events import AudioChunk, Completion, Event
+from kimia_infer.api.request import Stopwatch
 from kimia_infer.layers.sampler import MAX_SEED, SeededRandomness
 from kimia_infer.models.step_audio_editx.checkpoint import load_networks
 from kimia_infer.models.step_audio_editx.edits import Edit
 from kimia_infer.models.step_audio_editx.packing import (
     GROUP,
     TOKENS_PER_SECOND,
-    flow_rows,
-    whole_groups,
 )
 from kimia_infer.models.step_audio_editx.prompts import PromptBuilder, speaker_name
 from kimia_infer.models.step_audio_editx.reference import Reference, ReferenceReader, Source
 from kimia_infer.models.step_audio_editx.sampling import AudioRange, generate
+from kimia_infer.models.step_audio_editx.speech import Check, Speech, in_chunks, in_one_piece
 from kimia_infer.utils.errors import RequestError
 
 __all__ = ["Clone", "Edit", "EditX"]
@@ -37,9 +37,6 @@ SLOWEST = 3.0
 
 FASTEST_SPEECH = 40.0
 """Characters a second; the quickest English has about 25."""
-
-FLOW_NOISE, VOICE_NOISE = 0, 1
-"""Addresses of random numbers."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,22 @@ class EditX:
 
     def clone(self, audio: Source, text: str, target: str, seed: int | None = None) -> Completion:
         """``target`` in the voice of ``audio``, in which ``text`` is said."""
-        return self._whole(self.stream(audio, Clone(text, target), seed))
+        return self.answer(audio, Clone(text, target), seed)
 
     def edit(self, audio: Source, edit: Edit, seed: int | None = None) -> Completion:
         """``audio``, changed as ``edit`` says."""
-        return self._whole(self.stream(audio, edit, seed))
+        return self.answer(audio, edit, seed)
 
-    def _whole(self, events: Iterator[Event]) -> Completion:
-        *_, last = events
+    def answer(
+        self,
+        audio: Source,
+        task: Clone | Edit,
+        seed: int | None = None,
+        *,
+        check: Check = lambda: None,
+    ) -> Completion:
+        """Carry out ``task``, its sound made in one piece as published; otherwise like stream."""
+        *_, last = self._events(audio, task, seed, check, in_one_piece)
         assert isinstance(last, Completion)
         return last
 
@@ -94,43 +99,62 @@ class EditX:
         task: Clone | Edit,
         seed: int | None = None,
         *,
-        check: Callable[[], None] = lambda: None,
+        check: Check = lambda: None,
     ) -> Iterator[Event]:
-        """Carry out ``task``: an AudioChunk, then a Completion.
+        """Carry out ``task``: an AudioChunk as soon as there is sound, others, then a Completion.
+
+        The tokens are those of :meth:`answer`. Their sound is another one, since it begins before
+        they are all known: see ``models.step_audio_editx.flow.MelStream``.
 
         Args:
             audio: a file of 0.5 to 30 seconds of one person, given by path or as its content.
             task: what to do with it.
             seed: of all random numbers, 0 .. 2**32 - 1; by default a random one.
-            check: called between tokens; raises to end the request.
+            check: called between tokens and within the making of sound; raises to end the request.
 
         Raises:
             RequestError: naming the field that cannot be used.
         """
+        return self._events(audio, task, seed, check, in_chunks)
+
+    def _events(
+        self,
+        audio: Source,
+        task: Clone | Edit,
+        seed: int | None,
+        check: Check,
+        divided: Callable[[Iterator[int]], Iterator[tuple[list[int], bool]]],
+    ) -> Iterator[Event]:
+        """Those of :meth:`stream`; ``divided`` makes the chunks that are spoken of the tokens."""
         if seed is not None and not 0 <= seed <= MAX_SEED:
             raise RequestError(f"seed: expected 0 .. {MAX_SEED}, found {seed}")
-        randomness, notes, start = SeededRandomness(seed), list[str](), time.perf_counter()
+        randomness, notes, clock = SeededRandomness(seed), list[str](), Stopwatch()
         self._prompt(task, [], np.empty(0))  # refuses a bad task before sound is read
-        reference = self._references.read(audio, notes.append, check)
+        with clock.timed("reference"):
+            reference = self._references.read(audio, notes.append, check, clock.timed)
         _require_length(task.text, reference)
-        read = time.perf_counter()
-        prompt = self._prompt(task, reference.tokens, reference.ends)
+        with clock.timed("prompt"):
+            prompt = self._prompt(task, reference.tokens, reference.ends)
         limit = longest_answer(task, reference, LONGEST_POSITIONS - len(prompt))
-        tokens, ended = self._generate(prompt, limit, randomness, check)
-        generated = time.perf_counter()
-        check()
-        wave = self._speak(tokens, reference, randomness)
-        rate = self.networks.vocoder.config.sample_rate
-        yield AudioChunk(wave, rate)
+        generated = self._generate(prompt, limit, randomness, check)
+        speech = Speech(self.networks, reference, randomness, check, clock.timed)
+        rate, tokens, waves = self.networks.vocoder.config.sample_rate, list[int](), list[Tensor]()
+        for chunk, last in divided(clock.timing("decode", generated)):
+            tokens += chunk
+            check()
+            wave = speech.push(chunk, last)
+            if len(wave):
+                clock.first("first_audio")
+                waves.append(wave)
+                yield AudioChunk(wave, rate)
+        wave, ended = torch.cat(waves), len(tokens) < limit
         metrics = {
             "stop_reason": "end" if ended else "limit",
             "seed": randomness.seed,
             "prompt_tokens": len(prompt),
             "audio_tokens": len(tokens),
-            "reference_seconds": read - start,
-            "decode_seconds": generated - read,
-            "speech_seconds": time.perf_counter() - generated,
-            "total_seconds": time.perf_counter() - start,
+            **clock.metrics,
+            "total_seconds": time.perf_counter() - clock.started,
             "output_audio_seconds": len(wave) / rate,
         }
         if not ended:
@@ -145,40 +169,16 @@ class EditX:
             return self._prompts.edit(task, tokens)
         return self._prompts.clone(speaker_name(task.text, ends), task.text, tokens, task.target)
 
-    @torch.inference_mode()
     def _generate(
-        self,
-        prompt: list[int],
-        limit: int,
-        randomness: SeededRandomness,
-        check: Callable[[], None],
-    ) -> tuple[list[int], bool]:
-        """Audio tokens of whole groups, and whether the model ended the answer itself."""
+        self, prompt: list[int], limit: int, randomness: SeededRandomness, check: Check
+    ) -> Iterator[int]:
+        """The audio tokens of an answer."""
         tokenizer, uniforms = self.networks.tokenizer, randomness.uniforms("audio", limit)
         audio = AudioRange(tokenizer.first_audio, tokenizer.turn_end)
-        tokens = []
-        for found in generate(
-            self.networks.language_model, prompt, uniforms, tokenizer.turn_end, audio
-        ):
+        ids = generate(self.networks.language_model, prompt, uniforms, tokenizer.turn_end, audio)
+        for found in ids:
             check()
-            tokens.append(found - tokenizer.first_audio)
-        return whole_groups(tokens), len(tokens) < limit
-
-    @torch.inference_mode()
-    def _speak(
-        self, tokens: list[int], reference: Reference, randomness: SeededRandomness
-    ) -> Tensor:
-        """Wave float32 [samples] on the CPU."""
-        networks, device = self.networks, self.networks.language_model.device
-        rows = flow_rows(tokens).to(device)
-        frames = 2 * (len(reference.rows) + len(rows))
-        noise = randomness.noise(FLOW_NOISE, frames, networks.flow.config.mel_bins)
-        given = rows, reference.rows, reference.mel, reference.speaker
-        mel = networks.flow(*given, noise.to(device))
-        config = networks.vocoder.config
-        samples = len(mel) * config.frame_samples
-        hiss = randomness.noise(VOICE_NOISE, samples, config.harmonics)
-        return networks.vocoder(mel, hiss.to(device)).cpu()
+            yield found - tokenizer.first_audio
 
 
 def longest_answer(task: Clone | Edit, reference: Reference, room: int) -> int:

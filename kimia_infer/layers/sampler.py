@@ -10,7 +10,7 @@ skipped or batched.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -88,8 +88,17 @@ class SeededRandomness:
         return torch.from_numpy(self._generator(_TRACK_STREAMS[track]).random(steps))
 
     def noise(self, chunk: int, frames: int, channels: int) -> Tensor:
+        return self.noise_stream(chunk, channels)(frames)
+
+    def noise_stream(self, chunk: int, channels: int) -> Callable[[int], Tensor]:
+        """Gives the next frames of :meth:`noise`, as many as it is called with."""
         generator = self._generator(_FIRST_CHUNK_STREAM + chunk)
-        return torch.from_numpy(generator.standard_normal((frames, channels), dtype=np.float32))
+
+        def following(frames: int) -> Tensor:
+            drawn = generator.standard_normal((frames, channels), dtype=np.float32)
+            return torch.from_numpy(drawn)
+
+        return following
 
 
 @dataclass(frozen=True)

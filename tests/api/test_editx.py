@@ -50,6 +50,29 @@ def test_a_clone_is_sound_and_its_whole(cloned: list[AudioChunk | Completion]) -
     assert (last.metrics["stop_reason"] == "limit") == bool(last.notes)
 
 
+def test_sound_begins_while_tokens_are_generated(
+    model: EditX, cloned: list[AudioChunk | Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(editx, "SLOWEST", 2.0)
+    whole = model.clone(VOICE, TASK.text, TASK.target, seed=3)
+    checks = 0
+
+    def check() -> None:
+        nonlocal checks
+        checks += 1
+
+    seen = [(event, checks) for event in model.stream(VOICE, TASK, seed=3, check=check)]
+    *chunks, (last, _) = seen
+    assert isinstance(last, Completion) and last.codes == whole.codes and len(chunks) > 1
+    assert last.wav is not None and whole.wav is not None and last.wav.shape == whole.wav.shape
+    assert chunks[0][1] < len(last.codes)
+    assert "first_audio_seconds" in last.metrics
+    loudness = [
+        wave[0].unfold(0, 480, 480).square().mean(1).sqrt() for wave in (last.wav, whole.wav)
+    ]
+    assert (loudness[0] - loudness[1]).abs().mean() < 0.5 * loudness[1].mean()
+
+
 def test_a_seed_gives_the_same_again(model: EditX, cloned: list[AudioChunk | Completion]) -> None:
     first = cloned[-1].wav
     assert first is not None
@@ -114,17 +137,41 @@ def test_a_seed_out_of_range_is_refused(model: EditX) -> None:
         model.clone(VOICE, "a", "b", seed=-1)
 
 
-def test_a_check_ends_a_request(model: EditX) -> None:
-    calls = 0
+@pytest.mark.parametrize("stage", ["vq06", "decode", "flow", "vocoder"])
+def test_a_check_ends_a_request_in_every_stage(
+    model: EditX, stage: str, cloned: list[AudioChunk | Completion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = False
+
+    def enter(*_: object) -> None:
+        nonlocal reached
+        reached = True
 
     def check() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 20:
+        if reached:
             raise RequestError("given up")
 
-    with pytest.raises(RequestError, match="given up"):
-        list(model.stream(VOICE, TASK, check=check))
+    networks = model.networks
+    first_layers = {
+        "vq06": networks.vq06,
+        "decode": networks.language_model.model.norm,
+        "flow": networks.flow.encoder,
+        "vocoder": networks.vocoder.conv_pre,
+    }
+    monkeypatch.setattr(model, "_references", references.ReferenceReader(networks))
+    hook = first_layers[stage].register_forward_pre_hook(enter)
+    calls = []
+    later = networks.vocoder.conv_post.register_forward_pre_hook(lambda *_: calls.append(1))
+    try:
+        with pytest.raises(RequestError, match="given up"):
+            list(model.stream(VOICE, TASK, check=check))
+    finally:
+        hook.remove()
+        later.remove()
+    assert not calls
+    again = model.clone(VOICE, TASK.text, TASK.target, seed=3)
+    last = cloned[-1]
+    assert again.wav is not None and last.wav is not None and torch.equal(again.wav, last.wav)
 
 
 def test_a_directory_without_weights_is_refused(tmp_path: Path) -> None:

@@ -169,6 +169,20 @@ class VocoderConfig(_Part):
         """Samples of the wave for each frame of the mel spectrogram: 480, or 20 ms."""
         return math.prod(self.rates) * self.spectrum.hop
 
+    @property
+    def reach(self) -> int:
+        """Frames before and behind a sample that it depends on, at most: 16, or 0.32 s."""
+        frames, rate = 3.0 + 1, 1  # the first convolution, and edges of spectra
+        widest = max(
+            kernel // 2 * (sum(dilations) + len(dilations))
+            for kernel, dilations in zip(self.block_kernels, self.block_dilations, strict=True)
+        )
+        for factor, kernel in zip(self.rates, self.kernels, strict=True):
+            frames += kernel / (factor * rate)
+            rate *= factor
+            frames += widest / rate
+        return math.ceil(frames)
+
 
 class SoundConfig(_Part):
     """``cosyvoice.yaml``."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kimia_infer.models.step_audio_editx.config import DiTConfig
+from kimia_infer.models.step_audio_editx.past import Past
 
 KERNEL = 3
 FREQUENCIES, TIMESCALE, TIME_SCALE = 256, 10_000, 1000
@@ -24,36 +25,35 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = (nn.LayerNorm(config.head_size) for _ in range(2))
         self.proj = nn.Linear(inner, config.width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: Past) -> Tensor:
         query, keys, values = (
             layer(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
             for layer in (self.to_q, self.to_k, self.to_v)
         )
-        mixed = F.scaled_dot_product_attention(self.q_norm(query), self.k_norm(keys), values)
+        keys, values = past.attended(self, self.k_norm(keys), values)
+        mixed = F.scaled_dot_product_attention(self.q_norm(query), keys, values)
         return self.proj(mixed.transpose(1, 2).flatten(2))
 
 
-class CausalConv(nn.Conv1d):
-    """Over the time of x [batch, time, channels]; a frame sees those before it."""
-
-    def __init__(self, width: int):
-        super().__init__(width, width, KERNEL)
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(F.pad(input.mT, (KERNEL - 1, 0))).mT
-
-
 class ConvBlock(nn.Module):
-    """The places in ``block`` are those of the published checkpoint."""
+    """A frame sees those before it. Places in ``block`` are those of the published checkpoint."""
 
     def __init__(self, width: int):
         super().__init__()
         self.block = nn.ModuleDict(
-            {"1": CausalConv(width), "3": nn.LayerNorm(width), "6": CausalConv(width)}
+            {
+                "1": nn.Conv1d(width, width, KERNEL),
+                "3": nn.LayerNorm(width),
+                "6": nn.Conv1d(width, width, KERNEL),
+            }
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block["6"](F.mish(self.block["3"](self.block["1"](x))))
+    def forward(self, x: Tensor, past: Past) -> Tensor:
+        return self._conv("6", F.mish(self.block["3"](self._conv("1", x, past))), past)
+
+    def _conv(self, place: str, x: Tensor, past: Past) -> Tensor:
+        conv = self.block[place]
+        return conv(past.before(conv, x.mT, KERNEL - 1)).mT
 
 
 class FeedForward(nn.Module):
@@ -79,13 +79,13 @@ class Block(nn.Module):
         self.mlp = FeedForward(width, int(width * config.mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 9 * width))
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, past: Past) -> Tensor:
         """x [batch, frames, width], time [batch, 1, width]."""
-        attend, feed, convolve = self.adaLN_modulation(time).chunk(3, dim=-1)
-        for part, given in ((self.attn, attend), (self.conv, convolve), (self.mlp, feed)):
-            shift, scale, gate = given.chunk(3, dim=-1)
-            x = x + gate * part(normalized(x, shift, scale))
-        return x
+        given = self.adaLN_modulation(time).chunk(9, dim=-1)
+        attend, feed, convolve = given[:3], given[3:6], given[6:]
+        x = x + attend[2] * self.attn(normalized(x, *attend[:2]), past)
+        x = x + convolve[2] * self.conv(normalized(x, *convolve[:2]), past)
+        return x + feed[2] * self.mlp(normalized(x, *feed[:2]))
 
 
 class FinalLayer(nn.Module):
@@ -122,7 +122,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config)
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, past: Past) -> Tensor:
         """Velocity [batch, frames, outputs] of x [batch, frames, inputs] at times [batch].
 
         The inputs are the noisy mel, what it should be, the speaker and the known mel.
@@ -130,5 +130,5 @@ class DiT(nn.Module):
         at = self.t_embedder(time)[:, None]
         x = self.in_proj(x)
         for block in self.blocks:
-            x = block(x, at)
+            x = block(x, at, past)
         return self.final_layer(x, at)

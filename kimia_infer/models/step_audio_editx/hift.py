@@ -6,6 +6,8 @@ the spectrogram, and they have no effect on it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -115,8 +117,13 @@ class Vocoder(nn.Module):
         source = self.m_source(pitch, None if noise is None else noise[None])
         return self.decode(x, source)[0]
 
-    def decode(self, mel: Tensor, source: Tensor) -> Tensor:
-        """Wave [batch, samples] of mel [batch, bins, frames] and source [batch, samples]."""
+    def decode(
+        self, mel: Tensor, source: Tensor, check: Callable[[], None] = lambda: None
+    ) -> Tensor:
+        """Wave [batch, samples] of mel [batch, bins, frames] and source [batch, samples].
+
+        ``check`` is called between blocks; it raises to end the work.
+        """
         size, hop = self.config.spectrum.size, self.config.spectrum.hop
         window = torch.hann_window(size, device=mel.device)
         spectrum = torch.stft(source, size, hop, window=window, return_complex=True)
@@ -128,12 +135,70 @@ class Vocoder(nn.Module):
                 x = torch.cat([x[..., 1:2], x], dim=-1)
             x = x + self.source_resblocks[stage](self.source_downs[stage](beside))
             blocks = self.resblocks[stage * branches : (stage + 1) * branches]
-            x = torch.stack([block(x) for block in blocks]).mean(0)
+            branched = []
+            for block in blocks:
+                check()
+                branched.append(block(x))
+            x = torch.stack(branched).mean(0)
         out = self.conv_post(F.leaky_relu(x))
         magnitude, angle = out.split(self.config.spectrum.bins, dim=1)
         polar = torch.polar(magnitude.exp().clamp(max=LOUDEST_BIN), angle.sin())
         wave = torch.istft(polar, size, hop, window=window)
         return wave.clamp(-self.config.limit, self.config.limit)
+
+
+class WaveStream:
+    """A mel spectrogram to a wave piece by piece: the wave of the whole, but for rounding.
+
+    A sample depends on frames up to ``reach`` away and on the pitch of all before, so that samples
+    come when the frames behind them are there. ``noise`` gives the next samples of the source's
+    noise, as many as it is called with, [samples, harmonics].
+    """
+
+    def __init__(
+        self,
+        vocoder: Vocoder,
+        noise: Callable[[int], Tensor],
+        check: Callable[[], None] = lambda: None,
+    ):
+        self._vocoder, self._noise, self._check = vocoder, noise, check
+        parameter = vocoder.conv_pre.weight
+        self._mel = parameter.new_zeros(0, vocoder.config.mel_bins)
+        self._pitch = parameter.new_zeros(0)
+        self._hiss = parameter.new_zeros(0, vocoder.config.harmonics)
+        self._made = 0
+
+    def push(self, mel: Tensor, last: bool) -> Tensor:
+        """The wave float32 [samples] behind that of the calls before; with ``last`` all of it.
+
+        mel [frames, bins] continues that of the calls before.
+        """
+        self._mel = torch.cat([self._mel, mel])
+        samples = self._vocoder.config.frame_samples
+        source = self._source(last)
+        reach = self._vocoder.config.reach
+        begin, end = max(0, self._made - reach), len(source) // samples
+        made = max(self._made, end if last else end - reach)
+        if made == self._made:
+            return source[:0]
+        piece = self._mel[None, begin:end].mT, source[None, begin * samples :]
+        wave = self._vocoder.decode(*piece, self._check)[0]
+        wave = wave[(self._made - begin) * samples : (made - begin) * samples]
+        self._made = made
+        return wave
+
+    def _source(self, last: bool) -> Tensor:
+        """The source float32 [samples] of all frames whose pitch is known, but the last."""
+        known, total = len(self._pitch), len(self._mel)
+        begin = max(0, known - PITCH_LAYERS)
+        pitch = self._vocoder.f0_predictor(self._mel[None, begin:].mT)[0]
+        end = total if last else max(known, total - PITCH_LAYERS)
+        self._pitch = torch.cat([self._pitch, pitch[known - begin : end - begin]])
+        samples = self._vocoder.config.frame_samples
+        wanted = samples * len(self._pitch)
+        self._hiss = torch.cat([self._hiss, self._noise(wanted - len(self._hiss))])
+        source = self._vocoder.m_source(self._pitch[None], self._hiss[None])[0]
+        return source if last else source[: max(0, wanted - samples)]
 
 
 def _source_conv(values: int, channels: int, step: int) -> nn.Conv1d:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,9 @@ KEPT = 16
 """References that are kept, about half a megabyte each."""
 
 Source = str | os.PathLike[str] | bytes
+
+Timed = Callable[[str], AbstractContextManager[object]]
+"""Makes what measures the time of the stage of that name."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,15 @@ class ReferenceReader:
 
     @torch.inference_mode()
     def read(
-        self, source: Source, note: Note, check: Callable[[], None] = lambda: None
+        self,
+        source: Source,
+        note: Note,
+        check: Callable[[], None] = lambda: None,
+        timed: Timed = nullcontext,
     ) -> Reference:
         """The reference in an audio file, given by path or as its content.
+
+        ``check`` is called between stages, and raises to end them; ``timed`` gets their names.
 
         Raises:
             AudioError: naming ``audio``: not audio, silent, below 16 kHz, or not of 0.5 to 30
@@ -84,22 +94,33 @@ class ReferenceReader:
         with self._lock:
             found = self._kept.pop(key, None)
         if found is None:
-            found = self._read(torch.from_numpy(wave), rate)
+            found = self._read(torch.from_numpy(wave), rate, check, timed)
         with self._lock:
             self._kept[key] = found  # last, as the one that was used last
             while len(self._kept) > KEPT:
                 del self._kept[next(iter(self._kept))]
         return found
 
-    def _read(self, wave: Tensor, rate: int) -> Reference:
+    def _read(self, wave: Tensor, rate: int, check: Callable[[], None], timed: Timed) -> Reference:
         networks, device = self._networks, self._networks.language_model.device
         ends = torch.cat([wave[:1000], wave[-1000:]])
-        leveled = frontend.limit_level(wave)
-        heard = frontend.tokenizer_wave(leveled, rate).to(device)
-        tokens = interleave(networks.vq02([heard])[0], networks.vq06(heard))
+        with timed("front_end"):
+            leveled = frontend.limit_level(wave)
+            heard = frontend.tokenizer_wave(leveled, rate).to(device)
+            mel = frontend.prompt_mel(leveled, rate)
+            features = frontend.speaker_features(leveled, rate)
+        check()
+        with timed("vq02"):
+            first = networks.vq02([heard])[0]
+        check()
+        with timed("vq06"):
+            second = networks.vq06(heard)
+        check()
+        with timed("speaker"):
+            speaker = networks.speaker(features)
+        tokens = interleave(first, second)
         rows = flow_rows(tokens)
-        mel = aligned_mel(frontend.prompt_mel(leveled, rate), len(rows))
-        speaker = networks.speaker(frontend.speaker_features(leveled, rate))
+        mel = aligned_mel(mel, len(rows))
         rows, mel, speaker = (value.to(device) for value in (rows, mel, speaker))
         return Reference(tokens, rows, mel, speaker, ends.numpy())
 

@@ -73,6 +73,7 @@ def choose(
     return draw(weights, uniform, len(logits))
 
 
+@torch.inference_mode()
 def generate(
     model: LanguageModel,
     prompt: Sequence[int],

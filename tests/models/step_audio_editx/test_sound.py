@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from kimia_infer.models.step_audio_editx import flow as flows
 from kimia_infer.models.step_audio_editx import hift, packing
 from kimia_infer.models.step_audio_editx.config import FlowConfig, VocoderConfig
-from kimia_infer.models.step_audio_editx.flow import Flow
+from kimia_infer.models.step_audio_editx.flow import Flow, MelStream
+from kimia_infer.models.step_audio_editx.past import Past
 from kimia_infer.weights.component import Component
 from kimia_infer.weights.tensors import open_safetensors
 from tests.models.step_audio_editx.recorded import RECORDED, sizes, tensors
@@ -46,10 +51,49 @@ def test_flow_is_the_recorded_one(flow: Flow) -> None:
     rows = torch.cat([GOLDEN["prompt_rows"], GOLDEN["rows"]])
     embedded = flow.input_embedding(rows)
     close(embedded, GOLDEN["embedded"], 0)
-    close(flow.encoder(embedded[None])[0], GOLDEN["encoder_out"])
+    close(flow.encoder(embedded[None], Past(last=True))[0], GOLDEN["encoder_out"])
     noise = GOLDEN["rand_noise"].float().T[: 2 * len(rows)]
     given = (GOLDEN[name] for name in ("rows", "prompt_rows", "prompt_feat", "spk"))
     close(flow(*given, noise), GOLDEN["mel"].T)
+
+
+def spoken_in_chunks(flow: Flow, sizes: list[int]) -> Tensor:
+    """The mel of the recorded rows, pushed as many at a time."""
+    rows, prompt_rows = GOLDEN["rows"], GOLDEN["prompt_rows"]
+    noise = iter(GOLDEN["rand_noise"].float().T)
+    voice = prompt_rows, GOLDEN["prompt_feat"], GOLDEN["spk"]
+    stream = MelStream(flow, *voice, lambda n: torch.stack([next(noise) for _ in range(n)]))
+    parts = rows.split(sizes)
+    return torch.cat([stream.push(part, part is parts[-1]) for part in parts])
+
+
+def test_flow_in_chunks_is_the_flow_that_sees_no_later_chunk(
+    flow: Flow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, prompt_rows = GOLDEN["rows"], GOLDEN["prompt_rows"]
+    sizes = [9, 6, len(rows) - 15]
+    found = spoken_in_chunks(flow, sizes)
+    ahead = flow.config.encoder.ahead
+    spoken = torch.tensor([len(prompt_rows) + sizes[0] - ahead, sizes[1], sizes[2] + ahead])
+    chunk = torch.arange(3).repeat_interleave(spoken)
+    attend = F.scaled_dot_product_attention
+
+    def masked(query: Tensor, keys: Tensor, values: Tensor, attn_mask: Tensor | None = None):
+        of = chunk.repeat_interleave(keys.shape[2] // len(chunk))
+        bias = torch.zeros(len(of), len(of)).masked_fill(of[:, None] < of, -torch.inf)
+        bias = bias if attn_mask is None else bias + attn_mask
+        return attend(query, keys, values, attn_mask=bias)
+
+    noise = GOLDEN["rand_noise"].float().T[: 2 * len(chunk)]
+    given = (GOLDEN[name] for name in ("rows", "prompt_rows", "prompt_feat", "spk"))
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "scaled_dot_product_attention", masked)
+        close(found, flow(*given, noise))
+    monkeypatch.setattr(flows, "RECENT_FRAMES", 4)
+    bounded = spoken_in_chunks(flow, sizes)
+    first = 2 * (sizes[0] - ahead)
+    close(bounded[:first], found[:first])
+    assert (bounded[first:] - found[first:]).abs().amax(1).min() > 1e-4
 
 
 def test_vocoder_is_the_recorded_one(vocoder: hift.Vocoder) -> None:
@@ -64,3 +108,17 @@ def test_the_whole_vocoder_gives_the_recorded_wave(vocoder: hift.Vocoder) -> Non
     """Folding weight norm rounds the pitch, in its last place, otherwise: a phase of 0.002."""
     close(vocoder(GOLDEN["mel"].T, GOLDEN["source_noise"].float()), GOLDEN["wave"], 4e-3)
     close(vocoder(GOLDEN["mel"].T, None), GOLDEN["wave_no_noise"], 4e-3)
+
+
+@pytest.mark.parametrize("sizes", [[40, 1, 0], [21, 9]])
+def test_a_wave_in_pieces_is_the_whole_one(vocoder: hift.Vocoder, sizes: list[int]) -> None:
+    torch.manual_seed(0)
+    mel = GOLDEN["mel"].T.repeat(3, 1)
+    noise = torch.randn(len(mel) * 480, 9)
+    draws = iter(noise[:, None])
+    stream = hift.WaveStream(vocoder, lambda n: torch.cat([noise[:0], *itertools.islice(draws, n)]))
+    parts = mel.split([*sizes, len(mel) - sum(sizes)])
+    pieces = [stream.push(part, part is parts[-1]) for part in parts]
+    waiting = vocoder.config.reach + hift.PITCH_LAYERS + 1
+    assert len(pieces[0]) == 480 * max(0, sizes[0] - waiting)
+    close(torch.cat(pieces), vocoder(mel, noise), 4e-3)
