@@ -16,6 +16,8 @@ COMMANDS = {
     "infer": "ask for one answer, from a model that is loaded here or from a server",
     "transcribe": "write down what is said in recordings, as text or subtitles",
     "speak": "speak a text in one of Kokoro's voices",
+    "clone": "say a text in the voice of a recording, with Step-Audio-EditX",
+    "edit": "change how a recording is spoken: emotion, style, speed, noise, silence, sounds",
     "download": "download a checkpoint",
     "prepare": "write a slim checkpoint for serving, also quantized",
     "evaluate": "measure error rates, accuracy and speed on your data",
@@ -36,6 +38,7 @@ EXTRAS = {
     "peft": "train",
     "jiwer": "eval",
     "onnx": "kokoro",
+    "onnxruntime": "editx",
     "whisper_normalizer": "eval",
 }
 """Packages that only some commands need, and the extra that installs each."""

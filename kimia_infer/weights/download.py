@@ -17,6 +17,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_url, is_offline_mode
@@ -151,7 +152,8 @@ def _needed(
     look: Callable[[Repository, CheckpointLayout], Snapshot],
 ) -> list[Snapshot]:
     """The repository and the companions that complete it, as ``look`` finds them."""
-    found = [look(Repository(name, revision, layout.repository.files), layout)]
+    published = replace(layout.repository, name=name, revision=revision)
+    found = [look(published, layout)]
     for companion in layout.companions:
         if not any(path.startswith(f"{companion.folder}/") for path in found[0].paths()):
             with _explained(companion.name, companion.revision):

@@ -41,9 +41,10 @@ class CheckpointLayout:
         repository: where it is published. Other repositories of the same layout may be named.
         required: files without which it is incomplete, each as alternatives, the published name
             first. A ``model.safetensors.index.json`` stands for the files that it lists.
+        command: what downloads it, for messages.
         companions: repositories that complete the first one, unless it has their folder itself.
         embedded: folders that are not required where the ``model*.safetensors`` of the
-            directory itself has tensors whose names begin with the given prefix.
+            repository has tensors whose names begin with the given prefix.
         skipped: folders that the intended use does not need.
         checksums: SHA-256 of large files of the published repository at its pinned commit, by
             their paths.
@@ -52,6 +53,7 @@ class CheckpointLayout:
     model: str
     repository: Repository
     required: tuple[tuple[str, ...], ...]
+    command: str = "scripts/download_weights"
     companions: tuple[Repository, ...] = ()
     embedded: Mapping[str, str] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
@@ -86,9 +88,10 @@ class CheckpointLayout:
             return [name for name in needed if not (directory / name).is_file()]
         missing = self.gaps(lambda name: (directory / name).is_file())
         try:
-            tensors = _tensor_files(directory)
+            tensors = self._tensor_files(directory)
         except CheckpointError as error:
-            return [f"{INDEX_NAME} ({_reason(error, directory / INDEX_NAME)})", *missing]
+            index = self._within(INDEX_NAME)
+            return [f"{index} ({_reason(error, directory / index)})", *missing]
         for folder, prefix in self.embedded.items():
             if any(name.startswith(prefix) for name in tensors):
                 missing = [name for name in missing if not name.startswith(f"{folder}/")]
@@ -115,9 +118,28 @@ class CheckpointLayout:
                 for names in self._required()
             )
             weights = [name for name in present if name.endswith(WEIGHT_SUFFIXES)]
-            names = sorted({*_tensor_files(directory).values(), *weights})
+            names = sorted({*self._tensor_files(directory).values(), *weights})
         faults = {name: _fault(directory / name, sizes.get(name)) for name in names}
         return [f"{name} ({fault})" for name, fault in faults.items() if fault]
+
+    def _within(self, name: str) -> str:
+        """The path in the directory of a file of the repository."""
+        return f"{self.repository.folder}/{name}".lstrip("/")
+
+    def _tensor_files(self, directory: Path) -> dict[str, str]:
+        """Which file of ``directory`` holds each tensor of the repository's own model.
+
+        Of a single file that is damaged, and so without a readable header, no names are known.
+        """
+        index, single = self._within(INDEX_NAME), self._within("model.safetensors")
+        if (directory / index).is_file():
+            files = read_index(directory / index)
+            return {tensor: self._within(file) for tensor, file in files.items()}
+        try:
+            path = directory / single
+            return dict.fromkeys(read_header(path).entries, single) if path.is_file() else {}
+        except CheckpointError:
+            return {}
 
 
 def read_record(directory: Path) -> dict:
@@ -154,20 +176,6 @@ def require_source(directory: Path, name: str, revision: str) -> None:
         raise WeightsError(
             f"{directory} holds {found}, not {name}@{revision}; name another directory or move it"
         )
-
-
-def _tensor_files(directory: Path) -> dict[str, str]:
-    """Which file holds each tensor of the model in the directory itself.
-
-    Of a single file that is damaged, and so without a readable header, no names are known.
-    """
-    if (directory / INDEX_NAME).is_file():
-        return read_index(directory / INDEX_NAME)
-    path = directory / "model.safetensors"
-    try:
-        return dict.fromkeys(read_header(path).entries, path.name) if path.is_file() else {}
-    except CheckpointError:
-        return {}
 
 
 def _fault(path: Path, expected: int | None) -> str | None:

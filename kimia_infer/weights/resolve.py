@@ -114,6 +114,6 @@ def _require_complete(directory: Path, layout: CheckpointLayout) -> None:
         "copy or prepare this slim checkpoint again"
         if (directory / MANIFEST_NAME).is_file()
         else "if this is a copy of the published model, complete it with "
-        f"scripts/download_weights --to {directory}"
+        f"{layout.command} --to {directory}"
     )
     raise WeightsError(f"{directory}: {missing[0]} is missing{more}; {remedy}")

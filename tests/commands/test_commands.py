@@ -81,6 +81,8 @@ def test_an_unknown_argument_is_refused_in_one_line(name: str) -> None:
         "export": ["a", "b"],
         "prepare": ["a", "b"],
         "transcribe": ["a"],
+        "clone": ["a", "b"],
+        "edit": ["a", "--vad"],
         "finetune": ["a=b"],
         "finetune-kokoro": ["a=b"],
         "train-codec": ["vocoder", "a=b"],

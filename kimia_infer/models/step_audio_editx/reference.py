@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.audio.files import AudioError, AudioTooLong, Note, silence_of
+from kimia_infer.audio.files import AudioError, Note, silence_of
 from kimia_infer.audio.native import load_native
 from kimia_infer.models.step_audio_editx import frontend
 from kimia_infer.models.step_audio_editx.checkpoint import Networks
@@ -75,21 +75,11 @@ class ReferenceReader:
         check: Callable[[], None] = lambda: None,
         timed: Timed = nullcontext,
     ) -> Reference:
-        """The reference in an audio file, given by path or as its content.
+        """The reference in an audio file; raises what :func:`load_reference` does.
 
         ``check`` is called between stages, and raises to end them; ``timed`` gets their names.
-
-        Raises:
-            AudioError: naming ``audio``: not audio, silent, below 16 kHz, or not of 0.5 to 30
-                seconds.
         """
-        try:
-            wave, rate = load_native(source, LONGEST_SECONDS, note=note, check=check)
-            _require(wave, rate)
-        except AudioTooLong as error:
-            raise AudioTooLong(f"audio: {error}") from error
-        except AudioError as error:
-            raise AudioError(f"audio: {error}") from error
+        wave, rate = load_reference(source, note, check)
         key = hashlib.sha256(wave.tobytes() + str(rate).encode()).digest()
         with self._lock:
             found = self._kept.pop(key, None)
@@ -123,6 +113,27 @@ class ReferenceReader:
         mel = aligned_mel(mel, len(rows))
         rows, mel, speaker = (value.to(device) for value in (rows, mel, speaker))
         return Reference(tokens, rows, mel, speaker, ends.numpy())
+
+
+def load_reference(
+    source: Source, note: Note = lambda text: None, check: Callable[[], None] = lambda: None
+) -> tuple[np.ndarray, int]:
+    """The samples of an audio file, float32 [samples], and their rate in Hz.
+
+    Args:
+        source: the file, given by path or as its content.
+
+    Raises:
+        AudioError: naming ``audio``: not audio, silent, below 16 kHz, or not of 0.5 to 30
+            seconds.
+    """
+    try:
+        wave, rate = load_native(source, LONGEST_SECONDS, note=note, check=check)
+        _require(wave, rate)
+    except AudioError as error:
+        # A path says which file is meant; content has no name but that of the field.
+        raise type(error)(f"audio: {str(error).removeprefix('audio data: ')}") from error
+    return wave, rate
 
 
 def _require(wave: np.ndarray, rate: int) -> None:
