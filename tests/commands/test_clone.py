@@ -117,6 +117,6 @@ def test_an_interruption_leaves_nothing_half_written(monkeypatch: pytest.MonkeyP
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kimia_infer.api.editx.EditX._speak", interrupted)
+    monkeypatch.setattr("kimia_infer.api.editx.EditX.stream", interrupted)
     assert run_here("edit", VOICE, "--denoise", "--device", "cpu", "--output", "new/a.wav") == 130
     assert not Path("new").exists()
