@@ -20,6 +20,7 @@ from kimia_infer.models.kokoro.checkpoint import load_network
 from kimia_infer.models.kokoro.config import HARMONICS, SAMPLE_RATE
 from kimia_infer.models.kokoro.network import batch_of
 from kimia_infer.models.kokoro.phonemes.reading import Sentence, read_phonemes, read_text
+from kimia_infer.models.kokoro.phonemes.sources import Phonemizer, source_of
 from kimia_infer.models.kokoro.voices import Voices, language_of, parse_voice
 from kimia_infer.utils.errors import RequestError
 
@@ -56,8 +57,10 @@ class Kokoro:
             Durations are always those of float32.
         lexicon: phonemes of words, written in small letters, for every text.
         adapter: the name of an adapter of its prosody in ``adapters`` of the directory.
+        phonemizer: who reads English texts: ``espeak``, or ``misaki``, which has to be installed.
 
     Raises:
+        RequestError: misaki is asked for and not installed.
         CheckpointError: the directory is not complete or holds another model, or the adapter is
             not there or does not fit.
     """
@@ -69,14 +72,16 @@ class Kokoro:
         dtype: torch.dtype | None = None,
         lexicon: Mapping[str, str] | None = None,
         adapter: str | None = None,
+        phonemizer: Phonemizer = "espeak",
     ):
+        source_of("en-us", phonemizer)  # raises now, not at the first text
         place = parse_device(device)
         if dtype is None:
             dtype = torch.bfloat16 if has_bfloat16(place) else torch.float32
         self.network = load_network(Path(directory), place, dtype, adapter)
         config = self.network.config
         self.voices = Voices(Path(directory), 2 * config.style_dim)
-        self._lexicon = dict(lexicon or {})
+        self._lexicon, self._phonemizer = dict(lexicon or {}), phonemizer
         self._lock = threading.Lock()
 
     @property
@@ -99,7 +104,7 @@ class Kokoro:
         """Speak ``text`` or ``phonemes``: an AudioChunk for each sentence, then a Completion.
 
         Args:
-            text: read with espeak-ng. ``[word](/phonemes/)`` says how a word is spoken.
+            text: read as docs/kokoro.md says. ``[word](/phonemes/)`` says how a word is spoken.
             voice: a name, or a mixture such as ``af_heart:0.7+am_michael:0.3``.
             speed: divides all durations, 0.25 .. 4.
             seed: of the noise in the voice, 0 .. 2**32 - 1; by default drawn.
@@ -155,8 +160,8 @@ class Kokoro:
 
     def read(self, text: str | Iterable[str], language: str) -> Iterator[Sentence]:
         """The sentences of a text, or of its pieces as they come; see ``read_text``."""
-        config = self.network.config
-        return read_text(text, language, config.vocab, config.max_phonemes, self._lexicon)
+        vocab, longest = self.network.config.vocab, self.network.config.max_phonemes
+        return read_text(text, language, vocab, longest, self._lexicon, self._phonemizer)
 
     def chunks(
         self,

@@ -10,7 +10,7 @@ from typing import Any
 from kimia_infer.api.kokoro import Call, Kokoro
 from kimia_infer.api.sentences import SentenceStream
 from kimia_infer.layers.sampler import Randomness
-from kimia_infer.models.kokoro.phonemes.espeak import ESPEAK_LANGUAGES
+from kimia_infer.models.kokoro.phonemes.sources import readable
 from kimia_infer.models.kokoro.voices import LANGUAGES, language_of
 from kimia_infer.utils.errors import NoSpeech, RequestError
 
@@ -21,7 +21,7 @@ PREFIX = "kokoro:"
 def speakers(kokoro: Kokoro) -> dict[str, str]:
     """The languages of the voices that can read a text, by the names of the speakers."""
     languages = {PREFIX + name: language_of(name) for name in kokoro.voices.names}
-    return {name: spoken for name, spoken in languages.items() if spoken in ESPEAK_LANGUAGES}
+    return {name: spoken for name, spoken in languages.items() if readable(spoken)}
 
 
 def voice_of(kokoro: Kokoro | None, speaker: str) -> str:
@@ -44,11 +44,11 @@ def voice_of(kokoro: Kokoro | None, speaker: str) -> str:
         kokoro.require(voice)
     except RequestError as error:
         raise RequestError(f"speaker: {str(error).removeprefix('voice: ')}") from error
-    if (language := language_of(voice)) not in ESPEAK_LANGUAGES:
-        letters = ", ".join(c for c, spoken in LANGUAGES.items() if spoken in ESPEAK_LANGUAGES)
+    if not readable(language := language_of(voice)):
+        letters = ", ".join(c for c, spoken in LANGUAGES.items() if readable(spoken))
         raise RequestError(
-            f"speaker: there is nothing here that reads {language!r}, the language of {voice!r}; "
-            f"choose a voice whose name begins with {letters}"
+            f"speaker: nothing is installed here that reads {language!r}, the language of "
+            f"{voice!r} (docs/kokoro.md); choose a voice whose name begins with {letters}"
         )
     return voice
 

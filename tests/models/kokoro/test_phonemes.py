@@ -142,8 +142,8 @@ def test_nothing_to_speak(text: str) -> None:
 def test_limits() -> None:
     with pytest.raises(RequestError, match="text: at most 100000 characters"):
         read("a" * 100_001)
-    with pytest.raises(RequestError, match=r"language: expected one of en-us, .*found 'ja'"):
-        read("konnichiwa", "ja")
+    with pytest.raises(RequestError, match=r"language: expected one of en-us, .*found 'ko'"):
+        read("annyeong", "ko")
 
 
 def test_a_row_of_letters_with_dots() -> None:

@@ -19,6 +19,7 @@ _SAME = str.maketrans(
         "‘": "'", "’": "'", "ʼ": "'", "`": "'", "«": "“", "»": "”", "„": "“", "‟": "“",
         "–": "—", "―": "—", "−": "-", "‐": "-", "‑": "-", "，": ",", "、": ",", "。": ".",
         "！": "!", "？": "?", "：": ":", "；": ";", "（": "(", "）": ")", "।": ".", "॥": ".",
+        "「": "“", "」": "”", "『": "“", "』": "”", "《": "“", "》": "”",
         "؟": "?", "،": ",", "¿": "", "¡": "", "\u200c": "", "\u200d": "", "\ufeff": "",
         "[": " ", "]": " ", "{": " ", "}": " ", "|": " ", "\\": " ", "*": " ", "_": " ",
         "#": " ", "~": " ", "^": " ",
@@ -98,12 +99,24 @@ def normalize(text: str, language: str) -> str:
     """Cleaned text with addresses, and in English with figures, as words."""
     text = _URL.sub(_spelled_url, _EMAIL.sub(_spelled_url, text))
     if not language.startswith("en"):
-        return re.sub(r"([$£€])\s?(\d[\d.,]*\d|\d)", r"\2 \1", text)
+        text = re.sub(r"([$£€¥])\s?(\d[\d.,]*\d|\d)", r"\2 \1", text)
+        if language in _SIGNS:
+            text = _UNSPACED.sub(r"\g<0> ", text).translate(_SIGNS[language])
+        return text
     for pattern, replace in _ENGLISH:
         text = pattern.sub(replace, text)
     return text
 
 
+# A mark beside a character of such a script; there is no space behind it as in other languages.
+_UNSPACED = re.compile(
+    r"(?<=[^\x00-\x7f])[.,:;!?…](?=[^\s)”\"'.,:;!?…])|[.,:;!?…](?=[^\x00-\x7f\s…”])"
+)
+_SIGNS = {
+    "ja": str.maketrans({"$": "ドル", "£": "ポンド", "€": "ユーロ", "¥": "円", "%": "パーセント"}),
+    "zh": str.maketrans({"$": "美元", "£": "英镑", "€": "欧元", "¥": "元"}),
+}
+"""Signs that misaki does not read, in the languages that write no spaces."""
 _EMAIL = re.compile(r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b")
 _URL = re.compile(
     r"\b(?:https?://|www\.)[\w./?=&%#:~+-]{1,300}[\w/]|"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kimia_infer.models.kokoro.phonemes.alignment import aligned
-from kimia_infer.models.kokoro.phonemes.espeak import ESPEAK_LANGUAGES, to_phonemes
 from kimia_infer.models.kokoro.phonemes.normalize import clean, normalize
+from kimia_infer.models.kokoro.phonemes.sources import Phonemizer, Source, source_of
 from kimia_infer.utils.errors import NoSpeech, RequestError
 
 MAX_CHARACTERS = 100_000
@@ -17,7 +17,7 @@ FIRST_PHONEMES = 60
 SHORT_PHONEMES = 20
 """A shorter sentence is spoken together with the next one: alone it sounds worse."""
 BATCH = 16
-"""Sentences that espeak-ng is given at a time, after the first one alone."""
+"""Sentences that are read at a time, after the first one alone."""
 
 _OVERRIDE = re.compile(r"\[([^\[\]]{1,100})\]\(/([^/()\n]{1,200})/\)")
 _PLACE = "\ue000"  # of an override; cleaned text has no such character
@@ -53,8 +53,9 @@ def read_text(
     vocab: Mapping[str, int],
     longest: int,
     lexicon: Mapping[str, str] | None = None,
+    phonemizer: Phonemizer = "espeak",
 ) -> Iterator[Sentence]:
-    """The sentences of a text, read with espeak-ng as they are asked for.
+    """The sentences of a text, read as they are asked for; ``phonemizer`` reads English.
 
     A text that is still being written comes as an iterable of pieces, each of whole sentences.
     ``[word](/phonemes/)`` in the text and ``lexicon`` (words in small letters) say how a word is
@@ -62,17 +63,13 @@ def read_text(
 
     Raises:
         NoSpeech: nothing in it can be spoken.
-        RequestError: naming ``text`` or ``language``: too long, or an override has symbols that
-            are not in ``vocab``.
+        RequestError: naming ``text`` or ``language``: too long, an override has symbols that are
+            not in ``vocab``, or nothing here reads the language.
     """
-    if language not in ESPEAK_LANGUAGES:
-        known = ", ".join(ESPEAK_LANGUAGES)
-        raise RequestError(
-            f"language: expected one of {known}, found {language!r}; or send phonemes"
-        )
+    source = source_of(language, phonemizer)
     words = {k.lower(): v for k, v in (lexicon or {}).items()}
     pieces = [text] if isinstance(text, str) else text
-    sentences = (s for piece in pieces for s in _read_piece(piece, language, vocab, words))
+    sentences = (s for piece in pieces for s in _read_piece(piece, language, source, vocab, words))
     found = False
     for sentence in _spread(sentences, longest):
         found = True
@@ -83,7 +80,7 @@ def read_text(
 
 
 def _read_piece(
-    text: str, language: str, vocab: Mapping[str, int], lexicon: Mapping[str, str]
+    text: str, language: str, source: Source, vocab: Mapping[str, int], lexicon: Mapping[str, str]
 ) -> Iterator[Sentence]:
     if len(text) > MAX_CHARACTERS:
         raise RequestError(f"text: at most {MAX_CHARACTERS} characters, found {len(text)}")
@@ -93,7 +90,7 @@ def _read_piece(
         for word, phonemes in zip(plain[1::3], plain[2::3], strict=True)
     ]
     whole = _PLACE.join(normalize(clean(part), language) for part in plain[::3])
-    return _Reader(language, vocab, lexicon, given).sentences(_SENTENCE.findall(whole))
+    return _Reader(source, vocab, lexicon, given).sentences(_SENTENCE.findall(whole))
 
 
 def read_phonemes(phonemes: str, vocab: Mapping[str, int], longest: int) -> Iterator[Sentence]:
@@ -131,7 +128,7 @@ def _checked(phonemes: str, vocab: Mapping[str, int], field: str = "text") -> st
 class _Reader:
     """Reads the sentences of one text."""
 
-    language: str
+    source: Source
     vocab: Mapping[str, int]
     lexicon: Mapping[str, str]
     given: list[tuple[str, str]]
@@ -144,7 +141,7 @@ class _Reader:
             atoms = [list(self._atoms(text, places)) for text in texts[start : start + size]]
             lines = [atom for each in atoms for atom in each if isinstance(atom, str)]
             worded = [line for line in lines if _has_words(line)]
-            spoken = iter(to_phonemes(worded, self.language) if worded else [])
+            spoken = iter(self.source(worded) if worded else [])
             for each in atoms:
                 sentence = self._joined(each, spoken)
                 if _has_sound(sentence.phonemes):
