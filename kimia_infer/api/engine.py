@@ -33,6 +33,7 @@ from kimia_infer.engine.scheduler import Scheduler
 from kimia_infer.engine.speech import Speech
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
+from kimia_infer.models.kimi_audio.language_model import use_packed
 from kimia_infer.models.kimi_audio.prompt import (
     AudioInput,
     Message,
@@ -74,7 +75,7 @@ class Engine:
         self.whisper_features = components.whisper
         self.language_model = model.with_cut_heads() if head_rows == "track" else model
         self.detokenizer, self.kokoro = components.detokenizer, kokoro
-        self._use_onednn()
+        self._use_cpu_kernels()
         for device in {self.device, self.speech_device}:
             # The detokenizer's CUDA stream does not wait for the one that loaded the weights.
             if device.type != "cpu":
@@ -133,7 +134,8 @@ class Engine:
             described["adapter"] = "/".join(self.adapter.parts[-2:])  # no path of the host
         return described
 
-    def _use_onednn(self) -> None:
+    def _use_cpu_kernels(self) -> None:
+        use_packed(self.language_model)
         use_onednn(self.speech_codes.module)
         use_onednn(self.whisper_features.module)
         use_onednn(self.language_model)

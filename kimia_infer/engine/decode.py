@@ -118,9 +118,10 @@ class Decoder:
             self._record()
 
     def _new_rows(self, places: int) -> Rows:
-        count, blank = self._prompt_row + 1, self.control.blank
-        heads = self.model.text_head, self.model.audio_head
-        rows = Rows.create(*(TrackRows.create(count, self.capacity, h, blank) for h in heads))
+        size, model = (self._prompt_row + 1, self.capacity), self.model
+        given = self.control.blank, model.device, model.dtype
+        heads = model.text_head, model.audio_head
+        rows = Rows.create(*(TrackRows.create(*size, h.out_features, *given) for h in heads))
         rows.start.fill_(places)
         return rows
 

@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.engine.speech import Speech
@@ -206,9 +206,10 @@ class TrackRows:
     sampling: SamplingRows
 
     @classmethod
-    def create(cls, rows: int, steps: int, head: nn.Linear, blank: int) -> TrackRows:
-        """Rows for the ids of ``head``, of at most so many ``steps``."""
-        device, dtype, ids = head.weight.device, head.weight.dtype, head.weight.shape[0]
+    def create(
+        cls, rows: int, steps: int, ids: int, blank: int, device: torch.device, dtype: torch.dtype
+    ) -> TrackRows:
+        """Rows of at most so many ``steps``, whose logits are those of ``ids`` ids."""
         store = torch.full((rows, steps + 1), blank, device=device)
         return cls(
             store,

@@ -19,7 +19,7 @@ from kimia_infer.layers.attention import KV_CACHES
 from kimia_infer.layers.onednn import use_onednn
 from kimia_infer.layers.quantization import QuantizedLinear
 from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
-from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.language_model import LanguageModel, use_packed
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
 from scripts.benchmark.measuring import (
     BOTH,
@@ -131,6 +131,7 @@ def random_prompt(model: LanguageModel) -> tuple[DecodeInput, ControlTokens]:
 def with_cut_heads(model: LanguageModel) -> LanguageModel:
     """``model`` as KimiAudio runs it with ``head_rows="track"``; most parameters are shared."""
     cut = model.with_cut_heads()
+    use_packed(cut)
     use_onednn(cut)
     return cut
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from kimia_infer.engine import decode
+from kimia_infer.layers.packed import PackedLinear
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
 
 MODES = {"text only": decode.TEXT, "both tracks": decode.BOTH, "after text end": decode.AUDIO}
@@ -109,7 +110,8 @@ def process_status(process: str) -> dict[str, str]:
 
 
 def parameter_bytes(module: nn.Module) -> int:
-    return sum(p.nbytes for p in module.parameters())
+    packed = (layer for layer in module.modules() if isinstance(layer, PackedLinear))
+    return sum(p.nbytes for p in module.parameters()) + sum(layer.bytes for layer in packed)
 
 
 def memory(device: torch.device) -> dict[str, float]:

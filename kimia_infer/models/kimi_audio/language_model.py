@@ -8,6 +8,7 @@ that a single-token step reads each in one product.
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +25,15 @@ from kimia_infer.layers.attention import (
     split_heads,
 )
 from kimia_infer.layers.operators import add_rms_norm, rms_norm, silu_mul
+from kimia_infer.layers.packed import PACKED, missing, pack_groups, packed
 from kimia_infer.layers.quantization import stored_build, stored_scheme, stored_slots
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.manifest import MANIFEST_NAME
 from kimia_infer.weights.tensors import open_directory
+
+log = logging.getLogger(__name__)
 
 
 class RMSNorm(nn.Module):
@@ -232,6 +236,26 @@ class LanguageModel(nn.Module):
         cut.text_head = _head(self.text_head.weight[: self.config.token_offset])
         cut.audio_head = _head(self.audio_head.weight[cut.first_audio_id :].clone())
         return cut.eval()
+
+
+def use_packed(model: LanguageModel) -> None:
+    """Let a CPU read the matrices of ``model`` as they are quantized; the heads in 8 bits.
+
+    In place, see :mod:`kimia_infer.layers.packed`. A model stays as it is on other devices, and
+    unless its scheme is one of ``PACKED``.
+    """
+    if model.device.type != "cpu" or model.quantization not in PACKED:
+        return
+    lacking = missing()
+    if lacking is not None:
+        log.warning(
+            "Without the package %s, %s saves memory on a CPU and no time; install the extra 'cpu'",
+            lacking, model.quantization,
+        )  # fmt: skip
+        return
+    pack_groups([*model.layers, *model.mimo_layers])
+    for name in ("text_head", "audio_head"):
+        model.set_submodule(name, packed(model.get_submodule(name)))
 
 
 def causal_attention(config: LanguageModelConfig) -> Attend:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.api.loading import load_components
 from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.layers.quantization import (
     SCHEMES,
@@ -20,7 +22,7 @@ from kimia_infer.layers.quantization import (
     quantized_component,
 )
 from kimia_infer.models.kimi_audio.components import checkpoint_components
-from kimia_infer.models.kimi_audio.language_model import language_model_component
+from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from kimia_infer.models.kimi_audio.slim import prepare_weights
 from kimia_infer.utils.errors import CheckpointError, ConfigurationError, WeightsError
 from kimia_infer.weights.adapter import CONFIG_NAME, PREFIX, WEIGHTS_NAME
@@ -54,6 +56,11 @@ def serve(directory: Path, dtype: str = "bfloat16", **options) -> KimiAudio:
     return KimiAudio(str(directory), device="cpu", dtype=dtype, head_rows="track", **options)
 
 
+def loaded(directory: Path, dtype: torch.dtype, **options: Any) -> LanguageModel:
+    """The language model as it is loaded, before a CPU's kernels take its matrices."""
+    return load_components(directory, False, CPU, dtype, **options).language_model
+
+
 def answer(model: KimiAudio) -> tuple[list[int], list[int]]:
     chat = [{"role": "user", "message_type": "audio", "content": str(QUESTION)}]
     options = parse_parameters(output_type="both", audio_temperature=0.8, max_new_tokens=20, seed=3)
@@ -80,7 +87,8 @@ def test_prepared_weights_are_those_quantized_at_load(
 ) -> None:
     ready, at_load = serve(prepared(scheme, stored), dtype), serve(MINI, dtype, quantization=scheme)
     assert ready.quantization == at_load.quantization == scheme
-    assert_equal(ready.language_model, at_load.language_model)
+    kind = getattr(torch, dtype)
+    assert_equal(loaded(prepared(scheme, stored), kind), loaded(MINI, kind, quantization=scheme))
     assert answer(ready) == answer(at_load)
 
 
@@ -257,13 +265,10 @@ def adapter(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("scheme", QUANTIZED)
 def test_an_adapter_is_added_before_weights_are_quantized(scheme: str, adapter: Path) -> None:
-    expected = serve(MINI, "float32", adapter=adapter, load_detokenizer=False).language_model
-    quantize_model(expected, scheme)
-    both = serve(
-        MINI, "float32", adapter=adapter, load_detokenizer=False, quantization=scheme
-    ).language_model
+    expected = quantize_model(loaded(MINI, torch.float32, adapter=adapter), scheme)
+    both = loaded(MINI, torch.float32, adapter=adapter, quantization=scheme)
     assert_equal(both, expected)
-    without = serve(MINI, "float32", load_detokenizer=False, quantization=scheme).language_model
+    without = loaded(MINI, torch.float32, quantization=scheme)
     changed = both.layers[1].attention.qkv, without.layers[1].attention.qkv
     assert not torch.equal(changed[0].weight, changed[1].weight)
 
