@@ -12,14 +12,22 @@ from torch import Tensor
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_components
 from kimia_infer.layers import quantization
+from kimia_infer.models.kimi_audio import detokenizer
+from kimia_infer.models.kimi_audio.detokenizer import vocoded_frames
+from kimia_infer.models.kimi_audio.encoders import SEGMENT_FRAMES, SpeechCodes
+from kimia_infer.models.kimi_audio.flow import StreamConfig
 from tests.rehearsal.fake_cuda import CUDA, FakeCuda
-from tests.rehearsal.published import WAVE, Loaded, features_of, write_checkpoint
+from tests.rehearsal.published import SECONDS, WAVE, Loaded, features_of, write_checkpoint
 
 
 @pytest.fixture(scope="package")
-def patch() -> Iterator[pytest.MonkeyPatch]:
+def patch(long: bool) -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(quantization, "BLOCK_VALUES", 2**28)  # a matrix at once
+        if not long:  # the operations of a network are the same for all lengths
+            frames = vocoded_frames(StreamConfig())
+            patch.setattr(SpeechCodes, "lengths", (SECONDS * 100, SEGMENT_FRAMES))
+            patch.setattr(detokenizer, "vocoded_frames", lambda config: [frames[0], frames[-1]])
         yield patch
 
 
