@@ -12,7 +12,7 @@ from kimia_infer.api.events import AudioChunk, Completion
 from kimia_infer.api.kokoro import Kokoro
 from kimia_infer.utils.errors import RequestError
 from tests.models.kokoro.recorded import write_whole
-from tests.models.kokoro.tiny import tiny_directory
+from tests.models.kokoro.tiny import narrow_kokoro
 
 TEXT = "Hello there, world! How are you?"
 SHORT = "Hi there."
@@ -74,9 +74,10 @@ def test_dtype_by_processor(
     dtype: torch.dtype,
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    network = Kokoro(tiny_directory(tmp_path), "cpu").network
+    with narrow_kokoro(tmp_path):
+        network = Kokoro(tmp_path, "cpu").network
+        exact = Kokoro(tmp_path, "cpu", torch.float32).network
     assert network.decoder.dtype is dtype and network.bert_encoder.weight.dtype is torch.float32
-    exact = Kokoro(tmp_path, "cpu", torch.float32).network
     assert exact.decoder.dtype is torch.float32
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from kimia_infer.api.events import AudioChunk, Completion
 from kimia_infer.api.kokoro import FRAMES_PER_SECOND, Kokoro
 from kimia_infer.models.kokoro.phonemes.espeak import ESPEAK_LANGUAGES
 from kimia_infer.utils.errors import RequestError
-from tests.models.kokoro.tiny import SYMBOLS, tiny_directory
+from tests.models.kokoro.tiny import SYMBOLS, narrow_kokoro
 
 ODD = (
     "word", "Hello, you!", "...", "?!", "—", "…", '"', "(", ")", "“", ",", ":", " - ", "\n\n", "\t",
@@ -25,8 +27,9 @@ odd_texts = st.lists(st.sampled_from(ODD) | st.text(max_size=6), max_size=8).map
 
 
 @pytest.fixture(scope="module")
-def kokoro(tmp_path_factory: pytest.TempPathFactory) -> Kokoro:
-    return Kokoro(tiny_directory(tmp_path_factory.mktemp("kokoro")), "cpu")
+def kokoro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kokoro]:
+    with narrow_kokoro(tmp_path_factory.mktemp("kokoro")) as directory:
+        yield Kokoro(directory, "cpu")
 
 
 def assert_spoken_or_refused(kokoro: Kokoro, **request: str) -> None:

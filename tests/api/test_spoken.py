@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from kimia_infer.api.request import Deadline
 from kimia_infer.api.spoken import speakers
 from kimia_infer.models.kokoro.phonemes import misaki
 from kimia_infer.utils.errors import NoSpeech, RequestCancelled, RequestError
-from tests.models.kokoro.tiny import tiny_directory
+from tests.models.kokoro.tiny import narrow_kokoro
 from tests.scripted import script
 
 CHAT = [{"role": "user", "message_type": "text", "content": "how are you"}]
@@ -28,8 +28,9 @@ HEART: dict[str, Any] = {"output_type": "both", "speaker": "kokoro:af_heart", "s
 
 
 @pytest.fixture(scope="module")
-def kokoro(tmp_path_factory: pytest.TempPathFactory) -> Kokoro:
-    return Kokoro(tiny_directory(tmp_path_factory.mktemp("kokoro")), "cpu")
+def kokoro(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kokoro]:
+    with narrow_kokoro(tmp_path_factory.mktemp("kokoro")) as directory:
+        yield Kokoro(directory, "cpu")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from kimia_infer.api.kokoro import Kokoro
 from kimia_infer.api.request import Deadline
 from kimia_infer.serving.cog.inputs import parse_inputs, respond
 from kimia_infer.utils.errors import RequestError, RequestTimeout
-from tests.models.kokoro.tiny import tiny_directory
+from tests.models.kokoro.tiny import narrow_kokoro
 from tests.paths import MINI
 
 TEXT = "Hello there, my friend. How are you today?"
@@ -22,9 +23,9 @@ SPEAK: dict[str, Any] = {"task": "speak", "text": TEXT, "seed": 1, "speaker": "k
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> KimiAudio:
-    kokoro = tiny_directory(tmp_path_factory.mktemp("kokoro"))
-    return KimiAudio(str(MINI), device="cpu", kokoro=kokoro)
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KimiAudio]:
+    with narrow_kokoro(tmp_path_factory.mktemp("kokoro")) as kokoro:
+        yield KimiAudio(str(MINI), device="cpu", kokoro=kokoro)
 
 
 def test_a_text_in_a_voice_of_kokoro(model: KimiAudio) -> None:

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
+from kimia_infer.models.kokoro import decoder
 from tests.models.kokoro.recorded import published_shapes, recipe, whole_config
 
 CHANNELS, STYLE = 16, 8
 SYMBOLS = " ,;:.?!ˈˌbdfɡhʤklmnpɹstvwzʃʧʒθðjŋTæɑɛɪiʌʊuɔAIOWYɜəɐᵊᵻ"
 VOICES = ("af_heart", "am_adam", "bf_emma")
+WIDTH = 32
+
+
+@contextmanager
+def narrow_kokoro(directory: Path, longest: int = 6) -> Iterator[Path]:
+    """:func:`tiny_directory` with a decoder of few channels, which networks built within have.
+
+    Its published width is a constant of the program, so other processes cannot load it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(decoder, "WIDTH", WIDTH)
+        yield tiny_directory(directory, longest)
 
 
 def tiny_directory(directory: Path, longest: int = 6) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from scripts.benchmark.prosody_figures import TEXTS, Candidate, Figures, candida
 from scripts.benchmark.prosody_report import report
 from scripts.benchmark.prosody_sound import Listener
 from scripts.benchmark.prosody_stages import fill, heard, rows
-from tests.models.kokoro.tiny import SYMBOLS, tiny_directory
+from tests.models.kokoro.tiny import SYMBOLS, narrow_kokoro
 
 
 def run_of(study: Study, name: str) -> Run:
@@ -28,10 +29,15 @@ def run_of(study: Study, name: str) -> Run:
 
 
 @pytest.fixture(scope="module")
-def trainings(tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with narrow_kokoro(tmp_path_factory.mktemp("kokoro")) as directory:
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def trainings(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Trainings:
     """With one cell instead of the LSTMs trained, and the style that it learns then."""
     folder = tmp_path_factory.mktemp("study")
-    model = tiny_directory(tmp_path_factory.mktemp("kokoro"))
     others = {"voices": ("af_heart",), "unheard": "bf_emma", "teacher": "am_adam"}
     study = Study(model, **others, strings=4, steps=2, few_steps=1, batch_size=2)  # pyrefly: ignore
     trainings = Trainings(study, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ from kimia_infer.training.tasks.kokoro_data import Example, Line, Teacher, join,
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.utils.errors import ConfigurationError, RequestError
 from tests.command_line import run_here
-from tests.models.kokoro.tiny import STYLE, tiny_directory
+from tests.models.kokoro.tiny import STYLE, narrow_kokoro
 from tests.training.runs import interrupt, losses
 
 CPU = torch.device("cpu")
@@ -40,8 +41,9 @@ LINES = (
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_directory(tmp_path_factory.mktemp("kokoro"))
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with narrow_kokoro(tmp_path_factory.mktemp("kokoro")) as directory:
+        yield directory
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,20 +29,20 @@ from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.utils.errors import ConfigurationError
 from tests.command_line import run_here
 from tests.models.kokoro.spoken import SPOKEN
-from tests.models.kokoro.tiny import STYLE, tiny_directory
+from tests.models.kokoro.tiny import STYLE, narrow_kokoro
 from tests.training.runs import interrupt, losses
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A tiny model, a list of recordings, and what was measured of them."""
     folder = tmp_path_factory.mktemp("kokoro")
     (folder / "model").mkdir()
-    tiny_directory(folder / "model", longest=50)
     write_list(folder / "list.csv", [(str(s.path), s.text) for s in SPOKEN])
-    return folder
+    with narrow_kokoro(folder / "model", longest=50):
+        yield folder
 
 
 def write_list(path: Path, rows: Sequence[tuple[str, ...]], *more: str) -> Path:

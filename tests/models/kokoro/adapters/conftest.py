@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.models.kokoro.tiny import tiny_directory
+from tests.models.kokoro.tiny import narrow_kokoro
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_directory(tmp_path_factory.mktemp("kokoro-tiny"))
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with narrow_kokoro(tmp_path_factory.mktemp("kokoro-tiny")) as directory:
+        yield directory
