@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from torch import Tensor
 
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.models.kimi_audio.encoders import SegmentEncoder
 from kimia_infer.utils.files import locked
 from scripts.miniature.recognizer import SpeechRecognizer
 from scripts.miniature.scoring import Answer, Case, answer, load_model, read_cases
@@ -40,7 +44,36 @@ def spoken_world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
 
 @pytest.fixture(scope="session")
 def trained() -> KimiAudio:
-    return load_model(MINI)
+    """The miniature; it encodes each sound once, as tests ask about the same ones again."""
+    model = load_model(MINI)
+    for encoder in (model.whisper_features, model.speech_codes):
+        encode_once(encoder)
+    return model
+
+
+def encode_once(encoder: SegmentEncoder) -> None:
+    encode, known = encoder.encode_all, dict[bytes, Tensor]()
+
+    def encode_all(waves: Sequence[np.ndarray]) -> list[Tensor]:
+        keys = [wave.tobytes() for wave in waves]
+        new = {key: wave for key, wave in zip(keys, waves, strict=True) if key not in known}
+        known.update(zip(new, encode(list(new.values())), strict=True))
+        return [known[key] for key in keys]
+
+    encoder.encode_all = encode_all
+
+
+@pytest.fixture(scope="session")
+def changed(trained: KimiAudio) -> Callable[..., KimiAudio]:
+    """The miniature loaded with other arguments of ``load_model``, and with the same encoders."""
+
+    def load(**arguments: Any) -> KimiAudio:
+        model = load_model(MINI, **arguments)
+        model.whisper_features.encode_all = trained.whisper_features.encode_all
+        model.speech_codes.encode_all = trained.speech_codes.encode_all
+        return model
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,6 @@ from scripts.miniature.scoring import (
     Case,
     answer,
     hear_all,
-    load_model,
     recognizable,
     right,
     spoken_right,
@@ -33,7 +32,7 @@ Cases = Callable[..., list[Case]]
 Answered = Callable[..., list[Answer]]
 Listen = Callable[[KimiAudio, list[Answer]], list[Answer]]
 
-HEARD = 12
+HEARD = 8
 """Without ``--long``: spoken answers that are recognized, which takes longer than to give them, and
 conversations of a kind that are asked without something that they need."""
 
@@ -104,24 +103,29 @@ def test_streamed_speech_says_the_same(
 
 @pytest.mark.parametrize("ablation", ["features", "codes", "delay"])
 def test_what_the_pipeline_needs(
-    trained: KimiAudio, answered: Answered, heard: Listen, long: bool, ablation: str
+    trained: KimiAudio,
+    changed: Callable[..., KimiAudio],
+    answered: Answered,
+    heard: Listen,
+    long: bool,
+    ablation: str,
 ):
     """Without it, answers are lost: Whisper's features and speech codes when voices that it does
     not know are heard, the delay of the audio track when it speaks."""
     # A few show it but for the codes, without which few answers are lost.
     most = None if long or ablation == "codes" else HEARD
     if ablation == "delay":
-        changed = load_model(MINI, audio_delay=0)
-        given = [answer(changed, whole.case) for whole in answered("question")[:most]]
-        assert spoken_right(heard(changed, given)) <= 0.3
+        early = changed(audio_delay=0)
+        given = [answer(early, whole.case) for whole in answered("question")[:most]]
+        assert spoken_right(heard(early, given)) <= 0.3
     else:
         whole = [a for kind in ASKED for a in answered(kind, "held_out_voices")[:most]]
         without = [answer(trained, a.case, ablation) for a in whole]
         assert right(without) <= right(whole) - 0.05
 
 
-def test_full_heads_give_the_same_tokens(answered: Answered):
-    full = load_model(MINI, "full")
+def test_full_heads_give_the_same_tokens(changed: Callable[..., KimiAudio], answered: Answered):
+    full = changed(head_rows="full")
     for given in (a for kind in ("transcription", "question", "read") for a in answered(kind)[:2]):
         assert answer(full, given.case) == given
 
