@@ -15,7 +15,7 @@ from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.events import AudioChunk, Completion, Event
 from kimia_infer.api.request import Stopwatch
 from kimia_infer.layers.sampler import MAX_SEED, SeededRandomness
-from kimia_infer.models.step_audio_editx.checkpoint import load_networks
+from kimia_infer.models.step_audio_editx.checkpoint import Networks, load_networks
 from kimia_infer.models.step_audio_editx.edits import Edit
 from kimia_infer.models.step_audio_editx.packing import (
     GROUP,
@@ -25,9 +25,10 @@ from kimia_infer.models.step_audio_editx.prompts import PromptBuilder, speaker_n
 from kimia_infer.models.step_audio_editx.reference import Reference, ReferenceReader, Source
 from kimia_infer.models.step_audio_editx.sampling import AudioRange, generate
 from kimia_infer.models.step_audio_editx.speech import Check, Speech, in_chunks, in_one_piece
+from kimia_infer.models.step_audio_editx.variants import VARIANTS, check_variant
 from kimia_infer.utils.errors import RequestError
 
-__all__ = ["Clone", "Edit", "EditX"]
+__all__ = ["VARIANTS", "Clone", "Edit", "EditX"]
 
 LONGEST_POSITIONS = 8192
 """Of a prompt and its answer together, published call."""
@@ -55,10 +56,13 @@ class EditX:
         device: by default the accelerator, else the CPU.
         dtype: of the language model, which does nearly all of the work; by default float32 on the
             CPU and bfloat16 elsewhere. The other networks are in float32.
+        quantization: of its matrices, one of ``VARIANTS``: none, fp8, int8 and int4 as Kimi-Audio
+            has them, bnb-int8 and bnb-nf4 by bitsandbytes.
 
     Raises:
         CheckpointError: the directory is not complete, or damaged.
-        ConfigurationError: ``device`` is not there, or ``dtype`` is another one than those two.
+        ConfigurationError: ``device`` is not there, ``dtype`` is another one than those two, or
+            the quantization cannot be used there.
     """
 
     def __init__(
@@ -66,11 +70,23 @@ class EditX:
         directory: str | Path,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
+        quantization: str = "none",
     ):
         place = parse_device(device)
-        self.networks = load_networks(Path(directory), place, parse_dtype(dtype, place))
-        self._prompts = PromptBuilder(self.networks.tokenizer)
-        self._references = ReferenceReader(self.networks)
+        check_variant(quantization, place)
+        self._use(load_networks(Path(directory), place, parse_dtype(dtype, place), quantization))
+
+    @classmethod
+    def from_networks(cls, networks: Networks) -> EditX:
+        """A model of networks that are already in memory, on their device."""
+        model = cls.__new__(cls)
+        model._use(networks)
+        return model
+
+    def _use(self, networks: Networks) -> None:
+        self.networks = networks
+        self._prompts = PromptBuilder(networks.tokenizer)
+        self._references = ReferenceReader(networks)
 
     def clone(self, audio: Source, text: str, target: str, seed: int | None = None) -> Completion:
         """``target`` in the voice of ``audio``, in which ``text`` is said."""

@@ -210,17 +210,21 @@ class QuantizedLinear(nn.Module):
         return F.linear(x, self.dequantized(x.dtype), self.bias)
 
 
-_FIRST_LAYERS = tuple(f"layers.{index}." for index in range(FIRST_LAYERS))
+# Names of the published checkpoints: Kimi-Audio's as loaded here, and those of Llama's layers.
+_TRUNKS, _BRANCH = ("layers.", "model.layers."), "mimo_layers."
+_ATTENTION, _FEED_FORWARD = (".attention.", ".self_attn."), (".feed_forward.", ".mlp.")
+_FIRST_LAYERS = tuple(f"{trunk}{index}." for trunk in _TRUNKS for index in range(FIRST_LAYERS))
 
 
 def storage_of(scheme: str, layer: str) -> Storage | None:
     """How the weight of the layer of that name is stored; None: in the working dtype."""
-    if scheme == "none" or not layer.startswith(("layers.", "mimo_layers.")):
+    if scheme == "none" or not layer.startswith((*_TRUNKS, _BRANCH)):
         return None
-    if ".feed_forward." not in layer and ".attention." not in layer:
+    attention = any(part in layer for part in _ATTENTION)
+    if not attention and not any(part in layer for part in _FEED_FORWARD):
         return None
     first = scheme == "fp8" and layer.startswith(_FIRST_LAYERS)
-    return STORAGES["int8" if first or ".attention." in layer else scheme]
+    return STORAGES["int8" if first or attention else scheme]
 
 
 def quantized_layers(model: nn.Module, scheme: str) -> Iterator[tuple[str, nn.Linear, Storage]]:

@@ -189,3 +189,12 @@ def _rows(parameter: Tensor, slot: Slot) -> Tensor:
 def expected_tensors(slots: Iterable[Slot]) -> dict[str, tuple[int, ...]]:
     """Every stored tensor that ``slots`` need, with its shape."""
     return {name: shape for slot in slots for name, shape in slot.sources.items()}
+
+
+def plain_component(
+    name: str, build: Callable[[], Module], store: TensorStore
+) -> Component[Module]:
+    """A module whose parameters are stored under their own names, and nothing else is."""
+    with torch.device("meta"):
+        slots = identity_slots(build())
+    return Component(name, build, slots, store, ignored=())

@@ -47,8 +47,8 @@ class NumberTokenizer:
 def random_module(build: Callable[[], Module], device: torch.device, dtype: torch.dtype) -> Module:
     """A module with random weights that keep activations near 1 in size.
 
-    Matrices have the variance 1 / fan-in, norm weights are one, biases and the log-scale
-    parameters of the vocoder's activations zero.
+    Matrices have the variance 1 / fan-in, norm weights are one, biases and the parameters of
+    vocoders' activations zero.
     """
     with torch.device("meta"):
         module = build()
@@ -59,7 +59,7 @@ def random_module(build: Callable[[], Module], device: torch.device, dtype: torc
             deviation = (len(parameter) / parameter.numel()) ** 0.5
             parameter.normal_(0, deviation, generator=generator)
         else:
-            parameter.fill_(1 if name.endswith("norm.weight") else 0)
+            parameter.fill_(1 if name.endswith("weight") else 0)
     return module
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +32,10 @@ from kimia_infer.models.step_audio_editx.onnx_weights import CODEBOOK, POSITIONS
 from kimia_infer.models.step_audio_editx.packing import VQ02_CODES, VQ06_CODES
 from kimia_infer.models.step_audio_editx.speaker import SpeakerEncoder
 from kimia_infer.models.step_audio_editx.text_tokenizer import TextTokenizer
+from kimia_infer.models.step_audio_editx.variants import load_language_model
 from kimia_infer.utils.errors import CheckpointError
-from kimia_infer.weights.component import Component, Module, identity_slots
-from kimia_infer.weights.tensors import TensorStore, open_directory, open_pickle
+from kimia_infer.weights.component import Component, plain_component
+from kimia_infer.weights.tensors import TensorStore, open_pickle
 
 HEAD_SIZE = 64
 """Of VQ06's encoder, whose file does not say how many heads there are."""
@@ -54,8 +54,12 @@ class Networks:
     vocoder: Vocoder
 
 
-def load_networks(directory: Path, device: torch.device, dtype: torch.dtype) -> Networks:
+def load_networks(
+    directory: Path, device: torch.device, dtype: torch.dtype, variant: str = "none"
+) -> Networks:
     """All networks for inference on ``device``, the language model in ``dtype``.
+
+    ``variant`` is how its matrices are kept, see ``variants``.
 
     Raises:
         CheckpointError: a file is missing or damaged, a tensor is missing, has another shape, or
@@ -65,7 +69,6 @@ def load_networks(directory: Path, device: torch.device, dtype: torch.dtype) -> 
     sound, recognizer = folder / SOUND_FOLDER, directory / TOKENIZER_FOLDER
     config = SoundConfig.from_directory(sound)
     tokenizer = checked_tokenizer(folder)
-    language = language_model_component(folder)
     encoding = vq02_component(recognizer / RECOGNIZER_FOLDER)
     flowing, voicing = flow_component(sound), vocoder_component(sound)
     speaker = SpeakerEncoder(sound / SPEAKER_NAME, config.flow.speaker)
@@ -76,7 +79,7 @@ def load_networks(directory: Path, device: torch.device, dtype: torch.dtype) -> 
     first = vq02.Vq02(encoder, normalization, centers).to(device)
     second = load_vq06(recognizer / VQ06_NAME).to(device)
     flow, vocoder = flowing.load(device, torch.float32), voicing.load(device, torch.float32)
-    language_model = language.load(device, dtype)
+    language_model = load_language_model(folder, variant, device, dtype)
     _check_not_tied(language_model, folder)
     for network in (language_model, first, second, flow, vocoder):
         use_onednn(network)
@@ -95,11 +98,6 @@ def checked_tokenizer(folder: Path) -> TextTokenizer:
     return tokenizer
 
 
-def language_model_component(folder: Path) -> Component[LanguageModel]:
-    config = LanguageModelConfig.from_directory(folder)
-    return _component("language model", lambda: LanguageModel(config), open_directory(folder))
-
-
 def _check_not_tied(model: LanguageModel, folder: Path) -> None:
     """Raise CheckpointError if the head is the embedding: the answer would be a hum."""
     if torch.equal(model.lm_head.weight, model.model.embed_tokens.weight):
@@ -111,7 +109,7 @@ def _check_not_tied(model: LanguageModel, folder: Path) -> None:
 
 def flow_component(folder: Path) -> Component[Flow]:
     config = SoundConfig.from_directory(folder).flow
-    return _component("flow", lambda: Flow(config), open_pickle(folder / "flow.pt", None))
+    return plain_component("flow", lambda: Flow(config), open_pickle(folder / "flow.pt", None))
 
 
 def vocoder_component(folder: Path) -> Component[Vocoder]:
@@ -133,14 +131,7 @@ def vq02_component(folder: Path) -> Component[vq02.SanmEncoder]:
         if name.startswith(prefix)
     }
     inner = TensorStore(tensors, store.location)
-    return _component("VQ02 encoder", lambda: vq02.SanmEncoder(config), inner)
-
-
-def _component(name: str, build: Callable[[], Module], store: TensorStore) -> Component[Module]:
-    """A network whose parameters are stored under their names, and nothing else."""
-    with torch.device("meta"):
-        slots = identity_slots(build())
-    return Component(name, build, slots, store, ignored=())
+    return plain_component("VQ02 encoder", lambda: vq02.SanmEncoder(config), inner)
 
 
 def read_centers(path: Path, width: int) -> Tensor:

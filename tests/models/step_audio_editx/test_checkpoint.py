@@ -11,13 +11,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from kimia_infer.models.step_audio_editx import checkpoint, config, layout, vq02, vq06
-from kimia_infer.models.step_audio_editx.flow import Flow
-from kimia_infer.models.step_audio_editx.hift import Vocoder
-from kimia_infer.models.step_audio_editx.language_model import LanguageModel
+from kimia_infer.models.step_audio_editx import checkpoint, config, layout
 from kimia_infer.utils.errors import CheckpointError
+from scripts.benchmark.editx_networks import SIZES
 from tests.models.step_audio_editx.recorded import tensors
 from tests.models.step_audio_editx.stand_in import (
     sound_yaml,
@@ -31,64 +28,24 @@ MODEL, TOKENIZER = layout.MODEL_FOLDER, layout.TOKENIZER_FOLDER
 SOUND = f"{MODEL}/{layout.SOUND_FOLDER}"
 RECOGNIZER = f"{TOKENIZER}/{layout.RECOGNIZER_FOLDER}"
 
-LANGUAGE_MODEL = {
-    "model_type": "step1",
-    "hidden_size": 3072,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 48,
-    "num_attention_groups": 4,
-    "vocab_size": 74_752,
-    "rms_norm_eps": 1e-5,
-    "bos_token_id": 1,
-    "eos_token_id": 3,
+PUBLISHED = {
+    "language model": (291, 3_529_706_496),
+    "VQ02": (652, 157_975_648),
+    "VQ06": (96, 130_629_120),
+    "flow": (605, 153_754_096),
+    "vocoder": (246, 20_806_557),
 }
-SANM = {
-    "output_size": 512,
-    "attention_heads": 4,
-    "linear_units": 2048,
-    "num_blocks": 50,
-    "kernel_size": 11,
-    "input_layer": "pe_online",
-    "sanm_shfit": 0,
-}
-FLOW = {
-    "input_size": 512,
-    "output_size": 80,
-    "encoder": {"input_size": 512, "output_size": 512, "attention_heads": 8},
-    "decoder": {
-        "estimator": {
-            "in_channels": 320,
-            "out_channels": 80,
-            "depth": 16,
-            "num_heads": 8,
-            "head_dim": 64,
-            "hidden_size": 512,
-        }
-    },
-}
-
-PUBLISHED: list[tuple[Callable[[], nn.Module], int, int]] = [
-    (
-        lambda: LanguageModel(config.LanguageModelConfig.model_validate(LANGUAGE_MODEL)),
-        291,
-        3_529_706_496,
-    ),
-    (lambda: vq02.SanmEncoder(config.SanmConfig.model_validate(SANM)), 652, 157_975_648),
-    (lambda: vq06.Vq06(vq06.EncoderSizes()), 96, 130_629_120),
-    (lambda: Flow(config.FlowConfig.model_validate(FLOW)), 605, 153_754_096),
-    (lambda: Vocoder(config.VocoderConfig.model_validate({"in_channels": 80})), 246, 20_806_557),
-]
+"""Tensors of each network, and their values."""
 
 
-@pytest.mark.parametrize(("build", "names", "values"), PUBLISHED)
-def test_networks_have_the_published_tensors(
-    build: Callable[[], nn.Module], names: int, values: int
-) -> None:
+def test_networks_have_the_published_tensors() -> None:
     with torch.device("meta"):
-        parameters = dict(build().named_parameters())
-    assert len(parameters) == names
-    assert sum(parameter.numel() for parameter in parameters.values()) == values
+        networks = {name: build() for name, build in SIZES["published"].builds().items()}
+    found = {
+        name: (len(list(network.parameters())), sum(p.numel() for p in network.parameters()))
+        for name, network in networks.items()
+    }
+    assert found == PUBLISHED
 
 
 @pytest.fixture(scope="module")

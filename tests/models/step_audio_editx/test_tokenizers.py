@@ -11,7 +11,7 @@ from kimia_infer.models.step_audio_editx import vq02, vq06
 from kimia_infer.models.step_audio_editx.config import SanmConfig
 from kimia_infer.models.step_audio_editx.frontend import whisper_mel
 from kimia_infer.utils.errors import CheckpointError
-from tests.models.step_audio_editx.chunked import encode_by_chunks
+from scripts.benchmark.editx_published import encode_by_chunks
 from tests.models.step_audio_editx.recorded import RECORDED, WAVES, sinusoids, tensors, values
 
 GOLDEN = tensors("vq02_golden")
