@@ -15,7 +15,8 @@ from cog import BaseModel, Input, Path, concurrent, streaming
 
 from kimia_infer.api.events import AudioChunk, Completion, Event, TextDelta
 from kimia_infer.api.transcription import Transcript, TranscriptEvent, TranscriptSegment
-from kimia_infer.serving.cog.runner import KimiRunner, wav_uri
+from kimia_infer.serving.cog.base import wav_uri
+from kimia_infer.serving.cog.runner import KimiRunner
 
 
 class Inputs:

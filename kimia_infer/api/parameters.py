@@ -84,6 +84,11 @@ Preset = Annotated[
 ]
 
 
+def whole_float(value: Any) -> Any:
+    """``value``, or the integer that it is (``3.0``), as JSON clients send them."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 class Parameters(BaseModel):
     """What a call of the library asks for besides its messages, with the published defaults.
 
@@ -131,7 +136,7 @@ class Parameters(BaseModel):
     )
     @classmethod
     def _whole_float(cls, value: Any) -> Any:
-        return int(value) if isinstance(value, float) and value.is_integer() else value
+        return whole_float(value)
 
     @field_validator("max_new_tokens")
     @classmethod

@@ -99,8 +99,9 @@ MODEL_ARGUMENTS = ("device", "speech_device", "slots", "dtype", "quantization", 
 
 
 def model_variables(arguments: argparse.Namespace) -> dict[str, str]:
-    """The environment, overridden by the arguments of :func:`add_model`."""
-    given = {f"KIMI_AUDIO_{n.upper()}": getattr(arguments, n, None) for n in MODEL_ARGUMENTS}
+    """The environment, overridden by arguments of the same names."""
+    names = (*MODEL_ARGUMENTS, "editx")
+    given = {f"KIMI_AUDIO_{name.upper()}": getattr(arguments, name, None) for name in names}
     return os.environ | {
         name: str(value) for name, value in given.items() if value not in (None, "")
     }

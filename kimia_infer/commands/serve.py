@@ -3,6 +3,7 @@
     kimi-audio serve --weights weights/mini
     KIMI_AUDIO_WEIGHTS=moonshotai/Kimi-Audio-7B-Instruct kimi-audio serve --host 0.0.0.0
     kimi-audio serve --cog --weights weights/mini
+    kimi-audio serve --cog --editx auto
 
 --openai, the default of the installed command: /v1/chat/completions, /v1/audio/transcriptions,
 /v1/audio/speech, /v1/realtime and others (docs/openai.md), and at / a page to talk to the model; on
@@ -58,6 +59,11 @@ def add_arguments(parser: Parser) -> None:
     add_change(parser)
     add_slots(parser)
     add_kokoro(parser)
+    parser.add_argument(
+        "--editx",
+        metavar="DIR|auto",
+        help="offer Step-Audio-EditX, too; with --cog, it alone [KIMI_AUDIO_EDITX with --openai]",
+    )
 
 
 def check(parser: Parser, arguments: Namespace) -> None:
@@ -68,11 +74,19 @@ def check(parser: Parser, arguments: Namespace) -> None:
     if arguments.port is None:
         arguments.port = OPENAI_PORT if arguments.openai else COG_PORT
     weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS", "")
-    if not weights and not os.environ.get("COG_WEIGHTS"):
+    alone = arguments.editx and not arguments.openai
+    if alone and arguments.stream:
+        parser.error("--stream: the predictor of --editx does not stream; --openai does")
+    if not weights and not os.environ.get("COG_WEIGHTS") and not alone:
         parser.error("no weights: give --weights, or set KIMI_AUDIO_WEIGHTS")
-    # Cog's server runs in another directory.
-    path = Path(weights).expanduser()
-    arguments.weights = str(path.resolve()) if weights and path.is_dir() else weights
+    arguments.weights = absolute(weights)
+    arguments.editx = absolute(arguments.editx)
+
+
+def absolute(weights: str | None) -> str | None:
+    """A directory by its absolute path, since Cog's server runs in another one."""
+    path = Path(weights or "").expanduser()
+    return str(path.resolve()) if weights and path.is_dir() else weights
 
 
 def run(arguments: Namespace) -> int:

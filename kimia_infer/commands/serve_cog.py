@@ -1,4 +1,4 @@
-"""`kimi-audio serve --cog`: Cog's own server around predict.py."""
+"""`kimi-audio serve --cog`: Cog's own server around predict.py or predict_editx.py."""
 
 from __future__ import annotations
 
@@ -43,11 +43,13 @@ def run(arguments: Namespace) -> int:
         where = f"{arguments.host} port {arguments.port}"
         raise UsageError(f"cannot listen on {where}: {error.strerror}") from error
     predictor = "StreamingPredictor" if arguments.stream else "Predictor"
+    if arguments.editx:
+        predictor = "EditXPredictor"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with OwnedDirectory("kimi-audio-serve-") as directory:
         # The server reads the schema of its inputs from below the directory it runs in.
         install_schema(predictor, directory)
-        server = start(arguments, port, f"{predictor_file()}:{predictor}", directory)
+        server = start(arguments, port, f"{predictor_file(predictor)}:{predictor}", directory)
         problem = None
         try:
             problem = watch(server, arguments.host, port)
@@ -61,11 +63,12 @@ def run(arguments: Namespace) -> int:
     return 1
 
 
-def predictor_file() -> Path:
-    """predict.py: in the package where it was installed, above it in a checkout."""
+def predictor_file(predictor: str) -> Path:
+    """Its file: in the package where that was installed, above it in a checkout."""
+    name = "predict_editx.py" if predictor == "EditXPredictor" else "predict.py"
     package = Path(__file__).resolve().parents[1]
-    installed = package / "predict.py"
-    return installed if installed.is_file() else package.parent / "predict.py"
+    installed = package / name
+    return installed if installed.is_file() else package.parent / name
 
 
 def free_port(host: str, port: int) -> int:

@@ -39,6 +39,14 @@ def test_pins_are_those_of_the_declared_dependencies() -> None:
         assert not outside
 
 
+def test_the_image_of_editx_has_the_library_cog_and_the_extra() -> None:
+    declared = ranges([*PROJECT["dependencies"], *EXTRAS["editx"]])
+    pinned = pins("requirements-editx.txt")
+    assert pinned.keys() == declared.keys() | {"cog"}
+    known = pins("requirements.txt") | pins("requirements-dev.txt")
+    assert pinned == {name: known[name] for name in pinned}
+
+
 def test_dev_has_every_extra() -> None:
     [itself] = [r for r in map(Requirement, EXTRAS["dev"]) if r.name == PROJECT["name"]]
     assert itself.extras == EXTRAS.keys() - {"dev"}

@@ -19,12 +19,21 @@ import pytest
 
 from tests.paths import MINI, ROOT
 
+PREDICTORS = ("predict.py", "predict_editx.py")
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from the files that git knows, with what is installed here."""
     source, folder = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("kimia_infer", "predict.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in (
+        "kimia_infer",
+        "predict.py",
+        "predict_editx.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+    ):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
@@ -39,7 +48,7 @@ def test_the_wheel_has_the_package_and_nothing_around_it(wheel: Path) -> None:
     package = (path for path in (ROOT / "kimia_infer").rglob("*") if path.is_file())
     files = {str(path.relative_to(ROOT)) for path in package if "__pycache__" not in path.parts}
     assert {"kimia_infer/models/kokoro/aligner.safetensors"} < files
-    assert files | {"kimia_infer/predict.py"} == {
+    assert files | {f"kimia_infer/{name}" for name in PREDICTORS} == {
         name for name in names if name.startswith("kimia_infer/")
     }
 

@@ -2,7 +2,7 @@
 
     python -m tests.serving.cog_schema
 
-writes them anew after a change of ``predict.py``. The parts that are the same for every
+writes them anew after a change of a predictor. The parts that are the same for every
 predictor come from schemas that Cog's own generator wrote (``recorded_schema*.json``); the
 inputs and outputs are derived from the running classes.
 """
@@ -48,7 +48,7 @@ def recording(name: str) -> Json:
 
 def load(path: Path) -> types.ModuleType:
     """A file with predictors as a module."""
-    spec = importlib.util.spec_from_file_location(f"predictors_of_{path.parent.name}", path)
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_of_{path.parent.name}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where Cog's models look for it
     spec.loader.exec_module(module)
@@ -160,7 +160,11 @@ def text(value: Any, indent: str = "") -> str:
     return "{\n" + ",\n".join(entries) + f"\n{indent}}}"
 
 
+def source_of(predictor: str) -> Path:
+    """The file that Cog's build reads."""
+    return ROOT / ("predict_editx.py" if predictor == "EditXPredictor" else "predict.py")
+
+
 if __name__ == "__main__":
-    source = load(ROOT / "predict.py")
     for name, file in FILES.items():
-        file.write_text(text(build_schema(source, name)) + "\n")
+        file.write_text(text(build_schema(load(source_of(name)), name)) + "\n")

@@ -9,11 +9,14 @@ import pytest
 import yaml
 
 from kimia_infer.models.kimi_audio.checkpoint import MODEL
+from kimia_infer.models.step_audio_editx.layout import EDITX as EDITX_HUB
 from kimia_infer.serving.cog.schema import FILES
 from tests.paths import ROOT
+from tests.serving.cog_schema import source_of
 
 CONFIG = yaml.safe_load((ROOT / "cog.yaml").read_text())
 STREAMING = yaml.safe_load((ROOT / "cog.streaming.yaml").read_text())
+EDITX = yaml.safe_load((ROOT / "cog.editx.yaml").read_text())
 ENVIRONMENT = dict(entry.split("=", 1) for entry in CONFIG["environment"])
 
 RESERVED = [
@@ -33,8 +36,19 @@ def test_files_differ_in_the_predictor_alone() -> None:
     assert {**CONFIG, "run": None} == {**STREAMING, "run": None}
 
 
+def test_the_image_of_editx_has_other_packages_and_weights() -> None:
+    build = CONFIG["build"].keys() - {"system_packages"}
+    assert EDITX["build"] == {key: CONFIG["build"][key] for key in build} | {
+        "python_requirements": "requirements-editx.txt"
+    }
+    own = dict(entry.split("=", 1) for entry in EDITX["environment"])
+    assert own.pop("KIMI_AUDIO_EDITX") == f"{EDITX_HUB.name}@{EDITX_HUB.revision}"
+    assert own == {key: ENVIRONMENT[key] for key in ENVIRONMENT if key != "KIMI_AUDIO_WEIGHTS"}
+
+
 def test_run_names_the_predictors_of_the_schema_files() -> None:
-    assert [config["run"] for config in (CONFIG, STREAMING)] == [f"predict.py:{n}" for n in FILES]
+    runs = [config["run"] for config in (CONFIG, STREAMING, EDITX)]
+    assert runs == [f"{source_of(name).name}:{name}" for name in FILES]
 
 
 def test_versions_are_strings_and_the_requirements_exist() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from kimia_infer.audio.files import wav_bytes
-from kimia_infer.serving.cog.runner import wav_uri
+from kimia_infer.serving.cog.base import wav_uri
 from kimia_infer.serving.player import PLAYERS, Player
 
 RATE = 24_000

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import ast
 import re
-import types
 from pathlib import Path
 
 import pytest
 
+from kimia_infer.serving.cog.editing import EditXInputs
 from kimia_infer.serving.cog.inputs import MAX_FILES, CogInputs
 from kimia_infer.serving.cog.schema import FILES, read_inputs, read_schema
-from tests.paths import ROOT
-from tests.serving.cog_schema import build_schema, load, recording
+from tests.serving.cog_schema import build_schema, load, recording, source_of
 
 NOT_INPUTS = {"stop_repetition", "timeout_seconds"}
 """Parameters that a service sets itself."""
-
-
-@pytest.fixture(scope="module")
-def predictors() -> types.ModuleType:
-    return load(ROOT / "predict.py")
 
 
 @pytest.mark.parametrize(
@@ -39,14 +33,15 @@ def test_schemas_are_built_as_by_cogs_generator(name: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("predictor", FILES)
-def test_file_is_the_schema_of_the_predictor(predictors: types.ModuleType, predictor: str) -> None:
-    """If not: ``python -m tests.serving.cog_schema`` writes both files."""
-    assert read_schema(predictor) == build_schema(predictors, predictor)
+def test_file_is_the_schema_of_the_predictor(predictor: str) -> None:
+    """If not: ``python -m tests.serving.cog_schema`` writes the files."""
+    assert read_schema(predictor) == build_schema(load(source_of(predictor)), predictor)
 
 
 @pytest.mark.parametrize("predictor", FILES)
 def test_inputs_are_those_of_the_model(predictor: str) -> None:
-    model = CogInputs.model_json_schema()["properties"]
+    kind = EditXInputs if predictor == "EditXPredictor" else CogInputs
+    model = kind.model_json_schema()["properties"]
     inputs = read_inputs(predictor)
     absent = NOT_INPUTS if predictor == "StreamingPredictor" else NOT_INPUTS | {"preset"}
     assert set(inputs) == set(model) - absent
@@ -65,16 +60,17 @@ def test_inputs_are_those_of_the_model(predictor: str) -> None:
         assert is_file == (schema.get("items", schema).get("format") == "path")
 
 
-def test_build_reads_the_inputs_as_python_does() -> None:
+@pytest.mark.parametrize("predictor", ["StreamingPredictor", "EditXPredictor"])
+def test_build_reads_the_inputs_as_python_does(predictor: str) -> None:
     """Cog's build parses the text: it drops or garbles all but plain literals, without a word."""
-    source = (ROOT / "predict.py").read_text()
+    source = source_of(predictor).read_text()
     tree = ast.parse(source)
     calls = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "Input"
     ]
-    assert len(calls) == len(read_inputs("StreamingPredictor"))
+    assert len(calls) == len(read_inputs(predictor))
     literal = r'("[^"\\\n]*"|None|\[\]|-?\d+(\.\d+)?|\["[^"\\\n]*"(, "[^"\\\n]*")*\])'
     for call in calls:
         assert not call.args
@@ -88,10 +84,12 @@ def test_build_reads_the_inputs_as_python_does() -> None:
         for alias in node.names
         if alias.asname is None
     }
-    assert {
-        ("cog", name) for name in ("BaseModel", "Input", "Path", "concurrent", "streaming")
-    } <= imported
-    assert ("collections.abc", "Iterator") in imported
+    names = {"BaseModel", "Input", "Path", "concurrent", "streaming"}
+    if predictor == "EditXPredictor":
+        names.remove("streaming")
+    else:
+        assert ("collections.abc", "Iterator") in imported
+    assert {("cog", name) for name in names} <= imported
     for node in ast.walk(tree):
         if isinstance(node, ast.AsyncFunctionDef):
             assert node.name == "run"

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from kimia_infer.api.request import Deadline
+from kimia_infer.serving.cog.base import Workers, as_cog_shows
 from kimia_infer.serving.cog.health import Load
-from kimia_infer.serving.cog.runner import Workers, as_cog_shows
 from kimia_infer.serving.cog.slots import DEADLINE, max_concurrency, run_on_slots
 from kimia_infer.utils.errors import RequestCancelled
 from tests.serving.helpers import PATIENCE

@@ -3,7 +3,7 @@
 Cog's server validates against its schema file, if there is one. It also accepts what no schema
 forbids: a plain string for a file, which would name a file on the server, and whole numbers for
 floats and the other way round. Files arrive as they were sent, as data URIs and URLs: see
-``KimiRunner``.
+``ServiceRunner``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from pydantic import Field
 
@@ -40,6 +40,15 @@ TRANSCRIPTION_PARAMETERS = {
 
 Report = Callable[[float, float], None]
 ResolveAudio = Callable[[str, Any], Any]
+
+
+class Inputs(Protocol):
+    """The checked inputs of any predictor."""
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The uploaded files by input."""
+        ...
 
 
 class CogInputs(ServiceParameters):
@@ -308,7 +317,7 @@ def name_messages(message: str, inputs: CogInputs) -> str:
     return re.sub(r"^chats: ", "audio, text, history: ", message)
 
 
-def name_files(message: str, inputs: CogInputs) -> str:
+def name_files(message: str, inputs: Inputs) -> str:
     """``message`` with the temporary paths of uploads replaced by their inputs."""
     for name, path in inputs.files.items():
         # The path may follow the message it belongs to: "history[0].content: /tmp/x: empty file".

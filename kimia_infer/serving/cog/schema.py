@@ -19,9 +19,10 @@ log = logging.getLogger(__name__)
 INSTALLED = Path(".cog", "openapi_schema.json")
 """Where Cog's server reads the schema from, in the directory that it runs in."""
 
-FILES = {
+FILES = {  # by predictor
     "Predictor": Path(__file__).with_name("schema.json"),
     "StreamingPredictor": Path(__file__).with_name("schema_streaming.json"),
+    "EditXPredictor": Path(__file__).with_name("schema_editx.json"),
 }
 
 

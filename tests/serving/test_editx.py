@@ -1,0 +1,77 @@
+"""The predictor of Step-Audio-EditX behind the real server of Cog, with small weights."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kimia_infer.audio.files import wav_bytes
+from kimia_infer.serving.cog.schema import read_schema, with_null
+from tests.models.step_audio_editx.recorded import RECORDED
+from tests.models.step_audio_editx.stand_in import write_checkpoint
+from tests.paths import MINI, ROOT
+from tests.serving.helpers import COG_PREFIX, Server, data_uri, read_wav, serve
+from tests.serving.questions import QUESTION
+
+RATE = 16_000
+VOICE = data_uri((RECORDED / "w16k.wav").read_bytes())
+SHORT = data_uri(wav_bytes(0.3 * np.sin(np.arange(RATE) * 0.1), RATE))
+
+
+@pytest.fixture(scope="module")
+def editor(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """``scripts/serve --editx``; the miniature writes transcripts."""
+    weights = tmp_path_factory.mktemp("editx")
+    write_checkpoint(weights)
+    directory = tmp_path_factory.mktemp("server")
+    arguments = ("--editx", str(weights))
+    with serve(golden, directory, *arguments, KIMI_AUDIO_WEIGHTS=str(MINI)) as server:
+        yield server
+        server.kill()
+
+
+def test_both_tasks(editor: Server) -> None:
+    assert editor.request("GET", "/openapi.json")[1] == with_null(read_schema("EditXPredictor"))
+    asked = {"audio": VOICE, "text": "ok", "transcript": "I never thought", "seed": 3}
+    first, again = (editor.succeed(**asked) for _ in range(2))
+    assert first["output"]["text"] == "ok" and first["output"] == again["output"]
+    assert first["metrics"]["seed"] == 3 and first["metrics"]["audio_tokens"] > 0
+    assert read_wav(first["output"]["audio"])[:2] == (1, 24_000)
+    edited = editor.succeed(audio=SHORT, task="denoise")
+    assert read_wav(edited["output"]["audio"])[2] > 0
+    question = data_uri(QUESTION.read_bytes())
+    heard = editor.succeed(audio=question, task="emotion", option="happy")
+    assert heard["output"]["text"] == "what is four plus five"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"text": "ok", "transcript": "a"}, "audio: expected a recording"),
+        ({"audio": "/etc/hostname", "text": "ok"}, "audio: expected an uploaded file"),
+        ({"audio": SHORT, "transcript": "a"}, "text: expected what to say"),
+        ({"audio": SHORT, "task": "emotion", "option": "hapy"}, "did you mean 'happy'?"),
+        ({"audio": SHORT, "text": "a", "option": "happy"}, "option: clone has none"),
+        ({"audio": SHORT, "text": "a", "transcript": "a" * 90}, "transcript: 90 characters in"),
+        ({"audio": SHORT, "text": "a" * 999, "transcript": "a"}, "text: about 1199 s of speech"),
+        ({"audio": data_uri(b"no audio"), "task": "vad"}, "audio: not readable as sound"),
+        ({"audio": data_uri(wav_bytes(np.zeros(9), RATE)), "task": "vad"}, "audio: 0.00 s long"),
+        ({"audio": data_uri(wav_bytes(np.zeros(RATE), RATE)), "text": "a"}, "recording is silent"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(editor: Server, inputs: dict, said: str) -> None:
+    error = editor.fail(**inputs)
+    assert said in error and len(error.splitlines()) == 1
+    assert error.startswith(COG_PREFIX)
+
+
+def test_the_image_lacks_nothing() -> None:
+    """What requirements.txt has besides requirements-editx.txt is not imported."""
+    absent = ("fastapi", "limits", "prometheus_client", "multipart", "silero_vad", "uvicorn")
+    code = f"import sys; sys.modules.update(dict.fromkeys({absent!r})); import predict_editx"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
