@@ -34,9 +34,13 @@ LONGEST_LINE = 2000
 
 def run(arguments: Namespace) -> int:
     from kimia_infer.serving.cog.schema import install_schema
+    from kimia_infer.serving.cog.settings import CogSettings
+    from kimia_infer.serving.settings import read_settings
 
     if importlib.util.find_spec("cog") is None:
         raise ModuleNotFoundError("No module named 'cog'", name="cog")
+    # A bad value is named before a process has imported the model.
+    read_settings(CogSettings, model_variables(arguments))
     try:
         port = free_port(arguments.host, arguments.port)
     except OSError as error:
