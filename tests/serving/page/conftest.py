@@ -1,4 +1,4 @@
-"""Chromium and the servers of the page, started once for all tests of a process."""
+"""Chromium and the servers of the page, started once for all tests here and ended with them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from tests.serving.page.scripted_server import ScriptedServer, running
 from tests.serving.questions import QUESTION
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A Chromium whose microphone says a question whenever it is opened."""
+    """A Chromium whose microphone says a question whenever it is opened.
+
+    A page that is open computes its silence, which later tests would wait for.
+    """
     if chromium() is None:
         pytest.skip("chromium is not installed (apt-get install chromium)")
     device = "--use-fake-device-for-media-stream"
@@ -23,7 +26,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def _scripted() -> Iterator[ScriptedServer]:
     with running(ScriptedServer()) as server:
         yield server
