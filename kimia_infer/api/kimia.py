@@ -72,7 +72,8 @@ class KimiAudio(Engine):
     device for encoders, detokenizer and vocoder, so that the language model has ``device`` alone.
     ``kokoro`` gives answers the voices of Kokoro-82M (``speaker`` of :meth:`generate`): its
     checkpoint directory, or ``"auto"`` for the one in the cache, which is fetched if it is not
-    there, or a loaded one. It is on the device of the speech.
+    there, or a loaded one. It is on the device of the speech. ``kokoro_adapter`` changes its
+    prosody: the name of an adapter in its directory, or the directory of one.
 
     Raises ConfigurationError for an argument that is unknown or cannot be used here, and for a
     model that does not fit in the memory of the device; CheckpointError or WeightsError if a file
@@ -95,6 +96,7 @@ class KimiAudio(Engine):
         slots: int | None = None,
         speech_device: str | torch.device | None = None,
         kokoro: Kokoro | str | os.PathLike[str] | None = None,
+        kokoro_adapter: str | None = None,
     ):
         place = parse_device(device)
         speech_place = place
@@ -112,8 +114,8 @@ class KimiAudio(Engine):
             check_slots(slots)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
         change = Path(adapter) if adapter is not None else None
-        if kokoro is not None and not isinstance(kokoro, Kokoro):
-            kokoro = load_kokoro(kokoro, speech_place)  # first: requests fill what memory is left
+        # First, as requests fill what memory is left.
+        kokoro = load_kokoro(kokoro, speech_place, kokoro_adapter)
         components = load_components(
             directory,
             load_detokenizer,

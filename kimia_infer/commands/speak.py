@@ -59,6 +59,11 @@ def add_arguments(parser: Parser) -> None:
     )
     add("--voices", action="store_true", help="print the names of the voices and end")
     add("--weights", type=Path, metavar="DIR", help="a directory with Kokoro [the cache]")
+    add(
+        "--adapter",
+        metavar="NAME|DIR",
+        help="of the prosody, in adapters of the weights or another",
+    )
     add("--device", help="cpu, cuda, cuda:1, ... [the accelerator, else cpu]")
 
 
@@ -84,7 +89,10 @@ def run(arguments: Namespace) -> int:
     from kimia_infer.models.kokoro.packages import obtain_kokoro
 
     kokoro = Kokoro(
-        arguments.weights or obtain_kokoro(), arguments.device, phonemizer=arguments.phonemizer
+        arguments.weights or obtain_kokoro(),
+        arguments.device,
+        adapter=arguments.adapter,
+        phonemizer=arguments.phonemizer,
     )
     if arguments.voices:
         print("\n".join(kokoro.voices.names))

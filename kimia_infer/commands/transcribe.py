@@ -194,7 +194,7 @@ def from_model(arguments: Namespace) -> tuple[Transcriber, int]:
     from kimia_infer.engine.scheduler import LONGEST_QUEUE
 
     loading = model_arguments(arguments)
-    loading |= {"load_detokenizer": False, "kokoro": None}
+    loading |= {"load_detokenizer": False, "kokoro": None, "kokoro_adapter": None}
     model = KimiAudio(weights, **loading)
     instruction = INSTRUCTIONS.get(arguments.language, INSTRUCTION)
 

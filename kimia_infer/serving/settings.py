@@ -13,7 +13,7 @@ from kimia_infer.utils.errors import ConfigurationError
 
 MODEL_FIELDS = {
     *("device", "dtype", "head_rows", "attention", "adapter", "quantization", "kv_cache"),
-    *("offload", "slots", "speech_device", "kokoro"),
+    *("offload", "slots", "speech_device", "kokoro", "kokoro_adapter"),
 }
 """The settings that are arguments of KimiAudio, under the same names."""
 
@@ -71,6 +71,9 @@ class Settings(BaseModel):
         None,
         description="Directory of Kokoro, whose voices can then be chosen, or auto: the one in "
         "the cache, fetched if it is not there",
+    )
+    kokoro_adapter: str | None = Field(
+        None, description="Adapter of Kokoro's prosody: a name in its directory, or a directory"
     )
     output: Literal["text", "both"] = Field(
         "both", description="With text, no detokenizer is loaded and there is no speech"

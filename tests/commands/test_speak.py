@@ -6,10 +6,16 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 
 from kimia_infer.audio.files import load_audio
 from kimia_infer.commands.main import run_command
+from kimia_infer.models.kokoro.adapters.config import AdapterConfig
+from kimia_infer.models.kokoro.adapters.seams import adapter_parameters, attach, fingerprint
+from kimia_infer.models.kokoro.adapters.store import save_adapter
+from kimia_infer.models.kokoro.checkpoint import load_network
 from tests.models.kokoro.recorded import write_whole
+from tests.models.kokoro.tiny import tiny_directory
 
 TEXT = "Hello there."
 
@@ -50,6 +56,22 @@ def test_voices_are_listed(directory: Path, capsys: pytest.CaptureFixture[str]) 
     assert "af_heart" in capsys.readouterr().out.split()
 
 
+def test_an_adapter_is_named_or_is_a_directory(tmp_path: Path) -> None:
+    model = tiny_directory(tmp_path)
+    predictor = load_network(model, torch.device("cpu")).predictor
+    config, base = AdapterConfig(seams=("lstm",)), fingerprint(predictor)
+    attach(predictor, config)
+    for parameter in adapter_parameters(predictor).values():
+        torch.nn.init.constant_(parameter, 0.5)
+    save_adapter(model / "adapters" / "slow", predictor, config, base, str(model))
+    waves = {}
+    for name in ("slow", str(model / "adapters" / "slow"), None):
+        adapter = [] if name is None else ["--adapter", name]
+        assert speak(model, TEXT, *adapter, "--output", tmp_path / "hi.wav") == 0
+        waves[name] = (tmp_path / "hi.wav").read_bytes()
+    assert len(set(waves.values())) == 2 and waves[None] != waves["slow"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -57,6 +79,7 @@ def test_voices_are_listed(directory: Path, capsys: pytest.CaptureFixture[str]) 
         (["Hi.", "--output", "speech.m4a"], 2, "--output: expected .wav, .mp3"),
         (["--file", "missing.txt"], 2, "--file: "),
         (["Hi.", "--voice", "xx_nobody"], 1, "xx_nobody"),
+        (["Hi.", "--adapter", "mine"], 1, "adapter: 'mine' is not known"),
         (["Hi.", "--speed", "9"], 1, "speed: expected 0.25 .. 4"),
         (["🙂"], 1, "text: "),
     ],

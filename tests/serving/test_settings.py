@@ -46,12 +46,13 @@ def test_values_are_taken(tmp_path: Path) -> None:
         "KIMI_AUDIO_SLOTS": "16",
         "KIMI_AUDIO_SPEECH_DEVICE": "cpu",
         "KIMI_AUDIO_KOKORO": "auto",
+        "KIMI_AUDIO_KOKORO_ADAPTER": "mine",
         "KIMI_AUDIO_OUTPUT": "text",
         "KIMI_AUDIO_URLS": "any",
         "KIMI_AUDIO_URL_MEGABYTES": "3",
     }
     expected = ("cpu", "bfloat16", "full", "sdpa", 1.5, str(tmp_path), "int4", "fp8", "encoders")
-    expected += (16, "cpu", "auto", "text", "any", 3)
+    expected += (16, "cpu", "auto", "mine", "text", "any", 3)
     assert tuple(read_settings(CogSettings, variables).model_dump().values()) == expected
 
 

@@ -40,7 +40,8 @@ def load_network(
 ) -> KokoroNetwork:
     """The network of a directory, for inference; its decoder has ``decoder_dtype``.
 
-    ``adapter`` is the name of one in ``adapters`` of the directory, which is put into it.
+    ``adapter`` is put into it: the name of one in ``adapters`` of the directory, or another
+    directory.
 
     Raises:
         CheckpointError: a file is missing or damaged, a tensor is missing, has another shape,

@@ -113,6 +113,8 @@ async def with_pauses(items: AsyncGenerator[Item]) -> AsyncGenerator[Item | None
             finally:
                 if coming.cancel():  # this iterator is closed: wait until the other one can be
                     await asyncio.wait({coming})
+                if not coming.cancelled():
+                    coming.exception()  # or asyncio reports it; nobody reads any more
             yield item
 
 

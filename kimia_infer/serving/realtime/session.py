@@ -39,8 +39,12 @@ def changed(service: Service, config: SessionConfig, change: dict[str, Any]) -> 
     voice = read_voice(service, output.voice, "session.audio.output.voice")
     check_modality(service, config.output_modalities[0], "session", voice)
     if output.speed != 1 and not voice.speaker:
-        advice = "the model speaks at 1.0; choose a voice of Kokoro"
-        raise unsupported("session.audio.output.speed", advice)
+        asked = (change.get("audio") or {}).get("output") or {}
+        if "speed" in asked:
+            advice = "the model speaks at 1.0; choose a voice of Kokoro"
+            raise unsupported("session.audio.output.speed", advice)
+        own = {"type": config.type, "audio": {"output": {"speed": 1.0}}}
+        config = updated(config, own)  # the speed was that of the voice before
     return with_transcriber(service, config)
 
 

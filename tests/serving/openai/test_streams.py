@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import threading
 from collections.abc import AsyncGenerator, Iterator
@@ -109,3 +110,27 @@ def test_whoever_hangs_up_in_a_pause_ends_the_stream(url: str, script: Script) -
     with post(url) as response:
         assert next(response.iter_lines()) == ": keep-alive"
     assert script.closed.wait(PATIENCE)
+
+
+def test_an_error_that_nobody_reads_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "KEEP_ALIVE_SECONDS", 0.001)
+    reported: list[dict[str, Any]] = []
+
+    async def closed_after_an_error() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, found: reported.append(found))
+
+        async def failing() -> AsyncGenerator[int]:
+            try:
+                await asyncio.sleep(PATIENCE)
+                yield 1
+            finally:
+                raise ValueError("while it was cancelled")
+
+        found = streams.with_pauses(failing())
+        assert await anext(found) is None
+        await found.aclose()
+        del found
+        gc.collect()
+
+    asyncio.run(closed_after_an_error())
+    assert reported == []

@@ -52,6 +52,17 @@ def test_an_answer_is_cancelled_and_cut(client: openai.OpenAI) -> None:
         assert answer(session, audio=VOICE).status == "completed"
 
 
+def test_the_speed_ends_with_the_voice(client: openai.OpenAI) -> None:
+    with manual(client) as session:
+        for output, speed in (
+            ({"voice": "kokoro:af_heart", "speed": 2.0}, 2.0),
+            ({"voice": "kokoro:bf_emma"}, 2.0),
+            ({"voice": "default"}, 1.0),
+        ):
+            session.session.update(session={"type": "realtime", "audio": {"output": output}})
+            assert until(session, "session.updated")[-1].session.audio.output.speed == speed
+
+
 @pytest.mark.parametrize(
     ("output", "param"),
     [

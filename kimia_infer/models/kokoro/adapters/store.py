@@ -110,14 +110,14 @@ def is_prosody_adapter(directory: Path) -> bool:
 
 
 def find_adapter(directory: Path, name: str) -> Path:
-    """The directory of the adapter ``name`` of the model in ``directory``.
+    """The directory of the adapter ``name`` of the model in ``directory``, or ``name`` itself.
 
-    Raises CheckpointError, which lists those that are there; a name is never taken as a path.
+    Raises CheckpointError, which lists those that are there by name.
     """
     folder = directory / FOLDER
-    path = folder / name
-    if _NAME.fullmatch(name) and (path / CONFIG_NAME).is_file():
-        return path
+    for path in (folder / name if _NAME.fullmatch(name) else Path(name), Path(name)):
+        if (path / CONFIG_NAME).is_file():
+            return path
     known = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_NAME}"))
     listed = ", ".join(known) if known else f"none; put one into {folder}"
     raise CheckpointError(f"adapter: {name!r} is not known, there is {listed}")

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from kimia_infer.api.kokoro import Kokoro
+from kimia_infer.api.kokoro import Kokoro, load_kokoro
 from kimia_infer.models.kokoro.adapters.config import SEAMS, AdapterConfig
 from kimia_infer.models.kokoro.adapters.merge import merge
 from kimia_infer.models.kokoro.adapters.seams import adapter_parameters, attach, fingerprint
 from kimia_infer.models.kokoro.adapters.store import apply_adapter, find_adapter, save_adapter
 from kimia_infer.models.kokoro.checkpoint import load_network
 from kimia_infer.models.kokoro.network import KokoroNetwork, Prosody, batch_of
-from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.utils.errors import CheckpointError, ConfigurationError
 from tests.models.kokoro.recorded import CPU, write_pickle
 
 KINDS = (
@@ -111,6 +111,17 @@ def test_loaded_by_name_it_speaks_as_before(
     assert_same(prosody(Kokoro(directory, "cpu", adapter="slow").network), expected)
 
 
+def test_the_voices_of_answers_have_it(network: KokoroNetwork, tiny: Path, tmp_path: Path):
+    path = stored(network, KINDS[0], tmp_path / "slow")
+    kokoro = load_kokoro(tiny, CPU, str(path))
+    assert kokoro is not None
+    assert_same(prosody(kokoro.network), prosody(network))
+    assert load_kokoro(kokoro, CPU, None) is kokoro and load_kokoro(None, CPU, None) is None
+    for none in (None, kokoro):
+        with pytest.raises(ConfigurationError, match=r"^kokoro_adapter: kokoro: expected"):
+            load_kokoro(none, CPU, "slow")
+
+
 @pytest.mark.parametrize("seam", SEAMS)
 def test_one_seam_changes_what_it_feeds(network: KokoroNetwork, seam: str):
     config = AdapterConfig.model_validate({"rank": 2, "seams": [seam]})
@@ -178,9 +189,9 @@ def test_an_adapter_of_another_model_is_refused(network: KokoroNetwork, tiny: Pa
         load_network(directory, CPU, adapter="slow")
 
 
-def test_only_names_that_are_there(network: KokoroNetwork, tmp_path: Path):
+def test_only_adapters_that_are_there(network: KokoroNetwork, tmp_path: Path):
     path = stored(network, KINDS[0], tmp_path / "adapters" / "slow")
-    assert find_adapter(tmp_path, "slow") == path
+    assert find_adapter(tmp_path, "slow") == find_adapter(tmp_path / "other", str(path)) == path
     for name in ("fast", "../adapters/slow", "", "/tmp", ".hidden"):
         with pytest.raises(CheckpointError, match=r"adapter: .* there is slow"):
             find_adapter(tmp_path, name)
