@@ -24,6 +24,7 @@ from kimia_infer.models.step_audio_editx.flow import Flow
 from kimia_infer.models.step_audio_editx.hift import Vocoder
 from kimia_infer.models.step_audio_editx.language_model import LanguageModel
 from kimia_infer.models.step_audio_editx.packing import AUDIO_TOKENS, VQ02_CODES
+from kimia_infer.models.step_audio_editx.variants import BITSANDBYTES, use_bitsandbytes
 from scripts.benchmark.random_models import random_module
 
 LANGUAGE_MODEL = {
@@ -140,7 +141,7 @@ class NumberTokenizer:
 
 
 def random_networks(
-    sizes: EditXSizes, device: torch.device, dtype: torch.dtype, quantization: str = "none"
+    sizes: EditXSizes, device: torch.device, dtype: torch.dtype, variant: str = "none"
 ) -> Networks:
     """Networks that never end an answer; a voice is a random vector, as CAM++ is a file of its own.
 
@@ -153,6 +154,10 @@ def random_networks(
     language_model, encoder, flow = (made[name] for name in ("language model", "VQ02", "flow"))
     end = language_model.config.end
     language_model.lm_head.weight[end] = 0  # not among the 50 largest
+    if variant in BITSANDBYTES:
+        use_bitsandbytes(language_model, variant)
+    else:
+        quantize_model(language_model, variant)
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
@@ -165,7 +170,7 @@ def random_networks(
     first = vq02.Vq02(encoder, normalization, centers).to(device)
     networks: dict[str, Any] = {
         "tokenizer": NumberTokenizer(language_model.config.vocabulary, end),
-        "language_model": quantize_model(language_model, quantization),
+        "language_model": language_model,
         "vq02": first,
         "vq06": made["VQ06"],
         "speaker": lambda features: drawn(flow.config.speaker),

@@ -22,6 +22,7 @@ from kimia_infer.layers.quantization import SCHEMES
 from scripts.benchmark import (
     concurrency,
     decoding,
+    editx,
     fast_paths,
     references,
     requests,
@@ -184,4 +185,9 @@ MEASURE: dict[str, Callable[[Bench], list[Table]]] = {
     "memory": memory,
     "cold_start": lambda bench: [cold_start(bench.setup)],
     "profile": profile,
+    "editx-stages": editx.stages,
+    "editx-vq02": editx.vq02_loop,
+    "editx-decode": editx.decode_bias,
+    "editx-stream": editx.streaming,
+    "editx-variants": editx.compare_variants,
 }

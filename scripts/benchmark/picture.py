@@ -1,4 +1,4 @@
-"""A picture of how a model bears many clients, from the results of a benchmark."""
+"""Pictures of benchmarks: how a model bears many clients, and the stages of a clone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 PANELS = {
@@ -14,6 +15,10 @@ PANELS = {
     "answers that run dry, %": "run dry, %",
 }
 """Columns that are shown, by their title."""
+
+COLORS = colormaps["tab20"]
+APART = ("load", "total")
+"""Stages of a clone that are no part of its total."""
 
 STYLES = {"closed": "-", "open": "--"}
 
@@ -36,6 +41,40 @@ def figure_of(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Fi
         axes.xaxis.set_major_formatter("{x:g}")
         axes.set(title=title, xlabel="clients", ylim=(0, None))
     axes.legend()
-    names = ("model", "device", "dtype", "date")
-    figure.suptitle("; ".join(str(about[name]) for name in names if name in about), fontsize=9)
+    figure.suptitle(_machine(about), fontsize=9)
     return figure
+
+
+def stages_of(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> Figure:
+    """``rows`` of :func:`scripts.benchmark.editx.stages`, the share of each stage in the total."""
+    total = next(row for row in rows if row["stage"] == "total")
+    columns = [name for name, value in total.items() if name != "stage" and value]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots()
+    bars = list(dict.fromkeys(row["stage"] for row in rows if row["stage"] not in APART))
+    left = dict.fromkeys(columns, 0.0)
+    for index, stage in enumerate(bars):
+        row = next(row for row in rows if row["stage"] == stage)
+        for place, column in enumerate(columns):
+            if row.get(column) is not None:
+                share = 100 * row[column] / total[column]
+                axes.barh(place, share, left=left[column], color=COLORS(index), label=stage)
+                left[column] += share
+    for place, column in enumerate(columns):
+        axes.text(101, place, f"{total[column]:.2f} s", va="center")
+    axes.set_yticks(range(len(columns)), columns)
+    shown = {text: bar for bar, text in zip(*axes.get_legend_handles_labels(), strict=True)}
+    axes.legend(shown.values(), shown, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1))
+    axes.set(xlabel="% of the total", xlim=(0, 112))
+    axes.invert_yaxis()
+    figure.suptitle(_machine(about), fontsize=9)
+    return figure
+
+
+def _machine(about: Mapping[str, Any]) -> str:
+    names = ("model", "device", "dtype", "date")
+    return "; ".join(str(about[name]) for name in names if name in about)
+
+
+FIGURES = {"concurrency": figure_of, "editx-stages": stages_of}
+"""What is drawn of the first table of a measurement."""

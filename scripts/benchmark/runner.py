@@ -36,6 +36,7 @@ class Measurement(NamedTuple):
     seconds: float
     group: str = "main"
     default: bool = False
+    model: str = "kimi"
 
 
 # The order is that of a first run on a new device: what is right before what is fast.
@@ -58,6 +59,11 @@ MEASUREMENTS = {
     "memory": Measurement("peak memory, and what the loader asks for", 180, "memory"),
     "cold_start": Measurement("a fresh process up to its first answer", 150, "last", default=True),
     "profile": Measurement("where the host waits; writes a trace to DIR", 60, "last"),
+    "editx-stages": Measurement("every stage of a clone", 120, "editx-stages", True, "editx"),
+    "editx-vq02": Measurement("VQ02 and the published loop", 60, "editx-vq02", True, "editx"),
+    "editx-decode": Measurement("decode steps, published bias", 60, "editx-decode", True, "editx"),
+    "editx-stream": Measurement("the flow in chunks", 60, "editx-stream", True, "editx"),
+    "editx-variants": Measurement("quantized clones", 300, "editx-variants", False, "editx"),
 }
 
 
