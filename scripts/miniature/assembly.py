@@ -24,7 +24,7 @@ from kimia_infer.utils.files import replacing_directory
 from kimia_infer.weights.component import expected_tensors, read_json
 from scripts.miniature.spoken_world import READ, REPEAT, TRANSCRIBE
 from scripts.miniature.untrained import Sizes, save_tensors, write_json, write_miniature
-from scripts.miniature.whisper_encoder import WhisperSize
+from scripts.miniature.whisper import size_of
 from scripts.miniature.world import vocabulary
 
 SEED = 1
@@ -39,13 +39,17 @@ EMBEDDING_SCALE = 0.3
 """Standard deviation of untrained embeddings, and gain of the adapted features added to them."""
 
 
-def write_base(target: Path, speech_tokenizer: Path, whisper: Path) -> None:
-    """Write a complete checkpoint with trained encoders and an untrained language model.
+def write_base(
+    target: Path, speech_tokenizer: Path, whisper: Path, start: Path | None = None
+) -> None:
+    """Write a complete checkpoint with trained encoders and a language model to train.
 
-    ``speech_tokenizer`` and ``whisper`` are the folders of the trained encoders.
+    ``speech_tokenizer`` and ``whisper`` are the folders of the trained encoders. The language model
+    is untrained, but for the tensors of ``start``, a miniature, that have the same shape: where the
+    encoder is another one, all but the first layer of the adaptor.
     """
     speech = EncoderSize(codes=read_json(speech_tokenizer / "config.json")["quantize_vocab_size"])
-    features = WhisperSize(width=read_json(whisper / "config.json")["d_model"])
+    features = size_of(read_json(whisper / "config.json"))
     sizes = Sizes(
         merges=MERGES, hidden=192, feed_forward=384, heads=6, speech=speech, whisper=features
     )
@@ -55,8 +59,11 @@ def write_base(target: Path, speech_tokenizer: Path, whisper: Path) -> None:
     _halve(target / WHISPER_FOLDER / "model.safetensors")
     generation = target / "generation_config.json"
     write_json(generation, read_json(generation) | {SEGMENT_FIELD: SEGMENT_SECONDS})
-    untrained = untrained_language_model(LanguageModelConfig.from_directory(target))
-    save_tensors(target / "model.safetensors", untrained, torch.bfloat16)
+    tensors = untrained_language_model(LanguageModelConfig.from_directory(target))
+    if start is not None:
+        trained = load_file(start / "model.safetensors")
+        tensors |= {n: t for n, t in trained.items() if t.shape == tensors[n].shape}
+    save_tensors(target / "model.safetensors", tensors, torch.bfloat16)
 
 
 def corpus() -> str:

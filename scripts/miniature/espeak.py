@@ -6,7 +6,6 @@ import ctypes
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kimia_infer.utils.errors import ConfigurationError
+from scripts.miniature.voices import Utterance, Voice
 
 RATE = 22_050
 """Sample rate of every voice without recorded diphones."""
@@ -27,24 +27,6 @@ UTF8 = 1
 CHUNK = 200
 """Utterances per process. Some voices use random numbers, so that a result depends on those before
 it in its process; with chunks of a fixed size it depends on the list alone."""
-
-
-@dataclass(frozen=True)
-class Voice:
-    """A setting of the synthesizer.
-
-    ``name`` is a language with an optional variant (``en-us+f3``), ``rate`` words per minute,
-    ``pitch`` 0 to 99.
-    """
-
-    name: str
-    rate: int
-    pitch: int
-
-
-class Utterance(NamedTuple):
-    text: str
-    voice: Voice
 
 
 class Speech(NamedTuple):
@@ -111,6 +93,7 @@ class Synthesizer:
     def speak(self, utterance: Utterance) -> Speech:
         """Raises ConfigurationError if the voice does not exist or the result is empty."""
         text, voice = utterance
+        assert isinstance(voice, Voice)
         self._waves, self._phones = [], []
         # The library ignores a variant that does not exist.
         _, _, variant = voice.name.partition("+")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from kimia_infer.models.kimi_audio.checkpoint import VOCODER_FOLDER
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.training.tasks.recordings import Recording, find_recordings
 from kimia_infer.utils.files import write_text
-from scripts.miniature.espeak import Utterance
+from scripts.miniature.people_scores import measure_people
 from scripts.miniature.recognizer import Heard, SpeechRecognizer, chance_recall, recall
 from scripts.miniature.scoring import (
     Case,
@@ -41,6 +42,7 @@ from scripts.miniature.spoken_world import (
     read_lines,
     sound_name,
 )
+from scripts.miniature.voices import Utterance
 
 FIGURES, PICTURE = "figures.json", "spectrograms.png"
 SHOWN = ("question", "dialogue", "repeat")
@@ -49,9 +51,17 @@ SHOWN = ("question", "dialogue", "repeat")
 SENTENCES, TIMED = 3, 20
 
 
+class HeldOut(NamedTuple):
+    """Folders of a spoken world, of its people, and of the prompts of a real person."""
+
+    world: Path
+    people: Path
+    prompts: Path
+
+
 def write_figures(
     checkpoint: Path,
-    world: Path,
+    held_out: HeldOut,
     output: Path,
     limit: int,
     quantization: str | None = None,
@@ -60,11 +70,12 @@ def write_figures(
     """Measure ``checkpoint`` and write ``figures.json`` and ``spectrograms.png`` to ``output``.
 
     Args:
-        world: folder of a spoken world, of which only the held-out sets are used.
+        held_out: what is asked, of which only the held-out sets are used.
         limit: most cases of each kind, and sentences read aloud; the codec is measured on
             SENTENCES times as many.
         quantization: of the weights, and ``kv_cache`` of the cache, as in ``load_components``.
     """
+    world = held_out.world
     load = partial(load_model, checkpoint, quantization=quantization, kv_cache=kv_cache)
     model, mel = load(), MelConfig.from_directory(checkpoint / VOCODER_FOLDER)
     recordings = find_recordings(world / "voice_held_out.jsonl", world, needs_text=True)
@@ -81,6 +92,7 @@ def write_figures(
         "quantization": model.quantization,
         "kv_cache": model.decoder.kv_cache,
         **measure(load, world, limit),
+        "people": measure_people(model, held_out.people, held_out.prompts),
     }
     output.mkdir(parents=True, exist_ok=True)
     draw(model, world, output / PICTURE)

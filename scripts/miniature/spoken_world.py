@@ -30,7 +30,8 @@ from kimia_infer.api.transcription import INSTRUCTION
 from kimia_infer.audio.files import FULL_SCALE, SAMPLE_RATE, load_audio, wav_bytes, write_wav
 from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile
 from kimia_infer.utils.files import write_json_lines
-from scripts.miniature.espeak import RATE, Utterance, Voice, speak_all
+from scripts.miniature.espeak import RATE, speak_all
+from scripts.miniature.voices import Person, Utterance, Voice
 from scripts.miniature.world import Turn, dialogue, question, sentence
 
 ANSWER_VOICE = Voice("en-us+f3", 140, 50)
@@ -115,7 +116,7 @@ class Task:
 
     kind: str
     turns: tuple[Turn, ...]
-    voice: Voice
+    voice: Voice | Person
     instruction: str | None = None
 
     @property
@@ -160,9 +161,8 @@ def spoken_answer(recording: str, text: str) -> dict:
     return {"role": "assistant", "message_type": "audio-text", "content": [recording, text]}
 
 
-def draw_task(chance: random.Random, kind: str, name: str) -> Task:
-    """A random conversation of ``kind`` for the set ``name``."""
-    voice, split = draw_voice(chance, name == "held_out_voices"), SETS[name]
+def draw_task(chance: random.Random, kind: str, voice: Voice | Person, split: str) -> Task:
+    """A random conversation of ``kind`` with a user who has ``voice``."""
     if kind == "question":
         return Task(kind, (question(chance, split),), voice)
     if kind == "dialogue":
@@ -184,7 +184,8 @@ def draw_tasks(name: str, count: int, seed: int) -> list[Task]:
     for kind, share in KINDS.items():
         wanted, seen = round(share * count), set()
         for _ in range(20 * count if wanted else 0):
-            task = draw_task(chance, kind, name)
+            voice = draw_voice(chance, name == "held_out_voices")
+            task = draw_task(chance, kind, voice, SETS[name])
             if name == "train" or task.turns not in seen:
                 seen.add(task.turns)
                 tasks.append(task)
@@ -226,7 +227,7 @@ def write_world(folder: Path, size: WorldSize) -> None:
     short = [u for u in lists["speech_train"] if u.voice == ANSWER_VOICE and u not in known]
     lists["answers_train"] = lists["voice_train"] + short * ANSWERS_AGAIN
     lists["voice_train"] += short
-    phones = _write_recordings(folder, dict.fromkeys(u for us in lists.values() for u in us))
+    phones = write_recordings(folder, dict.fromkeys(u for us in lists.values() for u in us))
     for name, utterances in lists.items():
         lines = (
             {
@@ -239,7 +240,7 @@ def write_world(folder: Path, size: WorldSize) -> None:
         write_json_lines(folder / f"{name}.jsonl", (task.line() for task in members))
 
 
-def _write_recordings(
+def write_recordings(
     folder: Path, utterances: Collection[Utterance]
 ) -> dict[Utterance, list[tuple[str, float]]]:
     """Write the recordings; returns the phones of every utterance."""

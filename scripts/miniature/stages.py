@@ -4,11 +4,17 @@ A stage is done when its result exists, which appears whole; an interrupted trai
 its last checkpoint. This module needs the standard library only. The folder of a run contains
 
     world/                         recordings and lists, see spoken_world
-    vocoder/ tokenizer/ detokenizer/ whisper/ language_model/
+    kokoro/                        the voices of people
+    people/                        their recordings and lists, see people.py
+    start/                         a language model to begin with, if there is one
+    vocoder/ tokenizer/ detokenizer/ language_model/
                                    trainings: checkpoints, metrics, loss plot, ``final``
+    whisper/                       the encoder of Whisper tiny.en
     encoder/                       the speech tokenizer in half precision, as it is stored
-    base/                          a checkpoint whose language model is untrained
+    base/                          a checkpoint whose language model is to be trained
     conversations/                 its training data, see conversations.py
+    held_out/                      a world of which nothing is trained on
+    prompts/                       of a real person, for measurements
     mini/                          the final checkpoint
     figures/                       measurements of mini, see figures.py
 """
@@ -20,28 +26,40 @@ from pathlib import Path
 
 STAGES = {
     "world": (),
+    "kokoro": (),
+    "whisper": (),
+    "people": ("kokoro",),
     "tokenizer": ("world",),
-    "whisper": ("world",),
     "encoder": ("tokenizer",),
     "base": ("encoder", "whisper"),
-    "conversations": ("base",),
+    "conversations": ("base", "world", "people"),
     "language_model": ("conversations",),
     "vocoder": ("world",),
     "detokenizer": ("encoder",),
     "mini": ("language_model", "detokenizer", "vocoder"),
-    "figures": ("mini",),
+    "held_out": (),
+    "prompts": (),
+    "figures": ("mini", "held_out", "prompts"),
 }
 """Every stage with those that it needs, in an order in which each finds what it needs; those that
 others wait for come first."""
 
-TRAININGS = ("tokenizer", "whisper", "language_model", "vocoder", "detokenizer")
+TRAININGS = ("tokenizer", "language_model", "vocoder", "detokenizer")
+
+LISTS = ("people", "conversations")
+"""Stages whose last file is a list, since they resume."""
+
+START = "start"
+"""Folder of a language model to begin with."""
 
 
 def result(run: Path, name: str) -> Path:
     """What exists when a stage is done."""
     if name in TRAININGS:
         return run / name / "final"
-    return run / name / "train.jsonl" if name == "conversations" else run / name
+    if name == "kokoro":
+        return run / name / "download.json"  # written last
+    return run / name / "train.jsonl" if name in LISTS else run / name
 
 
 def ready(run: Path, running: Collection[str] = ()) -> list[str]:

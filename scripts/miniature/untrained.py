@@ -57,8 +57,8 @@ from kimia_infer.training.tasks.speech_tokenizer import new_config as new_tokeni
 from kimia_infer.training.tasks.vocoder import new_config as new_vocoder_config
 from kimia_infer.utils.files import write_text
 from kimia_infer.weights.component import Slot, expected_tensors
-from scripts.miniature.whisper_encoder import MELS, WhisperSize
-from scripts.miniature.whisper_encoder import new_config as new_whisper_config
+from scripts.miniature.whisper import MELS, WhisperSize
+from scripts.miniature.whisper import new_config as new_whisper_config
 
 CORPUS = """
 Please write down what you hear. Please transcribe the spoken content into written text.
@@ -99,7 +99,7 @@ PREPROCESSOR = {
     "nb_max_frames": 3000,
     "return_attention_mask": False,
 }
-"""Spectrograms of both audio encoders."""
+"""Spectrograms of both audio encoders, as published."""
 
 
 class Sizes(NamedTuple):
@@ -142,7 +142,8 @@ def write_miniature(
     folder = directory / WHISPER_FOLDER
     values = new_whisper_config(sizes.whisper)
     write_json(folder / "config.json", values)
-    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    preprocessor = PREPROCESSOR | {"feature_size": sizes.whisper.mels}
+    write_json(folder / "preprocessor_config.json", preprocessor)
     slots = whisper_slots(encoder_config(values, folder))
     _write_tensors(folder, seed, slots, torch.float16, "model.encoder.")
 

@@ -18,7 +18,7 @@ from kimia_infer.training.config import FinetuneConfig, read_config
 from kimia_infer.training.export import export
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.finetune import finetune
-from scripts.miniature.espeak import Utterance, speak_all
+from scripts.miniature.espeak import speak_all
 from scripts.miniature.scoring import Case, answer, right
 from scripts.miniature.spoken_world import (
     ANSWER_RATE,
@@ -27,6 +27,7 @@ from scripts.miniature.spoken_world import (
     draw_voice,
     resampled,
 )
+from scripts.miniature.voices import Utterance
 from tests.paths import MINI
 
 Cases = Callable[..., list[Case]]

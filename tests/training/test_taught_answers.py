@@ -17,7 +17,8 @@ from kimia_infer.training.export import export
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.finetune import finetune
 from predict import Predictor
-from scripts.miniature.espeak import RATE, Utterance, Voice, speak_all
+from scripts.miniature.espeak import RATE, speak_all
+from scripts.miniature.voices import Utterance, Voice
 from tests.training import runs
 from tests.training.runs import TEXTS
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from kimia_infer.audio.files import load_audio
@@ -14,8 +16,10 @@ from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
 from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.encoders import SpeechCodes
-from scripts.miniature.conversations import write_conversations
-from scripts.miniature.spoken_world import READ, SPOKEN
+from kimia_infer.utils.files import write_json_lines
+from scripts.miniature.conversations import Amounts, write_conversations
+from scripts.miniature.spoken_world import READ
+from tests.training.runs import write_sound
 
 
 def read(path: Path) -> list[dict]:
@@ -23,17 +27,44 @@ def read(path: Path) -> list[dict]:
     return [file.raw(index) for index in range(len(file))]
 
 
-def test_what_is_learned(base: Path, world: Path, tmp_path: Path):
-    write_conversations(world, base, tmp_path, joined=4, transcribed=1.0)
+AMOUNTS = Amounts(surroundings=2, spelled=3, joined=4, transcribed=1.0)
+
+
+@pytest.fixture(scope="module")
+def people(world: Path, tmp_path_factory) -> Path:
+    """What the users of the world say, and two voices that say its words one by one."""
+    folder = tmp_path_factory.mktemp("people")
+    for name in ("train", "validation"):
+        shutil.copyfile(world / f"{name}.jsonl", folder / f"{name}.jsonl")
+    for source in world.glob("*.wav"):
+        shutil.copyfile(source, folder / source.name)
+    entries = []
+    for index, (voice, word) in enumerate(product("ab", ("what", "is", "it"))):
+        write_sound(folder / f"w{index}.wav", 0.1 * (1 + index), index)
+        entries.append({"audio": f"w{index}.wav", "text": word, "voice": voice})
+    write_json_lines(folder / "words.jsonl", entries)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def written(base: Path, world: Path, people: Path, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("conversations")
+    write_conversations(world, people, base, folder, AMOUNTS)
+    return folder
+
+
+def users(lines: list[dict]) -> list[Path]:
+    """Recordings of users, in order."""
+    messages = (message for line in lines for message in line["conversation"])
+    return [Path(m["content"]) for m in messages if m["message_type"] == "audio"]
+
+
+def test_all_sounds_have_their_codes(base: Path, written: Path):
     offset = LanguageModelConfig.from_directory(base).token_offset
     folder = base / SPEECH_TOKENIZER_FOLDER
     part = speech_tokenizer_component(folder).load(torch.device("cpu"), torch.float32)
-    codes = SpeechCodes(part, folder)
-    lines = read(tmp_path / "train.jsonl")
-    assert read(tmp_path / "validation.jsonl") == lines[:3]
-    assert not (tmp_path / "held_out.jsonl").exists()
-    sounds = {}
-    for line in lines:
+    codes, sounds = SpeechCodes(part, folder), {}
+    for line in read(written / "train.jsonl") + read(written / "validation.jsonl"):
         for message in line["conversation"]:
             content = message["content"]
             if message["message_type"] == "text":
@@ -42,50 +73,66 @@ def test_what_is_learned(base: Path, world: Path, tmp_path: Path):
             path = content[0] if message["message_type"] == "audio-text" else content
             sounds.setdefault(path, codes.encode(load_audio(Path(path))) + offset)
             assert message["audio_tokens"] == sounds[path].tolist()
-    added = {}
-    *again, aloud = [line for line in lines[3:] if line["task_type"] == SPOKEN]
-    assert again == [lines[0], lines[2]]
-    asked, said = aloud["conversation"]
-    assert asked["content"] == f"{READ}a red cup and a blue cup"
-    assert said["content"] == [str(world / "4.wav"), "a red cup and a blue cup"]
-    for line in lines[3:]:
-        if line["task_type"] == SPOKEN:
-            continue
-        assert line["task_type"] == "understanding"
-        *_, sound, text = line["conversation"]
-        added[sound["content"]] = text["content"]
-    texts = {"0.wav": "what is it", "1.wav": "one red cup", "2.wav": "and then"}
-    assert added[str(world / "0.wav")] == "what is it"
-    assert added[str(world / "2.wav")] == "and then"
-    assert added[str(world / "3.wav")] == "two"
-    joined = {Path(p): text for p, text in added.items() if Path(p).parent == tmp_path / "joined"}
-    assert len(joined) == 4
-    for path, text in joined.items():
-        wave, rest, place = load_audio(path), text, 0
-        while rest:  # each sentence is heard where its text stands
-            name = next(n for n, said in texts.items() if rest.startswith(said))
-            rest = rest.removeprefix(texts[name]).lstrip()
-            one = load_audio(world / name)
-            starts = np.flatnonzero(wave[place:])
-            place += int(starts[0]) - int(np.flatnonzero(one)[0])
-            np.testing.assert_allclose(wave[place : place + len(one)], one, atol=1e-4)
-            place += len(one)
-        assert not wave[place:].any()
-    before = {path: path.stat().st_mtime_ns for path in joined}
-    write_conversations(world, base, tmp_path, joined=4, transcribed=1.0)
-    assert {path: path.stat().st_mtime_ns for path in joined} == before
-    assert read(tmp_path / "train.jsonl") == lines
 
 
-def test_some_questions_are_answered_in_writing(base: Path, world: Path, tmp_path: Path):
-    copy = tmp_path / "world"
-    shutil.copytree(world, copy)
-    question = (copy / "train.jsonl").read_text().splitlines()[0]
-    (copy / "train.jsonl").write_text("\n".join([question] * 8) + "\n")
-    write_conversations(copy, base, tmp_path, joined=0, transcribed=0.0)
-    written = [line for line in read(tmp_path / "train.jsonl") if line["kind"] == "written"]
-    assert len(written) == 2
-    assert written[0]["task_type"] == "understanding"
-    assert written[0]["conversation"][1] == {
+def test_what_is_learned(world: Path, people: Path, written: Path):
+    lines = read(written / "train.jsonl")
+    # Of the world, again what is learned slowly; of people twice; of joined words.
+    talks, rest = lines[: 3 + 2 + 2 * 3 + 3], lines[3 + 2 + 2 * 3 + 3 :]
+    kinds = ["question", "transcription", "dialogue"]
+    assert [line["kind"] for line in talks] == [
+        *kinds,
+        *kinds[::2],
+        *kinds,
+        *kinds,
+        *["question"] * 3,
+    ]
+    heard = users(talks[5:11])
+    assert {path.parent for path in heard} == {written / "heard"}
+    assert len(set(heard)) == 8  # each time in other surroundings
+    assert not (written / "held_out.jsonl").exists()
+    aloud = [line for line in rest if line["kind"] == "read"]
+    assert [line["conversation"][0]["content"] for line in aloud] == [
+        f"{READ}a red cup and a blue cup"
+    ]
+    texts = {
+        line["conversation"][-1]["content"] for line in rest if line["kind"] == "transcription"
+    }
+    assert {"what is it", "and then", "two"} <= texts
+    assert len(read(written / "validation.jsonl")) == 6
+    written_answers = [line for line in rest if line["kind"] == "written"]
+    assert len(written_answers) == round(0.25 * 7)
+    assert written_answers[0]["conversation"][1] == {
         "role": "assistant", "message_type": "text", "content": "two"
     }  # fmt: skip
+
+
+def test_sentences_and_words_are_joined_with_pauses(people: Path, written: Path):
+    lines = read(written / "train.jsonl")
+    pairs = {p: line["conversation"][-1] for line in lines for p in users([line])}
+    joined = {p: m["content"] for p, m in pairs.items() if p.parent == written / "joined"}
+    assert len(joined) == 4
+    said = ("what is it", "one red cup", "and then")
+    for text in joined.values():
+        assert sum(text.count(one) * len(one.split()) for one in said) == len(text.split())
+        assert 2 <= sum(text.count(one) for one in said) <= 4
+    words = [load_audio(people / f"w{index}.wav") for index in range(6)]
+    for path in (written / "spelled").iterdir():
+        wave = load_audio(path)
+        first = np.allclose(wave[:1600], words[0][:1600], atol=1e-4)
+        voice = words[:3] if first else words[3:]
+        spoken, place = np.concatenate(voice), 0
+        assert len(wave) > len(spoken)
+        for word in voice:  # each begins after the one before
+            starts = np.lib.stride_tricks.sliding_window_view(wave[place:], 400)
+            errors = np.abs(starts - word[:400]).max(1)
+            assert errors.min() < 1e-3
+            place += int(errors.argmin()) + len(word)
+
+
+def test_what_is_there_is_kept(base: Path, world: Path, people: Path, written: Path):
+    lines = read(written / "train.jsonl")
+    before = {path: path.stat().st_mtime_ns for path in users(lines)}
+    write_conversations(world, people, base, written, AMOUNTS)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert read(written / "train.jsonl") == lines

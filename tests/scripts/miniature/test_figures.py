@@ -13,7 +13,14 @@ from kimia_infer.audio.files import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.training.tasks.recordings import Recording
 from scripts.miniature import figures
-from scripts.miniature.figures import FIGURES, PICTURE, codec_versions, recalls, write_figures
+from scripts.miniature.figures import (
+    FIGURES,
+    PICTURE,
+    HeldOut,
+    codec_versions,
+    recalls,
+    write_figures,
+)
 from scripts.miniature.scoring import load_model, recognizable
 from scripts.miniature.spoken_world import WorldSize, write_world
 from tests.training.runs import write_sound
@@ -34,7 +41,9 @@ def test_figures_are_written(untrained: Path, world: Path, tmp_path: Path, monke
     monkeypatch.setattr(figures, "measure", lambda *_: {"sets": {}})
     monkeypatch.setattr("scripts.miniature.scoring.MOST_STEPS", 30)
     monkeypatch.setattr("scripts.miniature.recognizer.LISTENS", 1)
-    measured = write_figures(untrained, world, tmp_path / "out", limit=2)
+    monkeypatch.setattr(figures, "measure_people", lambda *_: {})
+    held_out = HeldOut(world, tmp_path, tmp_path)
+    measured = write_figures(untrained, held_out, tmp_path / "out", limit=2)
     assert json.loads((tmp_path / "out" / FIGURES).read_text()) == measured
     assert (tmp_path / "out" / PICTURE).read_bytes().startswith(b"\x89PNG")
     codec, read = measured["codec"], measured["read_aloud"]

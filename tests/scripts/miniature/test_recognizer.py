@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from kimia_infer.audio.files import SAMPLE_RATE
-from scripts.miniature.espeak import Synthesizer, Utterance
+from scripts.miniature.espeak import Synthesizer
 from scripts.miniature.recognizer import (
     OPEN_WORDS,
     Heard,
@@ -19,6 +19,7 @@ from scripts.miniature.recognizer import (
     template_of,
 )
 from scripts.miniature.spoken_world import ANSWER_VOICE, resampled
+from scripts.miniature.voices import Utterance
 from scripts.miniature.world import dialogue, questions, sentence
 
 

@@ -15,12 +15,7 @@ from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.training.tasks.recordings import find_recordings
 from kimia_infer.utils.errors import ConfigurationError
 from scripts.miniature import espeak
-from scripts.miniature.espeak import (
-    Synthesizer,
-    Utterance,
-    Voice,
-    speak_all,
-)
+from scripts.miniature.espeak import Synthesizer, speak_all
 from scripts.miniature.spoken_world import (
     ANSWER_RATE,
     ANSWER_VOICE,
@@ -34,6 +29,7 @@ from scripts.miniature.spoken_world import (
     silences,
     write_world,
 )
+from scripts.miniature.voices import Utterance, Voice
 
 SIZE = WorldSize(
     train=40, validation=10, held_out=10, held_out_voices=10, voice_train=6, voice_held_out=4

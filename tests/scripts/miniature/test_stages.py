@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import partial
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.mel import MelConfig
-from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER
+from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER, WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import SpeechTokenizerConfig
 from kimia_infer.training.run_directory import TrainingError
@@ -24,12 +24,19 @@ from kimia_infer.training.tasks.config import (
 )
 from kimia_infer.training.tasks.detokenizer import RecordingReader
 from kimia_infer.training.tasks.speech_tokenizer import new_config, new_tokenizer
-from scripts.miniature import figures, recipe, recognizer, scoring
-from scripts.miniature.recipe import make_encoder
+from kimia_infer.utils.files import write_text
+from kimia_infer.weights.layout import RECORD_NAME
+from scripts.miniature import figures, people, recipe, recognizer, scoring
+from scripts.miniature.conversations import Amounts
+from scripts.miniature.people import PeopleSize, WordList
+from scripts.miniature.recipe import make_encoder, take_over
 from scripts.miniature.spoken_world import WorldSize
 from scripts.miniature.stages import STAGES, make, ready, result
-from scripts.miniature.whisper_encoder import WhisperSize
-from tests.training.runs import interrupt
+from scripts.miniature.untrained import Sizes, write_miniature
+from scripts.miniature.voices import Utterance
+from scripts.miniature.whisper import WhisperSize
+from tests.paths import MINI
+from tests.training.runs import interrupt, write_sound
 
 CPU = torch.device("cpu")
 
@@ -44,12 +51,14 @@ def test_stages_can_be_made_in_their_order(tmp_path: Path):
 
 
 def test_independent_stages_can_run_together(tmp_path: Path):
-    assert ready(tmp_path) == ["world"]
+    free = ["world", "kokoro", "whisper", "held_out", "prompts"]
+    assert ready(tmp_path) == free
     (tmp_path / "world").mkdir()
-    assert ready(tmp_path) == ["tokenizer", "whisper", "vocoder"]
-    assert ready(tmp_path, running=["tokenizer"]) == ["whisper", "vocoder"]
+    assert ready(tmp_path, running=free) == ["tokenizer", "vocoder"]
+    result(tmp_path, "kokoro").mkdir(parents=True)
+    assert ready(tmp_path, running=[*free, "tokenizer"]) == ["people", "vocoder"]
     result(tmp_path, "tokenizer").mkdir(parents=True)
-    assert ready(tmp_path, running=["vocoder", "whisper"]) == ["encoder"]
+    assert ready(tmp_path, running=[*free, "people", "vocoder"]) == ["encoder"]
 
 
 def test_a_stage_is_made_once_and_after_what_it_needs(tmp_path: Path, monkeypatch):
@@ -76,7 +85,7 @@ def test_an_interrupted_world_is_not_taken_for_one(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(recipe, "write_world", fail)
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path, "world")
-    assert ready(tmp_path) == ["world"]
+    assert "world" in ready(tmp_path)
     monkeypatch.setattr(recipe, "write_world", lambda *_: None)
     make(tmp_path, "world")
     assert (tmp_path / "world").is_dir()
@@ -108,16 +117,40 @@ SMALL = {
     "VOCODER": {"size": GeneratorSize(channels=32, dilations=(1,)), "batch_size": 2},
     "TOKENIZER": {"size": EncoderSize(width=32, layers=2, heads=2, codes=20), "batch_size": 2},
     "DETOKENIZER": {"size": DiTSize(width=32, depth=1, heads=1), "batch_size": 2},
-    "WHISPER": {"size": WhisperSize(width=16, layers=1, heads=2, feed_forward=16)},
     "LANGUAGE_MODEL": {"batch_size": 2},
 }
 STEPS = {"max_steps": 2, "save_every": 1, "eval_every": 2}
 
 
-def test_a_miniature_is_made_from_nothing(tmp_path: Path, monkeypatch):
-    """All stages, of a world of a few sounds; one training is interrupted and resumed."""
-    each = 10
-    monkeypatch.setattr(recipe, "WORLD", WorldSize(each, each, each, each, 2, 6))
+def hum(folder: Path, work: list[Utterance | WordList], kokoro: Path) -> None:
+    """Where people speak otherwise."""
+    for item in work:
+        for index, path in enumerate(people.paths(folder, item)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_sound(path, 0.4, index)
+
+
+def small_whisper(folder: Path, archives: Path) -> None:
+    size = WhisperSize(width=16, layers=1, heads=2, feed_forward=16, mels=40)
+    write_miniature(archives, sizes=Sizes(whisper=size))
+    shutil.copytree(archives / WHISPER_FOLDER, folder, dirs_exist_ok=True)
+
+
+@pytest.fixture
+def small(monkeypatch) -> None:
+    """Stages of a few sounds and steps, without packages and Kokoro."""
+    world = WorldSize(10, 10, 10, 10, 2, 6)
+    for name in ("WORLD", "REHEARSED", "HELD_OUT"):
+        monkeypatch.setattr(recipe, name, world)
+    monkeypatch.setattr(recipe, "PEOPLE", PeopleSize(6, 2, 4, readers=1))
+    monkeypatch.setattr(recipe, "AMOUNTS", Amounts(surroundings=1, spelled=2, joined=2))
+    monkeypatch.setattr(people, "write_speech", hum)
+    monkeypatch.setattr(
+        recipe, "build_from_packages", lambda folder: write_text(folder / RECORD_NAME, "")
+    )
+    monkeypatch.setattr(recipe, "write_tiny", small_whisper)
+    monkeypatch.setattr(recipe, "fetch_prompts", lambda folder: None)
+    monkeypatch.setattr(figures, "measure_people", lambda *_: {})
     monkeypatch.setattr(recipe, "MEASURED", 1)
     for name, values in SMALL.items():
         monkeypatch.setattr(recipe, name, getattr(recipe, name) | values | STEPS)
@@ -125,8 +158,10 @@ def test_a_miniature_is_made_from_nothing(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(scoring, "LONG_SECONDS", 3)
     monkeypatch.setattr(scoring, "MOST_STEPS", 10)
     monkeypatch.setattr(figures, "TIMED", 1)
-    few = partial(recipe.write_conversations, joined=2)
-    monkeypatch.setattr(recipe, "write_conversations", few)
+
+
+def test_a_miniature_is_made_from_nothing(tmp_path: Path, small: None):
+    """All stages, of a world of a few sounds; one training is interrupted and resumed."""
     make(tmp_path, "world")
     interrupt(lambda: make(tmp_path, "vocoder"), step=1)
     while waiting := ready(tmp_path):
@@ -139,3 +174,15 @@ def test_a_miniature_is_made_from_nothing(tmp_path: Path, monkeypatch):
     model = KimiAudio(str(tmp_path / "mini"))
     question = {"role": "user", "message_type": "text", "content": "one"}
     model.generate([question], output_type="both", max_new_tokens=9)
+
+
+def test_a_run_begins_with_a_miniature(tmp_path: Path, small: None):
+    """Its codec is kept, and its language model where the shapes are the same."""
+    take_over(tmp_path, MINI)
+    before = load_file(MINI / "model.safetensors")
+    for name in ("whisper", "encoder", "base"):
+        make(tmp_path, name)
+    assert {"tokenizer", "vocoder", "detokenizer"}.isdisjoint(ready(tmp_path))
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    other = {name for name in base if not torch.equal(base[name], before[name])}
+    assert other == {"model.vq_adaptor.layers.0.weight"}

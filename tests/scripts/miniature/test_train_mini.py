@@ -33,7 +33,7 @@ def test_a_finished_run_is_reported(tmp_path: Path):
 def test_a_stage_that_fails_ends_the_run_and_says_where(tmp_path: Path):
     """The others that run already are waited for, no further one begins."""
     (tmp_path / "world").mkdir()
-    for name in ("vocoder", "whisper"):
+    for name in ("vocoder", "whisper", "kokoro", "people", "held_out", "prompts"):
         result(tmp_path, name).mkdir(parents=True)
     failed = run(tmp_path, "--jobs", 2)
     assert failed.returncode == 1

@@ -24,7 +24,7 @@ from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.training.tasks.config import DiTSize, EncoderSize, GeneratorSize
 from kimia_infer.weights.component import Component, expected_tensors
 from scripts.miniature.untrained import CORPUS, SEED, Sizes, train_merges, write_miniature
-from scripts.miniature.whisper_encoder import WhisperSize
+from scripts.miniature.whisper import WhisperSize
 from tests.paths import ROOT
 
 QUESTION = ROOT / "scripts" / "question.wav"

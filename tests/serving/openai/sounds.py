@@ -7,9 +7,10 @@ import functools
 import numpy as np
 
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio, wav_bytes
-from scripts.miniature.espeak import Synthesizer, Utterance, Voice
+from scripts.miniature.espeak import Synthesizer
 from scripts.miniature.recognizer import Said, SpeechRecognizer
 from scripts.miniature.spoken_world import resampled
+from scripts.miniature.voices import Utterance, Voice
 
 VOICE = Voice("en-us+m3", 150, 50)
 

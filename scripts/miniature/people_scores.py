@@ -1,0 +1,77 @@
+"""How well a miniature understands people: held-out natural voices, and a real person.
+
+Their questions are also asked in a noisy room and by telephone. Answers are greedy, and right if
+their text is.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
+from scripts.miniature.people import KINDS
+from scripts.miniature.real_person import person_cases
+from scripts.miniature.scoring import Case, answer, read_cases, right, word_errors
+from scripts.miniature.surroundings import Room, Surroundings
+
+QUIET = Surroundings(before=0.2, after=0.3)
+PLACES = {
+    "quiet": QUIET,
+    "room": replace(QUIET, room=Room(decay=0.5, distance=1.5), ratio=15.0),
+    "telephone": replace(QUIET, telephone=True),
+}
+"""Where questions are asked; the room is noisy too, at 15 dB."""
+
+
+def measure_people(model: KimiAudio, people: Path, prompts: Path) -> dict:
+    """Figures as shares of 1.
+
+    Args:
+        people: folder with ``held_out.jsonl``, see :mod:`scripts.miniature.people`.
+        prompts: those of the real person.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        return _measure(model, people, prompts, Path(folder))
+
+
+def _measure(model: KimiAudio, people: Path, prompts: Path, folder: Path) -> dict:
+    cases = read_cases(people / "held_out.jsonl", tuple(KINDS), 10_000)
+    asked = {
+        "voices": [case for case in cases if case.kind == "question"],
+        "person": person_cases(prompts, folder),
+    }
+    figures: dict = {
+        f"{who}_{place}": _answered(model, [_moved(case, surroundings, folder) for case in some])
+        for who, some in asked.items()
+        for place, surroundings in PLACES.items()
+    }
+    for kind in sorted(KINDS.keys() - {"question"}):
+        some = [_moved(case, QUIET, folder) for case in cases if case.kind == kind]
+        figures[f"voices_{kind}"] = _answered(model, some)
+    return figures
+
+
+def _answered(model: KimiAudio, cases: Sequence[Case]) -> dict[str, float]:
+    given = [answer(model, case) for case in tqdm(cases, desc="People", disable=None)]
+    return {"count": len(given), "right": right(given), "word_errors": word_errors(given)}
+
+
+def _moved(case: Case, surroundings: Surroundings, folder: Path) -> Case:
+    """``case`` with its recordings as they are heard there."""
+    chats = []
+    for message in case.chats:
+        if message["message_type"] == "audio":
+            source = Path(message["content"])
+            path = folder / f"{surroundings.room}_{surroundings.telephone}_{source.name}"
+            seed = zlib.crc32(source.name.encode())
+            write_wav(path, surroundings.heard(load_audio(source), seed), SAMPLE_RATE)
+            message = message | {"content": str(path)}
+        chats.append(message)
+    return replace(case, chats=chats)

@@ -1,0 +1,95 @@
+"""Questions of a real person, joined of the prompts of a telephone system, to judge with only.
+
+They are Debian's ``asterisk-core-sounds-en-g722``: 16 kHz, in G.722, by one speaker, licensed
+CC BY-SA 3.0. The package is fetched when something is measured and never in training.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import av
+import numpy as np
+
+from kimia_infer.audio.files import SAMPLE_RATE, write_wav
+from kimia_infer.utils.errors import ConfigurationError
+from kimia_infer.weights.manifest import sha256_of
+from scripts.miniature.scoring import Case
+from scripts.miniature.world import NUMBERS
+
+PACKAGE = "asterisk-core-sounds-en-g722"
+ARCHIVE = f"{PACKAGE}_1.6.1-1_all.deb"
+SHA256 = "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806"
+SOUNDS = Path("usr/share/asterisk/sounds/en_US_f_Allison")
+
+WORDS = {"plus": "letters/plus", "minus": "digits/minus"} | {
+    word: f"digits/{number}" for number, word in enumerate(NUMBERS)
+}
+"""Prompts of words, by these."""
+
+QUESTIONS, SEED = 40, 1
+PAUSES = 0.1, 0.3
+"""Shortest and longest pause between two prompts, in seconds."""
+
+AROUND = 0.2
+"""Seconds of silence before and after a question."""
+
+
+def fetch_prompts(folder: Path) -> Path:
+    """The folder of the prompts, fetched to ``folder`` with Debian's tools.
+
+    Raises ConfigurationError if they cannot be had or are others.
+    """
+    archive = folder / ARCHIVE
+    run = partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True)
+    try:
+        if not archive.is_file():
+            run(["apt-get", "download", PACKAGE])
+        if (found := sha256_of(archive)) != SHA256:
+            raise ConfigurationError(f"{PACKAGE}: SHA-256 {found}, expected {SHA256}")
+        run(["dpkg-deb", "--extract", str(archive), str(folder)])
+    except subprocess.CalledProcessError as error:
+        raise ConfigurationError(f"{PACKAGE}: {error.stderr.strip()}") from error
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"{PACKAGE}: needs Debian's apt-get ({error})") from error
+    return folder / SOUNDS
+
+
+def person_cases(prompts: Path, folder: Path) -> list[Case]:
+    """QUESTIONS sums, asked with ``prompts`` in recordings that are written to ``folder``."""
+    chance = random.Random(SEED)
+    sums = [
+        (f"{a} {sign} {b}", result)
+        for (x, a), (y, b) in product(enumerate(NUMBERS), repeat=2)
+        for sign, result in (("plus", x + y), ("minus", x - y))
+        if y > 0 and 0 <= result < len(NUMBERS) and (x > 0 or sign == "minus")
+    ]
+    cases = []
+    for text, result in chance.sample(sums, QUESTIONS):
+        path = folder / f"{text.replace(' ', '_')}.wav"
+        write_wav(path, _joined(prompts, text, chance), SAMPLE_RATE)
+        asked = {"role": "user", "message_type": "audio", "content": str(path)}
+        cases.append(Case("question", [asked], NUMBERS[result], True))
+    return cases
+
+
+def _joined(prompts: Path, text: str, chance: random.Random) -> np.ndarray:
+    parts = [_silence(AROUND)]
+    for word in text.split():
+        parts += [decoded(prompts / f"{WORDS[word]}.g722"), _silence(chance.uniform(*PAUSES))]
+    return np.concatenate([*parts[:-1], _silence(AROUND)])
+
+
+def _silence(seconds: float) -> np.ndarray:
+    return np.zeros(round(seconds * SAMPLE_RATE), np.float32)
+
+
+def decoded(path: Path) -> np.ndarray:
+    """G.722 as float32 [samples] at 16 kHz."""
+    with av.open(str(path), format="g722") as container:
+        frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    return np.concatenate(frames).astype(np.float32) / 32_768

@@ -1,0 +1,83 @@
+"""Questions of a real person: joined of prompts, asked in several places."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from kimia_infer.audio.files import SAMPLE_RATE, load_audio
+from kimia_infer.utils.errors import ConfigurationError
+from scripts.miniature import people_scores, real_person
+from scripts.miniature.people import KINDS
+from scripts.miniature.people_scores import PLACES, measure_people
+from scripts.miniature.real_person import WORDS, decoded, fetch_prompts, person_cases
+from scripts.miniature.scoring import Answer, Case
+from scripts.miniature.world import NUMBERS
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory) -> Path:
+    """Each word a tone of its own length, in G.722."""
+    folder = tmp_path_factory.mktemp("prompts")
+    for index, name in enumerate(WORDS.values()):
+        path = folder / f"{name}.g722"
+        path.parent.mkdir(exist_ok=True)
+        samples = SAMPLE_RATE // 10 + 320 * index
+        wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(samples) / SAMPLE_RATE)
+        with av.open(str(path), "w", format="g722") as container:
+            stream = container.add_stream("g722", rate=SAMPLE_RATE, layout="mono")
+            pcm = np.rint(wave * 32_767).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(pcm, format="s16", layout="mono")
+            frame.sample_rate = SAMPLE_RATE
+            for packet in [*stream.encode(frame), *stream.encode(None)]:
+                container.mux(packet)
+    return folder
+
+
+def test_questions_are_joined_of_prompts(prompts: Path, tmp_path: Path):
+    cases = person_cases(prompts, tmp_path)
+    assert len({case.chats[0]["content"] for case in cases}) == real_person.QUESTIONS
+    for case in cases:
+        path = Path(case.chats[0]["content"])
+        first, sign, second = path.stem.split("_")
+        a, b = NUMBERS.index(first), NUMBERS.index(second)
+        assert case.text == NUMBERS[a + b if sign == "plus" else a - b]
+        speech = sum(
+            len(decoded(prompts / f"{WORDS[word]}.g722")) for word in (first, sign, second)
+        )
+        pauses = (len(load_audio(path)) - speech) / SAMPLE_RATE - 2 * real_person.AROUND
+        assert 0.2 - 0.001 <= pauses <= 0.6 + 0.001
+
+
+def test_another_package_is_refused(tmp_path: Path):
+    (tmp_path / real_person.ARCHIVE).write_bytes(b"!<arch>\n")
+    with pytest.raises(ConfigurationError, match=r"SHA-256 .*, expected 38c5"):
+        fetch_prompts(tmp_path)
+
+
+def test_figures_are_of_every_place(prompts: Path, tmp_path: Path, monkeypatch):
+    asked = person_cases(prompts, tmp_path)
+    voices = [replace(asked[0], kind=kind) for kind in KINDS]
+
+    def ear(model: object, case: Case) -> Answer:
+        """Understands sums, and nothing by telephone, which it knows by its name."""
+        path = case.chats[0]["content"]
+        return Answer(case, case.text if "_plus_" in path and "True" not in path else "none")
+
+    monkeypatch.setattr(people_scores, "answer", ear)
+    monkeypatch.setattr(people_scores, "read_cases", lambda *_: voices)
+    found = measure_people(None, tmp_path, prompts)  # pyrefly: ignore[bad-argument-type]
+    others = KINDS.keys() - {"question"}
+    assert found.keys() == {
+        *(f"{who}_{place}" for who in ("voices", "person") for place in PLACES),
+        *(f"voices_{kind}" for kind in others),
+    }
+    plus = sum("_plus_" in case.chats[0]["content"] for case in asked)
+    for place in PLACES:
+        values = found[f"person_{place}"]
+        assert values["count"] == 40
+        assert values["right"] == (0 if place == "telephone" else plus / 40)
