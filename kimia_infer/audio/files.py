@@ -11,7 +11,7 @@ import math
 import operator
 import os
 import wave as riff
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -161,7 +161,7 @@ class Reader:
     def name(self) -> str:
         return "audio data" if isinstance(self.source, bytes) else os.fspath(self.source)
 
-    def waves(self) -> Iterator[np.ndarray]:
+    def waves(self) -> Generator[np.ndarray]:
         """Blocks float32 [samples] at the wanted rate, checked, at least one sample in all."""
         peak = 0.0
         empty = True

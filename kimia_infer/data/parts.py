@@ -6,6 +6,8 @@ notices. Fields by which other tools select a part or a channel are therefore re
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
@@ -13,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from kimia_infer.audio.files import AudioError
+from kimia_infer.audio.files import AudioError, Reader
 
 PART_FIELDS = ("start", "end", "offset", "duration")
 
@@ -127,6 +129,22 @@ def selects_sound(name: str, value: object) -> bool:
 
 def _is_set(value: object) -> bool:
     return value is not None and not (isinstance(value, str) and not value.strip())
+
+
+def load_part(path: str | os.PathLike[str], sample_rate: int, part: Part) -> np.ndarray:
+    """float32 [samples] of a ``part`` of an audio file; what is behind it is not decoded.
+
+    Raises AudioError as ``load_audio`` does, and where the recording ends before the part.
+    """
+    waves, samples = [], 0
+    blocks = Reader(path, None, sample_rate, None, lambda: None).waves()
+    with contextlib.closing(blocks):
+        for wave in blocks:
+            waves.append(wave)
+            samples += len(wave)
+            if samples >= round(part.end * sample_rate):
+                break
+    return cut(np.concatenate(waves), sample_rate, part, os.fspath(path))
 
 
 def cut(wave: np.ndarray, sample_rate: int, part: Part, name: str) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pydantic import ValidationError
 from kimia_infer.audio.files import AudioError, load_audio
 from kimia_infer.data.conversations import ConversationFile, DataError
 from kimia_infer.data.manifests import convert_manifest, read_rows
-from kimia_infer.data.parts import Part, PartFields, cut, selects_sound
+from kimia_infer.data.parts import Part, PartFields, cut, load_part, selects_sound
 from kimia_infer.evaluation.answering import load_ahead
 from kimia_infer.evaluation.items import Defaults, read_manifest
 from kimia_infer.training.tasks.recordings import find_recordings
@@ -146,6 +147,28 @@ def test_a_part_of_another_recording_is_refused(sound: Path, tmp_path: Path):
     assert count == 1
     for line, fault in zip((2, 3), faults, strict=True):
         assert fault.startswith(f"{path}:{line}: {sound}: the audio ends at 1.50 s, before ")
+
+
+def test_what_is_behind_a_part_is_not_decoded(tmp_path: Path):
+    samples = np.sin(np.arange(80_000, dtype=np.float32))
+    samples[40_000:] = np.nan
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, 3, 1, 8000, 32_000, 4, 32)
+    data = b"data" + struct.pack("<I", samples.nbytes) + samples.tobytes()
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", 4 + len(form + data)) + b"WAVE" + form + data)
+    with pytest.raises(AudioError, match="not finite"):
+        load_audio(path)
+    assert np.array_equal(load_part(path, 8000, Part(1, 2)), samples[8000:16_000])
+    with pytest.raises(AudioError, match="not finite"):
+        load_part(path, 8000, Part(4, 6))
+
+
+def test_a_part_is_that_of_the_whole(sound: Path):
+    part = Part(0.25, 0.75)
+    whole = load_audio(sound, sample_rate=24_000)
+    assert np.array_equal(load_part(sound, 24_000, part), cut(whole, 24_000, part, "a.wav"))
+    with pytest.raises(AudioError, match=r"ends at 1\.50 s"):
+        load_part(sound, 24_000, Part(1, 60))
 
 
 @pytest.mark.parametrize("name", ["channels", "timestamp", "times", "range", "window", "slice"])

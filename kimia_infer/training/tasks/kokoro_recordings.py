@@ -131,6 +131,7 @@ class Measures:
             found = self._measured(recording, phonemes)
             with replacing(path) as partial:
                 save_file(found, partial)
+        self._require_short_sounds(found["durations"], phonemes)  # of this model, stored or not
         return SpokenLine(recording.where, phonemes, voice, **found)
 
     def _measured(self, recording: Recording, phonemes: str) -> dict[str, Tensor]:
@@ -157,13 +158,15 @@ class Measures:
                 f"text: does not fit the recording (a fit of {found.fit:.2f}, expected "
                 f"{LEAST_FIT} or more); check the text and its language"
             )
-        if (longest := int(found.durations.max())) > self.config.max_dur:
-            symbol = f" {phonemes} "[int(found.durations.argmax())]
+        return found.durations
+
+    def _require_short_sounds(self, durations: Tensor, phonemes: str) -> None:
+        if (longest := int(durations.max())) > self.config.max_dur:
+            symbol = f" {phonemes} "[int(durations.argmax())]
             raise DataError(
                 f"audio: {FRAME_SECONDS * longest:.2f} s for {symbol!r}, at most "
                 f"{FRAME_SECONDS * self.config.max_dur:g} s can be learned; leave the recording out"
             )
-        return found.durations
 
     def _require_short_pauses(self, sounding: np.ndarray) -> None:
         pauses = np.diff(sounding)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from kimia_infer.audio.files import SAMPLE_RATE, AudioError, AudioTooLong, load_audio
 from kimia_infer.data.conversations import ConversationFile, DataError
-from kimia_infer.data.parts import Part, PartFields, cut
+from kimia_infer.data.parts import Part, PartFields, load_part
 from kimia_infer.training.config import Items
 from kimia_infer.training.dataset import TrainingData, split_data, usable
 from kimia_infer.training.plan import MicroBatch
@@ -57,8 +57,7 @@ class Recording:
             raise AudioTooLong(
                 f"{self.path}: a part of {seconds:g} s, longer than the permitted {max_seconds:g} s"
             )
-        wave = load_audio(self.path, sample_rate=sample_rate)
-        return cut(wave, sample_rate, self.part, str(self.path))
+        return load_part(self.path, sample_rate, self.part)
 
 
 def find_recordings(data: Path, audio_root: Path, needs_text: bool = False) -> list[Recording]:

@@ -99,6 +99,9 @@ def test_what_is_learned_is_what_was_measured(folder: Path, tmp_path: Path):
         shift = (example.energy - line.energy)[voiced]
         assert (shift - shift.median()).abs().median() < 1e-5
         assert len(example.pitch) == len(example.energy) == 2 * line.durations.sum()
+    short = network.config.model_copy(update={"max_dur": 3})  # of another model, measured before
+    with pytest.raises(DataError, match=r"at most 0\.075 s can be learned"):
+        read_recordings(known, str(folder / "list.csv"), short)
 
 
 def test_pitch_is_filled_with_that_of_the_voice():
