@@ -14,7 +14,7 @@ from kimia_infer.api.editx import Clone, EditX
 from kimia_infer.api.parameters import Seed, whole_float
 from kimia_infer.models.step_audio_editx.edits import NO_TEXT, Edit
 from kimia_infer.models.step_audio_editx.reference import LONGEST_SECONDS, Source, load_reference
-from kimia_infer.utils.errors import RequestError, renamed
+from kimia_infer.utils.errors import RequestError, renamed_as
 
 if TYPE_CHECKING:
     from kimia_infer.api.events import Event
@@ -26,6 +26,10 @@ CLONE = "clone"
 NAMES = {"text": "transcript", "target": "text", "new_text": "text", "kind": "task"}
 """Fields of EditXParameters by the names that the library's errors have for them."""
 
+WORKING_BYTES = 3_000_000_000
+"""Computed, for the longest answer in bfloat16: 0.3 GB of keys and values, the rest for a chunk of
+the flow and the vocoder. Not measured on a GPU."""
+
 KEPT = 64
 """Transcripts that are kept."""
 
@@ -33,12 +37,15 @@ WAIT_SECONDS = 0.1
 """How often a request that waits for its turn looks whether it is still wanted."""
 
 
+Task = Literal["clone", "emotion", "style", "speed", "denoise", "vad", "paralinguistic"]
+
+
 class EditXParameters(BaseModel):
     """What a service is asked for besides the recording; see Clone and Edit of the library."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    task: Literal["clone", "emotion", "style", "speed", "denoise", "vad", "paralinguistic"] = Field(
+    task: Task = Field(
         "clone",
         description="Say text in the voice of audio (clone), or the kind of edit that audio gets",
     )
@@ -72,8 +79,9 @@ class EditXParameters(BaseModel):
         Raises RequestError naming the field that is missing, unknown or not used.
         """
         if self.task != CLONE:
-            edit = Edit(self.task, self.option, transcript, self.text)
-            with named_as(NAMES):
+            words = "" if self.task in NO_TEXT else transcript
+            edit = Edit(self.task, self.option, words, self.text)
+            with renamed_as(NAMES):
                 edit.check()
             return edit
         if not self.text.strip():
@@ -116,7 +124,7 @@ class Editor:
         if asked.needs_transcript:
             transcript = self.words_in(audio, deadline)
         task = asked.request(transcript)
-        with named_as(NAMES), self._own_turn(deadline):
+        with renamed_as(NAMES), self._own_turn(deadline):
             if streams:
                 yield from self.editx.stream(audio, task, asked.seed, check=deadline.check)
             else:
@@ -131,7 +139,7 @@ class Editor:
         words = self._words.pop(key, None)
         if words is None:
             assert self._kimi is not None
-            with named_as(NAMES):
+            with renamed_as(NAMES):
                 words = words_of(self._kimi, audio, deadline)
         self._words[key] = words  # last, as the one that was used last
         for old in list(self._words)[:-KEPT]:
@@ -146,15 +154,6 @@ class Editor:
             yield
         finally:
             self._turn.release()
-
-
-@contextlib.contextmanager
-def named_as(names: dict[str, str]) -> Iterator[None]:
-    """Give fields in errors the names that a caller knows them by."""
-    try:
-        yield
-    except RequestError as error:
-        raise renamed(error, names) from error
 
 
 def words_of(model: KimiAudio, audio: Source, deadline: Deadline | None = None) -> str:

@@ -73,7 +73,8 @@ class KimiAudio(Engine):
     ``kokoro`` gives answers the voices of Kokoro-82M (``speaker`` of :meth:`generate`): its
     checkpoint directory, or ``"auto"`` for the one in the cache, which is fetched if it is not
     there, or a loaded one. It is on the device of the speech. ``kokoro_adapter`` changes its
-    prosody: the name of an adapter in its directory, or the directory of one.
+    prosody: the name of an adapter in its directory, or the directory of one. ``reserved`` bytes of
+    that device's memory stay free for what else computes there.
 
     Raises ConfigurationError for an argument that is unknown or cannot be used here, and for a
     model that does not fit in the memory of the device; CheckpointError or WeightsError if a file
@@ -97,6 +98,7 @@ class KimiAudio(Engine):
         speech_device: str | torch.device | None = None,
         kokoro: Kokoro | str | os.PathLike[str] | None = None,
         kokoro_adapter: str | None = None,
+        reserved: int = 0,
     ):
         place = parse_device(device)
         speech_place = place
@@ -127,7 +129,7 @@ class KimiAudio(Engine):
             offload,
             slots,
             speech_place,
-            0 if kokoro is None else WORKING_BYTES,
+            reserved + (0 if kokoro is None else WORKING_BYTES),
         )
         super().__init__(components, head_rows, attention, kv_cache, kokoro)
 

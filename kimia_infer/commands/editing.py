@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from kimia_infer.commands.parser import DEVICE_HELP, WEIGHTS_HELP, Parser
 from kimia_infer.commands.speak import FORMATS, check_format, spoken, write_speech
-from kimia_infer.utils.errors import RequestError, renamed
+from kimia_infer.utils.errors import renamed_as
 from kimia_infer.utils.files import no_file
 
 if TYPE_CHECKING:
@@ -75,15 +75,13 @@ def carry_out(
     from kimia_infer.models.step_audio_editx.reference import load_reference
 
     named = {"audio": str(arguments.recording), "text": "--transcript", "seed": "--seed", **names}
-    try:
+    with renamed_as(named):
         load_reference(content)
         words = (arguments.transcript or "").strip()
         if needs_words and not words:
             words = written_down(content, arguments)
         model = EditX(weights, arguments.device)
         answer = spoken(model.stream(content, task(words), arguments.seed))
-    except RequestError as error:
-        raise renamed(error, named) from error
     for note in answer.notes:
         print(f"note: {note}", file=sys.stderr)
     write_speech(answer, arguments.output)

@@ -10,7 +10,7 @@
 port 8000. --cog, the default in a checkout: POST /predictions, as in the image of cog.yaml;
 --stream serves the streaming predictor (docs/deploy.md); on port 5000. How the model runs is set
 with KIMI_AUDIO_DEVICE, _DTYPE, _QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS,
-_TIMEOUT, _ADAPTER, _KOKORO and _OUTPUT.
+_TIMEOUT, _ADAPTER, _KOKORO, _EDITX and _OUTPUT.
 Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 usage.
 """
 

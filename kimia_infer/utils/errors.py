@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import reprlib
 import traceback
@@ -55,6 +56,15 @@ def renamed(error: RequestError, names: Mapping[str, str]) -> RequestError:
     """``error`` with the name that its message begins with replaced by that in ``names``."""
     field, _, reason = str(error).partition(": ")
     return type(error)(f"{names[field]}: {reason}") if reason and field in names else error
+
+
+@contextlib.contextmanager
+def renamed_as(names: Mapping[str, str]) -> Iterator[None]:
+    """Let RequestErrors of the block begin with the names that a caller knows fields by."""
+    try:
+        yield
+    except RequestError as error:
+        raise renamed(error, names) from error
 
 
 class WeightsError(RuntimeError):

@@ -32,12 +32,12 @@ async def metrics(service: Serving) -> Response:
 
 @routes.get("/models")
 async def models(service: Serving) -> dict[str, Any]:
-    return {"object": "list", "data": [describe(service, n) for n in service.settings.model_names]}
+    return {"object": "list", "data": [describe(service, n) for n in service.speaking]}
 
 
 @routes.get("/models/{name}")
 async def model(service: Serving, name: str) -> dict[str, Any]:
-    service.check_model(name)
+    service.check_model(name, speech=True)
     return describe(service, name)
 
 

@@ -8,7 +8,10 @@ from collections.abc import Callable
 
 import uvicorn
 
+from kimia_infer.api.editx import EditX
+from kimia_infer.api.editx_request import WORKING_BYTES
 from kimia_infer.api.kimia import KimiAudio
+from kimia_infer.models.step_audio_editx.layout import resolve_editx
 from kimia_infer.serving.openai.app import create_app
 from kimia_infer.serving.openai.service import Service
 from kimia_infer.serving.openai.settings import OpenAISettings
@@ -39,8 +42,10 @@ def serve(weights: str, host: str, port: int, ready: Callable[[str], None]) -> N
     settings = read_settings(OpenAISettings, os.environ)
     check_voices(settings)
     with bound(host, port) as listener:
-        model = KimiAudio(weights, **settings.model_arguments())
-        service = Service(model, settings)
+        editx = load_editx(settings)  # first: requests fill what memory is left
+        reserved = 0 if editx is None else WORKING_BYTES
+        model = KimiAudio(weights, **settings.model_arguments(), reserved=reserved)
+        service = Service(model, settings, editx)
         run_periodically([service.uploads.keep, trim_heap], CLEANUP_SECONDS)
         config = uvicorn.Config(
             create_app(service),
@@ -57,6 +62,13 @@ def serve(weights: str, host: str, port: int, ready: Callable[[str], None]) -> N
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listener.getsockname()[1]}")
         uvicorn.Server(config).run([listener])
+
+
+def load_editx(settings: OpenAISettings) -> EditX | None:
+    """Step-Audio-EditX where the settings have it, on the device of the speech."""
+    if settings.editx is None:
+        return None
+    return EditX(resolve_editx(settings.editx), settings.speech_device or settings.device)
 
 
 def bound(host: str, port: int) -> socket.socket:

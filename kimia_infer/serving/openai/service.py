@@ -12,6 +12,8 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.requests import HTTPConnection
 
+from kimia_infer.api.editx import EditX
+from kimia_infer.api.editx_request import Editor
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.engine.scheduler import LONGEST_QUEUE
 from kimia_infer.serving.openai.answers import Answers
@@ -19,19 +21,25 @@ from kimia_infer.serving.openai.errors import ApiError, too_many, unsupported
 from kimia_infer.serving.openai.metrics import Meters
 from kimia_infer.serving.openai.replies import Replies
 from kimia_infer.serving.openai.settings import OpenAISettings
+from kimia_infer.serving.openai.voice_store import UploadedVoices
 from kimia_infer.serving.process import Uploads
+
+EDITX_NAME = "step-audio-editx"
+"""What requests call Step-Audio-EditX."""
 
 
 class Service:
     """A loaded model and the state of its server."""
 
-    def __init__(self, model: KimiAudio, settings: OpenAISettings):
+    def __init__(self, model: KimiAudio, settings: OpenAISettings, editx: EditX | None = None):
         self.model, self.settings = model, settings
         self.created = int(time.time())
         self.answers = Answers(model.scheduler.slots + LONGEST_QUEUE, settings.timeout)
         self.uploads = Uploads()
         self.meters = Meters(model.scheduler)
         self.replies = Replies()
+        self.editor = None if editx is None else Editor(editx, model)
+        self.voices = UploadedVoices()
         self._access = Access(settings)
 
     @property
@@ -43,9 +51,22 @@ class Service:
         """Raise ApiError unless a request may be made: a wrong key, or too many in a minute."""
         self._access.admit(connection)
 
-    def check_model(self, name: str | None, param: str = "model") -> None:
-        """Raise ApiError, naming ``param``, unless ``name`` is one of the model's; None is."""
-        known = self.settings.model_names
+    @property
+    def speaking(self) -> tuple[str, ...]:
+        """Names of the models that make speech of texts."""
+        own = self.settings.model_names
+        return own if self.editor is None else (*own, EDITX_NAME)
+
+    def caller(self, connection: HTTPConnection) -> str:
+        """Who has sent an admitted request: a key, or an address where there are no keys."""
+        return self._access.caller(connection)
+
+    def check_model(self, name: str | None, param: str = "model", speech: bool = False) -> None:
+        """Raise ApiError, naming ``param``, unless ``name`` is one of the model's; None is.
+
+        For ``speech`` it may be Step-Audio-EditX.
+        """
+        known = self.speaking if speech else self.settings.model_names
         if name is not None and name not in known:
             raise ApiError(
                 404,
@@ -76,7 +97,7 @@ class Access:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     def admit(self, connection: HTTPConnection) -> None:
-        caller = self._caller(connection)
+        caller = self.caller(connection)
         if self._rate is None or self._limiter.hit(self._rate, caller):
             return
         reset = self._limiter.get_window_stats(self._rate, caller).reset_time
@@ -86,7 +107,7 @@ class Access:
             "rate_limit_exceeded",
         )
 
-    def _caller(self, connection: HTTPConnection) -> str:
+    def caller(self, connection: HTTPConnection) -> str:
         if not self._keys:
             return connection.client.host if connection.client else ""
         given = presented_key(connection)

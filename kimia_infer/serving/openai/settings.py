@@ -44,6 +44,11 @@ class OpenAISettings(Settings):
     voices: str | None = Field(
         None, description="Directory of recordings of voices, NAME.wav, 1 to 30 s each"
     )
+    editx: str | None = Field(
+        None,
+        description="Step-Audio-EditX, which is then offered, too: a directory, owner/name on the "
+        "hub, or auto",
+    )
     max_sessions: int = Field(64, ge=1, description="Realtime sessions at a time")
     session_seconds: float = Field(
         3600,

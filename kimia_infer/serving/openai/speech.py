@@ -5,63 +5,56 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import AsyncGenerator, Generator
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from kimia_infer.api.events import AudioChunk
+from kimia_infer.api.events import AudioChunk, Completion, Event
 from kimia_infer.api.parameters import ServiceParameters, parse_as
 from kimia_infer.api.reading import Reading, ReadingEvent, read_aloud
 from kimia_infer.api.request import Deadline
-from kimia_infer.audio.encode import MEDIA_TYPES, SpeechEncoder, SpeechFormat
+from kimia_infer.audio.encode import MEDIA_TYPES, SpeechEncoder
+from kimia_infer.serving.openai.editing import editing
 from kimia_infer.serving.openai.errors import ApiError, unsupported
-from kimia_infer.serving.openai.service import Service, Serving
+from kimia_infer.serving.openai.service import EDITX_NAME, Service, Serving
+from kimia_infer.serving.openai.speech_request import SpeechRequest
 from kimia_infer.serving.openai.streams import event_stream, streamed
-from kimia_infer.serving.openai.voices import Voice, VoiceName, read_voice
+from kimia_infer.serving.openai.voices import Voice, read_voice
 from kimia_infer.utils.errors import NoSpeech
 
 routes = APIRouter()
 
-LONGEST_INPUT = 4096
-"""Characters, as in OpenAI's API."""
-
-LONGEST_INSTRUCTIONS = 500
-"""Characters: every sentence has them before it, and they leave less room for its speech."""
-
-
-class SpeechRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    model: str
-    input: Annotated[str, Field(min_length=1, max_length=LONGEST_INPUT)]
-    voice: Annotated[VoiceName, Field(description="One of /v1/audio/voices")]
-    instructions: str = Field(
-        "", max_length=LONGEST_INSTRUCTIONS, description="Goes before the request to read, in words"
-    )
-    response_format: SpeechFormat = "mp3"
-    speed: float = Field(
-        1.0, ge=0.25, le=4, description="Of a voice of Kokoro; the model itself has one"
-    )
-    stream_format: Literal["audio", "sse"] = "audio"
-    seed: int | None = Field(
-        None, ge=0, le=4294967295, description="Repeats the same sound; not in OpenAI's API"
-    )
+Whole = Reading | Completion
 
 
 @routes.post("/audio/speech")
 async def speech(request: Request, service: Serving, asked: SpeechRequest) -> Response:
     """Read a text aloud. The sound is sent while it is made, as one file."""
-    service.check_model(asked.model)
+    service.check_model(asked.model, speech=True)
+    if asked.model == EDITX_NAME and service.editor is not None:
+        return await answer(request, service, asked, editing(service, asked))
+    for name in ("task", "option", "ref_audio", "ref_text"):
+        if name in asked.model_fields_set:
+            raise unsupported(name, f"it is for the model {EDITX_NAME}")
     voice = read_voice(service, asked.voice, "voice")
     service.check_speech("model", voice.speaker)
     if asked.speed != 1 and not voice.speaker:
         raise unsupported("speed", "the model has one speed; leave it out, or use Kokoro's voices")
     if asked.instructions.strip() and voice.speaker:
         raise unsupported("instructions", "a voice of Kokoro takes none; leave them out")
-    pieces = sound(service, asked, reading(service, asked, voice))
+    return await answer(request, service, asked, reading(service, asked, voice))
+
+
+async def answer(
+    request: Request,
+    service: Service,
+    asked: SpeechRequest,
+    events: AsyncGenerator[ReadingEvent] | AsyncGenerator[Event],
+) -> Response:
+    """The response: the sound of ``events`` while it comes, in the form that is asked for."""
+    pieces = sound(service, asked, events)
     if asked.stream_format == "sse":
         return await event_stream(request, wire_events(pieces))
     return await streamed(request, content(pieces), MEDIA_TYPES[asked.response_format])
@@ -88,9 +81,11 @@ def reading(service: Service, asked: SpeechRequest, voice: Voice) -> AsyncGenera
 
 
 async def sound(
-    service: Service, asked: SpeechRequest, events: AsyncGenerator[ReadingEvent]
-) -> AsyncGenerator[bytes | Reading]:
-    """The pieces of the file, none of them empty, then the Reading."""
+    service: Service,
+    asked: SpeechRequest,
+    events: AsyncGenerator[ReadingEvent] | AsyncGenerator[Event],
+) -> AsyncGenerator[bytes | Whole]:
+    """The pieces of the file, none of them empty, then the last of ``events``."""
     encoder: SpeechEncoder | None = None
     try:
         async with contextlib.aclosing(events):
@@ -100,6 +95,7 @@ async def sound(
                     if piece := encoder.push(event.wav.numpy()):
                         yield piece
                     continue
+                assert isinstance(event, Whole)
                 service.meters.count(event)
                 if encoder is not None and (piece := encoder.finish()):
                     yield piece
@@ -109,7 +105,7 @@ async def sound(
         raise ApiError(422, f"input: {reason}", "input", "no_speech") from error
 
 
-async def content(pieces: AsyncGenerator[bytes | Reading]) -> AsyncGenerator[bytes]:
+async def content(pieces: AsyncGenerator[bytes | Whole]) -> AsyncGenerator[bytes]:
     async with contextlib.aclosing(pieces):
         async for piece in pieces:
             if isinstance(piece, bytes):
@@ -117,7 +113,7 @@ async def content(pieces: AsyncGenerator[bytes | Reading]) -> AsyncGenerator[byt
 
 
 async def wire_events(
-    pieces: AsyncGenerator[bytes | Reading],
+    pieces: AsyncGenerator[bytes | Whole],
 ) -> AsyncGenerator[dict[str, Any]]:
     async with contextlib.aclosing(pieces):
         async for piece in pieces:
@@ -132,6 +128,7 @@ async def wire_events(
                 }
 
 
-def usage(done: Reading) -> dict[str, int]:
-    prompt, answer = done.metrics["prompt_tokens"], done.metrics["speech_codes"]
+def usage(done: Whole) -> dict[str, int]:
+    prompt = done.metrics["prompt_tokens"]
+    answer = done.metrics["speech_codes" if isinstance(done, Reading) else "audio_tokens"]
     return {"input_tokens": prompt, "output_tokens": answer, "total_tokens": prompt + answer}

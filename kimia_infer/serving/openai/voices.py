@@ -1,4 +1,4 @@
-"""Voices by name: the model's own, recordings in a directory of the server, and Kokoro's."""
+"""Voices by name: the model's own, recordings of the server, Kokoro's, and uploaded ones."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import APIRouter
-from pydantic import BaseModel, BeforeValidator
+from fastapi import APIRouter, Form, UploadFile
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from starlette.requests import Request
 
 from kimia_infer.api.spoken import PREFIX, speakers, voice_of
 from kimia_infer.api.voice import check_recording
 from kimia_infer.models.kimi_audio.prompt import AudioInput
-from kimia_infer.serving.openai.errors import ApiError
+from kimia_infer.models.step_audio_editx.reference import load_reference
+from kimia_infer.serving.openai.answers import while_connected
+from kimia_infer.serving.openai.errors import ApiError, unsupported
 from kimia_infer.serving.openai.service import Service, Serving
 from kimia_infer.serving.openai.settings import OpenAISettings
-from kimia_infer.utils.errors import ConfigurationError, RequestError
+from kimia_infer.serving.openai.voice_store import LARGEST, LONGEST_WORDS, require_size
+from kimia_infer.utils.errors import ConfigurationError, RequestError, renamed_as
 
 DEFAULT = "default"
 STOCK_NAMES = {
@@ -50,8 +54,8 @@ class Voice:
 
 
 @routes.get("/audio/voices")
-async def voices(service: Serving) -> dict[str, Any]:
-    """The model's own voice, the recordings, and Kokoro's voices with their languages."""
+async def voices(request: Request, service: Serving) -> dict[str, Any]:
+    """The model's own voice, recordings, Kokoro's voices, and what the caller has uploaded."""
     own = {} if service.model.detokenizer is None else {DEFAULT: service.created}
     for name, path in recordings(service.settings).items() if own else ():
         own[name] = int(path.stat().st_mtime)
@@ -61,7 +65,52 @@ async def voices(service: Serving) -> dict[str, Any]:
             described(name, service.created, type="kokoro", language=language)
             for name, language in speakers(kokoro).items()
         ]
+    entries += [voice.described for voice in service.voices.owned_by(service.caller(request))]
     return {"object": "list", "data": entries}
+
+
+class VoiceForm(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    audio_sample: Annotated[UploadFile, Field(description="0.5 to 30 s of one person, 16 kHz up")]
+    name: str = Field(min_length=1, max_length=100)
+    consent: str = Field("", description="Of OpenAI's API; not looked at")
+    type: str = "audio_sample"
+    ref_text: str = Field(
+        "",
+        max_length=LONGEST_WORDS,
+        description="What is said in audio_sample; the model writes it down if it is left out",
+    )
+
+
+@routes.post("/audio/voices")
+async def upload(
+    request: Request,
+    service: Serving,
+    form: Annotated[VoiceForm, Form(media_type="multipart/form-data")],
+) -> dict[str, Any]:
+    """Keep a recording as a voice for Step-Audio-EditX and the model."""
+    if service.editor is None:
+        raise unsupported("audio_sample", "this server has no Step-Audio-EditX (--editx)")
+    if form.type != "audio_sample":
+        raise unsupported("type", "voices are made from recordings; send audio_sample")
+    content = await form.audio_sample.read(LARGEST + 1)
+    require_size("audio_sample", len(content))
+
+    def check() -> None:
+        with renamed_as({"audio": "audio_sample"}):
+            load_reference(content)
+
+    await while_connected(request, service.answers.call(lambda deadline: check()))
+    owner, words = service.caller(request), form.ref_text.strip()
+    return service.voices.add(owner, form.name, content, words).described
+
+
+@routes.delete("/audio/voices/{name}")
+async def remove(request: Request, service: Serving, name: str) -> dict[str, Any]:
+    if not service.voices.remove(service.caller(request), name):
+        raise ApiError(404, f"there is no uploaded voice {name[:60]!r} of yours", None, "not_found")
+    return {"id": name, "object": "audio.voice.deleted", "deleted": True}
 
 
 def described(name: str, created: int, **fields: str) -> dict[str, Any]:
@@ -83,6 +132,8 @@ def read_voice(service: Service, value: Any, param: str) -> Voice:
         raise ApiError(400, text, param, "invalid_value")
     if name in own:
         return Voice(recording=str(own[name]))
+    if uploaded := service.voices.find(name):
+        return Voice(recording=uploaded.content)
     if name == DEFAULT or name in STOCK_NAMES:
         return Voice()
     kokoro = service.model.kokoro
