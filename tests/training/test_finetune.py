@@ -58,8 +58,11 @@ def test_a_run_learns(data: Path, tmp_path: Path, method: str):
 
 
 @pytest.mark.parametrize("method", [FULL, "method=qlora"], ids=["full", "qlora"])
-def test_a_resumed_run_equals_an_uninterrupted_one(data: Path, tmp_path: Path, method: str):
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    data: Path, tmp_path: Path, untrained: Path, method: str
+):
     options = [method, "max_steps=5", "save_every=2", "accumulation=2", "batch_size=1"]
+    options.append(f"model={untrained}")
     whole = finetune(runs.settings(data, tmp_path / "whole", *options))
     settings = runs.settings(data, tmp_path / "parts", *options)
     interrupt(lambda: finetune(settings), step=3)
@@ -105,8 +108,8 @@ def test_frozen_parts_do_not_change(data: Path, tmp_path: Path):
     assert before.keys() == after.keys()
 
 
-def test_a_signal_ends_the_run_after_a_checkpoint(data: Path, tmp_path: Path):
-    settings = runs.settings(data, tmp_path, "max_steps=4", "method=lora")
+def test_a_signal_ends_the_run_after_a_checkpoint(data: Path, tmp_path: Path, untrained: Path):
+    settings = runs.settings(data, tmp_path, f"model={untrained}", "max_steps=4", "method=lora")
     before = signal.getsignal(signal.SIGTERM)
     with before_step(2, lambda _: os.kill(os.getpid(), signal.SIGTERM)):
         stopped = finetune(settings)
@@ -118,11 +121,12 @@ def test_a_signal_ends_the_run_after_a_checkpoint(data: Path, tmp_path: Path):
     assert len(losses(resumed)) == 4
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path):
+def test_a_loss_that_is_not_finite_stops_the_run(data: Path, tmp_path: Path, untrained: Path):
     def spoil(optimizer: torch.optim.Optimizer) -> None:
         optimizer.param_groups[0]["params"][0].grad.fill_(math.nan)
 
-    config = runs.settings(data, tmp_path, FULL, "max_steps=4", "save_every=1", "eval_ratio=0")
+    options = [f"model={untrained}", FULL, "max_steps=4", "save_every=1", "eval_ratio=0"]
+    config = runs.settings(data, tmp_path, *options)
     with before_step(2, spoil), pytest.raises(TrainingError) as caught:
         finetune(config)
     message = str(caught.value)
