@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from torch import Tensor
 
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.models.kimi_audio.encoders import SegmentEncoder
 from kimia_infer.utils.files import locked
 from scripts.miniature.recognizer import SpeechRecognizer
 from scripts.miniature.scoring import Answer, Case, answer, load_model, read_cases
 from scripts.miniature.spoken_world import WorldSize, write_world
+from tests.encoded import encode_like, encode_once
 from tests.paths import MINI
 
 SEED = 20
@@ -46,21 +44,8 @@ def spoken_world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
 def trained() -> KimiAudio:
     """The miniature; it encodes each sound once, as tests ask about the same ones again."""
     model = load_model(MINI)
-    for encoder in (model.whisper_features, model.speech_codes):
-        encode_once(encoder)
+    encode_once(model)
     return model
-
-
-def encode_once(encoder: SegmentEncoder) -> None:
-    encode, known = encoder.encode_all, dict[bytes, Tensor]()
-
-    def encode_all(waves: Sequence[np.ndarray]) -> list[Tensor]:
-        keys = [wave.tobytes() for wave in waves]
-        new = {key: wave for key, wave in zip(keys, waves, strict=True) if key not in known}
-        known.update(zip(new, encode(list(new.values())), strict=True))
-        return [known[key] for key in keys]
-
-    encoder.encode_all = encode_all
 
 
 @pytest.fixture(scope="session")
@@ -69,8 +54,7 @@ def changed(trained: KimiAudio) -> Callable[..., KimiAudio]:
 
     def load(**arguments: Any) -> KimiAudio:
         model = load_model(MINI, **arguments)
-        model.whisper_features.encode_all = trained.whisper_features.encode_all
-        model.speech_codes.encode_all = trained.speech_codes.encode_all
+        encode_like(model, trained)
         return model
 
     return load

@@ -15,6 +15,7 @@ from scripts.miniature.scoring import (
     word_errors,
 )
 from scripts.miniature.spoken_world import WorldSize, write_world
+from tests.encoded import encode_like, encode_once
 from tests.paths import MINI
 
 KINDS = ("transcription", "question")
@@ -33,10 +34,13 @@ def world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
 def words(world: Path, long: bool):
     """Word error rate of transcripts and part of the answers that are right, by way of serving."""
     cases = read_cases(world / "held_out.jsonl", KINDS, 40 if long else 8)
+    plain = load_model(MINI)
+    encode_once(plain)
 
     @cache
     def measured(quantization: str | None, kv_cache: str | None) -> tuple[float, float]:
         model = load_model(MINI, quantization=quantization, kv_cache=kv_cache)
+        encode_like(model, plain)  # the language model alone is quantized
         given = [answer(model, case) for case in cases]
         heard, asked = ([a for a in given if a.case.kind == kind] for kind in KINDS)
         return word_errors(heard), right(asked)
