@@ -20,7 +20,7 @@ from tests.paths import GOLDEN
 os.environ["OMP_NUM_THREADS"] = "1"
 
 hypothesis.settings.register_profile(
-    "sample", derandomize=True, deadline=None, max_examples=50, database=None
+    "sample", derandomize=True, deadline=None, max_examples=35, database=None
 )
 hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
 
