@@ -91,7 +91,7 @@ def checked_tokenizer(folder: Path) -> TextTokenizer:
     tokenizer, config = TextTokenizer(folder), LanguageModelConfig.from_directory(folder)
     if tokenizer.size > config.vocabulary or tokenizer.turn_end != config.end:
         raise CheckpointError(
-            f"{folder}: tokenizer.json has {tokenizer.size} tokens and {tokenizer.turn_end} ends a "
+            f"{folder}: the tokenizer has {tokenizer.size} tokens and {tokenizer.turn_end} ends a "
             f"turn, but config.json says {config.vocabulary} and {config.end}; use files of the "
             "same checkpoint"
         )

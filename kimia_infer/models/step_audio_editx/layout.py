@@ -2,7 +2,7 @@
 
 The directory holds the two published repositories under their names:
 
-    Step-Audio-EditX/       config.json  tokenizer.json  model*.safetensors
+    Step-Audio-EditX/       config.json  tokenizer.model  model*.safetensors
         CosyVoice-300M-25Hz/    cosyvoice.yaml  flow.pt  hift.pt  campplus.onnx
     Step-Audio-Tokenizer/   linguistic_tokenizer.npy  speech_tokenizer_v1.onnx
         dengcunqin/speech_paraformer-.../   config.yaml  model.pt  am.mvn
@@ -27,7 +27,7 @@ RECOGNIZER_FOLDER = (
 )
 CENTERS_NAME, VQ06_NAME = "linguistic_tokenizer.npy", "speech_tokenizer_v1.onnx"
 SPEAKER_NAME = "campplus.onnx"
-TEXT_NAMES = ("tokenizer.json", "tokenizer.model")
+TEXT_NAMES = ("tokenizer.model", "tokenizer.json")
 
 SOUND_FILES = tuple(
     f"{SOUND_FOLDER}/{name}" for name in ("cosyvoice.yaml", "flow.pt", "hift.pt", SPEAKER_NAME)

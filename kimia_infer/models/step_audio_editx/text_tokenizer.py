@@ -1,4 +1,4 @@
-"""Text to ids: the unigram model of a checkpoint's ``tokenizer.json``.
+"""Text to ids: the unigram model of a checkpoint's ``tokenizer.json``, or ``tokenizer.model``.
 
 Other files of the checkpoint label it a LlamaTokenizer, which reads it as another kind and breaks
 line ends, so they are not consulted.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
+from kimia_infer.models.step_audio_editx.layout import TEXT_NAMES
 from kimia_infer.models.step_audio_editx.packing import AUDIO_TOKENS
 from kimia_infer.utils.errors import CheckpointError, RequestError
 
-FILE_NAME = "tokenizer.json"
 TURN_BEGIN, TURN_END = "<|BOT|>", "<|EOT|>"
 
 PUBLISHED_SIZE = 74_752
@@ -37,12 +38,14 @@ class TextTokenizer:
     """
 
     def __init__(self, directory: Path):
-        path = directory / FILE_NAME
+        paths = [directory / name for name in TEXT_NAMES]
+        path = next((path for path in paths if path.is_file()), paths[0])
         if not path.is_file():
             raise CheckpointError(f"{path}: file missing")
+        read = Tokenizer.from_file if path.suffix == ".json" else read_sentencepiece
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises nothing more specific
+            self._tokenizer = read(str(path))
+        except Exception as error:  # the libraries raise nothing more specific
             raise CheckpointError(f"{path}: not a tokenizer ({error})") from error
         kind = json.loads(self._tokenizer.to_str())["model"]["type"]
         if kind != "Unigram":
@@ -87,6 +90,36 @@ class TextTokenizer:
             raise RequestError(
                 f"{field}: {found[0]} is a token of the model and no text; leave it out"
             )
+
+
+def read_sentencepiece(path: str) -> Tokenizer:
+    """The tokenizer of a model file of sentencepiece, as ``tokenizer.json`` would describe it.
+
+    Pieces that are no text, and those that the trainer was told to keep whole, are found before
+    anything else. A mark of a word's begin stands before the text alone.
+    """
+    from transformers.convert_slow_tokenizer import import_protobuf  # has the schema of the file
+
+    schema: Any = import_protobuf()
+    stored = schema.ModelProto.FromString(Path(path).read_bytes())
+    if stored.trainer_spec.model_type != schema.TrainerSpec.UNIGRAM:
+        raise ValueError("its model is no unigram one")
+    vocabulary = [(piece.piece, piece.score) for piece in stored.pieces]
+    spec = stored.trainer_spec
+    tokenizer = Tokenizer(models.Unigram(vocabulary, spec.unk_id, spec.byte_fallback))
+    if characters := stored.normalizer_spec.precompiled_charsmap:
+        tokenizer.normalizer = normalizers.Precompiled(characters)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    kinds = schema.ModelProto.SentencePiece
+    special = {kinds.UNKNOWN: True, kinds.CONTROL: True, kinds.USER_DEFINED: False}
+    tokenizer.add_tokens(
+        [
+            AddedToken(piece.piece, special=special[piece.type], normalized=False)
+            for piece in stored.pieces
+            if piece.type in special
+        ]
+    )
+    return tokenizer
 
 
 def audio_name(token: int) -> str:

@@ -97,7 +97,7 @@ def change_tensors(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
 DAMAGE: list[tuple[str, Callable[[Path], object], str]] = [
     (f"{MODEL}/config.json", lambda p: change_json(p, num_attention_groups=4), "multiple of"),
     (f"{MODEL}/config.json", lambda p: change_json(p, eos_token_id=5), "3 ends a turn"),
-    (f"{MODEL}/tokenizer.json", Path.unlink, r"tokenizer\.json: file missing"),
+    (f"{MODEL}/tokenizer.json", Path.unlink, r"tokenizer\.model: file missing"),
     (
         f"{MODEL}/model.safetensors",
         lambda p: change_tensors(p, lambda t: t.pop("lm_head.weight")),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers.convert_slow_tokenizer import import_protobuf
 
 from kimia_infer.models.step_audio_editx import edits, packing, prompts
 from kimia_infer.models.step_audio_editx.text_tokenizer import TextTokenizer
@@ -79,6 +80,34 @@ def test_bad_edits_are_refused(
     assert message in str(error.value)
 
 
+def test_a_model_of_sentencepiece_gives_the_same_ids(tmp_path: Path) -> None:
+    """The published checkpoint has one, and no ``tokenizer.json``."""
+    schema = import_protobuf()
+    recorded = json.loads((RECORDED / "tokenizer.json").read_text())
+    added = {token["content"]: token["special"] for token in recorded["added_tokens"]}
+    model = schema.ModelProto()
+    model.trainer_spec.model_type = schema.TrainerSpec.UNIGRAM
+    model.trainer_spec.byte_fallback = True
+    model.trainer_spec.unk_id = 0
+    kinds = schema.ModelProto.SentencePiece
+    names = {False: kinds.USER_DEFINED, True: kinds.CONTROL, None: kinds.NORMAL}
+    pieces = [*recorded["model"]["vocab"], *((f"<audio_{n}>", 0.0) for n in range(5120))]
+    for index, (piece, score) in enumerate(pieces):
+        kind = names[added.get(piece)] if index else kinds.UNKNOWN
+        kind = kinds.BYTE if piece.startswith("<0x") else kind
+        model.pieces.add(piece=piece, score=score, type=kind)
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    read = TextTokenizer(tmp_path)
+    texts = [text for case in PROMPTS["cases"] for text in case.get("encode_calls", ())]
+    tokenizer = TextTokenizer(RECORDED)
+    assert len(texts) > 30 and read.size == tokenizer.size
+    assert [read.encode(text) for text in texts] == [tokenizer.encode(text) for text in texts]
+    model.trainer_spec.model_type = schema.TrainerSpec.BPE
+    (tmp_path / "tokenizer.model").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a tokenizer .*unigram"):
+        TextTokenizer(tmp_path)
+
+
 def test_clone_needs_both_texts(builder: prompts.PromptBuilder) -> None:
     for text, target, field in (("", "a", "text"), ("a", "\n", "target")):
         with pytest.raises(RequestError, match=f"^{field}: expected some text"):
@@ -142,7 +171,7 @@ def changed(directory: Path, **fields: Any) -> Path:
 
 
 def test_other_tokenizers_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json: file missing"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: file missing"):
         TextTokenizer(tmp_path)
     words = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}
     with pytest.raises(CheckpointError, match="expected a Unigram model, found WordLevel"):
