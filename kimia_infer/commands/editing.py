@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kimia_infer.commands.parser import DEVICE_HELP, WEIGHTS_HELP, Parser
-from kimia_infer.commands.speak import FORMATS, check_format, spoken, write_speech
+from kimia_infer.commands.speak import FORMATS, check_format, write_speech
 from kimia_infer.utils.errors import renamed_as
 from kimia_infer.utils.files import no_file
 
@@ -73,6 +73,7 @@ def carry_out(
 
     from kimia_infer.api.editx import EditX  # imports PyTorch: seconds
     from kimia_infer.models.step_audio_editx.reference import load_reference
+    from kimia_infer.utils.progress import progress
 
     named = {"audio": str(arguments.recording), "text": "--transcript", "seed": "--seed", **names}
     with renamed_as(named):
@@ -81,7 +82,12 @@ def carry_out(
         if needs_words and not words:
             words = written_down(content, arguments)
         model = EditX(weights, arguments.device)
-        answer = spoken(model.stream(content, task(words), arguments.seed))
+        with progress("Speaking", unit="steps", bar_format="{desc}: {n} steps [{elapsed}]") as bar:
+
+            def step() -> None:
+                bar.update()
+
+            answer = model.answer(content, task(words), arguments.seed, check=step)
     for note in answer.notes:
         print(f"note: {note}", file=sys.stderr)
     write_speech(answer, arguments.output)

@@ -114,9 +114,9 @@ def test_without_weights_it_is_said_what_to_fetch(
 
 
 def test_an_interruption_leaves_nothing_half_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("kimia_infer.api.editx.EditX.stream", interrupted)
+    monkeypatch.setattr("kimia_infer.api.editx.EditX.answer", interrupted)
     assert run_here("edit", VOICE, "--denoise", "--device", "cpu", "--output", "new/a.wav") == 130
     assert not Path("new").exists()
