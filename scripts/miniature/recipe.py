@@ -123,7 +123,7 @@ LANGUAGE_MODEL = {
     "save_every": 250,
     "keep_checkpoints": 1,
 }
-CONTINUED = LANGUAGE_MODEL | {"max_steps": 3000, "learning_rate": 1.5e-3}
+CONTINUED = LANGUAGE_MODEL | {"max_steps": 1800, "learning_rate": 1.5e-3}
 """Settings of the trainings; the last where the language model is not untrained."""
 
 
