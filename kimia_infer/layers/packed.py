@@ -9,6 +9,7 @@ float32, so a result differs from that of the dequantized matrix by the rounding
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeGuard
@@ -65,8 +66,9 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).float()
-        product = self.matrices.multiply(self.name, rows.numpy())
-        out = torch.from_numpy(product).to(x.dtype)
+        product = torch.from_numpy(self.matrices.multiply(self.name, rows.numpy()))
+        # Rounded to integers, what is not finite may become a number; zero times it is none.
+        out = product.add_(0 * rows.sum(1, keepdim=True)).to(x.dtype)
         out = out if self.bias is None else out.add_(self.bias)
         return out.view(*x.shape[:-1], self.out_features)
 
@@ -78,7 +80,7 @@ class PackedLinear(nn.Module):
 
 
 class Matrices:
-    """Several packed matrices, which share the threads of one session.
+    """Several packed matrices in one session.
 
     Not to be used by two threads at once.
     """
@@ -86,10 +88,9 @@ class Matrices:
     def __init__(self, layers: dict[str, QuantizedLinear]):
         import onnxruntime
 
+        _share_threads()
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        # Its threads wait for the next product by spinning only while one is computed.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.use_per_session_threads = False
         options.log_severity_level = 3
         self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
             _graph(layers), options, providers=["CPUExecutionProvider"]
@@ -106,6 +107,14 @@ class Matrices:
         (product,) = self._session.run([name], given, self._run)
         assert isinstance(product, np.ndarray)
         return product
+
+
+@functools.cache
+def _share_threads() -> None:
+    """Let all sessions use the same threads, as many as PyTorch has."""
+    import onnxruntime
+
+    onnxruntime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
 
 
 def _bits(layer: QuantizedLinear) -> int:

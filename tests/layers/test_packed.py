@@ -67,6 +67,15 @@ def test_a_product_is_that_of_the_stored_values_and_the_rounded_row(
         assert group[name](x.bfloat16()).dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_so(value: float) -> None:
+    layer = packed.packed(nn.Linear(2 * BLOCK, 4, bias=False))
+    x = torch.ones(2, 2 * BLOCK)
+    x[1, 5] = value
+    finite = layer(x).isfinite()
+    assert finite[0].all() and not finite[1].any()
+
+
 def test_what_is_not_packed() -> None:
     assert not can_pack(nn.Linear(BLOCK, 4))
     assert not can_pack(QuantizedLinear(BLOCK, 4, False, STORAGES["fp8"]))
