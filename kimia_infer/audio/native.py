@@ -23,6 +23,8 @@ of torchaudio."""
 
 RATE_STEP = 25
 """All usual rates are multiples; the sinc's filters for others would be gigabytes."""
+HIGHEST_RATE = 192_000
+"""Hz; the filters grow with the rate, of which the header of a file may say anything."""
 UNUSUAL_RATE = 48_000
 """What files at other rates are decoded to."""
 
@@ -36,12 +38,12 @@ def load_native(
 ) -> tuple[np.ndarray, int]:
     """float32 [samples] as :func:`load_audio` reads them, and the rate of the file in Hz.
 
-    A rate that is no multiple of 25 Hz becomes 48 kHz.
+    A rate that is no multiple of 25 Hz or is above 192 kHz becomes 48 kHz.
     """
     reader = Reader(source, None, SAMPLE_RATE, lambda text: None, check or (lambda: None))
     with reader.opened() as file:
         _, rate = next(iter(reader.blocks(file)), (None, SAMPLE_RATE))
-    rate = UNUSUAL_RATE if rate % RATE_STEP else rate
+    rate = UNUSUAL_RATE if rate % RATE_STEP or rate > HIGHEST_RATE else rate
     return load_audio(source, max_seconds, rate, note=note, check=check), rate
 
 

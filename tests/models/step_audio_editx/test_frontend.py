@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from kimia_infer.audio.files import AudioError, wav_bytes
 from kimia_infer.audio.mel import MelConfig
 from kimia_infer.audio.native import load_native, resample
 from kimia_infer.models.step_audio_editx.frontend import (
@@ -91,3 +93,11 @@ def test_a_file_is_read_at_its_own_rate() -> None:
         expected, stored = recording(name)
         assert rate == stored
         same(torch.from_numpy(wave), expected, 1e-7)
+
+
+def test_a_header_does_not_set_the_size_of_the_filters() -> None:
+    sound = 0.3 * np.sin(np.arange(100_000) / 9)
+    wave, rate = load_native(wav_bytes(sound, 200_025))
+    assert rate == 48_000 and len(wave) == pytest.approx(24_000, abs=60)
+    with pytest.raises(AudioError, match="no sample rate of sound"):
+        load_native(wav_bytes(sound, 10_000_025))
