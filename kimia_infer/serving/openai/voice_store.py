@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from kimia_infer.serving.openai.errors import ApiError
@@ -31,8 +31,8 @@ class UploadedVoice:
 
     id: str
     name: str
-    owner: str
-    content: bytes
+    owner: str = field(repr=False)  # a key
+    content: bytes = field(repr=False)
     words: str
     created: int
     used: float
