@@ -111,6 +111,7 @@ def _read_compressed(folder: Path, stored: dict[str, Any], dtype: torch.dtype) -
         config=llama,
         dtype=dtype,
         output_loading_info=True,
+        use_safetensors=True,
     )
     restored = read.state_dict()
     with torch.device("meta"):
