@@ -65,6 +65,8 @@ class ServiceRunner(cog.BaseRunner):
     """
 
     settings: CogSettings
+    after_timeout = "set a smaller max_new_tokens or send shorter audio"
+    """What a caller can do whose answer took too long."""
 
     def read_settings(self) -> CogSettings:
         return read_settings(CogSettings, os.environ)
@@ -137,8 +139,7 @@ class ServiceRunner(cog.BaseRunner):
         except RequestTimeout as error:
             raise as_cog_shows(
                 f"KIMI_AUDIO_TIMEOUT: the answer was not complete within {self.settings.timeout:g} "
-                "s, the time limit of this service; set a smaller max_new_tokens or send shorter "
-                "audio"
+                "s, the time limit of this service; {self.after_timeout}"
             ) from error
         except RequestError as error:
             raise as_cog_shows(str(error)) from error

@@ -50,6 +50,8 @@ class EditXRunner(ServiceRunner):
     Where KIMI_AUDIO_WEIGHTS is set, Kimi-Audio is loaded as well, to write transcripts.
     """
 
+    after_timeout = "send a shorter text or recording"
+
     def load(self, weights: cog.Path | str | None) -> set[torch.device]:
         settings = self.settings
         directory = find_editx(os.environ.get("KIMI_AUDIO_EDITX") or weights)
