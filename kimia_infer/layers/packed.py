@@ -63,6 +63,8 @@ class PackedLinear(nn.Module):
         self.matrices, self.name, self.bias = matrices, name, layer.bias
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.bits = _bits(layer)
+        # All that is left of the scales: it tells whether a weight was not finite.
+        self.largest_scale = nn.Parameter(layer.scale.abs().max(), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.in_features).float()
