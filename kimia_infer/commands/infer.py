@@ -46,8 +46,7 @@ if TYPE_CHECKING:
 FILES = ("audio", "history", "voice")
 
 EPILOG = """\
-With --url, KIMI_AUDIO_TOKEN is sent as bearer token. --stream needs a server that was started with
---stream; an interruption stops the generation there, too.
+With --url, KIMI_AUDIO_TOKEN is sent as bearer token; an interruption ends the answer there, too.
 Exit status: 0 done, 1 the prediction failed or was refused, 2 usage, 130 interrupted."""
 
 CONVERSIONS = {"integer": (int, "N"), "number": (float, "X")}
@@ -106,7 +105,11 @@ def add_output(group: Any) -> None:
         help=f"[answer.wav; with several --audio the directory {DEFAULT_DIRECTORY}]",
     )
     add("--metrics", action="store_true", help="print timings and all other metrics to stderr")
-    add("--stream", action="store_true", help="with --url: print text as it is generated")
+    add(
+        "--stream",
+        action="store_true",
+        help="with a --url that streams: print text as it is generated",
+    )
     add("--play", action="store_true", help="with --stream: play speech with ffplay or aplay")
     add(
         "--preset",

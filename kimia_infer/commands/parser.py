@@ -83,7 +83,7 @@ def add_kokoro(group: Any) -> None:
     group.add_argument(
         "--kokoro-adapter",
         metavar="NAME|DIR",
-        help="add an adapter of its prosody to Kokoro [KIMI_AUDIO_KOKORO_ADAPTER, else none]",
+        help="adapter of Kokoro's prosody [KIMI_AUDIO_KOKORO_ADAPTER]",
     )
 
 
