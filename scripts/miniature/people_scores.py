@@ -17,8 +17,8 @@ from tqdm import tqdm
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from scripts.miniature.people import KINDS
-from scripts.miniature.real_person import person_cases
-from scripts.miniature.scoring import Case, answer, read_cases, right, word_errors
+from scripts.miniature.real_person import QUESTIONS, person_cases, trained
+from scripts.miniature.scoring import Answer, Case, answer, read_cases, right, word_errors
 from scripts.miniature.surroundings import Room, Surroundings
 
 QUIET = Surroundings(before=0.2, after=0.3)
@@ -33,6 +33,9 @@ PLACES = {
 def measure_people(model: KimiAudio, people: Path, prompts: Path) -> dict:
     """Figures as shares of 1.
 
+    Those of the real person are of QUESTIONS sums, "person", and of the same and further sums by
+    whether training has their texts, "person_trained" and "person_held_out".
+
     Args:
         people: folder with ``held_out.jsonl``, see :mod:`scripts.miniature.people`.
         prompts: those of the real person.
@@ -43,23 +46,30 @@ def measure_people(model: KimiAudio, people: Path, prompts: Path) -> dict:
 
 def _measure(model: KimiAudio, people: Path, prompts: Path, folder: Path) -> dict:
     cases = read_cases(people / "held_out.jsonl", tuple(KINDS), 10_000)
-    asked = {
-        "voices": [case for case in cases if case.kind == "question"],
-        "person": person_cases(prompts, folder),
-    }
-    figures: dict = {
-        f"{who}_{place}": _answered(model, [_moved(case, surroundings, folder) for case in some])
-        for who, some in asked.items()
-        for place, surroundings in PLACES.items()
-    }
+    voices = [case for case in cases if case.kind == "question"]
+    person, figures = person_cases(prompts, folder), {}
+    known = [trained(case) for case in person]
+    for place, surroundings in PLACES.items():
+        figures[f"voices_{place}"] = _scores(_answers(model, voices, surroundings, folder))
+        given = _answers(model, person, surroundings, folder)
+        figures[f"person_{place}"] = _scores(given[:QUESTIONS])
+        for name, wanted in (("trained", True), ("held_out", False)):
+            some = [a for a, is_known in zip(given, known, strict=True) if is_known == wanted]
+            figures[f"person_{name}_{place}"] = _scores(some)
     for kind in sorted(KINDS.keys() - {"question"}):
-        some = [_moved(case, QUIET, folder) for case in cases if case.kind == kind]
-        figures[f"voices_{kind}"] = _answered(model, some)
+        some = [case for case in cases if case.kind == kind]
+        figures[f"voices_{kind}"] = _scores(_answers(model, some, QUIET, folder))
     return figures
 
 
-def _answered(model: KimiAudio, cases: Sequence[Case]) -> dict[str, float]:
-    given = [answer(model, case) for case in tqdm(cases, desc="People", disable=None)]
+def _answers(
+    model: KimiAudio, cases: Sequence[Case], surroundings: Surroundings, folder: Path
+) -> list[Answer]:
+    heard = [_moved(case, surroundings, folder) for case in cases]
+    return [answer(model, case) for case in tqdm(heard, desc="People", disable=None)]
+
+
+def _scores(given: Sequence[Answer]) -> dict[str, float]:
     return {"count": len(given), "right": right(given), "word_errors": word_errors(given)}
 
 

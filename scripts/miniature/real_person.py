@@ -1,14 +1,13 @@
 """Questions of a real person, joined of the prompts of a telephone system, to judge with only.
 
 They are Debian's ``asterisk-core-sounds-en-g722``: 16 kHz, in G.722, by one speaker, licensed
-CC BY-SA 3.0. The package is fetched when something is measured and never in training.
+CC BY-SA 3.0. The package is fetched when something is measured; its sounds are never trained on.
 """
 
 from __future__ import annotations
 
 import random
 import subprocess
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -19,10 +18,10 @@ from kimia_infer.audio.files import SAMPLE_RATE, write_wav
 from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.weights.manifest import sha256_of
 from scripts.miniature.scoring import Case
-from scripts.miniature.world import NUMBERS
+from scripts.miniature.world import NUMBERS, split_of
 
-PACKAGE = "asterisk-core-sounds-en-g722"
-ARCHIVE = f"{PACKAGE}_1.6.1-1_all.deb"
+PACKAGE, VERSION = "asterisk-core-sounds-en-g722", "1.6.1-1"
+ARCHIVE = f"{PACKAGE}_{VERSION}_all.deb"
 SHA256 = "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806"
 SOUNDS = Path("usr/share/asterisk/sounds/en_US_f_Allison")
 
@@ -45,22 +44,39 @@ def fetch_prompts(folder: Path) -> Path:
     Raises ConfigurationError if they cannot be had or are others.
     """
     archive = folder / ARCHIVE
-    run = partial(subprocess.run, cwd=folder, capture_output=True, text=True, check=True)
-    try:
-        if not archive.is_file():
-            run(["apt-get", "download", PACKAGE])
-        if (found := sha256_of(archive)) != SHA256:
-            raise ConfigurationError(f"{PACKAGE}: SHA-256 {found}, expected {SHA256}")
-        run(["dpkg-deb", "--extract", str(archive), str(folder)])
-    except subprocess.CalledProcessError as error:
-        raise ConfigurationError(f"{PACKAGE}: {error.stderr.strip()}") from error
-    except FileNotFoundError as error:
-        raise ConfigurationError(f"{PACKAGE}: needs Debian's apt-get ({error})") from error
+    if not archive.is_file():
+        _run(["apt-get", "download", f"{PACKAGE}={VERSION}"], folder)
+    if (found := sha256_of(archive)) != SHA256:
+        raise ConfigurationError(
+            f"{archive}: SHA-256 {found}, expected {SHA256}; remove the file to have it fetched "
+            "again, or check which archive apt-get uses"
+        )
+    _run(["dpkg-deb", "--extract", str(archive), str(folder)], folder)
     return folder / SOUNDS
 
 
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except subprocess.CalledProcessError as error:
+        raise ConfigurationError(f"{PACKAGE} {VERSION}: {error.stderr.strip()}") from error
+    except FileNotFoundError as error:
+        if error.filename != command[0]:
+            raise
+        raise ConfigurationError(f"{PACKAGE}: needs Debian's {command[0]}") from error
+
+
+def trained(case: Case) -> bool:
+    """Whether training has the text of a question of :func:`person_cases`, said by others."""
+    return split_of(Path(case.chats[-1]["content"]).stem.replace("_", " ")) == "train"
+
+
 def person_cases(prompts: Path, folder: Path) -> list[Case]:
-    """QUESTIONS sums, asked with ``prompts`` in recordings that are written to ``folder``."""
+    """Sums, asked with ``prompts`` in recordings that are written to ``folder``.
+
+    The first QUESTIONS are drawn from all sums, most of which training has in other voices; behind
+    them are all others that it does not have.
+    """
     chance = random.Random(SEED)
     sums = [
         (f"{a} {sign} {b}", result)
@@ -68,12 +84,14 @@ def person_cases(prompts: Path, folder: Path) -> list[Case]:
         for sign, result in (("plus", x + y), ("minus", x - y))
         if y > 0 and 0 <= result < len(NUMBERS) and (x > 0 or sign == "minus")
     ]
+    asked = chance.sample(sums, QUESTIONS)
+    asked += [item for item in sums if split_of(item[0]) != "train" and item not in asked]
     cases = []
-    for text, result in chance.sample(sums, QUESTIONS):
+    for text, result in asked:
         path = folder / f"{text.replace(' ', '_')}.wav"
         write_wav(path, _joined(prompts, text, chance), SAMPLE_RATE)
-        asked = {"role": "user", "message_type": "audio", "content": str(path)}
-        cases.append(Case("question", [asked], NUMBERS[result], True))
+        question = {"role": "user", "message_type": "audio", "content": str(path)}
+        cases.append(Case("question", [question], NUMBERS[result], True))
     return cases
 
 

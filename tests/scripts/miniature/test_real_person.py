@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import av
@@ -14,9 +15,9 @@ from kimia_infer.utils.errors import ConfigurationError
 from scripts.miniature import people_scores, real_person
 from scripts.miniature.people import KINDS
 from scripts.miniature.people_scores import PLACES, measure_people
-from scripts.miniature.real_person import WORDS, decoded, fetch_prompts, person_cases
+from scripts.miniature.real_person import WORDS, decoded, fetch_prompts, person_cases, trained
 from scripts.miniature.scoring import Answer, Case
-from scripts.miniature.world import NUMBERS
+from scripts.miniature.world import NUMBERS, questions, split_of
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,12 @@ def prompts(tmp_path_factory) -> Path:
 
 def test_questions_are_joined_of_prompts(prompts: Path, tmp_path: Path):
     cases = person_cases(prompts, tmp_path)
-    assert len({case.chats[0]["content"] for case in cases}) == real_person.QUESTIONS
+    texts = [Path(case.chats[0]["content"]).stem.replace("_", " ") for case in cases]
+    assert len(set(texts)) == len(texts) > real_person.QUESTIONS
+    assert [trained(case) for case in cases] == [split_of(text) == "train" for text in texts]
+    assert not any(trained(case) for case in cases[real_person.QUESTIONS :])
+    bare = (turn.user for name in ("validation", "held_out") for turn in questions(name)["sum"])
+    assert {text for text in bare if text.split()[0] in NUMBERS} <= set(texts)
     for case in cases:
         path = Path(case.chats[0]["content"])
         first, sign, second = path.stem.split("_")
@@ -59,6 +65,21 @@ def test_another_package_is_refused(tmp_path: Path):
         fetch_prompts(tmp_path)
 
 
+def test_a_version_that_debian_does_not_have_is_named(tmp_path: Path, monkeypatch):
+    command = tmp_path / "apt-get"
+    command.write_text('#!/bin/sh\necho "no $2" >&2; exit 100\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(ConfigurationError, match=r"1\.6\.1-1: no asterisk.*g722=1\.6\.1-1"):
+        fetch_prompts(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigurationError, match="needs Debian's apt-get"):
+        fetch_prompts(tmp_path)
+
+
+WHO = ("voices", "person", "person_trained", "person_held_out")
+
+
 def test_figures_are_of_every_place(prompts: Path, tmp_path: Path, monkeypatch):
     asked = person_cases(prompts, tmp_path)
     voices = [replace(asked[0], kind=kind) for kind in KINDS]
@@ -73,11 +94,14 @@ def test_figures_are_of_every_place(prompts: Path, tmp_path: Path, monkeypatch):
     found = measure_people(None, tmp_path, prompts)  # pyrefly: ignore[bad-argument-type]
     others = KINDS.keys() - {"question"}
     assert found.keys() == {
-        *(f"{who}_{place}" for who in ("voices", "person") for place in PLACES),
+        *(f"{who}_{place}" for who in WHO for place in PLACES),
         *(f"voices_{kind}" for kind in others),
     }
-    plus = sum("_plus_" in case.chats[0]["content"] for case in asked)
-    for place in PLACES:
-        values = found[f"person_{place}"]
-        assert values["count"] == 40
-        assert values["right"] == (0 if place == "telephone" else plus / 40)
+    known = [case for case in asked if trained(case)]
+    new = [case for case in asked if not trained(case)]
+    of = {"person": asked[:40], "person_trained": known, "person_held_out": new}
+    for (who, some), place in product(of.items(), PLACES):
+        values = found[f"{who}_{place}"]
+        assert values["count"] == len(some)
+        plus = sum("_plus_" in case.chats[0]["content"] for case in some)
+        assert values["right"] == (0 if place == "telephone" else plus / len(some))
