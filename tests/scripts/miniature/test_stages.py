@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from kimia_infer.audio.mel import MelConfig
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER, WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import SpeechTokenizerConfig
+from kimia_infer.models.kokoro.layout import VOICES_NAME
 from kimia_infer.training.run_directory import TrainingError
 from kimia_infer.training.tasks.config import (
     DiTSize,
@@ -24,16 +26,17 @@ from kimia_infer.training.tasks.config import (
 )
 from kimia_infer.training.tasks.detokenizer import RecordingReader
 from kimia_infer.training.tasks.speech_tokenizer import new_config, new_tokenizer
+from kimia_infer.utils.errors import WeightsError
 from kimia_infer.utils.files import write_text
 from kimia_infer.weights.layout import RECORD_NAME
 from scripts.miniature import figures, people, recipe, recognizer, scoring
 from scripts.miniature.conversations import Amounts
 from scripts.miniature.people import PeopleSize, WordList
-from scripts.miniature.recipe import make_encoder, take_over
+from scripts.miniature.recipe import held_out, make_encoder, take_over
 from scripts.miniature.spoken_world import WorldSize
 from scripts.miniature.stages import STAGES, make, ready, result
 from scripts.miniature.untrained import Sizes, write_miniature
-from scripts.miniature.voices import Utterance
+from scripts.miniature.voices import ACCENTS, ENGLISH, HELD_OUT_ENGLISH, Utterance
 from scripts.miniature.whisper import WhisperSize
 from tests.paths import MINI
 from tests.training.runs import interrupt, write_sound
@@ -51,7 +54,7 @@ def test_stages_can_be_made_in_their_order(tmp_path: Path):
 
 
 def test_independent_stages_can_run_together(tmp_path: Path):
-    free = ["world", "kokoro", "whisper", "held_out", "prompts"]
+    free = ["world", "kokoro", "whisper", "held_out"]
     assert ready(tmp_path) == free
     (tmp_path / "world").mkdir()
     assert ready(tmp_path, running=free) == ["tokenizer", "vocoder"]
@@ -130,6 +133,20 @@ def hum(folder: Path, work: list[Utterance | WordList], kokoro: Path) -> None:
             write_sound(path, 0.4, index)
 
 
+VOICES = (*ENGLISH, *HELD_OUT_ENGLISH, *ACCENTS)
+
+
+def packages(*voices: str) -> Callable[[Path], Path]:
+    """Where Kokoro is made of packages otherwise: a folder with these voices."""
+
+    def build(folder: Path) -> Path:
+        write_text(folder / RECORD_NAME, "")
+        save_file({name: torch.zeros(1) for name in voices}, folder / VOICES_NAME)
+        return folder
+
+    return build
+
+
 def small_whisper(folder: Path, archives: Path) -> None:
     size = WhisperSize(width=16, layers=1, heads=2, feed_forward=16, mels=40)
     write_miniature(archives, sizes=Sizes(whisper=size))
@@ -143,11 +160,10 @@ def small(monkeypatch) -> None:
     for name in ("WORLD", "REHEARSED", "HELD_OUT"):
         monkeypatch.setattr(recipe, name, world)
     monkeypatch.setattr(recipe, "PEOPLE", PeopleSize(6, 2, 4, readers=1))
+    monkeypatch.setattr(recipe, "HELD_OUT_PEOPLE", PeopleSize(0, 0, 4, readers=0))
     monkeypatch.setattr(recipe, "AMOUNTS", Amounts(surroundings=1, spelled=2, joined=2))
     monkeypatch.setattr(people, "write_speech", hum)
-    monkeypatch.setattr(
-        recipe, "build_from_packages", lambda folder: write_text(folder / RECORD_NAME, "")
-    )
+    monkeypatch.setattr(recipe, "build_from_packages", packages(*VOICES))
     monkeypatch.setattr(recipe, "write_tiny", small_whisper)
     monkeypatch.setattr(recipe, "fetch_prompts", lambda folder: None)
     monkeypatch.setattr(figures, "measure_people", lambda *_: {})
@@ -158,6 +174,27 @@ def small(monkeypatch) -> None:
     monkeypatch.setattr(scoring, "LONG_SECONDS", 3)
     monkeypatch.setattr(scoring, "MOST_STEPS", 10)
     monkeypatch.setattr(figures, "TIMED", 1)
+
+
+def test_kokoro_is_made_with_all_voices_or_not_at_all(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(recipe, "build_from_packages", packages(*VOICES[1:]))
+    with pytest.raises(WeightsError, match=f"1 voices are missing, such as {VOICES[0]}; npm"):
+        make(tmp_path, "kokoro")
+    assert "kokoro" in ready(tmp_path)
+    monkeypatch.setattr(recipe, "build_from_packages", packages(*VOICES))
+    make(tmp_path, "kokoro")
+    assert "people" in ready(tmp_path)
+
+
+def test_what_is_measured_on_is_made_apart_from_what_is_trained_on(
+    tmp_path: Path, small: None, monkeypatch
+):
+    cached = packages(*VOICES)(tmp_path / "cache")
+    monkeypatch.setattr(recipe, "build_from_packages", lambda: cached)
+    asked = held_out(tmp_path / "run")
+    assert (asked.people / "held_out.jsonl").read_text().count("\n") == 4
+    assert asked.world.is_dir() and (tmp_path / "run" / "prompts").is_dir()
+    assert not any(result(tmp_path / "run", name).exists() for name in ("kokoro", "people"))
 
 
 def test_a_miniature_is_made_from_nothing(tmp_path: Path, small: None):
@@ -179,6 +216,8 @@ def test_a_miniature_is_made_from_nothing(tmp_path: Path, small: None):
 def test_a_run_begins_with_a_miniature(tmp_path: Path, small: None):
     """Its codec is kept, and its language model where the shapes are the same."""
     take_over(tmp_path, MINI)
+    shutil.rmtree(tmp_path / "vocoder")  # as if interrupted
+    take_over(tmp_path, MINI)
     before = load_file(MINI / "model.safetensors")
     for name in ("whisper", "encoder", "base"):
         make(tmp_path, name)
@@ -186,3 +225,13 @@ def test_a_run_begins_with_a_miniature(tmp_path: Path, small: None):
     base = load_file(tmp_path / "base" / "model.safetensors")
     other = {name for name in base if not torch.equal(base[name], before[name])}
     assert other == {"model.vq_adaptor.layers.0.weight"}
+
+
+def test_a_run_that_began_otherwise_takes_over_nothing(tmp_path: Path):
+    with pytest.raises(TrainingError, match=r"no miniature, .*model\.safetensors"):
+        take_over(tmp_path / "run", tmp_path)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "tokenizer").mkdir()
+    with pytest.raises(TrainingError, match=r"begun without a miniature \(tokenizer\)"):
+        take_over(tmp_path, MINI)
+    assert not (tmp_path / "start").exists()

@@ -69,3 +69,10 @@ def test_a_stage_out_of_order_is_refused(tmp_path: Path):
     refused = run(tmp_path, "detokenizer")
     assert refused.returncode == 1
     assert "train_mini: detokenizer: needs encoder to be done first\n" in refused.stderr
+
+
+def test_a_wrong_miniature_to_begin_with_is_an_error(tmp_path: Path):
+    refused = run(tmp_path / "run", "--from", tmp_path)
+    assert refused.returncode == 1
+    assert f"train_mini: --from {tmp_path}: no miniature" in refused.stderr
+    assert "Traceback" not in refused.stderr
