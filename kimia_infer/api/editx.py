@@ -69,7 +69,7 @@ class EditX:
         self,
         directory: str | Path,
         device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
         quantization: str = "none",
     ):
         place = parse_device(device)

@@ -60,11 +60,12 @@ MaxNewTokens = Annotated[
         description="Maximum steps (12.5 per second of speech); -1 for no limit, 0 is refused",
     ),
 ]
+HIGHEST_SEED = 4294967295
 Seed = Annotated[
     int | None,
     Field(
         ge=0,
-        le=4294967295,
+        le=HIGHEST_SEED,
         description="Makes an answer repeatable; if unset, one is drawn and returned as a metric",
     ),
 ]

@@ -9,13 +9,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kimia_infer.commands.parser import DEVICE_HELP, WEIGHTS_HELP, Parser
+from kimia_infer.commands.parser import (
+    DEVICE_HELP,
+    WEIGHTS_HELP,
+    Parser,
+    add_dtype,
+    add_quantization,
+    model_settings,
+)
 from kimia_infer.commands.speak import FORMATS, check_format, write_speech
 from kimia_infer.utils.errors import renamed_as
 from kimia_infer.utils.files import no_file
 
 if TYPE_CHECKING:
     from kimia_infer.api.editx import Clone, Edit
+    from kimia_infer.serving.settings import Settings
 
 EPILOG = """\
 Recordings have 0.5 to 30 seconds of one person, and at least 16 kHz. Weights, 9 GB, are fetched
@@ -42,12 +50,18 @@ def add_arguments(parser: Parser, output: str) -> None:
     )
     add("--weights", help=f"{WEIGHTS_HELP} [KIMI_AUDIO_EDITX, else the cache]")
     add("--device", help=DEVICE_HELP)
+    add_dtype(parser)
+    add_quantization(parser)
 
 
 def check(parser: Parser, arguments: Namespace, needs_words: bool) -> None:
+    from kimia_infer.api.parameters import HIGHEST_SEED  # imports pydantic
+
     if not arguments.recording.is_file():
         parser.error(no_file(arguments.recording))
     check_format(parser, arguments.output)
+    if arguments.seed is not None and not 0 <= arguments.seed <= HIGHEST_SEED:
+        parser.error(f"--seed: expected 0 .. {HIGHEST_SEED}, found {arguments.seed}")
     arguments.kimi_weights = arguments.kimi_weights or os.environ.get("KIMI_AUDIO_WEIGHTS")
     if needs_words and not (arguments.transcript or "").strip() and not arguments.kimi_weights:
         parser.error(
@@ -68,6 +82,7 @@ def carry_out(
     """
     from kimia_infer.models.step_audio_editx.layout import find_editx
 
+    settings = model_settings(arguments)
     weights = find_editx(arguments.weights)
     content = arguments.recording.read_bytes()
 
@@ -80,8 +95,9 @@ def carry_out(
         load_reference(content)
         words = (arguments.transcript or "").strip()
         if needs_words and not words:
-            words = written_down(content, arguments)
-        model = EditX(weights, arguments.device)
+            words = written_down(content, arguments.kimi_weights, settings)
+        quantization = settings.quantization or "none"
+        model = EditX(weights, settings.device, settings.dtype, quantization)
         with progress("Speaking", unit="steps", bar_format="{desc}: {n} steps [{elapsed}]") as bar:
 
             def step() -> None:
@@ -94,14 +110,12 @@ def carry_out(
     return 0
 
 
-def written_down(content: bytes, arguments: Namespace) -> str:
+def written_down(content: bytes, weights: str, settings: Settings) -> str:
     """The words of a recording, from Kimi-Audio, which is not kept in memory."""
     from kimia_infer.api.editx_request import words_of
     from kimia_infer.api.kimia import KimiAudio
 
-    model = KimiAudio(
-        arguments.kimi_weights, load_detokenizer=False, device=arguments.device, slots=1
-    )
+    model = KimiAudio(weights, **settings.transcriber_arguments())
     words = words_of(model, content)
     print(f"transcript: {words}", file=sys.stderr)
     return words

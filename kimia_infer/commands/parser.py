@@ -7,7 +7,10 @@ import difflib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from kimia_infer.serving.settings import Settings
 
 QUANTIZATIONS = ("none", "fp8", "int8", "int4")
 DTYPES = ("float32", "bfloat16")
@@ -52,14 +55,22 @@ WEIGHTS_HELP = "checkpoint directory or owner/name[@revision]"
 DEVICE_HELP = "cpu, cuda, cuda:1, ... [the accelerator, else cpu]"
 
 
-def add_change(group: Any) -> None:
-    """How weights are changed while they are loaded."""
+def add_dtype(group: Any) -> None:
+    group.add_argument("--dtype", choices=DTYPES, help="[bfloat16 on accelerators, float32 on CPU]")
+
+
+def add_quantization(group: Any) -> None:
     group.add_argument(
         "--quantization",
         choices=QUANTIZATIONS,
         metavar="SCHEME",
         help=f"{', '.join(QUANTIZATIONS)} [KIMI_AUDIO_QUANTIZATION, else as stored]",
     )
+
+
+def add_change(group: Any) -> None:
+    """How weights are changed while they are loaded."""
+    add_quantization(group)
     group.add_argument(
         "--adapter", metavar="DIR", help="add an adapter from finetune [KIMI_AUDIO_ADAPTER]"
     )
@@ -96,7 +107,7 @@ def add_model(group: Any) -> None:
         help="for encoders, detokenizer and vocoder [--device]",
     )
     add_slots(group)
-    group.add_argument("--dtype", choices=DTYPES, help="[bfloat16 on accelerators, float32 on CPU]")
+    add_dtype(group)
     add_change(group)
 
 
@@ -118,13 +129,21 @@ def model_variables(arguments: argparse.Namespace) -> dict[str, str]:
 def model_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of KimiAudio besides its weights, as the predictors load it.
 
+    Raises what :func:`model_settings` does.
+    """
+    return model_settings(arguments).model_arguments()
+
+
+def model_settings(arguments: argparse.Namespace) -> Settings:
+    """How the model is run, by the arguments and the environment.
+
     Raises UsageError naming the argument, or the variable where that is not given.
     """
     from kimia_infer.serving.settings import Settings, read_settings
     from kimia_infer.utils.errors import ConfigurationError
 
     try:
-        return read_settings(Settings, model_variables(arguments)).model_arguments()
+        return read_settings(Settings, model_variables(arguments))
     except ConfigurationError as error:
         name, _, reason = str(error).partition(": ")
         short = name.removeprefix("KIMI_AUDIO_").lower()

@@ -67,20 +67,33 @@ def add_arguments(parser: Parser) -> None:
 
 
 def check(parser: Parser, arguments: Namespace) -> None:
-    check_adapter(parser, arguments)
-    check_kokoro(parser, arguments)
     script = parser.prog.startswith("scripts/")  # which served with Cog before there was a choice
     arguments.openai |= not (script or arguments.cog or arguments.stream)
     if arguments.port is None:
         arguments.port = OPENAI_PORT if arguments.openai else COG_PORT
     weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS", "")
     alone = arguments.editx and not arguments.openai
-    if alone and arguments.stream:
-        parser.error("--stream: the predictor of --editx does not stream; --openai does")
+    if alone:
+        check_alone(parser, arguments, weights)
+    check_adapter(parser, arguments)
+    check_kokoro(parser, arguments)
     if not weights and not os.environ.get("COG_WEIGHTS") and not alone:
         parser.error("no weights: give --weights, or set KIMI_AUDIO_WEIGHTS")
     arguments.weights = absolute(weights)
     arguments.editx = absolute(arguments.editx)
+
+
+def check_alone(parser: Parser, arguments: Namespace, weights: str) -> None:
+    """Refuse what the predictor of Step-Audio-EditX has no use for."""
+    if arguments.stream:
+        parser.error("--stream: the predictor of --editx does not stream; --openai does")
+    useless = ["kokoro", "kokoro_adapter"]
+    if not weights:  # of the Kimi-Audio that writes transcripts
+        useless += ["adapter", "slots"]
+    for name in useless:
+        if getattr(arguments, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            parser.error(f"{option} has no effect with --editx and Cog")
 
 
 def absolute(weights: str | None) -> str | None:

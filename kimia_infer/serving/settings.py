@@ -108,6 +108,11 @@ class Settings(BaseModel):
         """The arguments of KimiAudio besides its weights."""
         return self.model_dump(include=MODEL_FIELDS) | {"load_detokenizer": self.output == "both"}
 
+    def transcriber_arguments(self) -> dict[str, Any]:
+        """Those of a KimiAudio that only writes down what others are to speak."""
+        silent = {"load_detokenizer": False, "kokoro": None, "kokoro_adapter": None}
+        return self.model_arguments() | silent | {"slots": self.slots or 1}
+
 
 def is_directory(value: str | None) -> str | None:
     """``value``; raises ValueError if it is no directory of this machine, unless it is unset."""

@@ -184,6 +184,35 @@ def test_the_environment_is_set_up_after_the_arguments_were_checked(
     assert "nothing to evaluate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("--kokoro", "auto"), "--kokoro"),
+        (("--adapter", "."), "--adapter"),
+        (("--slots", "2"), "--slots"),
+        (("--adapter", ".", "--weights", "."), None),
+        (("--quantization", "int4"), None),
+        (("--openai", "--kokoro", "auto", "--weights", "."), None),
+    ],
+)
+def test_what_the_predictor_of_editx_has_no_use_for_is_refused(
+    arguments: tuple[str, ...],
+    option: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("KIMI_AUDIO_WEIGHTS", raising=False)
+    asked = parser.Parser(prog="scripts/serve")
+    serve.add_arguments(asked)
+    parsed = asked.parse_args(["--editx", "auto", *arguments])
+    if option is None:
+        serve.check(asked, parsed)
+        return
+    with pytest.raises(SystemExit):
+        serve.check(asked, parsed)
+    assert f"{option} has no effect with --editx" in capsys.readouterr().err
+
+
 def test_a_server_is_asked_without_setting_up_an_environment(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -12,6 +12,7 @@ PyTorch is not imported here, so that missing weights are reported at once.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -66,12 +67,27 @@ EDITX_LAYOUT = CheckpointLayout(
 AUTO = "auto"
 """Stands for the published weights."""
 
+PACKAGES = ("onnx", "onnxruntime")
+"""What reading the weights takes besides the library."""
+
+
+def require_packages() -> None:
+    """Raise WeightsError if one of PACKAGES is missing, before 9 GB are fetched in vain."""
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise WeightsError(
+                f"{EDITX_LAYOUT.model} takes the package {package}: "
+                "pip install 'kimia-infer[editx]'"
+            )
+
 
 def resolve_editx(value: str | os.PathLike[str]) -> Path:
     """The complete directory that ``value`` stands for: a directory, ``owner/name`` or AUTO.
 
-    What the hub has is taken from the cache, or downloaded. Raises what ``resolve`` does.
+    What the hub has is taken from the cache, or downloaded. Raises what ``require_packages`` and
+    ``resolve`` do.
     """
+    require_packages()
     return resolve(EDITX.name if value == AUTO else value, EDITX_LAYOUT)
 
 

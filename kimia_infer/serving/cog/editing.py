@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from kimia_infer.api.devices import parse_dtype
 from kimia_infer.api.editx import EditX
 from kimia_infer.api.editx_request import Editor, EditXParameters
 from kimia_infer.api.events import AudioChunk, Event
@@ -55,10 +54,10 @@ class EditXRunner(ServiceRunner):
     def load(self, weights: cog.Path | str | None) -> set[torch.device]:
         settings = self.settings
         directory = find_editx(os.environ.get("KIMI_AUDIO_EDITX") or weights)
-        dtype = None if settings.dtype is None else parse_dtype(settings.dtype, torch.device("cpu"))
-        model, kimi = EditX(directory, settings.device, dtype), None
+        quantization = settings.quantization or "none"
+        model, kimi = EditX(directory, settings.device, settings.dtype, quantization), None
         if named := os.environ.get(WEIGHTS):
-            kimi = KimiAudio(named, load_detokenizer=False, device=settings.device, slots=1)
+            kimi = KimiAudio(named, **settings.transcriber_arguments())
         self.editor = Editor(model, kimi)
         return {model.networks.language_model.device}
 

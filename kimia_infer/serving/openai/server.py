@@ -68,7 +68,12 @@ def load_editx(settings: OpenAISettings) -> EditX | None:
     """Step-Audio-EditX where the settings have it, on the device of the speech."""
     if settings.editx is None:
         return None
-    return EditX(resolve_editx(settings.editx), settings.speech_device or settings.device)
+    return EditX(
+        resolve_editx(settings.editx),
+        settings.speech_device or settings.device,
+        settings.dtype,
+        settings.quantization or "none",
+    )
 
 
 def bound(host: str, port: int) -> socket.socket:
