@@ -163,7 +163,10 @@ def words_of(model: KimiAudio, audio: Source, deadline: Deadline | None = None) 
         AudioError: naming ``audio``, for what is no recording of a voice.
         RequestError: naming ``text``, where no words are heard.
     """
-    load_reference(audio)
+    if deadline is None:
+        load_reference(audio)
+    else:
+        load_reference(audio, check=deadline.check)
     heard = model.transcribe(audio, max_seconds=LONGEST_SECONDS, deadline=deadline)
     if not heard.text.strip():
         raise RequestError(

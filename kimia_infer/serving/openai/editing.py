@@ -40,24 +40,37 @@ def editing(service: Service, asked: SpeechRequest) -> AsyncGenerator[Event]:
     if asked.instructions.strip():
         raise unsupported("instructions", f"{EDITX_NAME} takes none; choose a task and an option")
     sample = read_sample(service, asked)
-    names = {"audio": sample.param, "text": "input", "transcript": "ref_text"}
     said = asked.task in WITH_TEXT
+    source, transcript = transcript_of(asked, sample)
+    names = {"audio": sample.param, "text": "input", "transcript": source}
     given = {
         "task": asked.task,
         "option": asked.option,
         "text": asked.input if said else "",
-        "transcript": asked.ref_text or ("" if said else asked.input.strip()) or sample.words,
+        "transcript": transcript,
         "seed": asked.seed,
     }
     with renamed_as(names):
         parameters = parse_as(EditXParameters, given)
         editor.check(parameters)
+    if not said and asked.ref_text.strip() not in ("", asked.input.strip()):
+        text = f"ref_text: of {asked.task}, input is what the recording says; leave ref_text out"
+        raise ApiError(400, text, "ref_text", "invalid_value")
 
     def begin(deadline: Deadline) -> Generator[Event]:
         with renamed_as(names):
             yield from editor.respond(sample.content, parameters, deadline, streams=True)
 
     return service.answers.stream(begin)
+
+
+def transcript_of(asked: SpeechRequest, sample: Sample) -> tuple[str, str]:
+    """The field in which it is sent what the recording says, and that; "" if it is not sent."""
+    if asked.ref_text.strip():
+        return "ref_text", asked.ref_text
+    if asked.task not in WITH_TEXT and asked.input.strip():
+        return "input", asked.input.strip()
+    return ("voice" if sample.words else "ref_text"), sample.words
 
 
 def read_sample(service: Service, asked: SpeechRequest) -> Sample:

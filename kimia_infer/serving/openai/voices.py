@@ -10,6 +10,7 @@ from fastapi import APIRouter, Form, UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from starlette.requests import Request
 
+from kimia_infer.api.request import Deadline
 from kimia_infer.api.spoken import PREFIX, speakers, voice_of
 from kimia_infer.api.voice import check_recording
 from kimia_infer.models.kimi_audio.prompt import AudioInput
@@ -57,7 +58,8 @@ class Voice:
 async def voices(request: Request, service: Serving) -> dict[str, Any]:
     """The model's own voice, recordings, Kokoro's voices, and what the caller has uploaded."""
     own = {} if service.model.detokenizer is None else {DEFAULT: service.created}
-    for name, path in recordings(service.settings).items() if own else ():
+    usable = own or service.editor is not None
+    for name, path in recordings(service.settings).items() if usable else ():
         own[name] = int(path.stat().st_mtime)
     entries = [described(name, t, type="audio_sample") for name, t in own.items()]
     if (kokoro := service.model.kokoro) is not None:
@@ -97,11 +99,11 @@ async def upload(
     content = await form.audio_sample.read(LARGEST + 1)
     require_size("audio_sample", len(content))
 
-    def check() -> None:
+    def check(deadline: Deadline) -> None:
         with renamed_as({"audio": "audio_sample"}):
-            load_reference(content)
+            load_reference(content, check=deadline.check)
 
-    await while_connected(request, service.answers.call(lambda deadline: check()))
+    await while_connected(request, service.answers.call(check))
     owner, words = service.caller(request), form.ref_text.strip()
     return service.voices.add(owner, form.name, content, words).described
 
