@@ -16,6 +16,9 @@ LARGEST = 10 << 20
 KEPT = 32
 """Voices at a time; the one that was not used for longest goes first."""
 
+KEPT_OF_OWNER = 8
+"""Of these, voices of one caller."""
+
 KEPT_SECONDS = 24 * 3600.0
 """How long a voice stays that is not used."""
 
@@ -72,6 +75,9 @@ class UploadedVoices:
         with self._lock:
             self._voices.pop(voice.id, None)
             self._voices[voice.id] = voice
+            own = [other.id for other in self._voices.values() if other.owner == owner]
+            for old in own[:-KEPT_OF_OWNER]:
+                del self._voices[old]
             self._drop()
         return voice
 
