@@ -15,7 +15,7 @@ from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.events import AudioChunk, Completion, Event
 from kimia_infer.api.request import Stopwatch
 from kimia_infer.layers.sampler import MAX_SEED, SeededRandomness
-from kimia_infer.models.step_audio_editx.checkpoint import Networks, load_networks
+from kimia_infer.models.step_audio_editx.checkpoint import load_networks
 from kimia_infer.models.step_audio_editx.edits import Edit
 from kimia_infer.models.step_audio_editx.packing import (
     GROUP,
@@ -74,19 +74,10 @@ class EditX:
     ):
         place = parse_device(device)
         check_variant(quantization, place)
-        self._use(load_networks(Path(directory), place, parse_dtype(dtype, place), quantization))
-
-    @classmethod
-    def from_networks(cls, networks: Networks) -> EditX:
-        """A model of networks that are already in memory, on their device."""
-        model = cls.__new__(cls)
-        model._use(networks)
-        return model
-
-    def _use(self, networks: Networks) -> None:
-        self.networks = networks
-        self._prompts = PromptBuilder(networks.tokenizer)
-        self._references = ReferenceReader(networks)
+        weights = Path(directory)
+        self.networks = load_networks(weights, place, parse_dtype(dtype, place), quantization)
+        self._prompts = PromptBuilder(self.networks.tokenizer)
+        self._references = ReferenceReader(self.networks)
 
     def clone(self, audio: Source, text: str, target: str, seed: int | None = None) -> Completion:
         """``target`` in the voice of ``audio``, in which ``text`` is said."""
@@ -126,7 +117,8 @@ class EditX:
             audio: a file of 0.5 to 30 seconds of one person, given by path or as its content.
             task: what to do with it.
             seed: of all random numbers, 0 .. 2**32 - 1; by default a random one.
-            check: called between tokens and within the making of sound; raises to end the request.
+            check: called between the stages of reading the recording, between tokens and within the
+                making of sound; raises to end the request.
 
         Raises:
             RequestError: naming the field that cannot be used.
