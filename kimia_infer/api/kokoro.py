@@ -227,12 +227,16 @@ def load_kokoro(
     ``"auto"`` is the one in the cache, which is fetched if need be. ``adapter`` is that of a
     Kokoro that is loaded here.
 
-    Raises ConfigurationError for an ``adapter`` without one, CheckpointError, and WeightsError if
-    it cannot be fetched.
+    Raises ConfigurationError for an ``adapter`` where none is loaded here, CheckpointError, and
+    WeightsError if it cannot be fetched.
     """
+    if adapter is not None and kokoro is None:
+        raise ConfigurationError("kokoro_adapter: needs kokoro, its directory or 'auto'")
+    if adapter is not None and isinstance(kokoro, Kokoro):
+        raise ConfigurationError(
+            "kokoro_adapter: this Kokoro is loaded already; pass the adapter to Kokoro itself"
+        )
     if kokoro is None or isinstance(kokoro, Kokoro):
-        if adapter is not None:
-            raise ConfigurationError("kokoro_adapter: kokoro: expected its directory, or 'auto'")
         return kokoro
     if kokoro == "auto":
         from kimia_infer.models.kokoro.packages import obtain_kokoro

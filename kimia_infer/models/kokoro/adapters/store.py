@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Literal
@@ -110,14 +111,19 @@ def is_prosody_adapter(directory: Path) -> bool:
 
 
 def find_adapter(directory: Path, name: str) -> Path:
-    """The directory of the adapter ``name`` of the model in ``directory``, or ``name`` itself.
+    """The directory of the adapter ``name`` of the model in ``directory``.
+
+    A ``name`` with a separator of paths is that of a directory itself.
 
     Raises CheckpointError, which lists those that are there by name.
     """
     folder = directory / FOLDER
-    for path in (folder / name if _NAME.fullmatch(name) else Path(name), Path(name)):
-        if (path / CONFIG_NAME).is_file():
-            return path
+    path = Path(name) if os.sep in name else folder / name
+    if (os.sep in name or _NAME.fullmatch(name)) and (path / CONFIG_NAME).is_file():
+        return path
     known = sorted(p.parent.name for p in folder.glob(f"*/{CONFIG_NAME}"))
     listed = ", ".join(known) if known else f"none; put one into {folder}"
-    raise CheckpointError(f"adapter: {name!r} is not known, there is {listed}")
+    raise CheckpointError(
+        f"adapter: {name!r} is not known, there is {listed}; a directory elsewhere is named by a "
+        f"path with a {os.sep}, such as .{os.sep}NAME"
+    )

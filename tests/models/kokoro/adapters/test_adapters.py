@@ -117,8 +117,8 @@ def test_the_voices_of_answers_have_it(network: KokoroNetwork, tiny: Path, tmp_p
     assert kokoro is not None
     assert_same(prosody(kokoro.network), prosody(network))
     assert load_kokoro(kokoro, CPU, None) is kokoro and load_kokoro(None, CPU, None) is None
-    for none in (None, kokoro):
-        with pytest.raises(ConfigurationError, match=r"^kokoro_adapter: kokoro: expected"):
+    for none, message in ((None, "needs kokoro"), (kokoro, "this Kokoro is loaded already")):
+        with pytest.raises(ConfigurationError, match=f"^kokoro_adapter: {message}"):
             load_kokoro(none, CPU, "slow")
 
 
@@ -189,12 +189,18 @@ def test_an_adapter_of_another_model_is_refused(network: KokoroNetwork, tiny: Pa
         load_network(directory, CPU, adapter="slow")
 
 
-def test_only_adapters_that_are_there(network: KokoroNetwork, tmp_path: Path):
+def test_only_adapters_that_are_there(network: KokoroNetwork, tmp_path: Path, monkeypatch):
     path = stored(network, KINDS[0], tmp_path / "adapters" / "slow")
     assert find_adapter(tmp_path, "slow") == find_adapter(tmp_path / "other", str(path)) == path
-    for name in ("fast", "../adapters/slow", "", "/tmp", ".hidden"):
-        with pytest.raises(CheckpointError, match=r"adapter: .* there is slow"):
+    # An adapter in the current directory needs a path.
+    monkeypatch.chdir(shutil.copytree(path, tmp_path / "fast"))
+    for name in ("fast", "../adapters/fast", "", ".", "/tmp", ".hidden"):
+        with pytest.raises(CheckpointError, match=r"adapter: .* there is slow; a directory else"):
             find_adapter(tmp_path, name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match="'fast' is not known"):
+        find_adapter(tmp_path, "fast")
+    assert find_adapter(tmp_path, "./fast").samefile(tmp_path / "fast")
 
 
 @pytest.mark.parametrize(
