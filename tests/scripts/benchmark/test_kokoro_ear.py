@@ -41,6 +41,7 @@ def test_hearing_goes_on_where_it_was_stopped(
     monkeypatch.setattr(kokoro, "ours", way)
     monkeypatch.setattr(kokoro, "stock", way)
     monkeypatch.setattr(ear, "Ear", Ear)
+    monkeypatch.setattr(ear, "imported", lambda packages, purpose: {})
     monkeypatch.setattr(kokoro_ear, "SENTENCES", SENTENCES[:2])
     path = tmp_path / "journal.jsonl"
     kept = [row(0, voice, "kept", "kept") for voice in VOICES[:7]]
