@@ -14,6 +14,7 @@ from torch import Tensor
 from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.events import AudioChunk, Completion, Event
 from kimia_infer.api.request import Stopwatch
+from kimia_infer.audio.files import Check
 from kimia_infer.layers.sampler import MAX_SEED, SeededRandomness
 from kimia_infer.models.step_audio_editx.checkpoint import load_networks
 from kimia_infer.models.step_audio_editx.edits import Edit
@@ -24,7 +25,7 @@ from kimia_infer.models.step_audio_editx.packing import (
 from kimia_infer.models.step_audio_editx.prompts import PromptBuilder, speaker_name
 from kimia_infer.models.step_audio_editx.reference import Reference, ReferenceReader, Source
 from kimia_infer.models.step_audio_editx.sampling import AudioRange, generate
-from kimia_infer.models.step_audio_editx.speech import Check, Speech, in_chunks, in_one_piece
+from kimia_infer.models.step_audio_editx.speech import Speech, in_chunks, in_one_piece
 from kimia_infer.models.step_audio_editx.variants import VARIANTS, check_variant
 from kimia_infer.utils.errors import RequestError
 

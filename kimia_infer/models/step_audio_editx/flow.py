@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kimia_infer.audio.files import Check
 from kimia_infer.models.step_audio_editx.config import FlowConfig
 from kimia_infer.models.step_audio_editx.conformer import Encoder
 from kimia_infer.models.step_audio_editx.dit import DiT
@@ -26,8 +27,6 @@ RECENT_FRAMES = 480
 """A chunk attends to the prompt and at most so many frames before it, 9.6 s. With every frame that
 is kept the memory of a stream grows by 1.3 MB at the published size. The published streaming keeps
 1000 frames, prompt included, and goes back to 96 behind the prompt when there are more."""
-
-Check = Callable[[], None]
 
 
 class DualEmbedding(nn.Module):

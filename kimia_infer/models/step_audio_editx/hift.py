@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kimia_infer.audio.files import Check
 from kimia_infer.layers.harmonics import Source
 from kimia_infer.models.step_audio_editx.config import VocoderConfig
 from kimia_infer.weights.component import Slot, fold_weight_norm
@@ -117,9 +118,7 @@ class Vocoder(nn.Module):
         source = self.m_source(pitch, None if noise is None else noise[None])
         return self.decode(x, source)[0]
 
-    def decode(
-        self, mel: Tensor, source: Tensor, check: Callable[[], None] = lambda: None
-    ) -> Tensor:
+    def decode(self, mel: Tensor, source: Tensor, check: Check = lambda: None) -> Tensor:
         """Wave [batch, samples] of mel [batch, bins, frames] and source [batch, samples].
 
         ``check`` is called between blocks; it raises to end the work.
@@ -159,7 +158,7 @@ class WaveStream:
         self,
         vocoder: Vocoder,
         noise: Callable[[int], Tensor],
-        check: Callable[[], None] = lambda: None,
+        check: Check = lambda: None,
     ):
         self._vocoder, self._noise, self._check = vocoder, noise, check
         parameter = vocoder.conv_pre.weight

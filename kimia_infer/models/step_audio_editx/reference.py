@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.audio.files import AudioError, Note, silence_of
+from kimia_infer.audio.files import AudioError, Check, Note, silence_of
 from kimia_infer.audio.native import load_native
 from kimia_infer.models.step_audio_editx import frontend
 from kimia_infer.models.step_audio_editx.checkpoint import Networks
@@ -72,7 +72,7 @@ class ReferenceReader:
         self,
         source: Source,
         note: Note,
-        check: Callable[[], None] = lambda: None,
+        check: Check = lambda: None,
         timed: Timed = nullcontext,
     ) -> Reference:
         """The reference in an audio file; raises what :func:`load_reference` does.
@@ -91,7 +91,7 @@ class ReferenceReader:
                 del self._kept[next(iter(self._kept))]
         return found
 
-    def _read(self, wave: Tensor, rate: int, check: Callable[[], None], timed: Timed) -> Reference:
+    def _read(self, wave: Tensor, rate: int, check: Check, timed: Timed) -> Reference:
         networks, device = self._networks, self._networks.language_model.device
         ends = torch.cat([wave[:1000], wave[-1000:]])
         with timed("front_end"):
@@ -116,7 +116,7 @@ class ReferenceReader:
 
 
 def load_reference(
-    source: Source, note: Note = lambda text: None, check: Callable[[], None] = lambda: None
+    source: Source, note: Note = lambda text: None, check: Check = lambda: None
 ) -> tuple[np.ndarray, int]:
     """The samples of an audio file, float32 [samples], and their rate in Hz.
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from kimia_infer.audio.files import Check
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.step_audio_editx.checkpoint import Networks
 from kimia_infer.models.step_audio_editx.flow import MelStream
@@ -21,8 +22,6 @@ CHUNK_GROUPS = 9, 8, 16
 """Of the first chunks, and of all further ones. The first has 1 of look-ahead and 3.7 of what the
 vocoder waits for, so that it gives 0.5 s of sound, for which the next may be generated; 0.96 s
 and then 1.92 s are the published sizes."""
-
-Check = Callable[[], None]
 
 
 class Speech:
