@@ -30,8 +30,9 @@ from kimia_infer.models.step_audio_editx.prompts import PromptBuilder
 from kimia_infer.models.step_audio_editx.reference import Reference, ReferenceReader
 from kimia_infer.models.step_audio_editx.sampling import AudioRange, generate
 from kimia_infer.models.step_audio_editx.speech import Speech, in_chunks
-from kimia_infer.models.step_audio_editx.variants import VARIANTS
+from kimia_infer.models.step_audio_editx.variants import VARIANTS, check_variant
 from kimia_infer.models.step_audio_editx.vq02 import features
+from kimia_infer.utils.errors import ConfigurationError
 from scripts.benchmark.bench import Bench
 from scripts.benchmark.editx_networks import SIZES, random_networks
 from scripts.benchmark.editx_published import encode_by_chunks, step_with_all_pairs
@@ -303,7 +304,13 @@ def seam_notes(mels: dict[str, Tensor], chunks: list[list[int]]) -> list[str]:
 def compare_variants(bench: Bench) -> list[Table]:
     """Whole clones with the language model in each form, one after the other."""
     rows: list[dict[str, str | float]] = []
+    notes = ["Whole clones with a reference that is kept; decode has the prompt in it."]
     for variant in VARIANTS:
+        try:
+            check_variant(variant, bench.device)
+        except ConfigurationError as error:
+            notes.append(f"Without {variant}: {error}")
+            continue
         networks = load_networks(bench, variant)
         cloner = Cloner(bench, networks)
         cloner.clone(bench.device)
@@ -322,8 +329,7 @@ def compare_variants(bench: Bench) -> list[Table]:
         )
         del networks, cloner
         gc.collect()
-    note = "Whole clones with a reference that is kept; decode has the prompt in it."
-    return [Table(f"Variants of the language model, {bench.runs} runs, medians", rows, [note])]
+    return [Table(f"Variants of the language model, {bench.runs} runs, medians", rows, notes)]
 
 
 def stored_bytes(model: nn.Module) -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from kimia_infer.utils.errors import ConfigurationError
 from scripts.benchmark import editx
 from scripts.benchmark.bench import Bench
 from scripts.benchmark.editx_networks import NumberTokenizer
@@ -80,10 +81,17 @@ def test_chunks_are_measured_beside_one_piece(bench: Bench) -> None:
     assert table.notes[0].startswith("one piece: neighbouring frames are")
 
 
-def test_variants_clone(bench: Bench) -> None:
+def test_variants_clone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(variant: str, device: torch.device) -> None:
+        if variant == "bnb-nf4":
+            raise ConfigurationError("quantization: no bitsandbytes")
+
+    monkeypatch.setattr(editx, "VARIANTS", (*editx.VARIANTS, "bnb-nf4"))
+    monkeypatch.setattr(editx, "check_variant", check)
     table = only(editx.compare_variants(bench))
     sizes = [row["language model, GB"] for row in table.rows]
     assert sizes[0] > max(sizes[1:]) and all(row["total, CPU s"] > 0 for row in table.rows)
+    assert len(sizes) == 2 and table.notes[1] == "Without bnb-nf4: quantization: no bitsandbytes"
 
 
 def test_names_of_audio_tokens_are_ids_of_their_own() -> None:
