@@ -1,8 +1,9 @@
 """Whisper features of short recordings, computed of little more than the recordings.
 
-A model is served features of 30 s, most of which is silence. Of the frames of the speech, 3 s of
-silence behind it leave 5 % of the variance different, and cost a tenth of the time. So most of the
-training's recordings are encoded this way, and the rest as served.
+A model is served features of 30 s, most of which is silence. With 3 s of silence behind it instead,
+the frames of ``scripts/question.wav``, 2 s of speech, differ in 10 % of their variance, by the
+encoder of Whisper tiny.en; those of one second of it in 21 %. It costs a tenth of the time, so most
+of the training's recordings are encoded this way, and the rest as served.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from kimia_infer.utils.files import replacing
 SILENCE = 3.0  # seconds behind a recording
 
 SERVED = 0.04
-"""Share of the recordings that are left to be encoded as they are served."""
+"""Share of the recordings that are encoded as they are served, by the training itself."""
 
 
 @torch.no_grad()
@@ -50,7 +51,7 @@ def fill_features(cache: Path, base: Path, lists: Iterable[Path], precision: tor
     encoder = component.load(torch.device("cpu"), precision).eval()
     extractor = feature_extractor(base / WHISPER_FOLDER, encoder.config.num_mel_bins)
     features = FeatureCache(cache, encoder, precision)
-    missing = [p for p in recordings(lists) if not left(p) and not features.path(p).exists()]
+    missing = [p for p in recordings(lists) if not served(p) and not features.path(p).exists()]
     for path in tqdm(missing, desc="Features", unit=" sounds", disable=None):
         wave = load_audio(path)
         if len(wave) > SEGMENT_SAMPLES:
@@ -77,8 +78,8 @@ def recordings(lists: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def left(path: Path) -> bool:
-    """Whether a recording is one of those that are encoded as served."""
+def served(path: Path) -> bool:
+    """Whether a recording is one of those that are encoded as they are served."""
     return hashlib.sha256(path.name.encode()).digest()[0] < 256 * SERVED
 
 
