@@ -100,15 +100,15 @@ def write_conversations(
         base: checkpoint whose speech tokenizer and ids are used.
         target: folder that is written.
     """
-    chance, places = random.Random(SEED), Places(target / "heard")
+    chance, heard_there = random.Random(SEED), HeardRecordings(target / "heard")
     drawn = read_lines(world / "train.jsonl")
     again = [line for line in drawn if line["kind"] in REPEATED]
     spoken = read_lines(people / "train.jsonl") * amounts.surroundings
     spelled = _spelled(chance, people, drawn, amounts.spelled, target / "spelled")
     lines = [
-        *(places.moved(chance, line, UNCHANGED) for line in [*drawn, *again]),
+        *(heard_there.elsewhere(chance, line, UNCHANGED) for line in [*drawn, *again]),
         *(
-            places.moved(chance, line)
+            heard_there.elsewhere(chance, line)
             for line in tqdm([*spoken, *spelled], "Surroundings", disable=None)
         ),
     ]
@@ -126,7 +126,9 @@ def write_conversations(
         *(_transcription(chance, item) for item in recordings),
     ]
     validation = read_lines(world / "validation.jsonl")
-    validation += [places.moved(chance, line) for line in read_lines(people / "validation.jsonl")]
+    validation += [
+        heard_there.elsewhere(chance, line) for line in read_lines(people / "validation.jsonl")
+    ]
     _add_codes(base, validation + train)
     write_json_lines(target / "validation.jsonl", validation)
     write_json_lines(target / "train.jsonl", train)  # last: when it exists, both do
@@ -136,15 +138,18 @@ def _some(chance: random.Random, items: Sequence[Item], share: float) -> list[It
     return chance.sample(items, round(share * len(items)))
 
 
-class Places:
-    """Recordings in ``folder`` of what is heard where; those that are there are kept."""
+class HeardRecordings:
+    """Recordings in ``folder`` as they are heard in some surroundings; existing ones are kept."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
-    def moved(self, chance: random.Random, line: dict, unchanged: float = 0.0) -> dict:
-        """A copy of a conversation whose user is somewhere; ``unchanged`` is the odds of not."""
+    def elsewhere(self, chance: random.Random, line: dict, unchanged: float = 0.0) -> dict:
+        """A copy of a conversation, heard in random surroundings.
+
+        ``unchanged`` is the probability that the recordings stay as they are.
+        """
         line = deepcopy(line)
         surroundings = draw_surroundings(chance)
         if chance.random() >= unchanged:
