@@ -14,7 +14,7 @@ from kimia_infer.api.editx import Clone, EditX
 from kimia_infer.api.parameters import Seed, whole_float
 from kimia_infer.models.step_audio_editx.edits import NO_TEXT, Edit
 from kimia_infer.models.step_audio_editx.reference import LONGEST_SECONDS, Source, load_reference
-from kimia_infer.utils.errors import RequestError, renamed_as
+from kimia_infer.utils.errors import RequestError, ServiceBusy, renamed_as
 
 if TYPE_CHECKING:
     from kimia_infer.api.events import Event
@@ -35,6 +35,12 @@ KEPT = 64
 
 WAIT_SECONDS = 0.1
 """How often a request that waits for its turn looks whether it is still wanted."""
+
+MOST_WAITING = 16
+"""Requests that wait; each keeps a thread of its service."""
+
+BUSY_RETRY_MS = 5000
+"""When to try again after a refusal for lack of a place among them."""
 
 
 Task = Literal["clone", "emotion", "style", "speed", "denoise", "vad", "paralinguistic"]
@@ -92,14 +98,15 @@ class EditXParameters(BaseModel):
 
 
 class Editor:
-    """Answers requests with EditX, one after the other; others wait.
+    """Answers requests with EditX, one after the other, as they came; others wait.
 
     ``kimi`` writes down what is said in recordings without a transcript; it may be None.
     """
 
     def __init__(self, editx: EditX, kimi: KimiAudio | None):
         self.editx, self._kimi = editx, kimi
-        self._turn = threading.Lock()
+        self._line: list[object] = []  # who has the turn, then who waits, as they came
+        self._moved = threading.Condition()
         self._words: dict[bytes, str] = {}
 
     def check(self, asked: EditXParameters) -> None:
@@ -117,7 +124,8 @@ class Editor:
         """What becomes of ``audio``, the content of a file; the last event is the Completion.
 
         With ``streams`` the others are its sound, while it is made. Raises RequestError naming a
-        field of EditXParameters or ``audio``, and what ``deadline`` raises.
+        field of EditXParameters or ``audio``, ServiceBusy where too many wait, and what
+        ``deadline`` raises.
         """
         self.check(asked)
         transcript = asked.transcript.strip()
@@ -148,12 +156,25 @@ class Editor:
 
     @contextlib.contextmanager
     def _own_turn(self, deadline: Deadline) -> Iterator[None]:
-        while not self._turn.acquire(timeout=WAIT_SECONDS):
-            deadline.check()
+        own = object()
+        with self._moved:
+            if len(self._line) > MOST_WAITING:
+                raise ServiceBusy(len(self._line) - 1, BUSY_RETRY_MS)
+            self._line.append(own)
         try:
+            self._wait(own, deadline)
             yield
         finally:
-            self._turn.release()
+            with self._moved:
+                self._line.remove(own)
+                self._moved.notify_all()
+
+    def _wait(self, own: object, deadline: Deadline) -> None:
+        while True:
+            with self._moved:
+                if self._moved.wait_for(lambda: self._line[0] is own, WAIT_SECONDS):
+                    return
+            deadline.check()
 
 
 def words_of(model: KimiAudio, audio: Source, deadline: Deadline | None = None) -> str:
