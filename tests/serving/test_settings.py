@@ -104,6 +104,14 @@ def test_arguments_of_the_model() -> None:
     assert set(arguments) <= set(inspect.signature(KimiAudio.__init__).parameters)
 
 
+def test_a_transcriber_has_the_settings_but_no_voice() -> None:
+    settings = CogSettings(dtype="bfloat16", quantization="int4", kokoro_adapter="warm")
+    arguments = settings.transcriber_arguments()
+    assert (arguments["dtype"], arguments["quantization"]) == ("bfloat16", "int4")
+    assert not arguments["load_detokenizer"] and arguments["slots"] == 1
+    assert arguments["kokoro"] is arguments["kokoro_adapter"] is None
+
+
 def test_choices_are_those_of_the_modules_that_use_them() -> None:
     properties = CogSettings.model_json_schema(by_alias=False)["properties"]
 
