@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -89,18 +91,28 @@ def test_words_are_cut_out_with_little_around_them(tmp_path: Path, ramps: None):
 def test_the_people_are_written_and_resumed(tmp_path: Path, ramps: None, monkeypatch):
     made = []
 
-    def write(folder: Path, work: list[Utterance | WordList], kokoro: Path) -> None:
-        for item in work:
-            if not all(path.exists() for path in people.paths(folder, item)):
-                made.append(item)
-                people._write(folder, kokoro, item)
+    class Here(nullcontext):
+        """A pool whose only process is this one."""
 
-    monkeypatch.setattr(people, "write_speech", write)
+        def __init__(self, *_: object, **__: object) -> None:
+            super().__init__(self)
+
+        def map(
+            self, write: Callable, items: list[Utterance | WordList], chunksize: int
+        ) -> Iterator[None]:
+            for item in items:
+                made.append(item)
+                yield write(item)
+
+    monkeypatch.setattr(people, "ProcessPoolExecutor", Here)
     size = PeopleSize(train=4, validation=2, held_out=3, readers=1)
     write_people(tmp_path, size, Path())
-    first = len(made)
+    first, last = list(made), people.paths(tmp_path, made[-1])
     write_people(tmp_path, size, Path())
-    assert len(made) == first
+    assert made == first
+    last[0].unlink()  # as if interrupted
+    write_people(tmp_path, size, Path())
+    assert made == [*first, first[-1]] and last[0].is_file()
     for name in SETS:
         file = ConversationFile(tmp_path / f"{name}.jsonl")
         assert len(file) == getattr(size, name)
