@@ -99,6 +99,13 @@ def test_what_is_learned(world: Path, people: Path, written: Path):
         line["conversation"][-1]["content"] for line in rest if line["kind"] == "transcription"
     }
     assert {"what is it", "and then", "two"} <= texts
+    said = dict(pair for line in talks for pair in zip(users([line]), line["said"], strict=True))
+    spoken = (m["content"] for line in talks for m in line["conversation"][1::2])
+    said |= {Path(c[0]): c[1] for c in spoken if not isinstance(c, str)}
+    alone = [line for line in rest if line["kind"] == "transcription"][: -AMOUNTS.joined]
+    assert len(alone) > 4
+    for line in alone:
+        assert said[users([line])[0]] == line["conversation"][-1]["content"]
     assert len(read(written / "validation.jsonl")) == 6
     written_answers = [line for line in rest if line["kind"] == "written"]
     assert len(written_answers) == round(0.25 * 7)
