@@ -31,7 +31,7 @@ from kimia_infer.engine.generation import ControlTokens, Generation, Task
 from kimia_infer.engine.repetition import RepetitionGuard
 from kimia_infer.engine.scheduler import Scheduler
 from kimia_infer.engine.speech import Speech
-from kimia_infer.layers.onednn import use_onednn
+from kimia_infer.layers.operators import use_onednn
 from kimia_infer.layers.sampler import Randomness, SeededRandomness
 from kimia_infer.models.kimi_audio.language_model import use_packed
 from kimia_infer.models.kimi_audio.prompt import (

@@ -14,7 +14,7 @@ import torch
 
 from kimia_infer.api.devices import parse_device
 from kimia_infer.api.events import AudioChunk, Completion, Event, WordTime
-from kimia_infer.layers.onednn import has_bfloat16
+from kimia_infer.layers.operators import has_bfloat16
 from kimia_infer.layers.sampler import MAX_SEED, Randomness, SeededRandomness
 from kimia_infer.models.kokoro.checkpoint import load_network
 from kimia_infer.models.kokoro.config import HARMONICS, SAMPLE_RATE

@@ -16,7 +16,7 @@ from kimia_infer.engine.decode import Decoder
 from kimia_infer.engine.generation import ControlTokens, DecodeInput, Generation
 from kimia_infer.engine.scheduler import POLL_INTERVAL
 from kimia_infer.layers.attention import KV_CACHES
-from kimia_infer.layers.onednn import use_onednn
+from kimia_infer.layers.operators import use_onednn
 from kimia_infer.layers.quantization import QuantizedLinear
 from kimia_infer.layers.sampler import Sampling, SeededRandomness, TrackSampling
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, use_packed

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kimia_infer.layers.onednn import use_onednn
+from kimia_infer.layers.operators import use_onednn
 from kimia_infer.layers.quantization import quantize_model
 from kimia_infer.models.step_audio_editx import vq02, vq06
 from kimia_infer.models.step_audio_editx.checkpoint import Networks

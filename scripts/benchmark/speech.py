@@ -17,7 +17,7 @@ from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.parameters import CODES_PER_SECOND
 from kimia_infer.api.request import Chat
 from kimia_infer.audio.files import SAMPLE_RATE
-from kimia_infer.layers.onednn import use_onednn
+from kimia_infer.layers.operators import use_onednn
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.detokenizer import (
     FIRST_CHUNKS,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kimia_infer.audio.files import load_audio
 from kimia_infer.layers.attention import CachedAttention, choose_backend
-from kimia_infer.layers.onednn import MIN_ELEMENTS, OneDNNLinear, use_onednn
+from kimia_infer.layers.operators import MIN_ELEMENTS, OneDNNLinear, use_onednn
 from kimia_infer.models.kimi_audio.components import speech_tokenizer_component, whisper_component
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.encoders import SpeechCodes, WhisperFeatures

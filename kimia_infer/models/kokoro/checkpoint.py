@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from kimia_infer.layers.onednn import use_onednn
+from kimia_infer.layers.operators import use_onednn
 from kimia_infer.models.kokoro.adapters.store import apply_adapter, find_adapter
 from kimia_infer.models.kokoro.config import KokoroConfig
 from kimia_infer.models.kokoro.fourier import use_fourier

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.layers.onednn import use_onednn
+from kimia_infer.layers.operators import use_onednn
 from kimia_infer.models.step_audio_editx import vq02, vq06
 from kimia_infer.models.step_audio_editx.config import (
     LanguageModelConfig,
