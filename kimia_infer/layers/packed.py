@@ -9,7 +9,6 @@ float32, so a result differs from that of the dequantized matrix by the rounding
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeGuard
@@ -82,7 +81,7 @@ class PackedLinear(nn.Module):
 
 
 class Matrices:
-    """Several packed matrices in one session.
+    """Several packed matrices, which share the threads of one session.
 
     Not to be used by two threads at once.
     """
@@ -90,9 +89,10 @@ class Matrices:
     def __init__(self, layers: dict[str, QuantizedLinear]):
         import onnxruntime
 
-        _share_threads()
         options = onnxruntime.SessionOptions()
-        options.use_per_session_threads = False
+        options.intra_op_num_threads = torch.get_num_threads()
+        # Its threads wait for the next product by spinning only while one is computed.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         options.log_severity_level = 3
         self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
             _graph(layers), options, providers=["CPUExecutionProvider"]
@@ -109,14 +109,6 @@ class Matrices:
         (product,) = self._session.run([name], given, self._run)
         assert isinstance(product, np.ndarray)
         return product
-
-
-@functools.cache
-def _share_threads() -> None:
-    """Let all sessions use the same threads, as many as PyTorch has."""
-    import onnxruntime
-
-    onnxruntime.set_global_thread_pool_sizes(torch.get_num_threads(), 1)
 
 
 def _bits(layer: QuantizedLinear) -> int:

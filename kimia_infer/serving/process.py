@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -103,6 +104,7 @@ class Uploads:
                 f"{parent}: uploads cannot be stored there ({error.strerror}); make "
                 "room, make it writable for this user, or name another directory in TMPDIR"
             ) from error
+        weakref.finalize(self, _use_again, tempfile.tempdir, str(self.directory))
         tempfile.tempdir = str(self.directory)
         self._numbers = itertools.count()
 
@@ -124,3 +126,9 @@ class Uploads:
             yield path
         finally:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _use_again(before: str | None, directory: str) -> None:
+    """Let temporary files be where they were ``before``, unless that was changed once more."""
+    if tempfile.tempdir == directory:
+        tempfile.tempdir = before

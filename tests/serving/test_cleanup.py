@@ -105,6 +105,8 @@ def test_files_of_a_request_go_with_it_alone(
     shutil.rmtree(uploads.directory)
     uploads.keep()
     assert tempfile.mkstemp()[1].startswith(str(uploads.directory))
+    del uploads
+    assert tempfile.tempdir == str(tmp_path) and not any(tmp_path.iterdir())
 
 
 def test_directories_that_cannot_be_written_are_named(
