@@ -48,7 +48,7 @@ SLOW: Any = {
         }
     ],
     "temperature": 2,
-    "seed": 2,
+    "seed": 12,
     "extra_body": {
         **{"text_top_k": 0, "audio_temperature": 2, "audio_top_k": 1000},
         **{"text_repetition_penalty": 2, "audio_repetition_penalty": 2},
