@@ -38,8 +38,9 @@ class VoiceActivity:
 
     def __init__(self) -> None:
         threads = torch.get_num_threads()
-        from silero_vad import load_silero_vad  # sets the threads of the whole process to 1
+        from silero_vad import load_silero_vad  # sets the threads of the whole process to 1, once
 
+        torch.set_num_threads(1)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
             self._model = load_silero_vad()
