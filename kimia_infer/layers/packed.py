@@ -97,16 +97,15 @@ class Matrices:
         self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
             _graph(layers), options, providers=["CPUExecutionProvider"]
         )
-        self._run = onnxruntime.RunOptions()
-        self._run.only_execute_path_to_fetches = True
-        # Every input has to be given, those of other matrices without rows.
-        widths = {layer.in_features for layer in layers.values()}
-        self._empty = {_input(width): np.empty((0, width), np.float32) for width in widths}
+        # A run computes every output, so those that are not asked for get no rows.
+        self._empty = {
+            _input(name): np.empty((0, layer.in_features), np.float32)
+            for name, layer in layers.items()
+        }
 
     def multiply(self, name: str, rows: np.ndarray) -> np.ndarray:
         """Float32 [rows, in] times the matrix of that name: [rows, out]."""
-        given = self._empty | {_input(rows.shape[1]): rows}
-        (product,) = self._session.run([name], given, self._run)
+        (product,) = self._session.run([name], self._empty | {_input(name): rows})
         assert isinstance(product, np.ndarray)
         return product
 
@@ -115,15 +114,15 @@ def _bits(layer: QuantizedLinear) -> int:
     return 8 // layer.storage.packed
 
 
-def _input(width: int) -> str:
-    return f"rows_of_{width}"
+def _input(name: str) -> str:
+    return f"{name}.rows"
 
 
 def _graph(layers: dict[str, QuantizedLinear]) -> bytes:
     """A model with an output for each layer: the product with its matrix."""
     from onnx import TensorProto, helper, numpy_helper
 
-    nodes, values, outputs = [], [], []
+    nodes, values, inputs, outputs = [], [], [], []
     for name, layer in layers.items():
         names = [f"{name}.values", f"{name}.scales"]
         arrays = _packed(layer)
@@ -131,7 +130,7 @@ def _graph(layers: dict[str, QuantizedLinear]) -> bytes:
         nodes.append(
             helper.make_node(
                 "MatMulNBits",
-                [_input(layer.in_features), *names],
+                [_input(name), *names],
                 [name],
                 domain="com.microsoft",
                 K=layer.in_features,
@@ -141,12 +140,12 @@ def _graph(layers: dict[str, QuantizedLinear]) -> bytes:
                 accuracy_level=WORKING_IN_INTEGERS,
             )
         )
-        shape = [f"{name}.rows", layer.out_features]
-        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    inputs = [
-        helper.make_tensor_value_info(_input(width), TensorProto.FLOAT, [f"{width}.rows", width])
-        for width in sorted({layer.in_features for layer in layers.values()})
-    ]
+        for port, ports, width in (
+            (_input(name), inputs, layer.in_features),
+            (name, outputs, layer.out_features),
+        ):
+            shape = [f"{name}.count", width]
+            ports.append(helper.make_tensor_value_info(port, TensorProto.FLOAT, shape))
     graph = helper.make_graph(nodes, "matrices", inputs, outputs, values)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
