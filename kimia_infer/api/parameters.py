@@ -61,6 +61,7 @@ MaxNewTokens = Annotated[
     ),
 ]
 HIGHEST_SEED = 4294967295
+"""``MAX_SEED`` of ``layers.sampler``, whose import takes PyTorch."""
 Seed = Annotated[
     int | None,
     Field(

@@ -35,7 +35,7 @@ ZERO = 128
 the stored format."""
 
 OPSET, IR_VERSION = 17, 10
-"""Of the graphs that are built here; onnxruntime 1.22 reads them."""
+"""Of the graphs that are built here."""
 
 WORKING_IN_INTEGERS = 4
 """``accuracy_level`` of the operator with which rows are rounded to 8 bits."""

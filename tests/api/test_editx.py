@@ -17,7 +17,7 @@ from kimia_infer.models.step_audio_editx import reference as references
 from kimia_infer.models.step_audio_editx.packing import AUDIO_TOKENS, GROUP
 from kimia_infer.utils.errors import RequestError
 from tests.models.step_audio_editx.recorded import RECORDED, tensors
-from tests.models.step_audio_editx.stand_in import write_checkpoint
+from tests.models.step_audio_editx.stand_in import short_answers
 
 VOICE = RECORDED / "w16k.wav"
 TASK = Clone("I never thought", "ok")
@@ -25,11 +25,7 @@ TASK = Clone("I never thought", "ok")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EditX]:
-    """Whose answers are short, since it never ends one itself."""
-    root = tmp_path_factory.mktemp("editx")
-    write_checkpoint(root)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(editx, "SLOWEST", 0.4)
+    with short_answers(tmp_path_factory.mktemp("editx")) as root:
         yield EditX(root, "cpu")
 
 

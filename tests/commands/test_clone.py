@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kimia_infer.api import editx
 from kimia_infer.audio.files import load_audio, wav_bytes
 from tests.command_line import run_here
 from tests.models.step_audio_editx.recorded import RECORDED
-from tests.models.step_audio_editx.stand_in import write_checkpoint
+from tests.models.step_audio_editx.stand_in import short_answers
 from tests.paths import MINI
 from tests.serving.questions import QUESTION
 
@@ -22,20 +21,17 @@ WORDS = "I never thought"
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("editx")
-    write_checkpoint(root)
-    return root
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with short_answers(tmp_path_factory.mktemp("editx")) as root:
+        yield root
 
 
 @pytest.fixture(autouse=True)
-def short(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """Answers are short; the weights are those of the environment, and there is no Kimi-Audio."""
-    monkeypatch.setattr(editx, "SLOWEST", 0.4)
+def environment(weights: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The weights are those of the environment, and there is no Kimi-Audio."""
     monkeypatch.setenv("KIMI_AUDIO_EDITX", str(weights))
     monkeypatch.delenv("KIMI_AUDIO_WEIGHTS", raising=False)
     monkeypatch.chdir(tmp_path)
-    yield
 
 
 def test_a_text_is_said_in_the_voice_of_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,7 +33,7 @@ from tests.paths import MINI
 Cases = Callable[..., list[Case]]
 
 QUESTION, ANSWER = "what is your name", "mary"
-VOICES, HELD_OUT = 16, 8
+VOICES, HELD_OUT = 24, 8
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def adapter(sounds: list[Path], spoken_world: Path, tmp_path_factory) -> Path:
     with (spoken_world / "held_out_voices.jsonl").open() as file:
         known = [line for line in map(json.loads, file) if line["kind"] == "question"]
     lines = [spoken(sound, sounds[-1], ANSWER) for sound in sounds[:VOICES]]
-    for line in known[:VOICES]:
+    for line in known[: 2 * VOICES]:
         question, said = (message["content"] for message in line["conversation"])
         lines.append(spoken(spoken_world / question, spoken_world / said[0], said[1]))
     raw, data = folder / "raw.jsonl", folder / "data.jsonl"
@@ -70,7 +70,7 @@ def adapter(sounds: list[Path], spoken_world: Path, tmp_path_factory) -> Path:
     extract_codes(raw, data, MINI, folder, "cpu", 1)
     values = {
         "model": MINI, "data": data, "output": folder / "run", "device": "cpu", "method": "lora",
-        "learning_rate": 2e-3, "max_steps": 40, "batch_size": 8, "eval_ratio": 0,
+        "learning_rate": 2e-3, "max_steps": 40, "batch_size": 12, "eval_ratio": 0,
         "spoken_answers": "true", "gradient_checkpointing": "false", "workers": 0,
         "feature_cache": folder / "features",
     }  # fmt: skip
@@ -83,7 +83,7 @@ def test_an_adapter_teaches_an_answer_and_keeps_the_others(
 ):
     questions = [spoken(sound, sounds[-1], ANSWER) for sound in sounds[VOICES:-1]]
     new = [Case("new", line["conversation"][:1], ANSWER, True) for line in questions]
-    old = [case for kind in ("question", "transcription") for case in cases(kind)[:8]]
+    old = [case for kind in ("question", "transcription") for case in cases(kind)[:12]]
     assert right([answer(trained, case) for case in new]) == 0
     export(adapter, tmp_path / "merged", merge=True)
     added = KimiAudio(str(MINI), device="cpu", head_rows="track", adapter=adapter / FINAL)

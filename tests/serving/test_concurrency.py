@@ -42,7 +42,7 @@ REQUESTS = [
     {"text": "Please answer the question", "audio": SOUNDS[2], "text_temperature": 1.0},
     {"text": f"Please read aloud: {TEXTS[3]}", "audio_temperature": 1.5, "audio_top_k": 0},
 ]
-REQUESTS = [{"seed": seed, "max_new_tokens": 30} | inputs for seed, inputs in enumerate(REQUESTS)]
+REQUESTS = [{"seed": seed, "max_new_tokens": 50} | inputs for seed, inputs in enumerate(REQUESTS)]
 LONG = {"text": "Tell me a story.", "text_temperature": 2.0, "text_top_k": 0}
 LONG |= {"audio_temperature": 2.0, "audio_top_k": 0, "max_new_tokens": 400, "seed": 1}
 

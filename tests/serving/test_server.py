@@ -205,3 +205,4 @@ def test_a_service_of_text_alone_with_a_time_limit(limited_server: Server) -> No
             break
     assert "not complete within 2 s" in answer["error"]
     assert "KIMI_AUDIO_TIMEOUT" in answer["error"]
+    assert answer["error"].endswith("; set a smaller max_new_tokens or send shorter audio")

@@ -139,7 +139,7 @@ class ServiceRunner(cog.BaseRunner):
         except RequestTimeout as error:
             raise as_cog_shows(
                 f"KIMI_AUDIO_TIMEOUT: the answer was not complete within {self.settings.timeout:g} "
-                "s, the time limit of this service; {self.after_timeout}"
+                f"s, the time limit of this service; {self.after_timeout}"
             ) from error
         except RequestError as error:
             raise as_cog_shows(str(error)) from error

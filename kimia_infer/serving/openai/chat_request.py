@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from kimia_infer.api.parameters import Parameters, ServiceParameters, parse_as
+from kimia_infer.api.parameters import HIGHEST_SEED, Parameters, ServiceParameters, parse_as
 from kimia_infer.audio.encode import SpeechFormat
 from kimia_infer.serving.openai.errors import ApiError, unsupported
 from kimia_infer.serving.openai.messages import Message
@@ -111,7 +111,7 @@ class ChatRequest(BaseModel):
     temperature: float | None = Field(
         None, ge=0, le=2, description="Randomness of the text; if unset 0, the likeliest tokens"
     )
-    seed: int | None = Field(None, ge=0, le=4294967295, description="Makes an answer repeatable")
+    seed: int | None = Field(None, ge=0, le=HIGHEST_SEED, description="Makes an answer repeatable")
     stop: Stop = Field(default_factory=list, description="Texts that end an answer before them")
 
     @property

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from kimia_infer.api.editx_request import Task
+from kimia_infer.api.parameters import HIGHEST_SEED
 from kimia_infer.audio.encode import SpeechFormat
 from kimia_infer.serving.openai.service import EDITX_NAME
 from kimia_infer.serving.openai.voice_store import LONGEST_WORDS
@@ -34,7 +35,7 @@ class SpeechRequest(BaseModel):
     )
     stream_format: Literal["audio", "sse"] = "audio"
     seed: int | None = Field(
-        None, ge=0, le=4294967295, description="Repeats the same sound; not in OpenAI's API"
+        None, ge=0, le=HIGHEST_SEED, description="Repeats the same sound; not in OpenAI's API"
     )
     task: Task = Field("clone", description=f"Of {EDITX_NAME}: clone, or the kind of an edit")
     option: str = Field("", max_length=100, description="Of the edit, such as happy")

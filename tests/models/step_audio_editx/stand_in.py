@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from kimia_infer.api import editx
 from kimia_infer.models.step_audio_editx import layout, vq06
 from kimia_infer.models.step_audio_editx.config import LanguageModelConfig
 from kimia_infer.models.step_audio_editx.language_model import LanguageModel
@@ -55,6 +59,15 @@ def write_checkpoint(root: Path) -> None:
     centers = tensors("vq02_golden")["kms"].float().numpy()
     np.save(tokenizer / layout.CENTERS_NAME, centers)
     write_vq06(tokenizer / layout.VQ06_NAME, vq06_tensors())
+
+
+@contextmanager
+def short_answers(root: Path) -> Iterator[Path]:
+    """``root`` with the whole checkpoint; answers are short, as its model never ends one itself."""
+    write_checkpoint(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(editx, "SLOWEST", 0.4)
+        yield root
 
 
 def sound_yaml() -> str:

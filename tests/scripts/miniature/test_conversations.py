@@ -17,8 +17,10 @@ from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.encoders import SpeechCodes
 from kimia_infer.utils.files import write_json_lines
+from scripts.miniature import conversations
 from scripts.miniature.conversations import Amounts, write_conversations
 from scripts.miniature.spoken_world import READ
+from scripts.miniature.surroundings import Surroundings
 from tests.training.runs import write_sound
 
 
@@ -135,6 +137,41 @@ def test_sentences_and_words_are_joined_with_pauses(people: Path, written: Path)
             errors = np.abs(starts - word[:400]).max(1)
             assert errors.min() < 1e-3
             place += int(errors.argmin()) + len(word)
+
+
+def test_joined_sentences_are_heard_where_their_texts_stand(
+    base: Path, world: Path, people: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(conversations, "draw_surroundings", lambda chance: Surroundings())
+    write_conversations(world, people, base, tmp_path, AMOUNTS)
+    lines = read(tmp_path / "train.jsonl")
+    said = (
+        pair for line in lines for pair in zip(users([line]), line.get("said", ()), strict=False)
+    )
+    known = {path: text for path, text in said if text}
+    pairs = {p: line["conversation"][-1] for line in lines for p in users([line])}
+    joined = {p: m["content"] for p, m in pairs.items() if p.parent == tmp_path / "joined"}
+    assert len(joined) == 4
+    for path, text in joined.items():
+        wave, place = load_audio(path), 0
+        while text:
+            place, text = behind_sentence(wave, place, text, known)
+        assert not wave[place:].any()
+
+
+def behind_sentence(
+    wave: np.ndarray, place: int, text: str, known: dict[Path, str]
+) -> tuple[int, str]:
+    """Where the next sound of ``wave`` ends, and what is left of its ``text``."""
+    first = place + int(np.flatnonzero(wave[place:])[0])
+    for source, sentence in known.items():
+        one = load_audio(source)
+        begin = first - int(np.flatnonzero(one)[0])
+        if text.startswith(sentence) and np.allclose(
+            wave[begin : begin + len(one)], one, atol=1e-4
+        ):
+            return begin + len(one), text.removeprefix(sentence).lstrip()
+    raise AssertionError(f"none of the recordings begins at {first}: {text}")
 
 
 def test_what_is_there_is_kept(base: Path, world: Path, people: Path, written: Path):

@@ -14,7 +14,6 @@ import numpy as np
 import openai
 import pytest
 
-from kimia_infer.api import editx
 from kimia_infer.api.editx import EditX
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.files import load_audio, wav_bytes
@@ -25,7 +24,7 @@ from kimia_infer.serving.openai.service import Service
 from kimia_infer.serving.openai.settings import OpenAISettings
 from kimia_infer.utils.errors import RequestCancelled
 from tests.models.step_audio_editx.recorded import RECORDED
-from tests.models.step_audio_editx.stand_in import write_checkpoint
+from tests.models.step_audio_editx.stand_in import short_answers
 from tests.paths import MINI
 from tests.serving.applications import serving
 from tests.serving.helpers import data_uri
@@ -39,11 +38,7 @@ KEYS = ("first", "second")
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Whose answers are short, as the model never ends one itself."""
-    weights = tmp_path_factory.mktemp("editx")
-    write_checkpoint(weights)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(editx, "SLOWEST", 0.4)
+    with short_answers(tmp_path_factory.mktemp("editx")) as weights:
         kimi = KimiAudio(str(MINI), load_detokenizer=False, device="cpu", slots=1)
         yield Service(kimi, OpenAISettings(api_keys=KEYS), EditX(weights, "cpu"))
 
