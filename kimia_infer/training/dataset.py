@@ -48,7 +48,7 @@ class Batch(Sample):
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         changed = {n: change(value) for n, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **changed)
+        return replace(self, **changed, mel=[change(mel) for mel in self.mel])
 
 
 def join(
@@ -65,13 +65,12 @@ def join(
 
     ids = ("audio_ids", "text_ids", "audio_labels", "text_labels")
     masks = ("is_continuous", "audio_loss_mask", "text_loss_mask")
-    mels = [sample.mel for sample in samples if sample.mel is not None]
     stored = [sample.features for sample in samples if sample.features is not None]
     return Batch(
         **{name: column(name, pad) for name in ids},
         **{name: column(name, False) for name in masks},
         weights=torch.tensor(weights, dtype=torch.float32),
-        mel=torch.cat(mels) if mels else None,
+        mel=[mel for sample in samples for mel in sample.mel],
         segment_codes=[count for sample in samples for count in sample.segment_codes],
         names=list(names),
         features=torch.cat(stored) if stored else None,

@@ -1,6 +1,7 @@
 """What is computed once of audio files and stored: Whisper features, for a frozen encoder.
 
-The encoder always processes 30 s, which is most of the work of a step with short recordings.
+The published encoder always processes 30 s, which is most of the work of a step with short
+recordings.
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ from accelerate import PartialState
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor
 
-from kimia_infer.audio.files import SAMPLE_RATE, load_audio
-from kimia_infer.models.kimi_audio.encoders import segment_codes, split_segments
+from kimia_infer.audio.files import load_audio
+from kimia_infer.models.kimi_audio.encoders import (
+    PADDING_FIELD,
+    segment_codes,
+    split_segments,
+    whisper_spectrograms,
+)
 from kimia_infer.training.parallel import whole
 from kimia_infer.utils.files import replacing
 from kimia_infer.utils.progress import progress
 
-Encode = Callable[[Tensor, Sequence[int]], Tensor]
-"""Spectrograms [segments, mels, frames] and the number of vectors of each, to all vectors."""
+Encode = Callable[[Sequence[Tensor], Sequence[int]], Tensor]
+"""Spectrograms [mels, frames] and the number of vectors of each, to all vectors."""
 
 
 class FileCache:
@@ -52,25 +58,29 @@ class FileCache:
 
 
 class FeatureCache(FileCache):
-    """Features float32 [codes, dim] of any ``encoder``, whose activations have ``dtype``."""
+    """Features float32 [codes, dim] of any ``encoder``, whose activations have ``dtype``.
+
+    ``extractor`` makes its spectrograms.
+    """
 
     suffix = ".npy"
 
-    def __init__(self, root: Path, encoder: nn.Module, dtype: torch.dtype):
-        super().__init__(root, encoder, str(dtype))
+    def __init__(
+        self,
+        root: Path,
+        encoder: nn.Module,
+        dtype: torch.dtype,
+        extractor: WhisperFeatureExtractor,
+    ):
+        super().__init__(root, encoder, f"{dtype} {getattr(extractor, PADDING_FIELD)}")
+        self.extractor = extractor
 
     def read(self, audio: Path) -> Tensor:
         """Stored features. Raises FileNotFoundError for a file without, or changed since."""
         return torch.from_numpy(np.load(self.path(audio)))
 
     @torch.no_grad()
-    def fill(
-        self,
-        paths: Iterable[Path],
-        encode: Encode,
-        extractor: WhisperFeatureExtractor,
-        state: PartialState,
-    ) -> None:
+    def fill(self, paths: Iterable[Path], encode: Encode, state: PartialState) -> None:
         """Compute what is missing, with progress; all processes have to call this and share it."""
         missing = sorted({path for path in paths if not self.path(path).exists()})
         state.wait_for_everyone()  # before anyone writes, so that all see the same ones missing
@@ -80,9 +90,9 @@ class FeatureCache(FileCache):
         for first in bar:
             path = missing[min(first + state.process_index, len(missing) - 1)]
             segments = split_segments(load_audio(path))
-            mel = extractor(segments, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+            mel = whisper_spectrograms(self.extractor, segments)
             counts = [segment_codes(len(segment)) for segment in segments]
-            features = encode(mel.to(state.device), counts).cpu().numpy()
+            features = encode([row.to(state.device) for row in mel], counts).cpu().numpy()
             with replacing(self.path(path)) as partial, partial.open("wb") as file:
                 np.save(file, features)
         state.wait_for_everyone()

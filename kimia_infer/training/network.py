@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from kimia_infer.models.kimi_audio.config import FRAMES_PER_CODE
+from kimia_infer.models.kimi_audio.encoders import whisper_frames
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, causal_attention
 from kimia_infer.training.dataset import Batch
 
@@ -92,23 +93,30 @@ class TrainingNetwork(nn.Module):
         config, device = self.language_model.config, batch.audio_ids.device
         mel, counts = batch.mel, batch.segment_codes
         trained = any(parameter.requires_grad for parameter in self.whisper.parameters())
-        if mel is None:
+        if not mel:
             if not trained:
                 return torch.zeros(0, config.adaptor_input_dim, device=device)
             encoder = self.whisper.config
-            shape = (1, encoder.num_mel_bins, 2 * encoder.max_source_positions)
-            mel, counts = torch.zeros(shape, device=device), [0]
+            shape = (encoder.num_mel_bins, 2 * encoder.max_source_positions)
+            mel, counts = [torch.zeros(shape, device=device)], [0]
         with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
             return self.whisper_features(mel, counts)
 
-    def whisper_features(self, mel: Tensor, counts: Sequence[int]) -> Tensor:
-        """Features fp32 [positions, adaptor_input_dim] of spectrograms [segments, mels, frames].
+    def whisper_features(self, mel: Sequence[Tensor], counts: Sequence[int]) -> Tensor:
+        """Features fp32 [positions, adaptor_input_dim] of spectrograms [mels, frames] in order.
 
-        ``counts`` says how many each segment gives.
+        ``counts`` says how many each gives. Those of one length are encoded together.
         """
-        with self._autocast(mel.device):
-            frames = self.whisper(mel.to(self.dtype)).last_hidden_state
-        kept = [rows[: FRAMES_PER_CODE * count] for rows, count in zip(frames, counts, strict=True)]
+        groups: dict[int, list[int]] = {}
+        for place, row in enumerate(mel):
+            groups.setdefault(row.shape[1], []).append(place)
+        kept = [torch.empty(0)] * len(mel)
+        for places in groups.values():
+            together = torch.stack([mel[place] for place in places])
+            with self._autocast(together.device):
+                frames = whisper_frames(self.whisper, together.to(self.dtype))
+            for place, rows in zip(places, frames, strict=True):
+                kept[place] = rows[: FRAMES_PER_CODE * counts[place]]
         return torch.cat(kept).reshape(-1, self.language_model.config.adaptor_input_dim).float()
 
     def blocks(self) -> Iterator[nn.Module]:

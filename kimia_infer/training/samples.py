@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import WhisperFeatureExtractor
 
-from kimia_infer.audio.files import SAMPLE_RATE, AudioError, load_audio
+from kimia_infer.audio.files import AudioError, load_audio
 from kimia_infer.data.conversations import Conversation, DataError, audio_field
 from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
@@ -21,6 +21,7 @@ from kimia_infer.models.kimi_audio.encoders import (
     code_count,
     segment_codes,
     split_segments,
+    whisper_spectrograms,
 )
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Message, Prompt, PromptBuilder
 from kimia_infer.models.kimi_audio.text_tokenizer import SpecialTokens
@@ -52,8 +53,8 @@ class Sample:
     """What one conversation trains.
 
     Ids, labels (int64) and masks (bool) are [length]. ``mel`` holds the log-mel spectrograms
-    of all 30 s segments of its audio in order, float32 [segments, mels, frames], and
-    ``segment_codes`` the number of feature vectors of each; without audio there is no mel.
+    of all segments of its audio in order, each float32 [mels, frames], and ``segment_codes`` the
+    number of feature vectors of each; without audio there is none.
     Stored features, float32 [positions, dim], take its place.
     """
 
@@ -64,7 +65,7 @@ class Sample:
     text_labels: Tensor
     audio_loss_mask: Tensor
     text_loss_mask: Tensor
-    mel: Tensor | None
+    mel: list[Tensor]
     segment_codes: list[int]
     features: Tensor | None = None
 
@@ -119,10 +120,6 @@ class SampleBuilder:
         prompt = self._prompt(conversation, computed)
         feature_messages = [] if stored else prompt.feature_messages
         segments = [s for index in feature_messages for s in split_segments(waves[index])]
-        mel = None
-        if segments:
-            found = self.extractor(segments, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-            mel = found.input_features
         pad = self.special.pad
         # Labels are shifted left by one, as in the published code; the last position never counts.
         return Sample(
@@ -133,7 +130,7 @@ class SampleBuilder:
             text_labels=torch.tensor([*prompt.text_ids[1:], pad]),
             audio_loss_mask=torch.tensor([*prompt.audio_loss_mask[1:], False]),
             text_loss_mask=torch.tensor([*prompt.text_loss_mask[1:], False]),
-            mel=mel,
+            mel=whisper_spectrograms(self.extractor, segments),
             segment_codes=[segment_codes(len(segment)) for segment in segments],
             features=self._stored_features(conversation, prompt) if stored else None,
         )

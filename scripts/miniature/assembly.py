@@ -18,6 +18,7 @@ from kimia_infer.models.kimi_audio.checkpoint import (
     WHISPER_FOLDER,
 )
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
+from kimia_infer.models.kimi_audio.encoders import PADDING_FIELD
 from kimia_infer.models.kimi_audio.language_model import language_model_slots
 from kimia_infer.training.tasks.config import EncoderSize
 from kimia_infer.utils.files import replacing_directory
@@ -31,6 +32,10 @@ SEED = 1
 
 MERGES = 320
 """Merges of the text tokenizer, with which every word of the world is one token."""
+
+PADDING_SECONDS = 3
+"""Silence after a recording for the Whisper encoder, which takes a question a fifth of the time of
+30 s. The frames of ``scripts/question.wav``, 2 s of speech, differ in 10 % of their variance."""
 
 SEGMENT_SECONDS = 3
 """Longest segment of a transcription: one sentence, since training has few sequences of them."""
@@ -57,6 +62,8 @@ def write_base(
     _put(speech_tokenizer, target / SPEECH_TOKENIZER_FOLDER)
     _put(whisper, target / WHISPER_FOLDER)
     _halve(target / WHISPER_FOLDER / "model.safetensors")
+    preprocessor = target / WHISPER_FOLDER / "preprocessor_config.json"
+    write_json(preprocessor, read_json(preprocessor) | {PADDING_FIELD: PADDING_SECONDS})
     generation = target / "generation_config.json"
     write_json(generation, read_json(generation) | {SEGMENT_FIELD: SEGMENT_SECONDS})
     tensors = untrained_language_model(LanguageModelConfig.from_directory(target))

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from kimia_infer.models.kimi_audio.checkpoint import (
@@ -39,7 +38,6 @@ from kimia_infer.utils.errors import WeightsError
 from kimia_infer.utils.files import replacing_directory, write_text
 from scripts.miniature.assembly import assemble, write_base
 from scripts.miniature.conversations import Amounts, write_conversations
-from scripts.miniature.features import fill_features
 from scripts.miniature.figures import HeldOut, write_figures
 from scripts.miniature.people import PeopleSize, write_people
 from scripts.miniature.real_person import SOUNDS, fetch_prompts
@@ -231,7 +229,6 @@ def make_language_model(run: Path) -> None:
     data = lists / "train.jsonl", lists / "validation.jsonl"
     place = _place(run, "language_model", *data)
     place |= {"model": str(run / "base"), "feature_cache": str(lists / "features")}
-    fill_features(lists / "features", run / "base", data, torch.bfloat16)
     _train(finetune, FinetuneConfig(**place, **settings))
 
 

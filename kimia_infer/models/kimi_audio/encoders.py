@@ -1,6 +1,7 @@
 """Waves to what the model hears: continuous Whisper features, and speech codes beside them.
 
-Both encoders read segments of 30 seconds and give one vector, or one code, for every 80 ms begun.
+Both encoders read segments of up to 30 seconds and give one vector, or one code, for every 80 ms
+begun.
 The counts follow from the number of samples alone, so that the length of a prompt is known before
 an encoder runs. The codes are those of the GLM-4 speech tokenizer: the lower half of a Whisper
 encoder, made block-causal, whose frames are averaged to 12.5 per second and replaced by the index
@@ -9,6 +10,7 @@ of the nearest codebook vector.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +28,7 @@ from kimia_infer.models.kimi_audio.config import (
     SpeechTokenizerConfig,
     check_fixed,
 )
+from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Graphs, Recorded, graphs_for
 from kimia_infer.weights.component import read_json
 
@@ -44,6 +47,8 @@ SEGMENT_FRAMES = SEGMENT_SAMPLES // 160
 
 LENGTH_STEP = 200
 """Spectrograms are batched and recorded by multiples of these 2 s, which divide a segment."""
+
+STEPPED_LENGTHS = range(LENGTH_STEP, SEGMENT_FRAMES + 1, LENGTH_STEP)
 
 BATCH_SEGMENTS = 4
 """Segments that a device encodes at once. Four have 6,000 frames; more would keep it no busier and
@@ -69,6 +74,10 @@ LOG_MEL = {
 }
 """Spectrogram settings of both audio encoders (published configuration). Lengths of
 prompts follow from them, so a checkpoint cannot choose others."""
+
+PADDING_FIELD = "padding_seconds"
+"""Field of a Whisper encoder's ``preprocessor_config.json``: seconds of silence after a segment, at
+least. Without it segments are padded to 30 s, as published."""
 
 Inputs = tuple[Tensor, ...]
 
@@ -107,19 +116,59 @@ def code_count(samples: int) -> int:
 def feature_extractor(directory: Path, mels: int) -> WhisperFeatureExtractor:
     """Waves to log-mel spectrograms with ``mels`` bands, as both encoders expect them.
 
-    A ``preprocessor_config.json`` can only confirm the published settings, so a folder may
-    do without.
+    A ``preprocessor_config.json`` can only confirm the published settings and name the padding of
+    Whisper features, so a folder may do without.
 
     Raises:
-        CheckpointError: that file asks for another spectrogram.
+        CheckpointError: that file asks for another spectrogram, or its padding is no number.
     """
     settings = {"feature_size": mels, **LOG_MEL}
-    path = directory / "preprocessor_config.json"
+    path, padding = directory / "preprocessor_config.json", None
     if path.is_file():
-        check_fixed({**LOG_MEL, **read_json(path)}, settings, path)
+        values = read_json(path)
+        check_fixed({**LOG_MEL, **values}, settings, path)
+        padding = values.get(PADDING_FIELD)
+        if padding is not None and not (type(padding) in (int, float) and 0 <= padding <= 30):
+            raise CheckpointError(f"{path}: {PADDING_FIELD} must be 0 to 30 s, not {padding!r}")
     from transformers import WhisperFeatureExtractor
 
-    return WhisperFeatureExtractor(**settings)
+    return WhisperFeatureExtractor(**settings, **{PADDING_FIELD: padding})
+
+
+def whisper_spectrograms(
+    extractor: WhisperFeatureExtractor, segments: Sequence[np.ndarray], device: str = "cpu"
+) -> list[Tensor]:
+    """Log-mel float32 [mels, frames] of each segment [samples], padded as Whisper reads it.
+
+    ``frames`` is a multiple of ``LENGTH_STEP``, so that segments of any length can be batched.
+    """
+    padding = getattr(extractor, PADDING_FIELD)
+    rows = []
+    for segment in segments:
+        frames = SEGMENT_FRAMES
+        if padding is not None:
+            needed = len(segment) / SAMPLE_RATE + padding
+            frames = min(frames, _rounded(math.ceil(100 * needed)))
+        found = extractor(
+            segment, sampling_rate=SAMPLE_RATE, padding="max_length", max_length=160 * frames,
+            return_tensors="pt", device=device,
+        )  # fmt: skip
+        rows.append(found.input_features[0])
+    return rows
+
+
+def whisper_frames(encoder: WhisperEncoder, mel: Tensor) -> Tensor:
+    """Frames [segments, time, d_model] of spectrograms [segments, mels, 2 * time] of up to 30 s.
+
+    transformers' own forward takes 30 s only.
+    """
+    if mel.shape[2] == SEGMENT_FRAMES:
+        return encoder(mel).last_hidden_state
+    x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).mT
+    x = x + encoder.embed_positions.weight[: x.shape[1]]
+    for layer in encoder.layers:
+        x = layer(x, None)
+    return encoder.layer_norm(x)
 
 
 class SegmentEncoder(ABC):
@@ -216,24 +265,23 @@ def _rounded(frames: int) -> int:
 class WhisperFeatures(SegmentEncoder):
     """Whisper encoder frames, joined to one continuous vector [4 * d_model] per semantic code.
 
-    Computed in the dtype of the module, from float32 spectrograms.
-    Each segment is padded with silence, which is attended to, as published.
+    Computed in the dtype of the module, from float32 spectrograms. Each segment is padded with
+    silence, which is attended to: to 30 s as published, or by what the checkpoint says
+    (``PADDING_FIELD``).
     """
-
-    lengths = (SEGMENT_FRAMES,)
 
     def __init__(self, module: WhisperEncoder, directory: Path, graphs: Graphs | None = None):
         super().__init__(module, directory, module.config.num_mel_bins, graphs)
+        whole = getattr(self.extractor, PADDING_FIELD) is None
+        self.lengths = (SEGMENT_FRAMES,) if whole else STEPPED_LENGTHS
 
     def _spectrograms(self, segments: list[np.ndarray]) -> list[Inputs]:
         weight = self.module.conv1.weight
-        mel = self.extractor(
-            segments, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(weight.device)
-        ).input_features
-        return [(row,) for row in mel.to(weight.device, weight.dtype)]
+        rows = whisper_spectrograms(self.extractor, segments, str(weight.device))
+        return [(row.to(weight.device, weight.dtype),) for row in rows]
 
     def _compute(self, *inputs: Tensor) -> Tensor:
-        frames = self.module(*inputs).last_hidden_state
+        frames = whisper_frames(self.module, *inputs)
         return frames.unflatten(1, (-1, FRAMES_PER_CODE)).flatten(2)
 
 
@@ -308,7 +356,7 @@ class SpeechCodes(SegmentEncoder):
     codes.
     """
 
-    lengths = range(LENGTH_STEP, SEGMENT_FRAMES + 1, LENGTH_STEP)
+    lengths = STEPPED_LENGTHS
 
     def __init__(self, module: SpeechTokenizer, directory: Path, graphs: Graphs | None = None):
         super().__init__(module, directory, module.config.encoder.num_mel_bins, graphs)

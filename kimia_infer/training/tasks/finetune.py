@@ -22,7 +22,7 @@ from kimia_infer.models.kimi_audio.components import (
     understanding_components,
 )
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.encoders import feature_extractor
+from kimia_infer.models.kimi_audio.encoders import PADDING_FIELD, feature_extractor
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.config import FinetuneConfig
 from kimia_infer.training.dataset import Samples, check_lines, split_data
@@ -58,16 +58,23 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
     directory = resolve_weights(config.model, detokenizer=False)
     components = understanding_components(directory)
     samples, validation = read_data(config, directory)
+    padding = getattr(samples.builder.extractor, PADDING_FIELD)
+    if "whisper" in config.trained_components and state.num_processes > 1 and padding is not None:
+        # Segments of several lengths: each process would call the encoder another number of times.
+        raise ConfigurationError(
+            f"parts: whisper is trained in one process where the checkpoint has {PADDING_FIELD}"
+        )
     network = _network(config, components, adapters, state)
     if config.feature_dropout or config.code_dropout:
         blank = samples.builder.special.text_blank
         network.stream_dropout = StreamDropout(config.feature_dropout, config.code_dropout, blank)
     if config.feature_cache is not None:
-        cache = FeatureCache(Path(config.feature_cache), network.whisper, network.dtype)
+        cache = FeatureCache(
+            Path(config.feature_cache), network.whisper, network.dtype, samples.builder.extractor
+        )
         data = [part for part in (samples, validation) if part is not None]
         recordings = (path for part in data for path in part.recordings())
-        extractor = samples.builder.extractor
-        cache.fill(recordings, network.whisper_features, extractor, state)
+        cache.fill(recordings, network.whisper_features, state)
         for part in data:
             part.builder = replace(part.builder, read_features=cache.read)
     write: Callable[[Path], None] = partial(

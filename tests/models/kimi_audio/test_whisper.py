@@ -13,7 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from kimia_infer.audio.files import load_audio
 from kimia_infer.models.kimi_audio.components import whisper_component, whisper_slots
-from kimia_infer.models.kimi_audio.encoders import BATCH_SEGMENTS, SEGMENT_SAMPLES, WhisperFeatures
+from kimia_infer.models.kimi_audio.encoders import (
+    BATCH_SEGMENTS,
+    SEGMENT_SAMPLES,
+    WhisperFeatures,
+    whisper_spectrograms,
+)
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.utils.graphs import Direct, Graphs
 from tests.paths import GOLDEN
@@ -183,3 +188,39 @@ def test_missing_file_is_named(directory: Path) -> None:
     (directory / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json: file missing"):
         whisper_component(directory)
+
+
+def padded(directory: Path, seconds: object) -> Path:
+    """A copy of the recorded component whose segments are followed by ``seconds`` of silence."""
+    shutil.copytree(COMPONENT, directory)
+    path = directory / "preprocessor_config.json"
+    values = {"feature_size": load_features(COMPONENT).module.config.num_mel_bins}
+    path.write_text(json.dumps({**values, "padding_seconds": seconds}))
+    return directory
+
+
+@pytest.mark.parametrize("graphs", [Direct(), FixedShapes(CPU)])
+def test_padding_of_the_checkpoint(graphs: Graphs, tmp_path: Path) -> None:
+    """Segments are padded by at least what is asked; up to 30 s, where nothing changes."""
+    encoder = whisper_component(COMPONENT).load(CPU, torch.float32)
+    short = WhisperFeatures(encoder, padded(tmp_path / "short", 3), graphs)
+    whole = WhisperFeatures(encoder, padded(tmp_path / "whole", 30), graphs)
+    lengths = (1_600, 20_000, 48_000, 430_000, 480_000 + 90_000)
+    waves = [np.random.default_rng(n).normal(0, 0.1, n).astype(np.float32) for n in lengths]
+    together = short.encode_all(waves)
+    for wave, found in zip(waves, together, strict=True):
+        torch.testing.assert_close(found, short.encode(wave), rtol=0, atol=TOLERANCE)
+    published = load_features(COMPONENT)
+    for wave in waves[:1] + waves[3:4]:
+        torch.testing.assert_close(whole.encode(wave), published.encode(wave))
+    torch.testing.assert_close(together[3], published.encode(waves[3]))  # 30 s with 3 s of silence
+    assert (together[0] - published.encode(waves[0])).abs().max() > 1e-3
+    frames = {length: whisper_spectrograms(short.extractor, [wave])[0].shape[1]
+              for length, wave in zip(lengths, waves, strict=True)}  # fmt: skip
+    assert list(frames.values())[:4] == [400, 600, 600, 3000]
+
+
+@pytest.mark.parametrize("seconds", [-1, 31, "3", True])
+def test_padding_that_cannot_be(seconds: object, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: padding_seconds must"):
+        load_features(padded(tmp_path / "bad", seconds))
