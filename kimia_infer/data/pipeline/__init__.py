@@ -1,0 +1,1 @@
+"""Long recordings to training data: who speaks when, what is said, and what of it is good."""

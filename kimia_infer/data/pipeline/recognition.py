@@ -1,0 +1,80 @@
+"""What is said in a segment: what the pipeline asks of a recognizer, and Whisper as one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a recognizer heard.
+
+    ``language`` is a code of two letters and ``certainty`` its probability; None where the
+    recognizer does not tell languages apart. ``confidence`` is the mean logarithm of the
+    probabilities of the text's tokens, None where it is not known.
+    """
+
+    text: str
+    language: str | None = None
+    certainty: float | None = None
+    confidence: float | None = None
+
+
+class Recognizer(Protocol):
+    """Writes down what is said; ``together`` calls may be made at a time."""
+
+    name: str
+    together: int
+
+    def hear(self, wave: np.ndarray) -> Heard:
+        """What is said in float32 [samples] at 16 kHz, at most 30 s."""
+        ...
+
+
+Difference = Callable[[str, str, str | None], float]
+"""The error rate of the first text against the second, in a language."""
+
+
+class WhisperRecognizer:
+    """Whisper, run by faster-whisper.
+
+    Args:
+        model: what faster-whisper takes, a directory or a name such as ``large-v3``.
+        language: what is spoken; by default the model hears it, if it knows several languages.
+
+    Raises ImportError without the package.
+    """
+
+    together = 1
+
+    def __init__(self, model: str, device: str = "auto", language: str | None = None):
+        from faster_whisper import WhisperModel
+
+        self.name = f"whisper {model}"
+        self._model = WhisperModel(model, device=device)
+        self._language = language
+
+    def hear(self, wave: np.ndarray) -> Heard:
+        segments, info = self._model.transcribe(
+            wave,
+            language=self._language,
+            beam_size=1,
+            temperature=0.0,
+            condition_on_previous_text=False,
+            without_timestamps=True,
+        )
+        found = list(segments)
+        text = " ".join(segment.text.strip() for segment in found).strip()
+        tokens = sum(len(segment.tokens) for segment in found)
+        sums = sum(segment.avg_logprob * len(segment.tokens) for segment in found)
+        knows = self._model.model.is_multilingual and self._language is None
+        return Heard(
+            text,
+            info.language if knows else None,
+            info.language_probability if knows else None,
+            sums / tokens if tokens else None,
+        )
