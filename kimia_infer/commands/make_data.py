@@ -154,7 +154,7 @@ def kimi_recognizer(arguments: Namespace) -> Recognizer:
 
 
 def error_rate_between(text: str, other: str, language: str | None) -> float:
-    """The error rate of ``text`` against ``other``, by the rules of evaluation; 1 if that is empty."""
+    """The error rate of ``text`` against ``other`` by the rules of evaluation."""
     from kimia_infer.data.manifests import error_rate
     from kimia_infer.evaluation.items import Item
     from kimia_infer.evaluation.score import Errors, score

@@ -107,6 +107,24 @@ class AdapterConfig(Config):
     )
 
 
+Times = Annotated[int, Field(ge=0)]
+
+
+class MixConfig(Config):
+    """How often a document is learned for each task of pre-training; the report's weights."""
+
+    audio: Times = Field(1, description="speech codes alone")
+    text: Times = Field(7, description="texts alone")
+    transcription: Times = Field(1, description="a text after each heard segment")
+    speech: Times = Field(1, description="speech codes after each text")
+    audio_to_audio: Times = Field(1, description="heard and spoken segments in turn")
+    audio_to_text: Times = Field(1, description="heard and written segments in turn")
+    audio_to_both: Times = Field(2, description="heard, and spoken with written segments in turn")
+
+    def weights(self) -> dict[str, int]:
+        return self.model_dump()
+
+
 class FinetuneConfig(TrainingConfig):
     """Fine-tuning of the language model, and of Whisper if ``parts`` names it."""
 
@@ -119,6 +137,10 @@ class FinetuneConfig(TrainingConfig):
     spoken_answers: bool = Field(
         False, description="learn audio-text messages of the assistant; published: never"
     )
+    pretrain: bool = Field(
+        False, description="data are documents of make-data, learned in the tasks of mix"
+    )
+    mix: MixConfig = Field(MixConfig(), description="tasks of pretrain")
     max_length: int = Field(
         4096, ge=1, description="longest sample in positions, 12.5 for a second of audio"
     )
@@ -150,6 +172,8 @@ class FinetuneConfig(TrainingConfig):
             raise ValueError(
                 "feature_cache: features change with a trained Whisper; leave whisper out of parts"
             )
+        if self.pretrain and not any(self.mix.weights().values()):
+            raise ValueError("mix: every task is learned 0 times; give one of them a weight")
         if self.feature_dropout + self.code_dropout > 1:
             raise ValueError("feature_dropout: more than 1 together with code_dropout")
         return self

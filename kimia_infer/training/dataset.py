@@ -8,14 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset
 
-from kimia_infer.data.conversations import Conversation, ConversationFile, DataError
+from kimia_infer.data.conversations import Conversation, DataError
 from kimia_infer.training.config import TrainingConfig
 from kimia_infer.training.plan import MicroBatch, StepPlan
 from kimia_infer.training.samples import Sample, SampleBuilder
@@ -92,11 +92,23 @@ class TrainingData(ABC):
         """A batch with ``weights``, ``names`` and ``to``. Raises DataError, naming the item."""
 
 
+class Lines(Protocol):
+    """Conversations of a file, by index; ``where`` begins error messages about one."""
+
+    path: Path
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Conversation: ...
+
+    def where(self, index: int, /) -> str: ...
+
+
 @dataclass
 class Samples(TrainingData):
     """Lines of a file, by their index; ``positions`` is the length of the sample of each."""
 
-    file: ConversationFile
+    file: Lines
     builder: SampleBuilder
     positions: Mapping[int, int]
     unit = "line"
@@ -118,7 +130,7 @@ class Samples(TrainingData):
         return join(samples, self.builder.special.pad, part.weights, names)
 
 
-def check_lines(file: ConversationFile, builder: SampleBuilder, skip: bool) -> Samples:
+def check_lines(file: Lines, builder: SampleBuilder, skip: bool) -> Samples:
     """The :func:`usable` lines of ``file``."""
     positions = {}
 
@@ -219,7 +231,7 @@ class _ErrorsReturned(Dataset):
             return DataError(str(error))
 
 
-def _with_line(function: Callable[[Conversation], Any], file: ConversationFile, line: int) -> Any:
+def _with_line(function: Callable[[Conversation], Any], file: Lines, line: int) -> Any:
     """The result for the conversation in ``line``, which every DataError names."""
     conversation = file[line]
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -181,7 +181,10 @@ class SampleBuilder:
             )
         return prompt
 
-    def _prompt(self, conversation: Conversation, computed: dict[int, list[int]]) -> Prompt:
+    def _encoded(
+        self, conversation: Conversation, computed: Mapping[int, Sequence[int]]
+    ) -> list[EncodedMessage]:
+        """The messages with their tokens; ``computed`` has codes that the line does not have."""
         offset = self.config.token_offset
         codes = dict(computed)
         for index, ids in conversation.audio_ids.items():
@@ -193,7 +196,7 @@ class SampleBuilder:
                         "the checkpoint that is trained"
                     )
             codes[index] = [token - offset for token in ids]
-        messages = [
+        return [
             EncodedMessage(
                 message.role,
                 message.message_type,
@@ -202,7 +205,10 @@ class SampleBuilder:
             )
             for index, message in enumerate(conversation.messages)
         ]
-        builder = PromptBuilder(self.special, offset, self.config.audio_delay)
+
+    def _prompt(self, conversation: Conversation, computed: Mapping[int, Sequence[int]]) -> Prompt:
+        messages = self._encoded(conversation, computed)
+        builder = PromptBuilder(self.special, self.config.token_offset, self.config.audio_delay)
         try:
             prompt = builder.build(messages, conversation.output_type, add_assistant_start=False)
         except RequestError as error:

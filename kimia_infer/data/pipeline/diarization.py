@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.data.pipeline.segmentation import (
-    FRAME_LENGTH,
     FRAME_STEP,
     LOCAL_SPEAKERS,
     WINDOW_SAMPLES,
@@ -30,17 +29,19 @@ STEP_FRAMES = 148
 """From one window to the next, 2.5 s."""
 BATCH = 16
 
-HEARD_SECONDS = 0.6
-"""A voice is compared where it was heard alone for so long in a window."""
+HEARD_SECONDS = 0.5
+"""A voice is compared where it is heard alone for so long."""
+SURE_SECONDS = 1.0
+"""Voices heard for less are not clustered, but given to the nearest cluster."""
 ENOUGH_SECONDS = 2.5
 """No more of it is heard: the vector hardly changes, and it is most of the work."""
-SURE_SECONDS = 1.5
-"""Voices heard for less are not clustered, but given to the nearest cluster."""
+SAME_RUN = 0.85
+"""Where windows overlap, runs that share so much of both are one, and heard once."""
 
 SAME_VOICE = 0.5
 """Cosine between the means of two groups of vectors from which on they are clustered."""
-MERGED_VOICE = 0.6
-"""The report's: clusters above it are merged."""
+MERGED_VOICE = 0.75
+"""Clusters above it are merged; the report has 0.6 for vectors of another network."""
 CHUNK_SECONDS, CHUNK_SIMILARITY = 1.5, 0.25
 """The report has 0.5 for vectors of another network; of CAM++, neighbouring chunks of one voice are
 rarely below 0.25, of two rarely above."""
@@ -66,14 +67,17 @@ class Diarizer:
         sound = torch.from_numpy(np.ascontiguousarray(wave, dtype=np.float32))
         spoken = _spoken_frames(speech, frames_in(len(wave)))
         starts, activity = self._local(sound, spoken)
-        voices = self._voices(sound, starts, activity)
-        if not voices:
+        runs = heard_alone(starts, activity)
+        if not runs:
             return []
-        places = list(voices)
-        vectors = np.stack([vector for vector, _ in voices.values()])
-        sure = np.array([seconds >= SURE_SECONDS for _, seconds in voices.values()])
+        vectors = self._vectors(sound, [run for run, _ in runs])
+        sure = np.array([run.seconds >= SURE_SECONDS for run, _ in runs])
         labels = cluster(vectors, sure)
-        found = _joined(starts, activity, dict(zip(places, labels.tolist(), strict=True)), spoken)
+        speakers: dict[tuple[int, int], list[tuple[Turn, int]]] = {}
+        for (run, places), label in zip(runs, labels.tolist(), strict=True):
+            for place in places:
+                speakers.setdefault(place, []).append((run, label))
+        found = _joined(starts, activity, speakers, len(spoken))
         turns = _turns(found)
         if found.shape[1] > 1:
             turns = self._reassign(sound, turns, centers(vectors, labels))
@@ -99,26 +103,13 @@ class Diarizer:
             clipped.append(active[: len(within)] & within[:, None])
         return starts, clipped
 
-    def _voices(
-        self, sound: Tensor, starts: Sequence[int], activity: Sequence[np.ndarray]
-    ) -> dict[tuple[int, int], tuple[np.ndarray, float]]:
-        """Vector and seconds heard alone, by window and local speaker."""
-        places, waves = [], []
-        for window, (start, active) in enumerate(zip(starts, activity, strict=True)):
-            alone = active & (active.sum(1, keepdims=True) == 1)
-            for speaker in range(LOCAL_SPEAKERS):
-                frames = np.flatnonzero(alone[:, speaker])
-                if len(frames) * FRAME_STEP < HEARD_SECONDS * SAMPLE_RATE:
-                    continue
-                frames = frames[: round(ENOUGH_SECONDS * SAMPLE_RATE / FRAME_STEP)]
-                # A frame's own samples are those around its middle.
-                first = (start + frames) * FRAME_STEP + (FRAME_LENGTH - FRAME_STEP) // 2
-                samples = (first[:, None] + np.arange(FRAME_STEP)).reshape(-1)
-                places.append((window, speaker))
-                waves.append(sound[torch.from_numpy(samples[samples < len(sound)])])
-        vectors = voice_vectors(self._speakers, waves).numpy()
-        seconds = [len(wave) / SAMPLE_RATE for wave in waves]
-        return dict(zip(places, zip(vectors, seconds, strict=True), strict=True))
+    def _vectors(self, sound: Tensor, runs: Sequence[Turn]) -> np.ndarray:
+        """Of the voices in ``runs``, float32 [runs, size] of length 1."""
+        most = round(ENOUGH_SECONDS * SAMPLE_RATE)
+        waves = [
+            sound[round(run.start * SAMPLE_RATE) : round(run.end * SAMPLE_RATE)] for run in runs
+        ]
+        return voice_vectors(self._speakers, [wave[:most] for wave in waves]).numpy()
 
     def _reassign(self, sound: Tensor, turns: list[Turn], voices: np.ndarray) -> list[Turn]:
         """Turns with several voices cut into chunks of the voice that each resembles most."""
@@ -166,24 +157,72 @@ def _spoken_frames(speech: Sequence[tuple[float, float]], count: int) -> np.ndar
     return spoken
 
 
+def heard_alone(
+    starts: Sequence[int], activity: Sequence[np.ndarray]
+) -> list[tuple[Turn, list[tuple[int, int]]]]:
+    """Where one person alone is heard without a pause, and in which windows, as which speaker.
+
+    Windows begin at frames ``starts`` and say who speaks, bool [frames, 3] each.
+    """
+    found: list[tuple[Turn, list[tuple[int, int]]]] = []
+    for window, (start, active) in enumerate(zip(starts, activity, strict=True)):
+        alone = active & (active.sum(1, keepdims=True) == 1)
+        for local in range(LOCAL_SPEAKERS):
+            for begin, end in _runs(alone[:, local]):
+                run = Turn(time_of(start + begin - 0.5), time_of(start + end - 0.5), local)
+                if run.seconds < HEARD_SECONDS:
+                    continue
+                known = _known(found, run, time_of(start))
+                if known is None:
+                    found.append((run, [(window, local)]))
+                else:
+                    known[1].append((window, local))
+    return found
+
+
+def _known(
+    found: Sequence[tuple[Turn, list[tuple[int, int]]]], run: Turn, begin: float
+) -> tuple[Turn, list[tuple[int, int]]] | None:
+    """The one of ``found`` that is ``run``; what ended before ``begin`` is not."""
+    for one in takewhile(lambda one: one[0].end > begin, reversed(found)):
+        shared = min(one[0].end, run.end) - max(one[0].start, run.start)
+        if shared >= SAME_RUN * max(one[0].seconds, run.seconds):
+            return one
+    return None
+
+
+def _runs(active: np.ndarray) -> list[list[int]]:
+    """First frame and end of the runs of True in bool [frames]."""
+    edges = np.flatnonzero(np.diff(active.astype(np.int8), prepend=0, append=0))
+    return edges.reshape(-1, 2).tolist()
+
+
 def _joined(
     starts: Sequence[int],
     activity: Sequence[np.ndarray],
-    speakers: dict[tuple[int, int], int],
-    spoken: np.ndarray,
+    speakers: dict[tuple[int, int], list[tuple[Turn, int]]],
+    count: int,
 ) -> np.ndarray:
-    """Who speaks by the majority of the windows that cover a frame, bool [frames, speakers].
+    """Who speaks by the majority of the windows that cover a frame, bool [count, speakers].
 
-    Voices that were never heard alone are left out.
+    Whoever speaks in a window is the speaker of the nearest run, of those that ``speakers`` has by
+    window and local speaker. Voices that were never heard alone are left out.
     """
-    votes = np.zeros((len(spoken), max(speakers.values()) + 1))
-    windows = np.zeros((len(spoken), 1))
+    names = 1 + max(label for runs in speakers.values() for _, label in runs)
+    votes, windows = np.zeros((count, names)), np.zeros((count, 1))
     for window, (start, active) in enumerate(zip(starts, activity, strict=True)):
-        mine = np.zeros((len(active), votes.shape[1]), bool)
+        mine = np.zeros((len(active), names), bool)
         for local in range(LOCAL_SPEAKERS):
-            speaker = speakers.get((window, local))
-            if speaker is not None:
-                mine[:, speaker] |= active[:, local]
+            runs = speakers.get((window, local))
+            if runs is None:
+                continue
+            frames = np.flatnonzero(active[:, local])
+            times = (start + frames)[:, None] * FRAME_STEP / SAMPLE_RATE
+            begins, ends = (
+                np.array([getattr(r, name) for r, _ in runs]) for name in ("start", "end")
+            )
+            nearest = np.maximum(begins - times, times - ends).argmin(1)
+            mine[frames, np.array([label for _, label in runs])[nearest]] = True
         votes[start : start + len(active)] += mine
         windows[start : start + len(active)] += 1
     return votes * 2 > np.maximum(windows, 1)
@@ -193,9 +232,8 @@ def _turns(active: np.ndarray) -> list[Turn]:
     """Runs of bool [frames, speakers], pauses closed and short ones dropped, by start."""
     found = []
     for speaker in range(active.shape[1]):
-        edges = np.flatnonzero(np.diff(active[:, speaker].astype(np.int8), prepend=0, append=0))
         runs: list[list[float]] = []
-        for start, end in edges.reshape(-1, 2).tolist():
+        for start, end in _runs(active[:, speaker]):
             begin = time_of(start - 0.5)
             if runs and begin - runs[-1][1] < SHORTEST_PAUSE:
                 runs[-1][1] = time_of(end - 0.5)

@@ -25,7 +25,8 @@ from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.encoders import PADDING_FIELD, feature_extractor
 from kimia_infer.training.adapters import lora_config
 from kimia_infer.training.config import FinetuneConfig
-from kimia_infer.training.dataset import Samples, check_lines, split_data
+from kimia_infer.training.dataset import Lines, Samples, check_lines, split_data
+from kimia_infer.training.documents import DocumentBuilder, DocumentFile
 from kimia_infer.training.feature_cache import FeatureCache
 from kimia_infer.training.model_files import Components, build_network, write_adapter, write_model
 from kimia_infer.training.network import StreamDropout, TrainingNetwork
@@ -100,7 +101,8 @@ def read_data(config: FinetuneConfig, directory: Path) -> tuple[Samples, Samples
     tokenizer = checked_text_tokenizer(directory)
     whisper = understanding_components(directory)["whisper"]
     mels = whisper.store.tensors["conv1.weight"].shape[1]
-    builder = SampleBuilder(
+    kind = DocumentBuilder if config.pretrain else SampleBuilder
+    builder = kind(
         tokenizer.encode,
         tokenizer.special,
         model,
@@ -111,7 +113,13 @@ def read_data(config: FinetuneConfig, directory: Path) -> tuple[Samples, Samples
         config.spoken_answers,
     )
     skip = config.bad_lines == "skip"
-    return split_data(config, lambda data: check_lines(ConversationFile(data), builder, skip))
+
+    def lines(data: str) -> Lines:
+        file = ConversationFile(data)
+        pretrains = isinstance(builder, DocumentBuilder)
+        return DocumentFile(file, config.mix, builder) if pretrains else file
+
+    return split_data(config, lambda data: check_lines(lines(data), builder, skip))
 
 
 def _network(

@@ -15,9 +15,9 @@ from tests.data.pipeline.scoring import boundary_distances, errors
 from tests.models.kokoro.spoken import SPOKEN
 
 
-def test_a_minute_of_three_speakers(models: Path) -> None:
+def test_three_speakers(models: Path) -> None:
     voices = [trimmed(Utterance(load_audio(s.path), s.voice, s.text)) for s in SPOKEN]
-    made = conversation(voices, 3, 60)
+    made = conversation(voices, 3, 45)
     found = Diarizer(models).turns(made.wave, SpeechDetector().speech(made.wave))
     assert {turn.speaker for turn in found} == {0, 1, 2}
     assert errors(made.turns, found).rate < 0.15

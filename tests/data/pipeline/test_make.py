@@ -21,7 +21,12 @@ from tests.data.pipeline.made import noise
 
 SECONDS = 12
 TURNS = [Turn(0, 2, 0), Turn(3, 5, 1), Turn(6, 8, 0), Turn(9, 11, 1)]
-TEXTS = ["the first of all", "thank you thank you thank you", "what is third here", "and a last one"]
+TEXTS = [
+    "the first of all",
+    "thank you thank you thank you",
+    "what is third here",
+    "and a last one",
+]
 
 
 class Known:
