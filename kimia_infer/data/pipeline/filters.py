@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -61,7 +61,9 @@ class Measured:
 
     @property
     def language(self) -> str | None:
-        return self.heard.language or (self.second and self.second.language)
+        if self.heard.language is None and self.second is not None:
+            return self.second.language
+        return self.heard.language
 
 
 def sound_fault(segment: Segment, quality: Quality, limits: Limits) -> str | None:
@@ -125,11 +127,8 @@ def repeated_share(text: str, language: str | None) -> float:
     return again / len(words) if words else 0.0
 
 
-def describe(limits: type[BaseModel] = Limits) -> list[str]:
-    """A line for every limit: name, default and meaning."""
-
-    def shown(default: Any) -> str:
-        return ", ".join(default) if isinstance(default, tuple) else f"{default:g}"
-
-    fields = limits.model_fields.items()
-    return [f"{name} [{shown(field.default)}]: {field.description}" for name, field in fields]
+def describe(limits: Limits) -> list[str]:
+    """A line for every limit: name, value and meaning."""
+    fields = Limits.model_fields.items()
+    values = limits.model_dump()
+    return [f"{name} {values[name]}: {field.description}" for name, field in fields]

@@ -63,14 +63,12 @@ class QualityMeter:
     def _score(self, wave: np.ndarray) -> float:
         if len(wave) < SCORED_SAMPLES:
             wave = np.tile(wave, -(-SCORED_SAMPLES // len(wave)))
-        pieces = len(wave) // SCORED_SAMPLES
-        # All pieces have the same length; the last begins earlier instead of being short.
-        starts = np.linspace(0, len(wave) - SCORED_SAMPLES, pieces).astype(int)
-        heard = [
-            self._session.run(None, {self._input: wave[None, s : s + SCORED_SAMPLES]})[0][0, 2]
-            for s in starts.tolist()
-        ]
-        return float(OVERALL(np.mean(heard)))
+        # Pieces of one length, evenly from all of it.
+        count = len(wave) // SCORED_SAMPLES
+        starts = np.linspace(0, len(wave) - SCORED_SAMPLES, count).astype(int)
+        pieces = [wave[None, start : start + SCORED_SAMPLES] for start in starts.tolist()]
+        found = [self._session.run(None, {self._input: piece})[0] for piece in pieces]
+        return float(OVERALL(np.mean([np.asarray(values)[0, 2] for values in found])))
 
 
 def clipped_share(wave: np.ndarray) -> float:

@@ -58,24 +58,32 @@ class SincFilters(nn.Module):
         return F.conv1d(wave, torch.cat(filters).unsqueeze(1), stride=STRIDE)
 
 
+class FilterBank(nn.Module):
+    """The loudness of the bands, [batch, 1, samples] to [batch, FILTERS, frames]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filterbank = SincFilters()
+
+    def forward(self, wave: Tensor) -> Tensor:
+        return self.filterbank(wave).abs()
+
+
 class SincNet(nn.Module):
     """Wave [batch, 1, samples] to features [batch, CHANNELS, frames]."""
 
     def __init__(self) -> None:
         super().__init__()
         self.wav_norm1d = nn.InstanceNorm1d(1, affine=True)
-        filters = nn.Module()
-        filters.filterbank = SincFilters()
         convolutions = [nn.Conv1d(n, CHANNELS, 5) for n in (FILTERS, CHANNELS)]
-        self.conv1d = nn.ModuleList([filters, *convolutions])
+        self.conv1d = nn.ModuleList([FilterBank(), *convolutions])
         norms = [nn.InstanceNorm1d(n, affine=True) for n in (FILTERS, CHANNELS, CHANNELS)]
         self.norm1d = nn.ModuleList(norms)
 
     def forward(self, wave: Tensor) -> Tensor:
         found = self.wav_norm1d(wave)
-        for index, (convolution, norm) in enumerate(zip(self.conv1d, self.norm1d, strict=True)):
-            found = convolution.filterbank(found).abs() if index == 0 else convolution(found)
-            found = F.leaky_relu(norm(F.max_pool1d(found, 3)))
+        for convolution, norm in zip(self.conv1d, self.norm1d, strict=True):
+            found = F.leaky_relu(norm(F.max_pool1d(convolution(found), 3)))
         return found
 
 

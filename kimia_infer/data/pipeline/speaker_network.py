@@ -69,29 +69,71 @@ class _Front(nn.Module):
         return found.flatten(1, 2)
 
 
-class _Layer(nn.Module):
-    """A dense layer whose output is masked by what is spoken around each frame."""
+class _Mask(nn.Module):
+    """A convolution whose output is masked by what is spoken around each frame."""
 
+    def __init__(self, dilation: int):
+        super().__init__()
+        self.linear_local = nn.Conv1d(
+            BOTTLENECK, GROWTH, 3, padding=dilation, dilation=dilation, bias=False
+        )
+        self.linear1 = nn.Conv1d(BOTTLENECK, BOTTLENECK // 2, 1)
+        self.linear2 = nn.Conv1d(BOTTLENECK // 2, GROWTH, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        around = F.avg_pool1d(x, CONTEXT_FRAMES, CONTEXT_FRAMES, ceil_mode=True)
+        around = around.repeat_interleave(CONTEXT_FRAMES, -1)[..., : x.shape[-1]]
+        around = around + x.mean(-1, keepdim=True)
+        return self.linear_local(x) * self.linear2(F.relu(self.linear1(around))).sigmoid()
+
+
+class _Layer(nn.Module):
     def __init__(self, channels: int, dilation: int):
         super().__init__()
         self.nonlinear1 = _normed(channels)
         self.linear1 = nn.Conv1d(channels, BOTTLENECK, 1, bias=False)
         self.nonlinear2 = _normed(BOTTLENECK)
-        self.cam_layer = nn.Module()
-        self.cam_layer.linear_local = nn.Conv1d(
-            BOTTLENECK, GROWTH, 3, padding=dilation, dilation=dilation, bias=False
-        )
-        self.cam_layer.linear1 = nn.Conv1d(BOTTLENECK, BOTTLENECK // 2, 1)
-        self.cam_layer.linear2 = nn.Conv1d(BOTTLENECK // 2, GROWTH, 1)
+        self.cam_layer = _Mask(dilation)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.linear1(F.relu(self.nonlinear1(x)))
-        x = F.relu(self.nonlinear2(x))
-        around = F.avg_pool1d(x, CONTEXT_FRAMES, CONTEXT_FRAMES, ceil_mode=True)
-        around = around.repeat_interleave(CONTEXT_FRAMES, -1)[..., : x.shape[-1]]
-        around = around + x.mean(-1, keepdim=True)
-        mask = self.cam_layer.linear2(F.relu(self.cam_layer.linear1(around))).sigmoid()
-        return self.cam_layer.linear_local(x) * mask
+        return self.cam_layer(F.relu(self.nonlinear2(x)))
+
+
+class _Block(nn.Module):
+    """Layers, each of which sees the outputs of all before it."""
+
+    def __init__(self, channels: int, layers: int, dilation: int):
+        super().__init__()
+        for index in range(layers):
+            self.add_module(f"tdnnd{index + 1}", _Layer(channels + index * GROWTH, dilation))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.children():
+            x = torch.cat([x, layer(x)], 1)
+        return x
+
+
+class _Transit(nn.Module):
+    """Half of the channels."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.nonlinear = _normed(channels)
+        self.linear = nn.Conv1d(channels, channels // 2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(F.relu(self.nonlinear(x)))
+
+
+class _Normed(nn.Module):
+    def __init__(self, linear: nn.Conv1d, affine: bool):
+        super().__init__()
+        self.linear = linear
+        self.nonlinear = _normed(linear.out_channels, affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.nonlinear(self.linear(x))
 
 
 class SpeakerNetwork(nn.Module):
@@ -100,39 +142,26 @@ class SpeakerNetwork(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.head = _Front()
-        body = self.xvector = nn.Module()
-        body.tdnn = nn.Module()
-        body.tdnn.linear = nn.Conv1d(self.head.channels, WIDTH, 5, 2, 2, bias=False)
-        body.tdnn.nonlinear = _normed(WIDTH)
+        first = _Normed(nn.Conv1d(self.head.channels, WIDTH, 5, 2, 2, bias=False), affine=True)
+        body: dict[str, nn.Module] = {"tdnn": first}
         channels = WIDTH
         for number, (layers, dilation) in enumerate(BLOCKS, 1):
-            block = nn.Module()
-            for index in range(layers):
-                block.add_module(f"tdnnd{index + 1}", _Layer(channels, dilation))
-                channels += GROWTH
-            transit = nn.Module()
-            transit.nonlinear = _normed(channels)
-            transit.linear = nn.Conv1d(channels, channels // 2, 1, bias=False)
+            body[f"block{number}"] = _Block(channels, layers, dilation)
+            channels += layers * GROWTH
+            body[f"transit{number}"] = _Transit(channels)
             channels //= 2
-            body.add_module(f"block{number}", block)
-            body.add_module(f"transit{number}", transit)
-        body.out_nonlinear = _normed(channels)
-        body.dense = nn.Module()
-        body.dense.linear = nn.Conv1d(2 * channels, SIZE, 1, bias=False)
-        body.dense.nonlinear = _normed(SIZE, affine=False)
+        body["out_nonlinear"] = _normed(channels)
+        body["dense"] = _Normed(nn.Conv1d(2 * channels, SIZE, 1, bias=False), affine=False)
+        self.xvector = nn.ModuleDict(body)
 
     def forward(self, features: Tensor) -> Tensor:
         body = self.xvector
-        x = self.head(features.transpose(1, 2))
-        x = F.relu(body.tdnn.nonlinear(body.tdnn.linear(x)))
+        x = F.relu(body["tdnn"](self.head(features.transpose(1, 2))))
         for number in range(1, len(BLOCKS) + 1):
-            for layer in body.get_submodule(f"block{number}").children():
-                x = torch.cat([x, layer(x)], 1)
-            transit = body.get_submodule(f"transit{number}")
-            x = transit.linear(F.relu(transit.nonlinear(x)))
-        x = F.relu(body.out_nonlinear(x))
+            x = body[f"transit{number}"](body[f"block{number}"](x))
+        x = F.relu(body["out_nonlinear"](x))
         pooled = torch.cat([x.mean(-1), x.std(-1)], -1)
-        return body.dense.nonlinear(body.dense.linear(pooled.unsqueeze(-1)).squeeze(-1))
+        return body["dense"](pooled.unsqueeze(-1)).squeeze(-1)
 
 
 def load_speaker_network(path: Path) -> SpeakerNetwork:

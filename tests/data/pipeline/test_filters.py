@@ -23,7 +23,7 @@ from tests.data.pipeline.made import noise
 from tests.models.kokoro.spoken import SPOKEN
 
 GOOD = Quality(-20.0, 0.0, 7000.0, 3.5)
-SEGMENT = Segment(1.0, 4.0, 0)
+SEGMENT = Segment(1.0, 3.5, 0)
 TEXT = "the train was late again this morning"
 HEARD = Heard(TEXT, "en", 0.99, -0.2)
 
@@ -55,7 +55,7 @@ def test_faults_of_sound(name: str | None, segment: dict, quality: dict) -> None
         ("certainty", {"certainty": 0.4}),
         ("repeated", {"text": "thank you thank you thank you"}),
         ("rate", {"text": "oh"}),
-        ("rate", {"text": TEXT * 4}),
+        ("rate", {"text": f"{TEXT} she keeps her keys in a blue bowl so we walked until dark"}),
         ("rate", {"language": "zh", "text": "早"}),
         ("confidence", {"confidence": -1.1}),
     ],
