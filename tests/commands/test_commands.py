@@ -78,6 +78,7 @@ def test_an_unknown_argument_is_refused_in_one_line(name: str) -> None:
         "evaluate": ["--output", "x"],
         "extract-codes": ["a", "b", "--model", "c"],
         "convert-manifest": ["a", "b"],
+        "make-data": ["a", "--output", "x"],
         "export": ["a", "b"],
         "prepare": ["a", "b"],
         "transcribe": ["a"],
