@@ -12,12 +12,12 @@ from torch import Tensor
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import load_components
 from kimia_infer.layers import quantization
-from kimia_infer.models.kimi_audio import detokenizer
+from kimia_infer.models.kimi_audio import detokenizer, flow
 from kimia_infer.models.kimi_audio.detokenizer import vocoded_frames
 from kimia_infer.models.kimi_audio.encoders import SEGMENT_FRAMES, SpeechCodes
 from kimia_infer.models.kimi_audio.flow import StreamConfig
 from tests.rehearsal.fake_cuda import CUDA, FakeCuda
-from tests.rehearsal.published import SECONDS, WAVE, Loaded, features_of, write_checkpoint
+from tests.rehearsal.published import SECONDS, WAVE, Loaded, NoFeatures, write_checkpoint
 
 
 @pytest.fixture(scope="package")
@@ -27,6 +27,7 @@ def patch(long: bool) -> Iterator[pytest.MonkeyPatch]:
         if not long:  # the operations of a network are the same for all lengths
             frames = vocoded_frames(StreamConfig())
             patch.setattr(SpeechCodes, "lengths", (SECONDS * 100, SEGMENT_FRAMES))
+            patch.setattr(flow, "KEYS_STEP", 10**6)  # the past is read up to its capacity
             patch.setattr(detokenizer, "vocoded_frames", lambda config: [frames[0], frames[-1]])
         yield patch
 
@@ -56,6 +57,6 @@ def features(card: FakeCuda, loaded: Loaded) -> Tensor:
     """Whisper features of the question."""
     model = loaded.model
     for encoder in (model.whisper_features, model.speech_codes):
-        encoder.extractor = features_of
+        encoder.extractor = NoFeatures()
     with card.active():
         return model.whisper_features.encode(WAVE)

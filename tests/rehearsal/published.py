@@ -60,15 +60,22 @@ class Loaded:
     peak: int
 
 
-def features_of(waves: Sequence[np.ndarray], **asked: object) -> SimpleNamespace:
+class NoFeatures:
     """In place of the feature extractor, whose spectrograms come from the host."""
-    frames = 3000
-    if asked.get("padding") == "longest":
-        frames = -(-max(len(wave) for wave in waves) // 1280) * 8
-    return SimpleNamespace(
-        input_features=torch.zeros(len(waves), 128, frames),
-        attention_mask=torch.ones(len(waves), frames, dtype=torch.int32),
-    )
+
+    padding_seconds = None
+
+    def __call__(
+        self, given: np.ndarray | Sequence[np.ndarray], **asked: object
+    ) -> SimpleNamespace:
+        waves = [given] if isinstance(given, np.ndarray) else given
+        frames = 3000
+        if asked.get("padding") == "longest":
+            frames = -(-max(len(wave) for wave in waves) // 1280) * 8
+        return SimpleNamespace(
+            input_features=torch.zeros(len(waves), 128, frames),
+            attention_mask=torch.ones(len(waves), frames, dtype=torch.int32),
+        )
 
 
 def answer(card: FakeCuda, model: KimiAudio, features: Tensor, steps: int = 20) -> list[Call]:

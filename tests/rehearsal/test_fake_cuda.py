@@ -43,7 +43,7 @@ from tests.rehearsal.fake_cuda import (
     FakeGraphs,
     HostWaits,
 )
-from tests.rehearsal.published import CODES, SAMPLED, SECONDS, WAVE, Loaded, answer, features_of
+from tests.rehearsal.published import CODES, SAMPLED, SECONDS, WAVE, Loaded, NoFeatures, answer
 
 HALF = torch.bfloat16
 Built = TypeVar("Built")
@@ -96,7 +96,7 @@ def test_encoders(card: FakeCuda, loaded: Loaded, directory: Path, features: Ten
     parts = loaded.components
     whisper = WhisperFeatures(parts.whisper.module, directory / WHISPER_FOLDER)
     tokenizer = SpeechCodes(parts.speech_tokenizer.module, directory / SPEECH_TOKENIZER_FOLDER)
-    whisper.extractor = tokenizer.extractor = features_of
+    whisper.extractor = tokenizer.extractor = NoFeatures()
     for seconds, segments in ((SECONDS, 1), (70, 3)):  # recorded, and launched directly
         wave = np.zeros(seconds * 16_000, dtype=np.float32)
         with card.active() as ledger, ledger.calls() as calls:
@@ -209,7 +209,7 @@ def test_offloaded_encoders(card: FakeCuda, directory: Path, patch: pytest.Monke
         components = load_components(directory, False, CUDA, HALF, offload="encoders")
         for encoder in (components.whisper, components.speech_tokenizer):
             module = encoder.module
-            encoder.extractor = features_of
+            encoder.extractor = NoFeatures()
             weights, before = sum(p.nbytes for p in module.parameters()), ledger.live
             with ledger.peak_within() as peak:
                 found = encoder.encode(WAVE)
