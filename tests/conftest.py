@@ -19,6 +19,9 @@ from tests.paths import GOLDEN
 # other process use, and waiting takes several times the work.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+# What tests import stays: looking for garbage in it takes a quarter of the time to import it.
+gc.disable()
+
 hypothesis.settings.register_profile(
     "sample", derandomize=True, deadline=None, max_examples=35, database=None
 )
@@ -44,9 +47,11 @@ TOGETHER = {
     "tests/serving/realtime": "front",
     "tests/miniature": "miniature",
     "tests/rehearsal": "rehearsal",
+    "tests/layers": "layers",
 }
-"""Directories whose files share servers or a model: one process runs all tests of a name. Those
-that take longest are first, and begin first, so that no process has nothing to do at the end."""
+"""Directories whose files share servers, a model or the process that interprets kernels: one
+process runs all tests of a name. Those that take longest are first, and begin first, so that no
+process has nothing to do at the end."""
 
 
 def group_of(nodeid: str) -> str:
@@ -70,9 +75,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays; collecting garbage would take a twentieth of the time to pass it."""
+    """From here on garbage is collected, and what is imported is passed over."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.hookimpl(optionalhook=True)
