@@ -165,8 +165,10 @@ def check_attention(
 @pytest.mark.parametrize("head_dim", [16, 32, 64, 128])
 @pytest.mark.parametrize(("kv_heads", "group"), [(1, 1), (2, 2), (1, 7), (1, 17)])
 def test_attention_of_any_shape(
-    kv_heads: int, group: int, head_dim: int, dtype: torch.dtype
+    kv_heads: int, group: int, head_dim: int, dtype: torch.dtype, long: bool
 ) -> None:
+    if not long and (head_dim >= 64) != (dtype is torch.bfloat16):
+        pytest.skip("each size in one dtype, the served one in bfloat16; the other with --long")
     interpreted(check_attention, 8, dtype, kv_heads, group, head_dim, 300, 5)
 
 
@@ -268,9 +270,11 @@ def attend_in_8_bits(dtype: torch.dtype, rows: int = 8) -> None:
 @pytest.mark.parametrize("capability", [89, 90])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_cache_in_8_bits_is_compiled(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, capability: int
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, capability: int, long: bool
 ) -> None:
     """For the devices that have e4m3."""
+    if not long and (dtype, capability) not in [(torch.float32, 89), (torch.bfloat16, 90)]:
+        pytest.skip("compiling takes seconds; every combination runs with --long")
     launches = recorded_launches(monkeypatch, lambda: attend_in_8_bits(dtype))
     for launch in launches:
         kernel = compiled(launch, capability)
@@ -299,10 +303,23 @@ def decode_at_smallest_size(dtype: torch.dtype) -> None:
     rotate_append_attend(qkv, vectors, vectors, vectors[0], vectors[0], position, position, 1, 1)
 
 
+COMPILED = [
+    (decode_at_full_size, torch.bfloat16, 80),
+    (decode_at_full_size, torch.bfloat16, 90),
+    (decode_at_full_size, torch.float32, 80),
+    (decode_at_smallest_size, torch.float32, 90),
+]
+"""Without ``--long``: what is served, and the other sizes and dtypes once."""
+
+
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("work", [decode_at_full_size, decode_at_smallest_size])
-def test_compiled(monkeypatch: pytest.MonkeyPatch, work, dtype: torch.dtype, capability: int):
+def test_compiled(
+    monkeypatch: pytest.MonkeyPatch, work, dtype: torch.dtype, capability: int, long: bool
+) -> None:
+    if not long and (work, dtype, capability) not in COMPILED:
+        pytest.skip("compiling takes seconds; every combination runs with --long")
     launches = recorded_launches(monkeypatch, lambda: work(dtype))
     assert {kernel.__name__ for kernel, _ in launches} == {
         "_add_rms_norm",
