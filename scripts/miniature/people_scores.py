@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from scripts.miniature.people import KINDS
 from scripts.miniature.real_person import QUESTIONS, person_cases, trained
-from scripts.miniature.scoring import Answer, Case, answer, read_cases, right, word_errors
+from scripts.miniature.scoring import Answer, Case, answer_all, read_cases, right, word_errors
 from scripts.miniature.surroundings import Room, Surroundings
 
 QUIET = Surroundings(before=0.2, after=0.3)
@@ -66,7 +64,7 @@ def _answers(
     model: KimiAudio, cases: Sequence[Case], surroundings: Surroundings, folder: Path
 ) -> list[Answer]:
     heard = [_moved(case, surroundings, folder) for case in cases]
-    return [answer(model, case) for case in tqdm(heard, desc="People", disable=None)]
+    return answer_all(model, heard, title="People")
 
 
 def _scores(given: Sequence[Answer]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from kimia_infer.api.loading import load_components
 from kimia_infer.api.parameters import parse_parameters
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from kimia_infer.data.conversations import UNDERSTANDING, DataError
+from kimia_infer.engine.generation import Generation
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.prompt import parse_messages
 from scripts.miniature.recognizer import SpeechRecognizer
@@ -102,11 +103,37 @@ def load_model(
 
 
 def answer(model: KimiAudio, case: Case, ablation: str = "none") -> Answer:
-    """The greedy answer to ``case`` under an ablation.
+    """The answer to one case by :func:`answer_all`."""
+    return answer_all(model, [case], ablation)[0]
+
+
+def answer_all(
+    model: KimiAudio, cases: Sequence[Case], ablation: str = "none", title: str = "Answers"
+) -> list[Answer]:
+    """The greedy answers to ``cases`` under an ablation, as many at a time as there are slots.
 
     "features" zeroes the Whisper features of all audio, "codes" shuffles the speech codes that
     these belong to, "request" asks with the token of the other kind of answer.
     """
+    decoder = model.decoder
+    asked: list[Generation] = []
+    with tqdm(total=len(cases), desc=title, unit=" answers", disable=None) as bar:
+        while len(asked) < len(cases) or decoder.running:
+            while len(asked) < len(cases) and len(decoder.running) < decoder.slots:
+                asked.append(_generation(model, cases[len(asked)], ablation))
+                for _ in decoder.begin(asked[-1]):
+                    pass
+            for generation, progress in list(decoder.step()):
+                if generation.broken:
+                    raise FloatingPointError("the logits of an answer are not finite")
+                if progress.finished:
+                    decoder.release(generation)
+                    bar.update()
+    return [_answer(model, *pair) for pair in zip(cases, asked, strict=True)]
+
+
+def _generation(model: KimiAudio, case: Case, ablation: str) -> Generation:
+    """The request of ``case`` under an ablation."""
     in_text, in_speech = (
         parse_parameters(output_type=output, max_new_tokens=MOST_STEPS)
         for output in ("text", "both")
@@ -121,9 +148,10 @@ def answer(model: KimiAudio, case: Case, ablation: str = "none") -> Answer:
     if ablation == "features" and features is not None:
         features = torch.zeros_like(features)
     parameters = in_speech if case.spoken else in_text
-    generation = model.generation(prompt, features, parameters, SeededRandomness(0))
-    for _ in generation.run():
-        pass
+    return model.generation(prompt, features, parameters, SeededRandomness(0))
+
+
+def _answer(model: KimiAudio, case: Case, generation: Generation) -> Answer:
     offset = model.kimia_token_offset
     codes = tuple(token - offset for token in generation.audio_ids if token >= offset)
     text = model.detokenize_text(generation.text_ids)
@@ -190,8 +218,7 @@ def measure(load: Load, world: Path, limit: int = 100) -> dict:
         if missing := set(kinds) - {case.kind for case in cases}:
             raise DataError(f"{path}: no {', '.join(sorted(missing))}")
         title = f"{name}, ablation: {ablation}"
-        given = [answer(model, case, ablation) for case in tqdm(cases, title, unit=" answers")]
-        return hear_all(model, recognizer, given)
+        return hear_all(model, recognizer, answer_all(model, cases, ablation, title))
 
     sets = {name: answers(name, tuple(KINDS)) for name in HELD_OUT_SETS}
     # Held-out voices need every input that an ablation removes.
@@ -206,7 +233,7 @@ def measure(load: Load, world: Path, limit: int = 100) -> dict:
         "sets": {name: scores(given) for name, given in sets.items()},
         "ablations": ablations,
         "long_recording": measure_long(model, world, LONG_SECONDS),
-        "same_tokens_with_full_heads": all(answer(full, c) == answer(model, c) for c in some),
+        "same_tokens_with_full_heads": answer_all(full, some) == answer_all(model, some),
     }
 
 
@@ -255,5 +282,5 @@ def measure_long(model: KimiAudio, world: Path, seconds: float) -> dict[str, flo
     return {
         "seconds": length / SAMPLE_RATE,
         "word_errors": jiwer.wer(" ".join(case.text for case in chosen), text),
-        "alone": word_errors([answer(model, case) for case in chosen]),
+        "alone": word_errors(answer_all(model, chosen)),
     }

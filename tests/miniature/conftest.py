@@ -13,7 +13,7 @@ import pytest
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.utils.files import locked
 from scripts.miniature.recognizer import SpeechRecognizer
-from scripts.miniature.scoring import Answer, Case, answer, load_model, read_cases
+from scripts.miniature.scoring import Answer, Case, answer_all, load_model, read_cases
 from scripts.miniature.spoken_world import WorldSize, write_world
 from tests.encoded import encode_like, encode_once
 from tests.paths import MINI
@@ -66,7 +66,7 @@ def answered(trained: KimiAudio, cases: Callable[..., list[Case]]) -> Callable[.
 
     @functools.cache
     def given(kind: str, set_name: str = "held_out") -> list[Answer]:
-        return [answer(trained, case) for case in cases(kind, set_name)]
+        return answer_all(trained, cases(kind, set_name))
 
     return given
 

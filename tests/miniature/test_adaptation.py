@@ -19,7 +19,7 @@ from kimia_infer.training.export import export
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.finetune import finetune
 from scripts.miniature.espeak import speak_all
-from scripts.miniature.scoring import Case, answer, right
+from scripts.miniature.scoring import Case, answer_all, right
 from scripts.miniature.spoken_world import (
     ANSWER_RATE,
     ANSWER_VOICE,
@@ -84,15 +84,15 @@ def test_an_adapter_teaches_an_answer_and_keeps_the_others(
     questions = [spoken(sound, sounds[-1], ANSWER) for sound in sounds[VOICES:-1]]
     new = [Case("new", line["conversation"][:1], ANSWER, True) for line in questions]
     old = [case for kind in ("question", "transcription") for case in cases(kind)[:12]]
-    assert right([answer(trained, case) for case in new]) == 0
+    assert right(answer_all(trained, new)) == 0
     export(adapter, tmp_path / "merged", merge=True)
     added = KimiAudio(str(MINI), device="cpu", head_rows="track", adapter=adapter / FINAL)
     merged = KimiAudio(str(tmp_path / "merged"), device="cpu", head_rows="track")
-    found = [answer(added, case) for case in new + old]
+    found = answer_all(added, new + old)
     assert right(found[: len(new)]) >= 0.75
     assert right(found[len(new) :]) >= 0.8
     some = slice(len(new) - 4, len(new) + 4)
-    assert [answer(merged, case) for case in (new + old)[some]] == found[some]
+    assert answer_all(merged, (new + old)[some]) == found[some]
 
 
 def test_an_answer_takes_on_the_color_of_a_reference_voice(trained: KimiAudio, cases: Cases):

@@ -20,6 +20,7 @@ from scripts.miniature.scoring import (
     Answer,
     Case,
     answer,
+    answer_all,
     hear_all,
     recognizable,
     right,
@@ -70,7 +71,7 @@ def test_dialogues_use_their_history(
     assert spoken_right(heard(trained, given)) >= 0.7
     forgetful = [Case(c.kind, c.chats[-1:], c.text, c.spoken) for c in cases("dialogue")]
     forgetful = forgetful if long else forgetful[:HEARD]
-    assert right([answer(trained, case) for case in forgetful]) <= 0.5
+    assert right(answer_all(trained, forgetful)) <= 0.5
 
 
 def test_read_aloud_is_understood(
@@ -115,11 +116,11 @@ def test_what_the_pipeline_needs(
     most = None if long else HEARD
     if ablation == "delay":
         early = changed(audio_delay=0)
-        given = [answer(early, whole.case) for whole in answered("question")[:most]]
+        given = answer_all(early, [whole.case for whole in answered("question")[:most]])
         assert spoken_right(heard(early, given)) <= 0.3
     else:
         whole = [a for kind in ASKED for a in answered(kind, "held_out_voices")[:most]]
-        without = [answer(trained, a.case, ablation) for a in whole]
+        without = answer_all(trained, [a.case for a in whole], ablation)
         assert right(without) <= right(whole) - 0.05
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.miniature.scoring import (
-    answer,
+    answer_all,
     load_model,
     read_cases,
     right,
@@ -41,7 +41,7 @@ def words(world: Path, long: bool):
     def measured(quantization: str | None, kv_cache: str | None) -> tuple[float, float]:
         model = load_model(MINI, quantization=quantization, kv_cache=kv_cache)
         encode_like(model, plain)  # the language model alone is quantized
-        given = [answer(model, case) for case in cases]
+        given = answer_all(model, cases)
         heard, asked = ([a for a in given if a.case.kind == kind] for kind in KINDS)
         return word_errors(heard), right(asked)
 
