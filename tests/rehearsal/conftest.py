@@ -17,7 +17,7 @@ from kimia_infer.models.kimi_audio.detokenizer import vocoded_frames
 from kimia_infer.models.kimi_audio.encoders import SEGMENT_FRAMES, SpeechCodes
 from kimia_infer.models.kimi_audio.flow import StreamConfig
 from tests.rehearsal.fake_cuda import CUDA, FakeCuda
-from tests.rehearsal.published import SECONDS, WAVE, Loaded, NoFeatures, write_checkpoint
+from tests.rehearsal.published import SECONDS, WAVE, Loaded, NoFeatures, fields_of, write_checkpoint
 
 
 @pytest.fixture(scope="package")
@@ -38,9 +38,9 @@ def card(patch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 @pytest.fixture(scope="package")
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def directory(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
     directory = tmp_path_factory.mktemp("published")
-    write_checkpoint(directory)
+    write_checkpoint(directory, fields_of(long))
     return directory
 
 

@@ -1,9 +1,11 @@
 """The published size: a checkpoint directory that takes no space, as its tensors are holes; and a
-question to the model loaded from it."""
+question to the model loaded from it. Without ``--long`` there are fewer layers of that size, whose
+operations are the same."""
 
 from __future__ import annotations
 
 import base64
+import copy
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -28,12 +30,19 @@ from kimia_infer.models.kimi_audio.checkpoint import (
     WHISPER_FOLDER,
 )
 from kimia_infer.models.kimi_audio.components import speech_tokenizer_slots, whisper_slots
+from kimia_infer.models.kimi_audio.config import (
+    DiTConfig,
+    LanguageModelConfig,
+    SpeechTokenizerConfig,
+    VocoderConfig,
+    encoder_config,
+)
 from kimia_infer.models.kimi_audio.dit import dit_slots
 from kimia_infer.models.kimi_audio.language_model import language_model_slots
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage
 from kimia_infer.models.kimi_audio.vocoder import vocoder_slots
 from kimia_infer.weights.component import Slot, expected_tensors
-from scripts.benchmark.sizes import FIELDS, PUBLISHED
+from scripts.benchmark.sizes import FIELDS, encoder_fields
 from tests.rehearsal.fake_cuda import Call, FakeCuda
 
 NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
@@ -91,27 +100,47 @@ def answer(card: FakeCuda, model: KimiAudio, features: Tensor, steps: int = 20) 
     return calls
 
 
-def write_checkpoint(directory: Path) -> None:
+FEW_LAYERS = {
+    "num_hidden_layers": 6,
+    "kimia_mimo_layers": 2,
+    "kimia_mimo_transformer_from_layer_index": 3,
+}
+
+
+def fields_of(long: bool) -> dict[str, dict]:
+    """The published configuration files by component; unless ``long`` with few layers."""
+    if long:
+        return FIELDS
+    speech_tokenizer, whisper = encoder_fields(1280, 20, 8, 16384)
+    language_model, dit = FIELDS["language_model"] | FEW_LAYERS, copy.deepcopy(FIELDS["dit"])
+    dit["model"]["dit"]["depth"] = 6
+    few = {"language_model": language_model, "dit": dit}
+    return FIELDS | few | {"speech_tokenizer": speech_tokenizer, "whisper": whisper}
+
+
+def write_checkpoint(directory: Path, fields: dict[str, dict]) -> None:
     """Every file that loading reads, with complete headers and without values."""
-    sizes, exact = PUBLISHED, torch.float32
-    _write_ranks(directory / "tiktoken.model", sizes.language_model.base_tokens)
+    exact, language_model = torch.float32, LanguageModelConfig.from_dict(fields["language_model"])
+    speech_tokenizer = SpeechTokenizerConfig.from_json(fields["speech_tokenizer"], directory)
+    _write_ranks(directory / "tiktoken.model", language_model.base_tokens)
     for folder, name in (
         ("", "language_model"),
         (WHISPER_FOLDER, "whisper"),
         (SPEECH_TOKENIZER_FOLDER, "speech_tokenizer"),
         (VOCODER_FOLDER, "vocoder"),
     ):
-        _write(directory / folder / "config.json", json.dumps(FIELDS[name]))
+        _write(directory / folder / "config.json", json.dumps(fields[name]))
     # What only reference voices read: the analysis that the vocoder was trained with.
     voice = {"n_fft": 1920, "win_size": 1920, "fmin": 0, "fmax": 12000}
-    _write(directory / VOCODER_FOLDER / "config.json", json.dumps(FIELDS["vocoder"] | voice))
-    _write(directory / DETOKENIZER_FOLDER / "config.yaml", yaml.safe_dump(FIELDS["dit"]))
+    _write(directory / VOCODER_FOLDER / "config.json", json.dumps(fields["vocoder"] | voice))
+    _write(directory / DETOKENIZER_FOLDER / "config.yaml", yaml.safe_dump(fields["dit"]))
+    whisper = encoder_config(fields["whisper"], directory)
     for folder, slots, dtype, prefix in (
-        ("", language_model_slots(sizes.language_model), torch.bfloat16, ""),
-        (WHISPER_FOLDER, whisper_slots(sizes.whisper), torch.float16, "model.encoder."),
-        (SPEECH_TOKENIZER_FOLDER, speech_tokenizer_slots(sizes.speech_tokenizer), exact, ""),
-        (DETOKENIZER_FOLDER, dit_slots(sizes.dit), exact, "speech_model."),
-        (VOCODER_FOLDER, vocoder_slots(sizes.vocoder), exact, ""),
+        ("", language_model_slots(language_model), torch.bfloat16, ""),
+        (WHISPER_FOLDER, whisper_slots(whisper), torch.float16, "model.encoder."),
+        (SPEECH_TOKENIZER_FOLDER, speech_tokenizer_slots(speech_tokenizer), exact, ""),
+        (DETOKENIZER_FOLDER, dit_slots(DiTConfig.from_dict(fields["dit"])), exact, "speech_model."),
+        (VOCODER_FOLDER, vocoder_slots(VocoderConfig.from_dict(fields["vocoder"])), exact, ""),
     ):
         _write_tensors(directory / folder / "model.safetensors", slots, dtype, prefix)
 

@@ -191,7 +191,9 @@ def test_quantization(
     _, calls = recording(card, lambda: Decoder(*given, slots=2, places=decoder.capacity))
     check_dtypes(calls, HALF)
     assert model.decoder.batches == [1, 2]
-    assert sum(call.name == "matrix_vector" for call in calls) == 2 * 4 * (28 + 34 + 28)
+    sizes = decoder.model.config
+    layers = sizes.trunk_layers, sizes.total_layers, sizes.fork_layer + 1 + sizes.mimo_layers
+    assert sum(call.name == "matrix_vector" for call in calls) == 2 * 4 * sum(layers)
     check_dtypes(answer(card, model, features), HALF, widest=168448)
     encoders = components.whisper.module, components.speech_tokenizer.module
     weights = sum(p.nbytes for m in (components.language_model, *encoders) for p in m.parameters())
