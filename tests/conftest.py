@@ -30,6 +30,11 @@ hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run long tests in full")
+    parser.addoption(
+        "--ray",
+        action="store_true",
+        help="let the tests of the OpenAI server talk to two replicas on Ray (requirements-ray.txt)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Transcripts as subtitles: SubRip (srt) and WebVTT (vtt)."""
+"""Transcripts as subtitles, SubRip (srt) and WebVTT (vtt), and as JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from kimia_infer.api.transcription import UNSPACED, TranscriptSegment
+from kimia_infer.api.transcription import UNSPACED, Transcript, TranscriptSegment
 
 SUBTITLE_SECONDS = 10.0
 """Longest segment of a transcript for subtitles, as words within a segment have no times."""
@@ -103,3 +104,14 @@ def _wrapped(words: Iterable[str], columns: int) -> list[str]:
 def _width(text: str) -> int:
     """Columns that ``text`` takes."""
     return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+
+
+def described(transcript: Transcript) -> dict[str, Any]:
+    """A transcript as JSON; ``duration`` of the recording, ``start`` and ``end`` are in seconds."""
+    spoken = [segment for segment in transcript.segments if segment.text]
+    return {
+        "text": transcript.text,
+        "duration": transcript.metrics["input_audio_seconds"],
+        "segments": [{"start": s.shown[0], "end": s.shown[1], "text": s.text} for s in spoken],
+        "notes": transcript.notes,
+    }

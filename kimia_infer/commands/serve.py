@@ -2,15 +2,17 @@
 
     kimi-audio serve --weights weights/mini
     KIMI_AUDIO_WEIGHTS=moonshotai/Kimi-Audio-7B-Instruct kimi-audio serve --host 0.0.0.0
+    kimi-audio serve --ray --replicas 1-4 --weights weights/mini
     kimi-audio serve --cog --weights weights/mini
     kimi-audio serve --cog --editx auto
 
 --openai, the default of the installed command: /v1/chat/completions, /v1/audio/transcriptions,
 /v1/audio/speech, /v1/realtime and others (docs/openai.md), and at / a page to talk to the model; on
-port 8000. --cog, the default in a checkout: POST /predictions, as in the image of cog.yaml;
---stream serves the streaming predictor (docs/deploy.md); on port 5000. How the model runs is set
-with KIMI_AUDIO_DEVICE, _DTYPE, _QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS,
-_TIMEOUT, _ADAPTER, _KOKORO, _EDITX and _OUTPUT.
+port 8000; with --ray as replicas on one machine or many (docs/cluster.md). --cog, the default in a
+checkout: POST /predictions, as in the image of cog.yaml; --stream serves the streaming predictor
+(docs/deploy.md); on port 5000. How the model runs is set with KIMI_AUDIO_DEVICE, _DTYPE,
+_QUANTIZATION, _KV_CACHE, _OFFLOAD, _ATTENTION, _HEAD_ROWS, _TIMEOUT, _ADAPTER, _KOKORO, _EDITX and
+_OUTPUT.
 Exit status: 0 stopped by a signal, 1 the model could not be loaded or died, 2 usage.
 """
 
@@ -56,6 +58,14 @@ def add_arguments(parser: Parser) -> None:
         action="store_true",
         help="Cog's server, for its streaming predictor: text and speech as server-sent events",
     )
+    parser.add_argument(
+        "--ray",
+        action="store_true",
+        help="with --openai: replicas of Ray Serve, here or on the cluster of RAY_ADDRESS",
+    )
+    parser.add_argument(
+        "--replicas", metavar="N|MIN-MAX", help="with --ray: models that are loaded [1]"
+    )
     add_change(parser)
     add_slots(parser)
     add_kokoro(parser)
@@ -68,7 +78,12 @@ def add_arguments(parser: Parser) -> None:
 
 def check(parser: Parser, arguments: Namespace) -> None:
     script = parser.prog.startswith("scripts/")  # which served with Cog before there was a choice
-    arguments.openai |= not (script or arguments.cog or arguments.stream)
+    if arguments.ray and (arguments.cog or arguments.stream):
+        parser.error("--ray: with the server for OpenAI's clients only, not with Cog's")
+    if arguments.replicas is not None and not arguments.ray:
+        parser.error("--replicas goes with --ray")
+    arguments.replicas = arguments.replicas or "1"
+    arguments.openai |= arguments.ray or not (script or arguments.cog or arguments.stream)
     if arguments.port is None:
         arguments.port = OPENAI_PORT if arguments.openai else COG_PORT
     weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS", "")
@@ -119,6 +134,10 @@ def serve_openai(arguments: Namespace) -> int:
     for package in PACKAGES:  # a lack of some would be noticed late, and said in other ways
         if importlib.util.find_spec(package) is None:
             raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+    if arguments.ray:
+        from kimia_infer.commands import serve_ray
+
+        return serve_ray.run(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.update(model_variables(arguments))
     from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment

@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kimia_infer.commands.main import explain
 from kimia_infer.commands.parser import (
@@ -231,7 +231,7 @@ def from_server(arguments: Namespace) -> tuple[Transcriber, int]:
 
 def written(transcript: Transcript, form: str) -> str:
     """The content of the file."""
-    from kimia_infer.api.subtitles import srt, vtt
+    from kimia_infer.api.subtitles import described, srt, vtt
 
     writers: dict[str, Callable[[], str]] = {
         "txt": lambda: f"{transcript.text}\n",
@@ -240,16 +240,6 @@ def written(transcript: Transcript, form: str) -> str:
         "json": lambda: json.dumps(described(transcript), ensure_ascii=False, indent=2) + "\n",
     }
     return writers[form]()
-
-
-def described(transcript: Transcript) -> dict[str, Any]:
-    spoken = [segment for segment in transcript.segments if segment.text]
-    return {
-        "text": transcript.text,
-        "duration": transcript.metrics["input_audio_seconds"],
-        "segments": [{"start": s.shown[0], "end": s.shown[1], "text": s.text} for s in spoken],
-        "notes": transcript.notes,
-    }
 
 
 class Progress:

@@ -11,8 +11,8 @@ from packaging.utils import canonicalize_name
 from tests.paths import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-UNPINNED = {"kokoro-en", "kokoro-ja", "kokoro-zh"}
-"""Extras of misaki, which is imported where it is installed, and not in tests."""
+UNPINNED = {"kokoro-en", "kokoro-ja", "kokoro-zh", "ray"}
+"""Extras that dev has not: those of misaki, which is imported where it is installed, and Ray."""
 EXTRAS = {
     name: extra for name, extra in PROJECT["optional-dependencies"].items() if name not in UNPINNED
 }
@@ -50,6 +50,16 @@ def test_the_image_of_editx_has_the_library_cog_and_the_extra() -> None:
     assert pinned.keys() == declared.keys() | {"cog"}
     known = pins("requirements.txt") | pins("requirements-dev.txt")
     assert pinned == {name: known[name] for name in pinned}
+
+
+def test_a_cluster_has_the_extra_ray() -> None:
+    declared = ranges(PROJECT["optional-dependencies"]["ray"])
+    lines = (ROOT / "requirements-ray.txt").read_text().splitlines()
+    pinned = ranges([line for line in lines if not line.startswith("#")])
+    assert pinned.keys() == declared.keys()
+    for name, pin in pinned.items():
+        [version] = [each.version for each in pin.specifier]
+        assert version in declared[name].specifier and pin.extras == declared[name].extras
 
 
 def test_dev_has_every_extra() -> None:

@@ -15,6 +15,7 @@ from tests.serving.helpers import ADMITTED, AUDIO, Server, data_uri, serve, serv
 from tests.serving.questions import QUESTION
 
 SCRIPTED = ROOT / "tests" / "serving" / "scripted_predictors.py"
+TWO_REPLICAS = ("--ray", "--replicas", "2")
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +59,15 @@ def many_streaming_server(
 
 
 @pytest.fixture(scope="session")
-def front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def replicas(pytestconfig: pytest.Config) -> tuple[str, ...]:
+    """Arguments of the OpenAI servers: none, or those of two replicas with ``--ray``."""
+    return TWO_REPLICAS if pytestconfig.getoption("--ray") else ()
+
+
+@pytest.fixture(scope="session")
+def front(
+    golden: Path, tmp_path_factory: pytest.TempPathFactory, replicas: tuple[str, ...]
+) -> Iterator[Server]:
     """``scripts/serve --openai`` with the trained miniature, and the voices anna and nova, and
     a tiny Kokoro.
 
@@ -78,7 +87,7 @@ def front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         "KIMI_AUDIO_MAX_SECONDS": "150",
         "KIMI_AUDIO_MAX_MEGABYTES": "20",
     }
-    with serve(golden, directory, "--openai", **settings) as server:
+    with serve(golden, directory, "--openai", *replicas, **settings) as server:
         yield server
         server.kill()
 
@@ -89,7 +98,9 @@ SESSIONS = 2
 
 
 @pytest.fixture(scope="session")
-def limited_front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def limited_front(
+    golden: Path, tmp_path_factory: pytest.TempPathFactory, replicas: tuple[str, ...]
+) -> Iterator[Server]:
     """An OpenAI server of text alone with keys, another name, and few requests and sessions."""
     settings = {
         "KIMI_AUDIO_WEIGHTS": str(MINI),
@@ -103,7 +114,7 @@ def limited_front(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         "KIMI_AUDIO_SESSION_IDLE_SECONDS": "3",
     }
     directory = tmp_path_factory.mktemp("limited-front")
-    with serve(golden, directory, "--openai", **settings) as server:
+    with serve(golden, directory, "--openai", *replicas, **settings) as server:
         yield server
         server.kill()
 

@@ -15,6 +15,7 @@ from kimia_infer.models.step_audio_editx.layout import resolve_editx
 from kimia_infer.serving.openai.app import create_app
 from kimia_infer.serving.openai.service import Service
 from kimia_infer.serving.openai.settings import OpenAISettings
+from kimia_infer.serving.openai.state import State
 from kimia_infer.serving.openai.voices import check_voices
 from kimia_infer.serving.process import run_periodically, show_log, trim_heap
 from kimia_infer.serving.settings import read_settings
@@ -42,11 +43,7 @@ def serve(weights: str, host: str, port: int, ready: Callable[[str], None]) -> N
     settings = read_settings(OpenAISettings, os.environ)
     check_voices(settings)
     with bound(host, port) as listener:
-        editx = load_editx(settings)  # first: requests fill what memory is left
-        reserved = 0 if editx is None else WORKING_BYTES
-        model = KimiAudio(weights, **settings.model_arguments(), reserved=reserved)
-        service = Service(model, settings, editx)
-        run_periodically([service.uploads.keep, trim_heap], CLEANUP_SECONDS)
+        service = load_service(weights, settings)
         config = uvicorn.Config(
             create_app(service),
             log_config=None,
@@ -62,6 +59,19 @@ def serve(weights: str, host: str, port: int, ready: Callable[[str], None]) -> N
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listener.getsockname()[1]}")
         uvicorn.Server(config).run([listener])
+
+
+def load_service(weights: str, settings: OpenAISettings, state: State | None = None) -> Service:
+    """The models that ``settings`` name, loaded, and a thread that cleans up after requests.
+
+    Raises what KimiAudio raises.
+    """
+    editx = load_editx(settings)  # first: requests fill what memory is left
+    reserved = 0 if editx is None else WORKING_BYTES
+    model = KimiAudio(weights, **settings.model_arguments(), reserved=reserved)
+    service = Service(model, settings, editx, state)
+    run_periodically([service.uploads.keep, trim_heap], CLEANUP_SECONDS)
+    return service
 
 
 def load_editx(settings: OpenAISettings) -> EditX | None:

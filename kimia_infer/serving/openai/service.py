@@ -8,7 +8,6 @@ from typing import Annotated
 
 from fastapi import Depends
 from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 from starlette.requests import HTTPConnection
 
@@ -19,9 +18,8 @@ from kimia_infer.engine.scheduler import LONGEST_QUEUE
 from kimia_infer.serving.openai.answers import Answers
 from kimia_infer.serving.openai.errors import ApiError, too_many, unsupported
 from kimia_infer.serving.openai.metrics import Meters
-from kimia_infer.serving.openai.replies import Replies
 from kimia_infer.serving.openai.settings import OpenAISettings
-from kimia_infer.serving.openai.voice_store import UploadedVoices
+from kimia_infer.serving.openai.state import State
 from kimia_infer.serving.process import Uploads
 
 EDITX_NAME = "step-audio-editx"
@@ -29,18 +27,25 @@ EDITX_NAME = "step-audio-editx"
 
 
 class Service:
-    """A loaded model and the state of its server."""
+    """A loaded model and what its server remembers and stores, which it may share with others."""
 
-    def __init__(self, model: KimiAudio, settings: OpenAISettings, editx: EditX | None = None):
+    def __init__(
+        self,
+        model: KimiAudio,
+        settings: OpenAISettings,
+        editx: EditX | None = None,
+        state: State | None = None,
+        uploads: Uploads | None = None,
+    ):
         self.model, self.settings = model, settings
         self.created = int(time.time())
         self.answers = Answers(model.scheduler.slots + LONGEST_QUEUE, settings.timeout)
-        self.uploads = Uploads()
+        self.uploads = uploads or Uploads()
         self.meters = Meters(model.scheduler)
-        self.replies = Replies()
         self.editor = None if editx is None else Editor(editx, model)
-        self.voices = UploadedVoices()
-        self._access = Access(settings)
+        state = state or State()
+        self.replies, self.voices, self.secrets = state.replies, state.voices, state.secrets
+        self._access = Access(settings, state.limiter)
 
     @property
     def name(self) -> str:
@@ -90,11 +95,11 @@ class Service:
 class Access:
     """Checks keys, and counts requests by key, or by address where there are no keys."""
 
-    def __init__(self, settings: OpenAISettings):
+    def __init__(self, settings: OpenAISettings, limiter: MovingWindowRateLimiter):
         self._keys = [key.encode() for key in settings.api_keys]
         per_minute = settings.requests_per_minute
         self._rate = None if per_minute is None else RateLimitItemPerMinute(per_minute)
-        self._limiter = MovingWindowRateLimiter(MemoryStorage())
+        self._limiter = limiter
 
     def admit(self, connection: HTTPConnection) -> None:
         caller = self.caller(connection)

@@ -7,7 +7,6 @@ from fastapi import APIRouter, WebSocket
 from kimia_infer.serving.openai.errors import too_many, unsupported
 from kimia_infer.serving.openai.service import Service, presented_key
 from kimia_infer.serving.realtime.config import SessionConfig
-from kimia_infer.serving.realtime.secrets import Secrets
 from kimia_infer.serving.realtime.session import Session, default_config
 from kimia_infer.serving.realtime.voice_activity import VoiceActivity
 
@@ -23,7 +22,6 @@ class Sessions:
     """Opens sessions, and holds what they share."""
 
     def __init__(self, service: Service):
-        self.secrets = Secrets()
         self._service = service
         self._activity = VoiceActivity()
         self._open = 0
@@ -51,7 +49,7 @@ class Sessions:
     def _admit(self, websocket: WebSocket, model: str | None) -> SessionConfig:
         """How the session begins. A client secret is a key, and says that itself."""
         service = self._service
-        config = self.secrets.find(presented_key(websocket))
+        config = service.secrets.find(presented_key(websocket))
         if config is None:
             service.admit(websocket)
             config = default_config(service, model or service.name)
