@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--ray",
         action="store_true",
-        help="let the tests of the OpenAI server talk to two replicas on Ray (requirements-ray.txt)",
+        help="let the tests of the OpenAI server talk to two replicas on Ray",
     )
 
 

@@ -33,7 +33,7 @@ Runner = Callable[[Work, Sequence[Numbered]], Iterator[dict[str, Any]]]
 
 JOB = "job.json"
 PART = "part-{:06d}.{}"
-PART_ROWS, PART_SECONDS = 1000, 10.0
+PART_ROWS, PART_SECONDS = 200, 10.0
 """A part is written once it has so many rows, or its first row is so old."""
 
 

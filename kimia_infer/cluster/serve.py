@@ -50,6 +50,12 @@ class Scale(BaseModel):
     requests: float = Field(
         8, gt=0, description="Running requests and sessions of a replica before there is another"
     )
+    upscale_seconds: float = Field(
+        30, ge=0, description="How long there must be more of them, before there is another"
+    )
+    downscale_seconds: float = Field(
+        600, ge=0, description="How long there must be fewer of them, before there is one less"
+    )
     cpus: float = Field(1, gt=0, description="CPU cores of a replica")
     gpus: float | None = Field(
         None, ge=0, description="GPUs of a replica; 1 if unset and the cluster has one, else none"
@@ -115,6 +121,8 @@ def application(arguments: dict[str, Any]) -> Application:
             "min_replicas": scale.min_replicas,
             "max_replicas": scale.max_replicas,
             "target_ongoing_requests": scale.requests,
+            "upscale_delay_s": scale.upscale_seconds,
+            "downscale_delay_s": scale.downscale_seconds,
         },
         max_ongoing_requests=MOST_REQUESTS,
         graceful_shutdown_timeout_s=scale.drain_seconds,

@@ -173,7 +173,7 @@ class Worker:
         return {
             "text": answer.text,
             "speech": speech,
-            "seconds": seconds,
+            "duration": seconds,
             "notes": [*reasons, *answer.notes],
         }
 
@@ -184,7 +184,7 @@ class Worker:
         with self._placed({"audio": row.fields["audio"]}) as placed:
             wave = load_audio(placed["audio"])
         codes = self._codes.encode(wave).tolist()
-        return {"codes": codes, "seconds": len(wave) / SAMPLE_RATE}
+        return {"codes": codes, "duration": len(wave) / SAMPLE_RATE}
 
 
 def speech_codes(weights: str, device: str | None) -> SpeechCodes:

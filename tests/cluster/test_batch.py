@@ -160,7 +160,7 @@ def test_codes_of_recordings_and_the_reason_for_bad_ones(tmp_path: Path) -> None
     assert run_batch(work_for(output, "codes"), found, "jsonl", False, run_here) == Summary(3, 2)
     by_id = {row["id"]: row for row in written(output)}
     result = by_id["1"]["result"]
-    assert len(result["codes"]) == math.ceil(result["seconds"] * CODES_PER_SECOND)
+    assert len(result["codes"]) == math.ceil(result["duration"] * CODES_PER_SECOND)
     assert "missing.wav" in by_id["2"]["error"]
     assert by_id["3"]["error"] == "audio: nothing to encode; give a recording"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ import pytest
 
 from tests.models.kokoro.tiny import tiny_directory
 from tests.paths import MINI, ROOT
+from tests.ray_environment import RAY
 from tests.serving.helpers import ADMITTED, AUDIO, Server, data_uri, serve, serve_bare
 from tests.serving.questions import QUESTION
 
 SCRIPTED = ROOT / "tests" / "serving" / "scripted_predictors.py"
-TWO_REPLICAS = ("--ray", "--replicas", "2")
 
 
 @pytest.fixture(scope="session")
@@ -61,7 +62,10 @@ def many_streaming_server(
 @pytest.fixture(scope="session")
 def replicas(pytestconfig: pytest.Config) -> tuple[str, ...]:
     """Arguments of the OpenAI servers: none, or those of two replicas with ``--ray``."""
-    return TWO_REPLICAS if pytestconfig.getoption("--ray") else ()
+    if not pytestconfig.getoption("--ray"):
+        return ()
+    os.environ |= RAY
+    return "--ray", "--replicas", "2"
 
 
 @pytest.fixture(scope="session")
