@@ -19,9 +19,9 @@ OBJECT_STORE_BYTES = 256 << 20
 
 def replica_counts(text: str) -> tuple[int, int]:
     """The least and the most replicas of ``N`` or ``MIN-MAX``. Raises UsageError."""
-    least, _, most = text.partition("-")
+    least, dash, most = text.partition("-")
     try:
-        low, high = int(least), int(most or least)
+        low, high = int(least), int(most if dash else least)
     except ValueError:
         low = high = 0
     if not 1 <= low <= high:

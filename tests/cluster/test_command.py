@@ -1,0 +1,51 @@
+"""Arguments of the commands for clusters, and what crosses from one process to another."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from kimia_infer.serving.openai.errors import ApiError, too_many
+from kimia_infer.serving.openai.replies import Replies
+from tests.command_line import run_here
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["serve", "--ray", "--cog"], "--ray: with the server for OpenAI's clients only"),
+        (["serve", "--replicas", "2"], "--replicas goes with --ray"),
+        (["batch", "codes", "a", "b", "--workers", "2"], "--workers goes with --ray"),
+        (["batch", "codes", "a", "b", "--speech"], "--speech goes with answer, not with codes"),
+        (["batch", "codes", "missing", "b", "--weights", "w"], "missing: no such files there"),
+        (["batch", "codes", "tests", "b", "--weights", "w", "--input", "x"], "found 'x'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "3-2", "many", "1-"])
+def test_wrong_numbers_of_replicas_are_refused(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here("serve", "--ray", "--weights", "w", "--replicas", text) == 2
+    assert (
+        f"--replicas: expected N or MIN-MAX such as 1-4, found {text!r}" in capsys.readouterr().err
+    )
+
+
+def test_errors_are_the_same_in_another_process() -> None:
+    with pytest.raises(ApiError) as found:
+        Replies().find("audio_1", "messages[0].audio.id")
+    for error in (found.value, too_many("enough", 1500, "busy")):
+        copy = pickle.loads(pickle.dumps(error))
+        assert (copy.status_code, copy.error, copy.headers) == (
+            error.status_code,
+            error.error,
+            error.headers,
+        )
