@@ -12,6 +12,7 @@ from typing import Any
 
 from kimia_infer.commands.parser import UsageError, model_variables
 from kimia_infer.commands.serve_cog import free_port
+from kimia_infer.utils.errors import ConfigurationError
 
 OBJECT_STORE_BYTES = 256 << 20
 """Shared memory of a Ray that is started here: requests and answers hardly use it."""
@@ -57,7 +58,11 @@ def run(arguments: Namespace) -> int:
         )
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // high)
         scale = {"min_replicas": low, "max_replicas": high, "cpus": cpus}
-        serve.run(application(scale), name=NAME, route_prefix="/")
+        try:
+            serve.run(application(scale), name=NAME, route_prefix="/")
+        except RuntimeError as error:  # with the traceback of a replica, which is shown above
+            reason = str(error).splitlines()[0]
+            raise ConfigurationError(f"no replica could be started: {reason}") from error
         print(f"Ready: http://{arguments.host}:{port}", flush=True)
         signal.pause()
     except KeyboardInterrupt:

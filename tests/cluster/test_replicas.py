@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import torch
@@ -26,8 +27,8 @@ from tests.ray_environment import RAY
 from tests.serving.helpers import PATIENCE, Server, free_port
 
 MODEL, ASKED, ANSWER = "kimi-audio", "what comes after six", "seven"
-CLEAR = (openai.APIConnectionError, openai.InternalServerError)
-"""What the client raises for an answer whose replica has died."""
+CLEAR = (openai.APIConnectionError, openai.InternalServerError, httpx.RemoteProtocolError)
+"""What the client raises for an answer whose replica has died, the last within a stream."""
 
 NAME = "kimi-audio"
 HEAD = r"language_model\.text_head"
