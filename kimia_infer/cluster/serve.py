@@ -15,11 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ray import serve
 from ray.serve import Application
 
-from kimia_infer.cluster.adapters import AdaptedApps, names_of
+from kimia_infer.cluster.adapters import AdaptedApps
+from kimia_infer.cluster.gathering import Gathered
 from kimia_infer.cluster.state import shared_state
 from kimia_infer.engine.scheduler import LONGEST_QUEUE
 from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
 from kimia_infer.serving.openai.app import create_app
+from kimia_infer.serving.openai.models import state_of
 from kimia_infer.serving.openai.server import load_service
 from kimia_infer.serving.openai.settings import OpenAISettings
 from kimia_infer.serving.openai.voices import check_voices
@@ -87,7 +89,11 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> Any:
         app = create_app(self._service)
-        return app if self._adapters.names == () else self._adapters.beside(app)
+        return Gathered(self._adapters.beside(app) if self._adapters.names else app)
+
+    def report(self) -> tuple[dict[str, Any], str]:
+        """What ``/health`` and ``/metrics`` say of this replica, without those of adapters."""
+        return state_of(self._service), self._service.meters.exposition().decode()
 
     def check_health(self) -> None:
         """Raise RuntimeError once an engine has failed; Ray then starts another replica."""
@@ -110,7 +116,6 @@ def application(arguments: dict[str, Any]) -> Application:
             f"min_replicas: expected at most max_replicas ({scale.max_replicas}), found "
             f"{scale.min_replicas}"
         )
-    names_of(scale.adapters)  # raises, too
     gpus = scale.gpus
     if gpus is None:
         gpus = min(1, ray.cluster_resources().get("GPU", 0))

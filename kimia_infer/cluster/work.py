@@ -14,7 +14,6 @@ import torch
 from kimia_infer.api.devices import parse_device
 from kimia_infer.api.events import Completion
 from kimia_infer.api.kimia import KimiAudio
-from kimia_infer.api.parameters import MAX_SLOTS
 from kimia_infer.api.request import Deadline
 from kimia_infer.api.subtitles import described
 from kimia_infer.api.transcription import Transcript
@@ -108,7 +107,7 @@ class Worker:
         elif not work.speech:
             arguments["load_detokenizer"] = False
         self._model = KimiAudio(work.weights, **arguments)
-        self._do, self.threads = self._respond, min(self._model.scheduler.slots, MAX_SLOTS)
+        self._do, self.threads = self._respond, self._model.scheduler.slots
 
     def finish(self, number: int, row: Row, deadline: Deadline) -> dict[str, Any]:
         """The row of the output, with its result or the reason why there is none.

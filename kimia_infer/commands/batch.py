@@ -132,7 +132,7 @@ def on_ray(arguments: Namespace) -> Any:
 
     from kimia_infer.cluster.ray_data import RayRunner
 
-    found = ray.cluster_resources()
-    workers = arguments.workers or 1
-    gpus = 1 if found.get("GPU") and arguments.device != "cpu" else 0
+    found, workers = ray.cluster_resources(), arguments.workers or 1
+    on_cpu = model_variables(arguments).get("KIMI_AUDIO_DEVICE") == "cpu"
+    gpus = 1 if found.get("GPU") and not on_cpu else 0
     return RayRunner(workers, max(1, int(found.get("CPU", 1)) // workers), gpus)

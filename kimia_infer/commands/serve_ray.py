@@ -57,7 +57,9 @@ def run(arguments: Namespace) -> int:
             logging_config={"enable_access_log": False},
         )
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // high)
-        scale = {"min_replicas": low, "max_replicas": high, "cpus": cpus}
+        scale: dict[str, Any] = {"min_replicas": low, "max_replicas": high, "cpus": cpus}
+        if variables.get("KIMI_AUDIO_DEVICE") == "cpu":
+            scale["gpus"] = 0
         try:
             serve.run(application(scale), name=NAME, route_prefix="/")
         except RuntimeError as error:  # with the traceback of a replica, which is shown above

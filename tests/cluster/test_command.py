@@ -49,3 +49,11 @@ def test_errors_are_the_same_in_another_process() -> None:
             error.error,
             error.headers,
         )
+
+
+def test_metrics_of_replicas_are_added() -> None:
+    pytest.importorskip("ray")
+    from kimia_infer.cluster.gathering import summed
+
+    text = '# TYPE asked_total counter\nasked_total{status="200"} %s\nasked_created %s\n'
+    assert summed([text % (1.0, 9.0), text % (2.0, 8.0)]) == text % (3.0, 8.0)

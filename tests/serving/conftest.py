@@ -65,7 +65,7 @@ def replicas(pytestconfig: pytest.Config) -> tuple[str, ...]:
     if not pytestconfig.getoption("--ray"):
         return ()
     os.environ |= RAY
-    return "--ray", "--replicas", "2"
+    return "--ray", "--replicas", "2", "--slots", "4"  # together as many as without
 
 
 @pytest.fixture(scope="session")

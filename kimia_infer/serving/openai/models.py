@@ -18,11 +18,17 @@ routes = APIRouter()
 @open_routes.get("/health")
 async def health(service: Serving) -> Response:
     """200 while the engine answers, 503 once it has failed."""
+    state = state_of(service)
+    return JSONResponse(state, 200 if state["status"] == "ready" else 503)
+
+
+def state_of(service: Service) -> dict[str, Any]:
+    """Whether the engine answers, or why not, and its requests and slots."""
     scheduler = service.model.scheduler
-    state = {"queued": scheduler.queued, "running": scheduler.taken, "slots": scheduler.slots}
-    if reason := scheduler.stopped:
-        return JSONResponse({"status": "failed", "reason": reason, **state}, 503)
-    return JSONResponse({"status": "ready", **state})
+    reason = scheduler.stopped
+    state = {"status": "failed", "reason": reason} if reason else {"status": "ready"}
+    counts = {"queued": scheduler.queued, "running": scheduler.taken, "slots": scheduler.slots}
+    return state | counts
 
 
 @open_routes.get("/metrics")
