@@ -82,6 +82,7 @@ def test_an_unknown_argument_is_refused_in_one_line(name: str) -> None:
         "export": ["a", "b"],
         "prepare": ["a", "b"],
         "transcribe": ["a"],
+        "batch": ["codes", "a", "b"],
         "clone": ["a", "b"],
         "edit": ["a", "--vad"],
         "finetune": ["a=b"],
