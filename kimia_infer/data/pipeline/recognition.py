@@ -55,7 +55,8 @@ class WhisperRecognizer:
         from faster_whisper import WhisperModel
 
         self.name = f"whisper {model}"
-        self._model = WhisperModel(model, device=device)
+        # The fastest that the device has: 8 bits on a CPU.
+        self._model = WhisperModel(model, device=device, compute_type="auto")
         self._language = language
 
     def hear(self, wave: np.ndarray) -> Heard:
