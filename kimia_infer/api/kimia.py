@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kimia_infer.api.cpu import CPU, choose_for_cpu
 from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.engine import (
     Engine,
@@ -57,9 +58,12 @@ class KimiAudio(Engine):
     ``model_path`` is a checkpoint directory or a hub id (``owner/name[@revision]``). With
     ``load_detokenizer=False`` only text can be asked for. ``device`` defaults to the
     accelerator PyTorch reports (MPS only when named), else the CPU; ``dtype`` (a
-    torch.dtype or its name) to bfloat16 on accelerators and float32 on the CPU. The speech
+    torch.dtype or its name) to bfloat16 on accelerators and float32 on the CPU, where a large model
+    is int4 by default, and bfloat16 if the processor multiplies it
+    (:mod:`kimia_infer.api.cpu`). The speech
     tokenizer always runs in float32, since bfloat16 changes codes. ``head_rows="track"``
     computes only the logits each track can use; the published ``"full"`` is the default.
+    A checkpoint that is prepared for a CPU has no other rows.
     ``attention`` names a backend (``"triton"``, ``"sdpa"``) instead of the best
     one that device and installation allow. ``adapter`` is the local directory of an adapter that
     ``scripts/finetune`` made for these weights, to which it is added. ``quantization``
@@ -104,7 +108,7 @@ class KimiAudio(Engine):
         speech_place = place
         if speech_device is not None:
             speech_place = parse_device(speech_device, "speech_device")
-        dtype = parse_dtype(dtype, place)
+        given = None if dtype is None else parse_dtype(dtype, place)
         check_head_rows(head_rows)
         if quantization is not None:
             check_quantization(quantization, place)
@@ -115,6 +119,8 @@ class KimiAudio(Engine):
         if slots is not None:
             check_slots(slots)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
+        if place == CPU:
+            given, quantization = choose_for_cpu(directory, given, quantization)
         change = Path(adapter) if adapter is not None else None
         # First, as requests fill what memory is left.
         kokoro = load_kokoro(kokoro, speech_place, kokoro_adapter)
@@ -122,7 +128,7 @@ class KimiAudio(Engine):
             directory,
             load_detokenizer,
             place,
-            dtype,
+            given or parse_dtype(None, place),
             change,
             quantization,
             kv_cache,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from kimia_infer.api.cpu import CPU, available_memory, check_host
 from kimia_infer.api.memory import (
     DEFAULT_CAPACITY,
     Capacity,
@@ -41,8 +42,9 @@ from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.models.kimi_audio.encoders import SpeechCodes, WhisperFeatures
 from kimia_infer.models.kimi_audio.language_model import LanguageModel
+from kimia_infer.models.kimi_audio.packing import open_packed
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
-from kimia_infer.utils.errors import CheckpointError
+from kimia_infer.utils.errors import CheckpointError, ConfigurationError
 from kimia_infer.utils.progress import progress
 from kimia_infer.weights.adapter import Adapter
 from kimia_infer.weights.component import Component
@@ -128,10 +130,20 @@ def load_components(
     text_tokenizer = checked_text_tokenizer(directory)
     stored = checkpoint_components(directory, detokenizer, quantized=True)
     plan = memory_plan(directory, stored, dtype, kv_cache or "none", offload is not None, devices)
+    packed = slim is not None and slim.packed
+    if packed and device.type != "cpu":
+        raise ConfigurationError(
+            f"device: {directory} is prepared for a CPU, not for {device}; use the checkpoint that "
+            "it was made from"
+        )
+    if set(devices) == {CPU}:
+        check_host(plan, scheme, detokenizer, packed, available_memory())
     capacity = plan.check(scheme, detokenizer, _free(devices, reserved), slots)
     stored = _changed(stored, change, None if scheme == plan.stored else scheme)
     checksum = partial(slim.checksum, directory) if slim is not None else None
-    modules = _load(stored, devices, dtype, checksum, offload)
+    modules = _load(stored, devices, dtype, checksum, offload, packed)
+    if packed:
+        open_packed(modules["language_model"], directory)
     codes = SpeechCodes(modules["speech_tokenizer"], directory / SPEECH_TOKENIZER_FOLDER)
     features = WhisperFeatures(modules["whisper"], directory / WHISPER_FOLDER)
     spoken = None
@@ -180,8 +192,9 @@ def _load(
     dtype: torch.dtype,
     checksum: Callable[[StoredTensor], int] | None,
     offload: str | None,
+    mapped: bool,
 ) -> dict[str, Any]:
-    """The modules of all components.
+    """The modules of all components; their files are ``mapped``, or read.
 
     The language model is on the first of ``devices``, the others are on the second, but both
     encoders in host memory if they are offloaded.
@@ -197,7 +210,7 @@ def _load(
     modules: dict[str, Any] = {}
     with progress("Loading weights", total, "values", unit_scale=True) as bar:
         for place, group in placed.items():
-            modules |= load_modules(group, place, bar.update, checksum)
+            modules |= load_modules(group, place, bar.update, checksum, mapped=mapped)
     return modules
 
 

@@ -168,6 +168,21 @@ class Component(Generic[Module]):
         if report is not None:
             report(value.numel())
 
+    def map(self, slot: Slot, parameter: Tensor, reader: Reader, report: Report) -> bool:
+        """Let ``parameter`` on the CPU be the pages of the file that hold its value.
+
+        The checksum is verified. False if the value is made from what is stored.
+        """
+        name = next(iter(slot.sources))
+        stored = self.store.tensors[name]
+        made = slot.combine or slot.quantize or slot.rows or stored.strides
+        if made or stored.dtype is not parameter.dtype or not stored.nbytes:
+            return False
+        for block in reader.blocks(self.store, name):
+            report(block.numel())
+        parameter.data = self.store.mapped(name)
+        return True
+
     def fill(
         self, slot: Slot, parameter: Tensor, reader: Reader, report: Report | None = None
     ) -> None:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:  # layouts are checked where PyTorch need not be imported
     from kimia_infer.weights.tensors import StoredTensor
 
 MANIFEST_NAME = "manifest.json"
+PACKED_FOLDER = "packed"
+"""Folder of files that are mapped as they are. Loading checks their sizes alone, as everything else
+would read them."""
+
 FORMAT = 1
 
 
@@ -43,7 +47,8 @@ class CheckpointManifest:
 
     ``dtype`` is "served" or "source"; ``sources`` are the hub repositories that the download
     of the source recorded; ``source_files`` the size and modification time of what was read.
-    ``quantization`` describes how the language model is quantized, None where it is not.
+    ``quantization`` describes how the language model is quantized, None where it is not, and
+    ``packed`` tells that its matrices are packed for a CPU.
     """
 
     dtype: str
@@ -52,6 +57,7 @@ class CheckpointManifest:
     source_files: dict[str, dict[str, int]]
     files: dict[str, FileEntry]
     quantization: dict[str, Any] | None = None
+    packed: bool = False
 
     def needed(self, skipped: Collection[str] = ()) -> dict[str, FileEntry]:
         """The files outside the folders ``skipped``."""
@@ -76,6 +82,8 @@ class CheckpointManifest:
                 raise CheckpointError(
                     f"{path}: {size} bytes instead of {entry.size}; copy or prepare it again"
                 )
+            if name.startswith(f"{PACKED_FOLDER}/"):
+                continue
             if entry.tensors is None:
                 found, expected = sha256_of(path), entry.sha256
             else:
@@ -105,6 +113,8 @@ class CheckpointManifest:
         values = {"format": FORMAT, **asdict(self)}
         if self.quantization is None:  # as in manifests from before there was any
             del values["quantization"]
+        if not self.packed:
+            del values["packed"]
         write_text(path, json.dumps(values, indent=1) + "\n")
 
 

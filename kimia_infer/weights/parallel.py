@@ -23,11 +23,13 @@ def load_modules(
     report: Report | None = None,
     checksum: Callable[[StoredTensor], int] | None = None,
     readers: int = READERS,
+    mapped: bool = False,
 ) -> dict[str, Any]:
     """The modules of ``components``, each in its dtype on ``device``, ready for inference.
 
     ``report`` is called with the number of values read, by one thread at a time; ``checksum``
-    returns the CRC-32 that a stored tensor must have.
+    returns the CRC-32 that a stored tensor must have. With ``mapped``, on the CPU, tensors that are
+    used as they are stored are not copied; their files must stay.
 
     Raises:
         CheckpointError: a tensor is damaged or cannot be read; the first one found ends the
@@ -52,7 +54,9 @@ def load_modules(
     def fill(component: Component, parameters: dict[str, Tensor], slot: Slot) -> None:
         if not failures:
             try:
-                component.place(slot, parameters, own.reader, count)
+                done = mapped and component.map(slot, parameters[slot.parameter], own.reader, count)
+                if not done:
+                    component.place(slot, parameters, own.reader, count)
             except BaseException as error:
                 failures.append(error)
 

@@ -15,6 +15,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -108,6 +109,16 @@ class TensorStore:
                 _read_fully(file, memoryview(block.numpy()))
                 yield block.view(stored.readable_dtype)
                 left -= len(block)
+
+    def mapped(self, name: str) -> Tensor:
+        """The whole tensor as pages of its file, which are read when they are used.
+
+        What is written to it stays with this process.
+        """
+        stored = self.tensors[name]
+        shape = (stored.nbytes,)
+        pages = np.memmap(stored.file, np.uint8, mode="c", offset=stored.offset, shape=shape)
+        return torch.from_numpy(pages).view(stored.readable_dtype).view(stored.shape)
 
     def under(self, *prefixes: str) -> TensorStore:
         """The tensors below the first of ``prefixes`` that occurs, with the prefix removed.

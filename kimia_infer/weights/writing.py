@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -131,7 +131,18 @@ class TensorFile:
         return FileEntry(self.size, digest.hexdigest(), zlib.crc32(self.header), checksums)
 
 
-NewFile = SmallFile | TensorFile
+class NewFile(Protocol):
+    """What is written to a file: :class:`SmallFile`, :class:`TensorFile` or the like.
+
+    ``size`` is the number of its bytes, or about that if it is known only afterwards.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    def write(self, path: Path, reader: Reader, report: Report) -> FileEntry:
+        """Write it to ``path``; ``report`` is called with the number of bytes written."""
+        ...
 
 
 def tensor_files(tensors: list[NewTensor], shard_bytes: int) -> dict[str, NewFile]:
@@ -235,8 +246,12 @@ def _begun(target: Path, planned: CheckpointManifest) -> CheckpointManifest:
     if found is None or not found.files:
         return planned
     scheme = (found.quantization or {}).get("scheme", "none")
-    options = {"dtype": f"--dtype {found.dtype}", "quantization": f"--quantization {scheme}"}
-    for field in ("dtype", "quantization", "shard_bytes", "sources", "source_files"):
+    options = {
+        "dtype": f"--dtype {found.dtype}",
+        "quantization": f"--quantization {scheme}",
+        "packed": "--for cpu" if found.packed else "no --for",
+    }
+    for field in (*options, "shard_bytes", "sources", "source_files"):
         if getattr(found, field) != getattr(planned, field):
             option = options.get(field, "another state of the source")
             raise WeightsError(
@@ -258,7 +273,9 @@ def _reopen(target: Path, written: CheckpointManifest) -> None:
 def _is_intact(path: Path, file: NewFile, entry: FileEntry | None) -> bool:
     if entry is None or not path.is_file():
         return False
-    return path.stat().st_size == entry.size == file.size and sha256_of(path) == entry.sha256
+    exact = isinstance(file, (SmallFile, TensorFile))
+    size = file.size if exact else entry.size
+    return path.stat().st_size == entry.size == size and sha256_of(path) == entry.sha256
 
 
 def _require_space(target: Path, needed: int) -> None:

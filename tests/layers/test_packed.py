@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from kimia_infer.engine.generation import DecodeInput
 from kimia_infer.layers import packed
-from kimia_infer.layers.packed import BLOCK, PackedLinear, can_pack, pack_groups
+from kimia_infer.layers.packed import PackedLinear, can_pack, pack_groups
 from kimia_infer.layers.quantization import (
+    GROUP,
     SCHEMES,
     STORAGES,
     QuantizedLinear,
@@ -35,9 +36,9 @@ def quantized_layer(storage: str, columns: int, rows: int, bias: bool) -> Quanti
     return layer
 
 
-def rounded(x: Tensor) -> Tensor:
+def rounded(x: Tensor, block: int) -> Tensor:
     """The values [..., columns] to 8 bits, the largest of each block being 127."""
-    blocks = x.unflatten(-1, (-1, BLOCK))
+    blocks = x.unflatten(-1, (-1, block))
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     return ((blocks / scale.where(scale != 0, 1)).round() * scale).flatten(-2)
 
@@ -51,8 +52,8 @@ def test_a_product_is_that_of_the_stored_values_and_the_rounded_row(
     torch.manual_seed(0)
     group = nn.ModuleDict(
         {
-            "wide": quantized_layer(storage, 4 * BLOCK, 40, bias),
-            "tall": quantized_layer(storage, BLOCK, 200, bias),
+            "wide": quantized_layer(storage, 4 * GROUP, 40, bias),
+            "tall": quantized_layer(storage, GROUP, 200, bias),
         }
     )
     before = dict(group.named_children())
@@ -62,24 +63,24 @@ def test_a_product_is_that_of_the_stored_values_and_the_rounded_row(
         assert isinstance(layer, QuantizedLinear)
         x = torch.randn(*shape, layer.in_features)
         found = group[name](x)
-        expected = F.linear(rounded(x), layer.dequantized(x.dtype), layer.bias)
+        expected = F.linear(rounded(x, group[name].block), layer.dequantized(x.dtype), layer.bias)
         torch.testing.assert_close(found, expected, rtol=0, atol=3e-5)
         assert group[name](x.bfloat16()).dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_so(value: float) -> None:
-    layer = packed.packed(nn.Linear(2 * BLOCK, 4, bias=False))
-    x = torch.ones(2, 2 * BLOCK)
+    layer = packed.packed(nn.Linear(2 * GROUP, 4, bias=False))
+    x = torch.ones(2, 2 * GROUP)
     x[1, 5] = value
     finite = layer(x).isfinite()
     assert finite[0].all() and not finite[1].any()
 
 
 def test_what_is_not_packed() -> None:
-    assert not can_pack(nn.Linear(BLOCK, 4))
-    assert not can_pack(QuantizedLinear(BLOCK, 4, False, STORAGES["fp8"]))
-    assert not can_pack(QuantizedLinear(BLOCK + 8, 4, False, STORAGES["int8"]))
+    assert not can_pack(nn.Linear(GROUP, 4))
+    assert not can_pack(QuantizedLinear(GROUP, 4, False, STORAGES["fp8"]))
+    assert not can_pack(QuantizedLinear(GROUP + 8, 4, False, STORAGES["int8"]))
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from kimia_infer.models.kimi_audio.config import (
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.encoders import SpeechTokenizer, feature_extractor
 from kimia_infer.models.kimi_audio.language_model import language_model_component
+from kimia_infer.models.kimi_audio.packing import served_language_model
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.utils.errors import CheckpointError
@@ -176,7 +177,7 @@ def understanding_components(directory: Path, quantized: bool = False) -> dict[s
     the Whisper folder. ``quantized`` says whether a quantized language model is accepted.
     Raises CheckpointError.
     """
-    model = language_model_component(directory, quantized)
+    model = served_language_model(directory) if quantized else language_model_component(directory)
     has = any(name.startswith(TUNED_WHISPER) for name in model.store.tensors)
     tuned = model.store.under(TUNED_WHISPER) if has else None
     whisper = whisper_component(directory / WHISPER_FOLDER, tuned)

@@ -25,7 +25,7 @@ from kimia_infer.layers.attention import (
     split_heads,
 )
 from kimia_infer.layers.operators import add_rms_norm, rms_norm, silu_mul
-from kimia_infer.layers.packed import PACKED, missing, pack_groups, packed
+from kimia_infer.layers.packed import PACKED, Matrices, missing, pack_groups, packed
 from kimia_infer.layers.quantization import stored_build, stored_scheme, stored_slots
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.utils.errors import CheckpointError
@@ -123,7 +123,8 @@ class LanguageModel(nn.Module):
     """Embedding, trunk, MIMO branch and both heads.
 
     The text head's rows stand for the ids from 0 on, the audio head's for those from
-    ``first_audio_id`` on. ``quantization`` is the scheme in which the layers' matrices are stored.
+    ``first_audio_id`` on. ``quantization`` is the scheme in which the layers' matrices are stored,
+    ``packed_files`` has those that are mapped from files, by their names.
     """
 
     def __init__(self, config: LanguageModelConfig):
@@ -139,14 +140,15 @@ class LanguageModel(nn.Module):
         self.audio_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.first_audio_id = 0
         self.quantization = "none"
+        self.packed_files: dict[str, Matrices] = {}
 
     @property
     def device(self) -> torch.device:
-        return self.embedding.weight.device
+        return self.norm.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embedding.weight.dtype
+        return self.norm.weight.dtype
 
     def embed(
         self,
@@ -230,8 +232,10 @@ class LanguageModel(nn.Module):
         """This model, sharing its weights, with each head cut to the rows of its own track.
 
         Text: the ids below ``token_offset``. Audio: those from ``base_tokens`` up, as a copy,
-        so that the rest of the published matrix can be freed.
+        so that the rest of the published matrix can be freed. A packed model has no other rows.
         """
+        if self.packed_files:
+            return self
         with torch.device("meta"):
             cut = LanguageModel(self.config)
         for name, child in self.named_children():
@@ -246,9 +250,9 @@ def use_packed(model: LanguageModel) -> None:
     """Let a CPU read the matrices of ``model`` as they are quantized; the heads in 8 bits.
 
     In place, see :mod:`kimia_infer.layers.packed`. A model stays as it is on other devices, and
-    unless its scheme is one of ``PACKED``.
+    if it is packed already, and unless its scheme is one of ``PACKED``.
     """
-    if model.device.type != "cpu" or model.quantization not in PACKED:
+    if model.device.type != "cpu" or model.quantization not in PACKED or model.packed_files:
         return
     lacking = missing()
     if lacking is not None:

@@ -11,6 +11,7 @@ in any dtype. In both, the matrices of the language model's layers can be quanti
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from kimia_infer.models.kimi_audio.components import (
     StoredComponents,
     checkpoint_components,
 )
+from kimia_infer.models.kimi_audio.packing import packed_component, packed_files
 from kimia_infer.utils.errors import WeightsError
 from kimia_infer.weights.header import INDEX_NAME
 from kimia_infer.weights.layout import WEIGHT_SUFFIXES, read_record
@@ -54,6 +56,7 @@ def prepare_weights(
     dtype: str = "served",
     shard_bytes: int = SHARD_BYTES,
     quantization: str = "none",
+    packed: bool = False,
 ) -> CheckpointManifest:
     """Write the slim checkpoint of ``source`` to ``target``; see :func:`write_checkpoint`.
 
@@ -66,6 +69,8 @@ def prepare_weights(
         dtype: "served" or "source".
         shard_bytes: largest size of a file of the language model.
         quantization: one of ``SCHEMES``.
+        packed: for a CPU alone, which maps the matrices; see
+            :mod:`kimia_infer.models.kimi_audio.packing`. Memory then holds four layers.
 
     Raises:
         CheckpointError: ``source`` is no complete checkpoint, damaged, or quantized itself.
@@ -80,8 +85,9 @@ def prepare_weights(
         origin.check(source)
     components = checkpoint_components(source)
     check_quantization(quantization, torch.device("cpu"))
+    change = packed_component if packed else quantized_component
     components = components.changed(
-        language_model=quantized_component(components.language_model.component, quantization)
+        language_model=change(components.language_model.component, quantization)
     )
     planned = CheckpointManifest(
         dtype,
@@ -90,8 +96,10 @@ def prepare_weights(
         source_files=_state(source, components),
         files={},
         quantization=description(quantization),
+        packed=packed,
     )
-    files = _plan(source, components, dtype, shard_bytes)
+    files = plan_files(components, dtype, shard_bytes, packed)
+    files |= {name: SmallFile((source / name).read_bytes()) for name in _small_files(source)}
     reader = Reader(partial(origin.checksum, source) if origin else None)
 
     def check_source() -> None:
@@ -120,14 +128,17 @@ def _state(source: Path, components: StoredComponents) -> dict[str, dict[str, in
     return {name: {"size": s.st_size, "modified_ns": s.st_mtime_ns} for name, s in facts.items()}
 
 
-def _plan(
-    source: Path, components: StoredComponents, dtype: str, shard_bytes: int
+def plan_files(
+    components: StoredComponents, dtype: str, shard_bytes: int, packed: bool = False
 ) -> dict[str, NewFile]:
-    """Every file of the slim checkpoint by its name."""
-    files: dict[str, NewFile] = {
-        name: SmallFile((source / name).read_bytes()) for name in _small_files(source)
-    }
-    for _, entry in components.items():
+    """Every file of the slim checkpoint's weights by its name."""
+    files: dict[str, NewFile] = {}
+    for name, entry in components.items():
+        if packed and name == "language_model":
+            files |= packed_files(entry.component)
+            rest = [slot for slot in entry.component.slots if slot.quantize is None]
+            rest_of = replace(entry.component, slots=rest, ignored=None)
+            entry = replace(entry, component=rest_of)
         tensors = _component_tensors(entry, served=dtype == "served")
         if entry.folder:
             files[f"{entry.folder}/model.safetensors"] = TensorFile(tensors)
