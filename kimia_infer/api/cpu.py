@@ -11,11 +11,10 @@ import torch
 
 from kimia_infer.api.memory import GB, MemoryPlan, language_model_bytes, weight_bytes
 from kimia_infer.layers.operators import has_bfloat16
-from kimia_infer.layers.packed import PACKED, PackedLinear, missing
-from kimia_infer.layers.quantization import SCHEMES, stored_build, stored_scheme
+from kimia_infer.layers.packed import PACKED, missing
+from kimia_infer.layers.quantization import SCHEMES, stored_scheme
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
-from kimia_infer.models.kimi_audio.language_model import LanguageModel
-from kimia_infer.models.kimi_audio.packing import packed_build
+from kimia_infer.models.kimi_audio.packing import mapped_language_model
 from kimia_infer.utils.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -108,14 +107,11 @@ def packed_bytes(
     Mapped layers of the audio track take nothing where there is no ``speech``.
     """
     with torch.device("meta"):
-        model = packed_build(stored_build(lambda: LanguageModel(config), scheme))()
-    matrices = 0
-    for name, layer in model.named_modules():
-        unused = mapped and not speech and name.startswith(("mimo_layers", "audio_head"))
-        if isinstance(layer, PackedLinear) and not unused:
-            matrices += layer.bytes
-    embedding = weight_bytes(model.embedding, dtype)
-    return matrices + weight_bytes(model, dtype) - (embedding if mapped else 0)
+        model = mapped_language_model(config, scheme)()
+    unused = [model.embedding] if mapped else []
+    if mapped and not speech:
+        unused += [model.mimo_layers, model.audio_head]
+    return weight_bytes(model, dtype) - sum(weight_bytes(part, dtype) for part in unused)
 
 
 def available_memory() -> int:

@@ -143,7 +143,7 @@ def load_components(
     checksum = partial(slim.checksum, directory) if slim is not None else None
     modules = _load(stored, devices, dtype, checksum, offload, packed)
     if packed:
-        open_packed(modules["language_model"], directory)
+        open_packed(modules.values(), directory)
     codes = SpeechCodes(modules["speech_tokenizer"], directory / SPEECH_TOKENIZER_FOLDER)
     features = WhisperFeatures(modules["whisper"], directory / WHISPER_FOLDER)
     spoken = None

@@ -15,6 +15,7 @@ from torch import nn
 from kimia_infer.api.parameters import BUDGETS, MAX_SLOTS
 from kimia_infer.engine.decode import PIECE, recorded_batches
 from kimia_infer.layers.attention import KV_CACHES, check_kv_cache
+from kimia_infer.layers.packed import PackedLinear
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, stored_build
 from kimia_infer.models.kimi_audio.config import POSITIONS, LanguageModelConfig
 from kimia_infer.models.kimi_audio.detokenizer import recorded_rows
@@ -321,8 +322,9 @@ def language_model_bytes(config: LanguageModelConfig, scheme: str, dtype: torch.
 
 
 def weight_bytes(module: nn.Module, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes of the parameters of ``module`` served in ``dtype``, which replaces float32 only."""
-    return sum(
+    """Bytes of what ``module`` reads, served in ``dtype``, which replaces float32 only."""
+    packed = (layer for layer in module.modules() if isinstance(layer, PackedLinear))
+    return sum(layer.bytes for layer in packed) + sum(
         p.numel() * (dtype if p.dtype is torch.float32 else p.dtype).itemsize
         for p in module.parameters()
     )

@@ -32,7 +32,7 @@ from kimia_infer.models.kimi_audio.dit import DiT, dit_slots
 from kimia_infer.models.kimi_audio.encoders import SpeechTokenizer
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_slots
 from kimia_infer.models.kimi_audio.packing import packed_component
-from kimia_infer.models.kimi_audio.slim import SHARD_BYTES, plan_files
+from kimia_infer.models.kimi_audio.slim import SHARD_BYTES, plan_files, with_packed_parts
 from kimia_infer.models.kimi_audio.vocoder import Vocoder, vocoder_slots
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.layout import UNFINISHED_NAME
@@ -151,7 +151,7 @@ def write_random_checkpoint(target: Path, scheme: str) -> None:
     require_usable(Path("random weights"), target)
     stored = random_stored_components()
     packed = packed_component(stored.language_model.component, scheme)
-    stored = stored.changed(language_model=packed)
+    stored = with_packed_parts(stored.changed(language_model=packed))
     planned = CheckpointManifest(
         "served", SHARD_BYTES, {}, {}, {}, quantization=description(scheme), packed=True
     )

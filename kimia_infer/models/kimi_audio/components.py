@@ -28,7 +28,7 @@ from kimia_infer.models.kimi_audio.config import (
 from kimia_infer.models.kimi_audio.dit import dit_component
 from kimia_infer.models.kimi_audio.encoders import SpeechTokenizer, feature_extractor
 from kimia_infer.models.kimi_audio.language_model import language_model_component
-from kimia_infer.models.kimi_audio.packing import served_language_model
+from kimia_infer.models.kimi_audio.packing import is_packed, mapped_part, served_language_model
 from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kimi_audio.vocoder import vocoder_component
 from kimia_infer.utils.errors import CheckpointError
@@ -89,8 +89,8 @@ def speech_tokenizer_slots(config: SpeechTokenizerConfig) -> list[Slot]:
         return identity_slots(SpeechTokenizer(config))
 
 
-def speech_tokenizer_component(directory: Path) -> Component[SpeechTokenizer]:
-    """The speech tokenizer of a checkpoint folder.
+def speech_tokenizer_component(directory: Path, packed: bool = False) -> Component[SpeechTokenizer]:
+    """The speech tokenizer of a checkpoint folder, which may be ``packed`` for a CPU.
 
     Tensors may be named without prefix or ``model.encoder.*``. What training and the upper
     layers left there (``ema_count``, ``embed_positions2``, further layers) is ignored.
@@ -102,10 +102,13 @@ def speech_tokenizer_component(directory: Path) -> Component[SpeechTokenizer]:
     path = directory / "config.json"
     config = SpeechTokenizerConfig.from_json(read_json(path), path)
     feature_extractor(directory, config.encoder.num_mel_bins)  # refuses a bad folder early
+    build, slots = lambda: SpeechTokenizer(config), speech_tokenizer_slots(config)
+    if packed:
+        build, slots = mapped_part("speech_tokenizer", build, slots)
     return Component(
         name="speech tokenizer",
-        build=lambda: SpeechTokenizer(config),
-        slots=speech_tokenizer_slots(config),
+        build=build,
+        slots=slots,
         store=open_directory(directory).under("model.encoder.", ""),
     )
 
@@ -123,9 +126,9 @@ def _whisper(config: WhisperConfig) -> WhisperEncoder:
 
 
 def whisper_component(
-    directory: Path, tuned: TensorStore | None = None
+    directory: Path, tuned: TensorStore | None = None, packed: bool = False
 ) -> Component[WhisperEncoder]:
-    """The Whisper encoder of a checkpoint folder; its decoder is ignored.
+    """The Whisper encoder of a checkpoint folder, which may be ``packed``; its decoder is ignored.
 
     Tensors may be named ``model.encoder.*``, as published, or ``encoder.*``, as exported
     after fine-tuning. ``tuned`` holds those of an encoder that was fine-tuned with the language
@@ -140,10 +143,13 @@ def whisper_component(
     values = read_json(path) if path.is_file() else _whisper_sizes(store, path)
     config = encoder_config(values, path)
     feature_extractor(directory, config.num_mel_bins)  # refuses a bad folder before loading
+    build, slots = lambda: _whisper(config), whisper_slots(config)
+    if packed:
+        build, slots = mapped_part("whisper", build, slots)
     return Component(
         name="Whisper encoder",
-        build=lambda: _whisper(config),
-        slots=whisper_slots(config),
+        build=build,
+        slots=slots,
         store=store,
     )
 
@@ -180,7 +186,7 @@ def understanding_components(directory: Path, quantized: bool = False) -> dict[s
     model = served_language_model(directory) if quantized else language_model_component(directory)
     has = any(name.startswith(TUNED_WHISPER) for name in model.store.tensors)
     tuned = model.store.under(TUNED_WHISPER) if has else None
-    whisper = whisper_component(directory / WHISPER_FOLDER, tuned)
+    whisper = whisper_component(directory / WHISPER_FOLDER, tuned, is_packed(directory))
     return {"language_model": model, "whisper": whisper}
 
 
@@ -195,7 +201,8 @@ def checkpoint_components(
             model is quantized and ``quantized`` is false.
     """
     found = understanding_components(directory, quantized)
-    speech_tokenizer = speech_tokenizer_component(directory / SPEECH_TOKENIZER_FOLDER)
+    packed = is_packed(directory)
+    speech_tokenizer = speech_tokenizer_component(directory / SPEECH_TOKENIZER_FOLDER, packed)
     components = StoredComponents(
         StoredComponent(speech_tokenizer, SPEECH_TOKENIZER_FOLDER, exact=True),
         StoredComponent(found["whisper"], WHISPER_FOLDER, "model.encoder."),
@@ -203,7 +210,7 @@ def checkpoint_components(
     )
     if not detokenizer:
         return components
-    dit = dit_component(directory / DETOKENIZER_FOLDER)
+    dit = dit_component(directory / DETOKENIZER_FOLDER, packed)
     vocoder = vocoder_component(directory / VOCODER_FOLDER)
     _check_codes(directory)
     return replace(

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kimia_infer.models.kimi_audio.config import DiTConfig
+from kimia_infer.models.kimi_audio.packing import mapped_part
 from kimia_infer.weights.component import Component, Slot, identity_slots
 from kimia_infer.weights.tensors import open_model_file
 
@@ -223,13 +224,16 @@ def dit_slots(config: DiTConfig) -> list[Slot]:
         return identity_slots(DiT(config))
 
 
-def dit_component(directory: Path) -> Component[DiT]:
-    """The network of a checkpoint's ``audio_detokenizer`` folder, published or slim."""
+def dit_component(directory: Path, packed: bool = False) -> Component[DiT]:
+    """The network of a checkpoint's ``audio_detokenizer`` folder: published, slim or ``packed``."""
     config = DiTConfig.from_directory(directory)
+    build, slots = lambda: DiT(config), dit_slots(config)
+    if packed:
+        build, slots = mapped_part("dit", build, slots)
     return Component(
         name="detokenizer",
-        build=lambda: DiT(config),
-        slots=dit_slots(config),
+        build=build,
+        slots=slots,
         store=open_model_file(directory, "state_dict").under("speech_model.", ""),
         ignored=(),
     )

@@ -1,20 +1,24 @@
-"""A checkpoint for a CPU: the language model's matrices in files that a processor maps as they are.
+"""A checkpoint for a CPU: matrices in files that a processor maps as it reads them.
 
-Heads have the rows of their own track alone, in 8 bits; the embedding is bfloat16 and read by row.
+Those of the language model are quantized as asked for; its heads, which have the rows of their own
+track alone, and the layers of encoders and DiT are in 8 bits. The embedding is bfloat16 and read by
+row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kimia_infer.layers.packed import (
     PACKED,
+    can_pack,
     file_bytes,
     missing,
     packable,
@@ -50,8 +54,11 @@ from kimia_infer.weights.manifest import (
 from kimia_infer.weights.tensors import Reader, Report, open_directory
 
 HEADS = ("text_head", "audio_head")
+LAYERS = ("layers.", "blocks.")
+"""What the names of layers begin with in encoders and DiT."""
 
 Layers = dict[str, QuantizedLinear]
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def packed_component(component: Component[LanguageModel], scheme: str) -> Component[LanguageModel]:
@@ -92,28 +99,60 @@ def packed_component(component: Component[LanguageModel], scheme: str) -> Compon
     return replace(quantized, build=build, slots=[slot_of(slot) for slot in quantized.slots])
 
 
-def packed_build(build: Callable[[], LanguageModel]) -> Callable[[], LanguageModel]:
-    """Like ``build`` of a quantized model, but for matrices that :func:`open_packed` maps."""
+def packed_part(component: Component[Network]) -> Component[Network]:
+    """An encoder or the DiT with its layers in 8 bits when they are written."""
+    build = _in_8_bits(component.build)
+    with torch.device("meta"):
+        layers = packable(build())
 
-    def built() -> LanguageModel:
-        model = _with_cut_heads(build)()
-        for name, layers in packed_groups(model).items():
-            model.packed_files[name] = replace_layers(model, layers)
-        return model
+    def slot_of(slot: Slot) -> Slot:
+        if slot.parameter.removesuffix(".weight") not in layers:
+            return slot
+        return replace(slot, quantize=partial(quantize, storage=STORAGES["int8"]))
+
+    return replace(component, build=build, slots=[slot_of(slot) for slot in component.slots])
+
+
+def mapped_part(
+    name: str, build: Callable[[], Network], slots: list[Slot]
+) -> tuple[Callable[[], Network], list[Slot]]:
+    """``build`` for a :func:`packed_part` of that name, and the slots of what is not packed."""
+    build = mapped_build(name, _in_8_bits(build))
+    with torch.device("meta"):
+        unpacked = {parameter for parameter, _ in build().named_parameters()}
+    return build, [slot for slot in slots if slot.parameter in unpacked]
+
+
+def mapped_build(name: str, build: Callable[[], Network]) -> Callable[[], Network]:
+    """Like ``build`` of a quantized network, but for matrices that :func:`open_packed` maps."""
+
+    def built() -> Network:
+        network = build()
+        groups = packed_groups(name, network).items()
+        files = {file: replace_layers(network, layers) for file, layers in groups}
+        network.packed_files = files
+        return network
 
     return built
 
 
-def packed_groups(model: LanguageModel) -> dict[str, Layers]:
-    """The layers of a quantized model by the names of their files."""
+def packed_groups(part: str, network: nn.Module) -> dict[str, Layers]:
+    """The quantized layers of a ``part`` of the model by the names of their files."""
     groups: dict[str, Layers] = {}
-    for name, layer in packable(model).items():
-        part, _, rest = name.partition(".")
-        if part not in HEADS:
-            first = int(rest.partition(".")[0]) // PACKED_LAYERS * PACKED_LAYERS
-            part = f"{part}-{first}"
-        groups.setdefault("heads" if part in HEADS else part, {})[name] = layer
+    for name, layer in packable(network).items():
+        kind, _, rest = name.partition(".")
+        if kind in HEADS:
+            file = f"{part}.heads"
+        else:
+            file = f"{part}.{kind}.{int(rest.partition('.')[0]) // PACKED_LAYERS * PACKED_LAYERS}"
+        groups.setdefault(file, {})[name] = layer
     return groups
+
+
+def is_packed(directory: Path) -> bool:
+    """Whether the checkpoint in ``directory`` is packed for a CPU."""
+    manifest = read_checkpoint_manifest(directory / MANIFEST_NAME)
+    return manifest is not None and manifest.packed
 
 
 def served_language_model(directory: Path) -> Component[LanguageModel]:
@@ -121,11 +160,10 @@ def served_language_model(directory: Path) -> Component[LanguageModel]:
 
     :func:`open_packed` completes what this loads. Raises CheckpointError.
     """
-    manifest = read_checkpoint_manifest(directory / MANIFEST_NAME)
-    if manifest is None or not manifest.packed:
+    if not is_packed(directory):
         return language_model_component(directory, quantized=True)
     config = LanguageModelConfig.from_directory(directory)
-    build = packed_build(stored_build(lambda: LanguageModel(config), stored_scheme(directory)))
+    build = mapped_language_model(config, stored_scheme(directory))
     with torch.device("meta"):
         unpacked = {name for name, _ in build().named_parameters()}
     return Component(
@@ -137,24 +175,34 @@ def served_language_model(directory: Path) -> Component[LanguageModel]:
     )
 
 
-def open_packed(model: LanguageModel, directory: Path) -> None:
-    """Map the packed matrices of ``model`` from a checkpoint directory.
+def mapped_language_model(config: LanguageModelConfig, scheme: str) -> Callable[[], LanguageModel]:
+    """What builds the language model of a packed checkpoint."""
+    quantized = stored_build(lambda: LanguageModel(config), scheme)
+    return mapped_build("language_model", _with_cut_heads(quantized))
+
+
+def open_packed(networks: Iterable[nn.Module], directory: Path) -> None:
+    """Map the packed matrices of ``networks`` from a checkpoint directory.
 
     Raises:
         CheckpointError: a file is damaged.
     """
     folder = (directory / PACKED_FOLDER).resolve()
-    files = model.packed_files
+    files = {
+        name: matrices
+        for network in networks
+        for name, matrices in getattr(network, "packed_files", {}).items()
+    }
     with progress("Mapping matrices", len(files), "files") as bar:
         for name, matrices in files.items():
             matrices.map(folder / name)
             bar.update()
 
 
-def packed_files(component: Component[LanguageModel]) -> dict[str, PackedFile]:
-    """The files of a :func:`packed_component`, by their names in the checkpoint."""
+def packed_files(part: str, component: Component) -> dict[str, PackedFile]:
+    """The files of a part of a packed model, by their names in the checkpoint."""
     with torch.device("meta"):
-        groups = packed_groups(component.build())
+        groups = packed_groups(part, component.build())
     return {
         f"{PACKED_FOLDER}/{name}": PackedFile(
             name, component, list(layers), file_bytes(layers.values())
@@ -168,7 +216,7 @@ class PackedFile:
     """A file of packed matrices to be written, of about ``size`` bytes."""
 
     name: str
-    component: Component[LanguageModel]
+    component: Component
     layers: list[str]
     size: int
 
@@ -187,6 +235,21 @@ class PackedFile:
         write_packed(path, self.name, layers)
         report(self.size)
         return FileEntry(path.stat().st_size, sha256_of(path))
+
+
+def _in_8_bits(build: Callable[[], Network]) -> Callable[[], Network]:
+    """Like ``build``, but for linear layers, which have no values."""
+
+    def built() -> Network:
+        network = build()
+        for name, layer in list(network.named_modules()):
+            if type(layer) is nn.Linear and name.startswith(LAYERS):
+                quantized = quantized_linear(layer, values=False)
+                if can_pack(quantized):
+                    network.set_submodule(name, quantized)
+        return network
+
+    return built
 
 
 def _with_cut_heads(build: Callable[[], LanguageModel]) -> Callable[[], LanguageModel]:

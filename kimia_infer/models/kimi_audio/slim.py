@@ -30,7 +30,7 @@ from kimia_infer.models.kimi_audio.components import (
     StoredComponents,
     checkpoint_components,
 )
-from kimia_infer.models.kimi_audio.packing import packed_component, packed_files
+from kimia_infer.models.kimi_audio.packing import packed_component, packed_files, packed_part
 from kimia_infer.utils.errors import WeightsError
 from kimia_infer.weights.header import INDEX_NAME
 from kimia_infer.weights.layout import WEIGHT_SUFFIXES, read_record
@@ -89,6 +89,8 @@ def prepare_weights(
     components = components.changed(
         language_model=change(components.language_model.component, quantization)
     )
+    if packed:
+        components = with_packed_parts(components)
     planned = CheckpointManifest(
         dtype,
         shard_bytes,
@@ -128,14 +130,20 @@ def _state(source: Path, components: StoredComponents) -> dict[str, dict[str, in
     return {name: {"size": s.st_size, "modified_ns": s.st_mtime_ns} for name, s in facts.items()}
 
 
+def with_packed_parts(components: StoredComponents) -> StoredComponents:
+    """``components`` with the layers of encoders and DiT in 8 bits."""
+    parts = {name: getattr(components, name) for name in ("speech_tokenizer", "whisper", "dit")}
+    return components.changed(**{n: packed_part(part.component) for n, part in parts.items()})
+
+
 def plan_files(
     components: StoredComponents, dtype: str, shard_bytes: int, packed: bool = False
 ) -> dict[str, NewFile]:
     """Every file of the slim checkpoint's weights by its name."""
     files: dict[str, NewFile] = {}
     for name, entry in components.items():
-        if packed and name == "language_model":
-            files |= packed_files(entry.component)
+        if packed:
+            files |= packed_files(name, entry.component)
             rest = [slot for slot in entry.component.slots if slot.quantize is None]
             rest_of = replace(entry.component, slots=rest, ignored=None)
             entry = replace(entry, component=rest_of)
