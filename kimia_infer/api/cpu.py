@@ -12,7 +12,7 @@ import torch
 from kimia_infer.api.memory import GB, MemoryPlan, language_model_bytes, weight_bytes
 from kimia_infer.layers.operators import has_bfloat16
 from kimia_infer.layers.packed import PACKED, missing
-from kimia_infer.layers.quantization import SCHEMES, stored_scheme
+from kimia_infer.layers.quantization import stored_scheme
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.packing import mapped_language_model
 from kimia_infer.utils.errors import ConfigurationError
@@ -67,7 +67,7 @@ def check_host(plan: MemoryPlan, scheme: str, speech: bool, mapped: bool, free: 
     needed = host_bytes(plan, scheme, speech, mapped)
     if needed <= free:
         return
-    others = [(scheme, speech)] if mapped else [(other, speech) for other in SCHEMES]
+    others = [(scheme, speech)] if mapped else [(other, speech) for other in PACKED]
     others += [(other, False) for other, _ in others]
     fitting = (
         f"quantization {other!r} with {_output(spoken)} ({size / GB:.1f} GB)"

@@ -65,7 +65,7 @@ class Engine:
         kokoro: Kokoro | None = None,
     ):
         model = components.language_model
-        if model.packed_files:  # it has no other rows
+        if model.first_audio_id:  # it has no other rows
             head_rows = "track"
         self.device, self.dtype, self.head_rows = model.device, model.dtype, head_rows
         self.adapter, self.quantization = components.adapter, model.quantization

@@ -48,7 +48,7 @@ from kimia_infer.utils.errors import CheckpointError, ConfigurationError
 from kimia_infer.utils.progress import progress
 from kimia_infer.weights.adapter import Adapter
 from kimia_infer.weights.component import Component
-from kimia_infer.weights.manifest import MANIFEST_NAME, read_checkpoint_manifest
+from kimia_infer.weights.manifest import MANIFEST_NAME, CheckpointManifest, read_checkpoint_manifest
 from kimia_infer.weights.parallel import load_modules
 from kimia_infer.weights.tensors import StoredTensor
 
@@ -123,27 +123,17 @@ def load_components(
     scheme = choose_scheme(directory, quantization, adapter)
     check_quantization(scheme, device, stored_scheme(directory))
     change = Adapter.read(adapter) if adapter is not None else None
-    slim = read_checkpoint_manifest(directory / MANIFEST_NAME)
-    if slim is not None:
-        slim.check(directory, checkpoint_layout(detokenizer).skipped)
+    slim = _checked_manifest(directory, detokenizer)
     segment_seconds = longest_segment(directory)
     text_tokenizer = checked_text_tokenizer(directory)
     stored = checkpoint_components(directory, detokenizer, quantized=True)
     plan = memory_plan(directory, stored, dtype, kv_cache or "none", offload is not None, devices)
     packed = slim is not None and slim.packed
-    if packed and device.type != "cpu":
-        raise ConfigurationError(
-            f"device: {directory} is prepared for a CPU, not for {device}; use the checkpoint that "
-            "it was made from"
-        )
-    if set(devices) == {CPU}:
-        check_host(plan, scheme, detokenizer, packed, available_memory())
+    _check_devices(directory, plan, scheme, detokenizer, packed)
     capacity = plan.check(scheme, detokenizer, _free(devices, reserved), slots)
     stored = _changed(stored, change, None if scheme == plan.stored else scheme)
     checksum = partial(slim.checksum, directory) if slim is not None else None
-    modules = _load(stored, devices, dtype, checksum, offload, packed)
-    if packed:
-        open_packed(modules.values(), directory)
+    modules = _load(stored, devices, dtype, checksum, offload, directory if packed else None)
     codes = SpeechCodes(modules["speech_tokenizer"], directory / SPEECH_TOKENIZER_FOLDER)
     features = WhisperFeatures(modules["whisper"], directory / WHISPER_FOLDER)
     spoken = None
@@ -164,6 +154,28 @@ def load_components(
         devices[1],
         capacity,
     )
+
+
+def _checked_manifest(directory: Path, detokenizer: bool) -> CheckpointManifest | None:
+    """The manifest of a slim checkpoint whose files are as it says; None without one."""
+    slim = read_checkpoint_manifest(directory / MANIFEST_NAME)
+    if slim is not None:
+        slim.check(directory, checkpoint_layout(detokenizer).skipped)
+    return slim
+
+
+def _check_devices(
+    directory: Path, plan: MemoryPlan, scheme: str, speech: bool, packed: bool
+) -> None:
+    """Raise ConfigurationError for a checkpoint of a CPU elsewhere, and for too little RAM."""
+    devices = {plan.device, plan.speech_device}
+    if packed and devices != {CPU}:
+        raise ConfigurationError(
+            f"device: {directory} is prepared for a CPU, not for {plan.device}; use the checkpoint "
+            "that it was made from"
+        )
+    if devices == {CPU}:
+        check_host(plan, scheme, speech, packed, available_memory())
 
 
 def _free(devices: tuple[torch.device, torch.device], reserved: int) -> dict[torch.device, int]:
@@ -192,9 +204,9 @@ def _load(
     dtype: torch.dtype,
     checksum: Callable[[StoredTensor], int] | None,
     offload: str | None,
-    mapped: bool,
+    packed: Path | None,
 ) -> dict[str, Any]:
-    """The modules of all components; their files are ``mapped``, or read.
+    """The modules of all components; ``packed`` is a directory whose files are mapped.
 
     The language model is on the first of ``devices``, the others are on the second, but both
     encoders in host memory if they are offloaded.
@@ -210,7 +222,9 @@ def _load(
     modules: dict[str, Any] = {}
     with progress("Loading weights", total, "values", unit_scale=True) as bar:
         for place, group in placed.items():
-            modules |= load_modules(group, place, bar.update, checksum, mapped=mapped)
+            modules |= load_modules(group, place, bar.update, checksum, mapped=packed is not None)
+    if packed is not None:
+        open_packed(modules.values(), packed)
     return modules
 
 

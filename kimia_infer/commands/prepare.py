@@ -2,7 +2,7 @@
 
     kimi-audio prepare moonshotai/Kimi-Audio-7B-Instruct weights/slim
     kimi-audio prepare /data/Kimi-Audio-7B-Instruct /data/int8 --quantization int8
-    kimi-audio prepare moonshotai/Kimi-Audio-7B-Instruct weights/laptop --for cpu
+    kimi-audio prepare moonshotai/Kimi-Audio-7B-Instruct weights/laptop --for cpu --text-only
 
 SOURCE is a checkpoint directory, or a hub repository, which is downloaded first. It is only read.
 TARGET must be new, or written by the same command, which continues after an interruption and
@@ -39,12 +39,13 @@ def add_arguments(parser: Parser) -> None:
         dest="target_device",
         help="keep the quantized matrices as a CPU reads them; int8 or int4",
     )
+    parser.add_argument("--text-only", action="store_true", help="without speech output")
 
 
 def run(arguments: Namespace) -> int:
     from kimia_infer.models.kimi_audio.checkpoint import resolve_weights
 
-    source = resolve_weights(arguments.source)
+    source = resolve_weights(arguments.source, detokenizer=not arguments.text_only)
     from kimia_infer.models.kimi_audio.slim import prepare_weights  # imports PyTorch: seconds
 
     packed = arguments.target_device == "cpu"
@@ -54,6 +55,7 @@ def run(arguments: Namespace) -> int:
         arguments.dtype,
         quantization=arguments.quantization or ("int4" if packed else "none"),
         packed=packed,
+        detokenizer=not arguments.text_only,
     )
     read = sum(file["size"] for file in manifest.source_files.values())
     written = sum(file.size for file in manifest.files.values())

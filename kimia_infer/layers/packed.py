@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import logging
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -33,10 +34,16 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
+log = logging.getLogger(__name__)
+
 BLOCKS = {4: (GROUP,), 8: (4 * GROUP, GROUP)}
 """Values that share a scale, in a matrix of so many bits and in what is multiplied with it; the
 first that divides a row. A matrix of 8 bits has a scale for a whole row, which larger blocks repeat
 less often: 128 take 9 bits a value with what else is stored, 32 take 10."""
+
+PACKED_LAYERS = 4
+"""Layers whose packed matrices share threads: 0.7 GB at the published size in int4. What holds them
+while they are packed may have 2 GB."""
 
 PACKED = ("int8", "int4")
 """The schemes whose matrices can be packed."""
@@ -59,6 +66,19 @@ def missing() -> str | None:
     """The package without which nothing can be packed; None if there are all."""
     names = ("onnx", "onnxruntime")
     return next((name for name in names if importlib.util.find_spec(name) is None), None)
+
+
+def packs(scheme: str, device: torch.device) -> bool:
+    """Whether ``scheme`` is packed on ``device``; a warning where a package is missing."""
+    if device.type != "cpu" or scheme not in PACKED:
+        return False
+    lacking = missing()
+    if lacking is not None:
+        log.warning(
+            "Without the package %s, %s saves memory on a CPU and no time; install the extra 'cpu'",
+            lacking, scheme,
+        )  # fmt: skip
+    return lacking is None
 
 
 def can_pack(layer: nn.Module) -> TypeGuard[QuantizedLinear]:
@@ -98,12 +118,13 @@ class PackedLinear(nn.Module):
 class Matrices:
     """Several packed matrices, which share the threads of one session.
 
-    Not to be used by two threads at once.
+    Not to be used by two threads at once. ``file`` is the name of the file to map, "" without one.
     """
 
     _session: onnxruntime.InferenceSession
 
-    def __init__(self, layers: Mapping[str, QuantizedLinear]):
+    def __init__(self, layers: Mapping[str, QuantizedLinear], file: str = ""):
+        self.file = file
         # A run computes every output, so those that are not asked for get no rows.
         self._empty = {
             _input(name): np.empty((0, layer.in_features), np.float32)
@@ -126,7 +147,7 @@ class Matrices:
         )
         try:
             self._session = _session(_read_graph(path), options)
-        except (OSError, RuntimeError) as error:
+        except Exception as error:  # those of ONNX Runtime have no other base
             raise CheckpointError(
                 f"{path}: not a file of packed matrices ({error}); prepare it again"
             ) from error
@@ -199,7 +220,9 @@ def _options() -> onnxruntime.SessionOptions:
     return options
 
 
-def _session(model: bytes | str, options: onnxruntime.SessionOptions):
+def _session(
+    model: bytes | str, options: onnxruntime.SessionOptions
+) -> onnxruntime.InferenceSession:
     import onnxruntime
 
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -288,12 +311,23 @@ def packable(group: nn.Module) -> dict[str, QuantizedLinear]:
     return {name: layer for name, layer in group.named_modules() if can_pack(layer)}
 
 
-def replace_layers(group: nn.Module, layers: Mapping[str, QuantizedLinear]) -> Matrices:
+def replace_layers(
+    group: nn.Module, layers: Mapping[str, QuantizedLinear], file: str = ""
+) -> Matrices:
     """Put a :class:`PackedLinear` in the place of each of ``layers``; its matrices follow."""
-    matrices = Matrices(layers)
+    matrices = Matrices(layers, file)
     for name, layer in layers.items():
         group.set_submodule(name, PackedLinear(matrices, name, layer))
     return matrices
+
+
+def pack_layers(*parts: nn.ModuleList) -> None:
+    """:func:`pack_groups` of PACKED_LAYERS each of the layers in ``parts``."""
+    pack_groups(
+        layers[first : first + PACKED_LAYERS]
+        for layers in parts
+        for first in range(0, len(layers), PACKED_LAYERS)
+    )
 
 
 @torch.no_grad()

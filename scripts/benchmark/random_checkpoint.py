@@ -8,13 +8,16 @@ import json
 import math
 import random
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kimia_infer.layers.quantization import description
+from kimia_infer.layers.quantization import Storage, description
 from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
@@ -27,7 +30,6 @@ from kimia_infer.models.kimi_audio.components import (
     speech_tokenizer_slots,
     whisper_slots,
 )
-from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.dit import DiT, dit_slots
 from kimia_infer.models.kimi_audio.encoders import SpeechTokenizer
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_slots
@@ -47,16 +49,11 @@ NOISE = 2**22
 SENTENCE = 12
 """One token in so many ends a sentence."""
 
-HEADS = ("lm_head.weight", "mimo_output.weight")
-
 
 class RandomStore(TensorStore):
-    """Random bfloat16 tensors for ``slots``, of variance 1 / fan-in; norms are 1, biases 0.
+    """Random bfloat16 tensors for ``slots``, of variance 1 / fan-in; norms are 1, biases 0."""
 
-    No special token has a chance: its rows of the heads are 0.
-    """
-
-    def __init__(self, slots: Iterable[Slot], config: LanguageModelConfig | None = None):
+    def __init__(self, slots: Iterable[Slot]):
         source = Path("random weights")
         shapes = {name: shape for slot in slots for name, shape in slot.sources.items()}
         super().__init__(
@@ -66,7 +63,6 @@ class RandomStore(TensorStore):
             },
             source,
         )
-        self.config = config
         self.noise = torch.randn(2 * NOISE, generator=torch.Generator().manual_seed(0))
 
     def blocks(self, name: str, buffer: Tensor) -> Iterator[Tensor]:
@@ -83,12 +79,7 @@ class RandomStore(TensorStore):
         for first in range(0, shape[0], rows):
             size = min(rows, shape[0] - first) * width
             start = starts.randrange(len(scaled) - size) if size < len(scaled) else 0
-            block = scaled[start : start + size]
-            if name in HEADS and self.config is not None:
-                ids = torch.arange(first, first + size // width)
-                special = (ids >= self.config.base_tokens) & (ids < self.config.token_offset)
-                block = block.view(-1, width).masked_fill(special[:, None], 0).view(-1)
-            yield block
+            yield scaled[start : start + size]
 
 
 def random_stored_components() -> StoredComponents:
@@ -96,8 +87,8 @@ def random_stored_components() -> StoredComponents:
     sizes = PUBLISHED
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-    def component(name: str, build, slots: list[Slot], config=None) -> Component:
-        return Component(name, build, slots, RandomStore(slots, config))
+    def component(name: str, build: Callable[[], Any], slots: list[Slot]) -> Component:
+        return Component(name, build, slots, RandomStore(slots))
 
     config = sizes.language_model
     tokenizer, whisper = sizes.speech_tokenizer, sizes.whisper
@@ -121,7 +112,6 @@ def random_stored_components() -> StoredComponents:
                 "language model",
                 lambda: LanguageModel(config),
                 language_model_slots(config),
-                config,
             ),
             "",
         ),
@@ -152,11 +142,40 @@ def write_random_checkpoint(target: Path, scheme: str) -> None:
     stored = random_stored_components()
     packed = packed_component(stored.language_model.component, scheme)
     stored = with_packed_parts(stored.changed(language_model=packed))
+    stored = stored.changed(**{n: _random_codes(part.component) for n, part in stored.items()})
     planned = CheckpointManifest(
         "served", SHARD_BYTES, {}, {}, {}, quantization=description(scheme), packed=True
     )
-    files = plan_files(stored, "served", SHARD_BYTES, packed=True) | _small_files()
+    files = _small_files() | plan_files(stored, "served", SHARD_BYTES, packed=True)
     write_checkpoint(target, planned, files, Reader(), lambda: None)
+
+
+def _random_codes(component: Component) -> Component:
+    """``component`` whose quantized matrices are not quantized, but random codes from the start."""
+
+    def slot_of(slot: Slot) -> Slot:
+        if slot.quantize is None:
+            return slot
+        assert isinstance(slot.quantize, partial)
+        storage = slot.quantize.keywords["storage"]
+        return replace(slot, quantize=partial(_codes, storage=storage))
+
+    return replace(component, slots=[slot_of(slot) for slot in component.slots])
+
+
+def _codes(weight: Tensor, storage: Storage) -> dict[str, Tensor]:
+    rows, columns = weight.shape
+    stored = storage.empty(rows, columns, device=weight.device)
+    if weight.is_meta:
+        return stored
+    bits = 8 // storage.packed
+    part = torch.randint(0, 256, (min(rows, 64), columns // storage.packed), dtype=torch.uint8)
+    for first in range(0, rows, len(part)):
+        span = stored["weight"][first : first + len(part)]
+        span.copy_(part[: len(span)].view(span.dtype))
+    spread = 2**bits / math.sqrt(12)  # the deviation of what is equally likely
+    stored["scale"].fill_(columns**-0.5 / spread)
+    return stored
 
 
 def _small_files() -> dict[str, NewFile]:

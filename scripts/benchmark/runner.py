@@ -58,6 +58,8 @@ MEASUREMENTS = {
     "concurrency": Measurement("many clients who ask for speech at a time", 600, "concurrency"),
     "memory": Measurement("peak memory, and what the loader asks for", 180, "memory"),
     "cold_start": Measurement("a fresh process up to its first answer", 150, "last", default=True),
+    "laptop": Measurement("steps, answers and memory of a packed checkpoint", 60, "laptop"),
+    "laptop-speech": Measurement("the same with Kimi's own speech", 60, "laptop-speech"),
     "profile": Measurement("where the host waits; writes a trace to DIR", 60, "last"),
     "editx-stages": Measurement("every stage of a clone", 120, "editx-stages", True, "editx"),
     "editx-vq02": Measurement("VQ02 and the published loop", 60, "editx-vq02", True, "editx"),
@@ -78,6 +80,7 @@ class Setup:
     file, None for scripts/question.wav. ``device``, ``dtype`` and ``threads`` default to what
     the machine has. ``folder`` takes files such as traces. ``clients`` are numbers of clients at a
     time, None for those that suit the device, and ``server`` is the address of a server that runs.
+    ``quantization`` is that of random weights in a checkpoint for a CPU.
     """
 
     weights: str | None = None
@@ -91,6 +94,7 @@ class Setup:
     folder: str | None = None
     clients: Sequence[int] | None = None
     server: str | None = None
+    quantization: str | None = None
 
 
 class Worker:

@@ -21,7 +21,6 @@ from kimia_infer.layers.quantization import (
     quantize,
     quantize_model,
 )
-from kimia_infer.models.kimi_audio import language_model
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, use_packed
 from tests.layers.helpers import logits, miniature
 
@@ -108,7 +107,7 @@ def test_without_its_packages_a_model_stays_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(language_model, "missing", lambda: "onnx")
+    monkeypatch.setattr(packed, "missing", lambda: "onnx")
     model = quantize_model(copy.deepcopy(question[0]), "int8")
     with caplog.at_level(logging.WARNING, "kimia_infer"):
         use_packed(model)

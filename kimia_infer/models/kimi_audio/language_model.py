@@ -8,7 +8,6 @@ that a single-token step reads each in one product.
 
 from __future__ import annotations
 
-import logging
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -25,19 +24,13 @@ from kimia_infer.layers.attention import (
     split_heads,
 )
 from kimia_infer.layers.operators import add_rms_norm, rms_norm, silu_mul
-from kimia_infer.layers.packed import PACKED, Matrices, missing, pack_groups, packed
+from kimia_infer.layers.packed import PackedLinear, pack_layers, packed, packs
 from kimia_infer.layers.quantization import stored_build, stored_scheme, stored_slots
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.utils.errors import CheckpointError
 from kimia_infer.weights.component import Component, Slot
 from kimia_infer.weights.manifest import MANIFEST_NAME
 from kimia_infer.weights.tensors import open_directory
-
-log = logging.getLogger(__name__)
-
-PACKED_LAYERS = 4
-"""Layers whose packed matrices share threads: 0.6 GB at the published size in int4. What holds them
-while they are packed may have 2 GB."""
 
 
 class RMSNorm(nn.Module):
@@ -123,8 +116,7 @@ class LanguageModel(nn.Module):
     """Embedding, trunk, MIMO branch and both heads.
 
     The text head's rows stand for the ids from 0 on, the audio head's for those from
-    ``first_audio_id`` on. ``quantization`` is the scheme in which the layers' matrices are stored,
-    ``packed_files`` has those that are mapped from files, by their names.
+    ``first_audio_id`` on. ``quantization`` is the scheme in which the layers' matrices are stored.
     """
 
     def __init__(self, config: LanguageModelConfig):
@@ -140,7 +132,6 @@ class LanguageModel(nn.Module):
         self.audio_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.first_audio_id = 0
         self.quantization = "none"
-        self.packed_files: dict[str, Matrices] = {}
 
     @property
     def device(self) -> torch.device:
@@ -232,9 +223,9 @@ class LanguageModel(nn.Module):
         """This model, sharing its weights, with each head cut to the rows of its own track.
 
         Text: the ids below ``token_offset``. Audio: those from ``base_tokens`` up, as a copy,
-        so that the rest of the published matrix can be freed. A packed model has no other rows.
+        so that the rest of the published matrix can be freed. If they are cut: this model itself.
         """
-        if self.packed_files:
+        if self.first_audio_id:
             return self
         with torch.device("meta"):
             cut = LanguageModel(self.config)
@@ -252,19 +243,9 @@ def use_packed(model: LanguageModel) -> None:
     In place, see :mod:`kimia_infer.layers.packed`. A model stays as it is on other devices, and
     if it is packed already, and unless its scheme is one of ``PACKED``.
     """
-    if model.device.type != "cpu" or model.quantization not in PACKED or model.packed_files:
+    if isinstance(model.text_head, PackedLinear) or not packs(model.quantization, model.device):
         return
-    lacking = missing()
-    if lacking is not None:
-        log.warning(
-            "Without the package %s, %s saves memory on a CPU and no time; install the extra 'cpu'",
-            lacking, model.quantization,
-        )  # fmt: skip
-        return
-    for layers in (model.layers, model.mimo_layers):
-        pack_groups(
-            layers[first : first + PACKED_LAYERS] for first in range(0, len(layers), PACKED_LAYERS)
-        )
+    pack_layers(model.layers, model.mimo_layers)
     for name in ("text_head", "audio_head"):
         model.set_submodule(name, packed(model.get_submodule(name)))
 

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from kimia_infer.layers.packed import (
     PACKED,
+    PACKED_LAYERS,
+    PackedLinear,
     can_pack,
     file_bytes,
     missing,
@@ -36,7 +38,6 @@ from kimia_infer.layers.quantization import (
 )
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.language_model import (
-    PACKED_LAYERS,
     LanguageModel,
     language_model_component,
     language_model_slots,
@@ -128,9 +129,8 @@ def mapped_build(name: str, build: Callable[[], Network]) -> Callable[[], Networ
 
     def built() -> Network:
         network = build()
-        groups = packed_groups(name, network).items()
-        files = {file: replace_layers(network, layers) for file, layers in groups}
-        network.packed_files = files
+        for file, layers in packed_groups(name, network).items():
+            replace_layers(network, layers, file)
         return network
 
     return built
@@ -189,9 +189,10 @@ def open_packed(networks: Iterable[nn.Module], directory: Path) -> None:
     """
     folder = (directory / PACKED_FOLDER).resolve()
     files = {
-        name: matrices
+        layer.matrices.file: layer.matrices
         for network in networks
-        for name, matrices in getattr(network, "packed_files", {}).items()
+        for layer in network.modules()
+        if isinstance(layer, PackedLinear)
     }
     with progress("Mapping matrices", len(files), "files") as bar:
         for name, matrices in files.items():

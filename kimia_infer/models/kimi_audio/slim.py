@@ -57,6 +57,7 @@ def prepare_weights(
     shard_bytes: int = SHARD_BYTES,
     quantization: str = "none",
     packed: bool = False,
+    detokenizer: bool = True,
 ) -> CheckpointManifest:
     """Write the slim checkpoint of ``source`` to ``target``; see :func:`write_checkpoint`.
 
@@ -71,6 +72,7 @@ def prepare_weights(
         quantization: one of ``SCHEMES``.
         packed: for a CPU alone, which maps the matrices; see
             :mod:`kimia_infer.models.kimi_audio.packing`. Memory then holds four layers.
+        detokenizer: also what only speech output needs, which ``source`` may then lack.
 
     Raises:
         CheckpointError: ``source`` is no complete checkpoint, damaged, or quantized itself.
@@ -83,7 +85,7 @@ def prepare_weights(
     origin = read_checkpoint_manifest(source / MANIFEST_NAME)
     if origin is not None:
         origin.check(source)
-    components = checkpoint_components(source)
+    components = checkpoint_components(source, detokenizer)
     check_quantization(quantization, torch.device("cpu"))
     change = packed_component if packed else quantized_component
     components = components.changed(
@@ -100,8 +102,10 @@ def prepare_weights(
         quantization=description(quantization),
         packed=packed,
     )
-    files = plan_files(components, dtype, shard_bytes, packed)
-    files |= {name: SmallFile((source / name).read_bytes()) for name in _small_files(source)}
+    files: dict[str, NewFile] = {
+        name: SmallFile((source / name).read_bytes()) for name in _small_files(source)
+    }
+    files |= plan_files(components, dtype, shard_bytes, packed)
     reader = Reader(partial(origin.checksum, source) if origin else None)
 
     def check_source() -> None:
@@ -132,7 +136,7 @@ def _state(source: Path, components: StoredComponents) -> dict[str, dict[str, in
 
 def with_packed_parts(components: StoredComponents) -> StoredComponents:
     """``components`` with the layers of encoders and DiT in 8 bits."""
-    parts = {name: getattr(components, name) for name in ("speech_tokenizer", "whisper", "dit")}
+    parts = {name: part for name, part in components.items() if name != "language_model"}
     return components.changed(**{n: packed_part(part.component) for n, part in parts.items()})
 
 

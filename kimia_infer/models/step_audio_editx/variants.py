@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
+from kimia_infer.layers.packed import pack_layers, packs
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, quantized_component
 from kimia_infer.models.step_audio_editx.config import LanguageModelConfig
 from kimia_infer.models.step_audio_editx.language_model import LanguageModel, llama_config
@@ -61,6 +62,8 @@ def load_language_model(
     model = component.load(device, dtype)
     if variant in BITSANDBYTES:
         use_bitsandbytes(model, variant)
+    if packs(variant, device):
+        pack_layers(model.model.layers)
     return model
 
 
