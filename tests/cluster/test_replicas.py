@@ -143,6 +143,8 @@ def test_a_replica_that_dies_takes_its_requests_alone(url: str) -> None:
     with serving(min_replicas=2, max_replicas=2), contextlib.ExitStack() as stack:
         address = f"{url.replace('http', 'ws')}/v1/realtime?model={MODEL}"
         sessions = [stack.enter_context(connect(address)) for _ in range(6)]
+        assert httpx.get(f"{url}/health").json()["slots"] == 16  # of both
+        assert "kimi_audio_sessions 6.0\n" in httpx.get(f"{url}/metrics").text
         with Load(url, 4) as load:
             wait_for(lambda: len(load.outcomes) >= 8)
             os.kill(replica_processes()[0], signal.SIGKILL)
@@ -158,7 +160,8 @@ def test_a_replica_that_dies_takes_its_requests_alone(url: str) -> None:
 
 def test_replicas_come_and_go_with_the_load(url: str) -> None:
     """No answer is lost, not even of the replica that is stopped."""
-    scale = {"min_replicas": 1, "max_replicas": 2, "requests": 2}
+    # A replica that is still loading when it is to go takes all of the time to end.
+    scale = {"min_replicas": 1, "max_replicas": 2, "requests": 2, "drain_seconds": 20}
     with serving(**scale, upscale_seconds=1, downscale_seconds=5), Load(url, 1) as few:
         wait_for(lambda: len(few.outcomes) >= 2)
         assert replicas() == 1
