@@ -14,6 +14,8 @@ from kimia_infer.data.pipeline.quality import Quality
 from kimia_infer.data.pipeline.recognition import Heard
 from kimia_infer.data.pipeline.turns import Segment
 
+DIGIT_LETTERS = 4
+"""So many are spoken for a digit, as in "five"."""
 LONGEST_PHRASE = 10
 """Words, or characters of languages without spaces, of a phrase that is looked for again."""
 
@@ -100,10 +102,12 @@ def text_fault(found: Measured, limits: Limits) -> str | None:
 
 
 def _speakable(found: Measured, limits: Limits) -> bool:
-    letters = sum(len(word) for word in _WORD.findall(found.heard.text))
-    rate = letters / found.segment.seconds
+    letters = "".join(_WORD.findall(found.heard.text))
     if found.language in WITHOUT_SPACES:
+        rate = len(letters) / found.segment.seconds
         return limits.slowest_unspaced <= rate <= limits.fastest_unspaced
+    digits = sum(letter.isdigit() for letter in letters)
+    rate = (len(letters) + (DIGIT_LETTERS - 1) * digits) / found.segment.seconds
     return limits.slowest <= rate <= limits.fastest
 
 
@@ -115,6 +119,8 @@ def repeated_share(text: str, language: str | None) -> float:
     words = _WORD.findall(text.casefold())
     if language in WITHOUT_SPACES:
         words = list("".join(words))
+    if len(words) < 3:  # "five five" is a number
+        return 0.0
     again, place = 0, 0
     while place < len(words):
         for size in range(1, LONGEST_PHRASE + 1):

@@ -50,6 +50,7 @@ def test_faults_of_sound(name: str | None, segment: dict, quality: dict) -> None
         (None, {}),
         (None, {"language": None, "certainty": None, "confidence": None}),
         (None, {"language": "zh", "text": "今天早上火车又晚点了"}),
+        (None, {"text": "5 5"}),
         ("empty", {"text": " ... "}),
         ("languages", {"language": "fr"}),
         ("certainty", {"certainty": 0.4}),
