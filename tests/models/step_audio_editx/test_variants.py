@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from kimia_infer.layers.packed import PACKED, PackedLinear
 from kimia_infer.models.step_audio_editx import variants
 from kimia_infer.models.step_audio_editx.config import LanguageModelConfig
 from kimia_infer.models.step_audio_editx.language_model import LanguageModel, llama_config
@@ -57,8 +58,11 @@ ERRORS = {"fp8": 0.005, "int8": 0.005, "int4": 0.03, "bnb-int8": 0.01, "bnb-nf4"
 def test_a_variant_is_near_the_plain_model(folder: Path, expected: Tensor, variant: str) -> None:
     variants.check_variant(variant, CPU)
     model = variants.load_language_model(folder, variant, CPU, torch.float32)
-    weight = model.model.layers[0].get_submodule("mlp.up_proj").weight
-    assert weight.element_size() == 1
+    layer = model.model.layers[0].get_submodule("mlp.up_proj")
+    if variant in PACKED:
+        assert isinstance(layer, PackedLinear) and layer.bits == {"int8": 8, "int4": 4}[variant]
+    else:
+        assert layer.weight.element_size() == 1
     error = (logits(model) - expected).abs().max() / expected.abs().max()
     assert 0 < error < ERRORS[variant]
 
