@@ -125,14 +125,14 @@ def run(arguments: Namespace) -> int:
 
 def on_ray(arguments: Namespace) -> Any:
     """What gives the rows to workers, with Ray started."""
-    from kimia_infer.commands.serve_ray import package_path, start_ray
+    from kimia_infer.commands.serve_ray import cores, package_path, start_ray
 
     start_ray({"PYTHONPATH": package_path(os.environ)})
     import ray
 
     from kimia_infer.cluster.ray_data import RayRunner
 
-    found, workers = ray.cluster_resources(), arguments.workers or 1
+    workers = arguments.workers or 1
     on_cpu = model_variables(arguments).get("KIMI_AUDIO_DEVICE") == "cpu"
-    gpus = 1 if found.get("GPU") and not on_cpu else 0
-    return RayRunner(workers, max(1, int(found.get("CPU", 1)) // workers), gpus)
+    gpus = 1 if ray.cluster_resources().get("GPU") and not on_cpu else 0
+    return RayRunner(workers, cores(workers), gpus)

@@ -33,8 +33,6 @@ def replica_counts(text: str) -> tuple[int, int]:
 def run(arguments: Namespace) -> int:
     """Serve until a signal; running answers end first."""
     low, high = replica_counts(arguments.replicas)
-    # Ray reports the use of clusters to its makers, unless it is told not to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray import serve
 
@@ -56,8 +54,7 @@ def run(arguments: Namespace) -> int:
             http_options={"host": arguments.host, "port": port},
             logging_config={"enable_access_log": False},
         )
-        cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // high)
-        scale: dict[str, Any] = {"min_replicas": low, "max_replicas": high, "cpus": cpus}
+        scale: dict[str, Any] = {"min_replicas": low, "max_replicas": high, "cpus": cores(high)}
         if variables.get("KIMI_AUDIO_DEVICE") == "cpu":
             scale["gpus"] = 0
         try:
@@ -92,6 +89,8 @@ def package_path(environment: Mapping[str, str]) -> str:
 
 def start_ray(variables: dict[str, str]) -> None:
     """Join the cluster that RAY_ADDRESS names, or else start Ray on this machine."""
+    # Ray reports the use of clusters to its makers, unless it is told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
 
     options: dict[str, Any] = {}
@@ -103,3 +102,12 @@ def start_ray(variables: dict[str, str]) -> None:
         os.environ.setdefault("RAY_worker_niceness", "0")
         options |= {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     ray.init(logging_level=logging.WARNING, **options)
+
+
+def cores(models: int) -> int:
+    """Cores for each of so many models, by which every node can have its share of them."""
+    import ray
+
+    found = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    usable = [count for count in found if count] or [1]
+    return max(1, min(usable) // -(-models // len(usable)))
