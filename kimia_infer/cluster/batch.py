@@ -56,7 +56,8 @@ def run_batch(work: Work, source: Source, form: Form, retry: bool, run: Runner) 
     that does the same elsewhere.
 
     Raises:
-        BatchError: the output belongs to another batch, or another process writes it.
+        BatchError: the output belongs to another batch, another process writes it, or a column
+            of Parquet would have values of several types.
     """
     store = open_store(work.output)
     with exclusive(work.output):
@@ -65,6 +66,7 @@ def run_batch(work: Work, source: Source, form: Form, retry: bool, run: Runner) 
             {
                 "task": work.task,
                 "weights": work.weights,
+                "adapter": work.variables.get("KIMI_AUDIO_ADAPTER"),
                 "inputs": dict(work.inputs),
                 "speech": work.speech,
                 "form": form,
@@ -104,7 +106,8 @@ class Parts:
     """The rows of an output."""
 
     def __init__(self, store: Store, form: Form, source: Source):
-        self._store, self._form, self._source = store, form, source
+        self._store, self._form = store, form
+        self._schema = None if form == "jsonl" else parquet_schema(source)
         self._number = 0
 
     def check_job(self, job: dict[str, Any]) -> None:
@@ -166,7 +169,7 @@ class Parts:
     def _content(self, rows: Sequence[dict[str, Any]]) -> bytes:
         if self._form == "jsonl":
             return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-        return parquet_content(rows, self._source)
+        return parquet_content(rows, self._schema)
 
     def _parse(self, content: bytes) -> list[dict[str, Any]]:
         if self._form == "jsonl":
@@ -176,12 +179,18 @@ class Parts:
         return parquet.read_table(io.BytesIO(content)).to_pylist()
 
 
-def parquet_content(rows: Sequence[dict[str, Any]], source: Source) -> bytes:
-    """A Parquet file; columns have the same types in every part, whatever its rows have."""
+def parquet_schema(source: Source) -> Any:
+    """The columns of every part, whatever its rows have. Raises BatchError if there are none."""
     import pyarrow
-    from pyarrow import parquet
 
-    fields = pyarrow.Table.from_pylist([row.fields for row in source.rows]).schema
+    names = dict.fromkeys(name for row in source.rows for name in row.fields)
+    fields = []
+    for name in names:
+        try:
+            values = pyarrow.array([row.fields.get(name) for row in source.rows])
+        except pyarrow.ArrowException as error:
+            raise BatchError(f"{name}: no column of Parquet ({error}); use jsonl") from error
+        fields.append((name, values.type))
     text, number = pyarrow.string(), pyarrow.float64()
     segment = pyarrow.struct({"start": number, "end": number, "text": text})
     result = pyarrow.struct(
@@ -194,7 +203,13 @@ def parquet_content(rows: Sequence[dict[str, Any]], source: Source) -> bytes:
             "notes": pyarrow.list_(text),
         }
     )
-    schema = pyarrow.schema([("id", text), *fields, ("result", result), (ERROR, text)])
+    return pyarrow.schema([("id", text), *fields, ("result", result), (ERROR, text)])
+
+
+def parquet_content(rows: Sequence[dict[str, Any]], schema: Any) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
     file = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema), file)
     return file.getvalue()

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from kimia_infer.cluster.store import Store, is_url, open_store
+from kimia_infer.cluster.store import Store, open_store
 from kimia_infer.utils.errors import ConfigurationError
 
 RESULT, ERROR = "result", "error"
@@ -54,7 +54,8 @@ def read_source(name: str, field: str, suffixes: Collection[str]) -> Source:
     path, or ``text`` for its content.
 
     Raises:
-        ConfigurationError: it cannot be read, has no rows, or two of the same id.
+        ConfigurationError: it cannot be read, has no rows, two of the same id, or what no file
+            of UTF-8 can hold.
     """
     if name.endswith((".jsonl", ".parquet")):
         folder, _, file = name.rpartition("/")
@@ -71,6 +72,11 @@ def read_source(name: str, field: str, suffixes: Collection[str]) -> Source:
     if not rows:
         kinds = "no rows" if name.endswith((".jsonl", ".parquet")) else "no such files there"
         raise ConfigurationError(f"{name}: {kinds} (expected rows, or {', '.join(suffixes)})")
+    for row in rows:
+        try:
+            json.dumps([row.id, row.fields], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            raise ConfigurationError(f"{name}: {row.id!r}: not all of it is Unicode") from error
     twice = [row_id for row_id, count in Counter(row.id for row in rows).items() if count > 1]
     if twice:
         raise ConfigurationError(f"{name}: id: {twice[0]!r} is that of several rows")
@@ -116,8 +122,3 @@ def _row(name: str, number: int, value: Any) -> Row:
     except TypeError as error:
         raise ConfigurationError(f"{where}: {error}; expected texts and numbers") from error
     return Row(str(value.get("id", number)), fields)
-
-
-def absolute(folder: str, name: str) -> str:
-    """A path in a row, from ``folder`` if it is relative."""
-    return name if is_url(name) or name.startswith("/") else f"{folder}/{name}"

@@ -23,6 +23,7 @@ from kimia_infer.cluster.store import open_store
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER, resolve_weights
 from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.encoders import SpeechCodes
+from kimia_infer.models.kimi_audio.packing import is_packed
 from kimia_infer.serving.cog.inputs import (
     TRANSCRIPTION_PARAMETERS,
     CogInputs,
@@ -109,6 +110,11 @@ class Worker:
         self._model = KimiAudio(work.weights, **arguments)
         self._do, self.threads = self._respond, self._model.scheduler.slots
 
+    @property
+    def broken(self) -> bool:
+        """Whether the engine has failed, so that no more rows can be finished."""
+        return self._work.task != "codes" and bool(self._model.scheduler.stopped)
+
     def finish(self, number: int, row: Row, deadline: Deadline) -> dict[str, Any]:
         """The row of the output, with its result or the reason why there is none.
 
@@ -151,7 +157,10 @@ class Worker:
 
     @contextlib.contextmanager
     def _placed(self, given: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """``given`` with the paths of its recordings on this machine."""
+        """``given`` with the paths of its recordings on this machine.
+
+        Raises RequestError for what is no path, nor a URL that can be read.
+        """
         placed = dict(given)
         with contextlib.ExitStack() as stack:
             for name in RECORDINGS:
@@ -159,7 +168,10 @@ class Worker:
                     continue
                 if not isinstance(given[name], str):
                     raise RequestError(f"{name}: expected a path or a URL")
-                placed[name] = stack.enter_context(self._source.local(given[name]))
+                try:
+                    placed[name] = stack.enter_context(self._source.local(given[name]))
+                except ConfigurationError as error:  # of a row alone
+                    raise RequestError(f"{name}: {error}") from error
             yield placed
 
     def _said(self, number: int, answer: Completion) -> dict[str, Any]:
@@ -187,8 +199,17 @@ class Worker:
 
 
 def speech_codes(weights: str, device: str | None) -> SpeechCodes:
-    """The speech tokenizer of a checkpoint alone, in float32."""
-    folder = Path(resolve_weights(weights, detokenizer=False)) / SPEECH_TOKENIZER_FOLDER
+    """The speech tokenizer of a checkpoint alone, in float32.
+
+    Raises ConfigurationError for a checkpoint whose tokenizer gives other codes.
+    """
+    directory = Path(resolve_weights(weights, detokenizer=False))
+    if is_packed(directory):
+        raise ConfigurationError(
+            f"{directory}: prepared for a CPU, with a speech tokenizer in 8 bits, whose codes "
+            "differ; use the checkpoint that it was made from"
+        )
+    folder = directory / SPEECH_TOKENIZER_FOLDER
     place = torch.device(parse_device(device))
     codes = SpeechCodes(speech_tokenizer_component(folder).load(place, torch.float32), folder)
     codes.warm_up()

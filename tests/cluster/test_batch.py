@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,9 @@ def test_an_output_belongs_to_one_batch(source: Source, tmp_path: Path) -> None:
     with pytest.raises(BatchError, match=r"begun with inputs \{\}; name another output"):
         run_batch(work_for(output, seed=1), source, "jsonl", False, echo)
     fewer = Source(source.folder, source.rows[1:])
+    with pytest.raises(BatchError, match="begun with adapter None"):
+        adapted = replace(work_for(output), variables={"KIMI_AUDIO_ADAPTER": "/a"})
+        run_batch(adapted, source, "jsonl", False, echo)
     with pytest.raises(BatchError, match="begun with another input"):
         run_batch(work_for(output), fewer, "jsonl", False, echo)
 
@@ -114,6 +118,18 @@ def test_parquet_and_urls(source: Source, tmp_path: Path) -> None:
     again = read_source(f"file://{tmp_path}/in.parquet", "audio", ())
     assert {row.id: row.fields for row in again.rows} == {r.id: r.fields for r in source.rows}
     assert run_batch(work, source, "parquet", False, echo) == Summary(10, 5)
+
+
+def test_a_part_of_parquet_has_the_fields_of_all_rows(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"text": "odd"}, {"text": "even", "speaker": "anna"}]
+    found = read_source(str(lines(tmp_path / "in.jsonl", *rows)), "audio", ())
+    run_batch(work_for(tmp_path / "out"), found, "parquet", False, echo)
+    table = parquet.read_table(tmp_path / "out" / "part-000000.parquet")
+    assert table["speaker"].to_pylist() == ["anna", None]
+    mixed = read_source(str(lines(tmp_path / "in.jsonl", {"a": 1}, {"a": "b"})), "audio", ())
+    with pytest.raises(BatchError, match="a: no column of Parquet"):
+        run_batch(work_for(tmp_path / "other"), mixed, "parquet", False, echo)
 
 
 def test_rows_are_called_by_id_or_number(tmp_path: Path) -> None:
@@ -143,6 +159,7 @@ def test_a_directory_has_a_row_for_each_file(tmp_path: Path) -> None:
         ("[1]\n", "row 1: expected an object"),
         ('{"result": 1}\n', "row 1: result: a batch adds this field; rename yours"),
         ('{"id": 1}\n{"id": "1"}\n', "id: '1' is that of several rows"),
+        ('{"text": "\\ud800"}\n', "'1': not all of it is Unicode"),
     ],
 )
 def test_inputs_that_cannot_be_read_are_named(tmp_path: Path, content: str, message: str) -> None:
@@ -163,6 +180,16 @@ def test_codes_of_recordings_and_the_reason_for_bad_ones(tmp_path: Path) -> None
     assert len(result["codes"]) == math.ceil(result["duration"] * CODES_PER_SECOND)
     assert "missing.wav" in by_id["2"]["error"]
     assert by_id["3"]["error"] == "audio: nothing to encode; give a recording"
+
+
+def test_a_url_that_nothing_reads_is_an_error_of_its_row(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [{"audio": "gopher://host/a.wav"}, {"audio": "station.wav"}]
+    found = read_source(str(lines(tmp_path / "in.jsonl", *rows)), "audio", ())
+    output = tmp_path / "out"
+    assert run_batch(work_for(output, "codes"), found, "jsonl", False, run_here) == Summary(2, 1)
+    [error] = [row["error"] for row in written(output) if row["id"] == "1"]
+    assert error.startswith("audio: gopher://host: ")
 
 
 def test_inputs_that_a_task_has_not_are_refused(tmp_path: Path) -> None:
