@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray import serve
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.serving.openai.app import create_app
 from kimia_infer.serving.openai.errors import ApiError, response_to
-from kimia_infer.serving.openai.service import Service
+from kimia_infer.serving.openai.service import Service, presented_key
 from kimia_infer.serving.openai.state import State
 from kimia_infer.utils.errors import ConfigurationError
 
@@ -80,12 +81,23 @@ class AdaptedApps:
         self._loaded.add(service)
         return create_app(service)
 
+    def _known(self, connection: HTTPConnection) -> bool:
+        """Whether a request has a key of this server or a client secret, if it takes any."""
+        try:
+            self._service.caller(connection)
+        except ApiError:
+            return self._service.secrets.find(presented_key(connection)) is not None
+        return True
+
     def beside(self, app: ASGIApp) -> ASGIApp:
-        """``app`` for requests that name no adapter, and else that of the adapter."""
+        """``app`` for requests that name no adapter, and else that of the adapter.
+
+        Nothing is loaded for those that may not be made: ``app`` refuses them.
+        """
 
         async def choose(scope: Scope, receive: Receive, send: Send) -> None:
             name = "" if scope["type"] == "lifespan" else serve.get_multiplexed_model_id()
-            if not name:
+            if not name or not self._known(HTTPConnection(scope)):
                 await app(scope, receive, send)
             elif name not in self.names:
                 known = ", ".join(self.names)

@@ -65,16 +65,20 @@ async def metrics() -> Response:
 def summed(expositions: Iterable[str]) -> str:
     """Prometheus' texts of several servers as that of one, with the sums of their samples.
 
-    Of the times at which a counter was made, the first one stays.
+    All samples of a metric follow its comments. Of the times at which a counter was made, the
+    first one stays.
     """
-    lines: dict[str, float | None] = {}  # samples with their values, and comments, in order
+    metrics: dict[str, dict[str, float | None]] = {}  # samples with their values, and comments
     for exposition in expositions:
+        lines: dict[str, float | None] = {}
         for line in exposition.splitlines():
             name, _, value = line.rpartition(" ")
-            if line.startswith("#"):
+            if line.startswith("#"):  # "# HELP name ..." or "# TYPE name ..."
+                lines = metrics.setdefault(line.split()[2], {})
                 lines.setdefault(line, None)
             elif name.partition("{")[0].endswith("_created"):
                 lines[name] = min(float(value), lines.get(name) or float(value))
             else:
                 lines[name] = float(value) + (lines.get(name) or 0.0)
-    return "".join(f"{name}\n" if v is None else f"{name} {v}\n" for name, v in lines.items())
+    merged = [item for lines in metrics.values() for item in lines.items()]
+    return "".join(f"{name}\n" if v is None else f"{name} {v}\n" for name, v in merged)

@@ -49,6 +49,7 @@ def run(arguments: Namespace) -> int:
     read_settings(OpenAISettings, variables)  # a bad value is named before a replica starts
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     start_ray(variables)
+    joined = bool(os.environ.get("RAY_ADDRESS"))
     try:
         serve.start(
             http_options={"host": arguments.host, "port": port},
@@ -67,7 +68,10 @@ def run(arguments: Namespace) -> int:
     except KeyboardInterrupt:
         print("Stopping", flush=True)
     finally:
-        serve.shutdown()
+        if joined:  # to a cluster that may serve something else, too
+            serve.delete(NAME)
+        else:
+            serve.shutdown()
         ray.shutdown()
     return 0
 

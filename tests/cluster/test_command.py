@@ -57,3 +57,14 @@ def test_metrics_of_replicas_are_added() -> None:
 
     text = '# TYPE asked_total counter\nasked_total{status="200"} %s\nasked_created %s\n'
     assert summed([text % (1.0, 9.0), text % (2.0, 8.0)]) == text % (3.0, 8.0)
+
+
+def test_samples_of_a_metric_stay_together() -> None:
+    """Also those that the first replica has not yet."""
+    pytest.importorskip("ray")
+    from kimia_infer.cluster.gathering import summed
+
+    asked = '# TYPE asked counter\nasked{status="%d"} 1.0\n'
+    slots = "# TYPE slots gauge\nslots %s\n"
+    found = summed([asked % 200 + slots % 8.0, asked % 500 + slots % 8.0])
+    assert found == asked % 200 + 'asked{status="500"} 1.0\n' + slots % 16.0
