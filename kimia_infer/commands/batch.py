@@ -72,6 +72,7 @@ def check(parser: Parser, arguments: Namespace) -> None:
         parser.error(f"--speech goes with answer, not with {arguments.task}")
     check_adapter(parser, arguments)
     check_kokoro(parser, arguments)
+    arguments.weights = arguments.weights or os.environ.get("KIMI_AUDIO_WEIGHTS")
     # Workers of a cluster run in directories of their own.
     for name in ("source", "output", "weights"):
         value = getattr(arguments, name)
@@ -88,7 +89,10 @@ def given_inputs(assignments: list[str]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--input: expected NAME=VALUE, found {text!r}")
-        parsed = yaml.safe_load(value)
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = None
         inputs[name] = parsed if isinstance(parsed, bool | int | float) else value
     return inputs
 

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from kimia_infer.commands.batch import given_inputs
 from kimia_infer.serving.openai.errors import ApiError, too_many
 from kimia_infer.serving.openai.replies import Replies
 from tests.command_line import run_here
@@ -27,6 +28,18 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     assert run_here(*arguments) == 2
     assert message in capsys.readouterr().err
+
+
+def test_inputs_are_numbers_or_texts() -> None:
+    found = given_inputs(
+        ["seed=0", "text_temperature=0.5", "text=Say this: one: two", "speaker=[a"]
+    )
+    assert found == {
+        "seed": 0,
+        "text_temperature": 0.5,
+        "text": "Say this: one: two",
+        "speaker": "[a",
+    }
 
 
 @pytest.mark.parametrize("text", ["0", "3-2", "many", "1-"])
