@@ -43,8 +43,8 @@ SAME_VOICE = 0.5
 MERGED_VOICE = 0.75
 """Clusters above it are merged; the report has 0.6 for vectors of another network."""
 CHUNK_SECONDS, CHUNK_SIMILARITY = 1.5, 0.25
-"""The report has 0.5 for vectors of another network; of CAM++, neighbouring chunks of one voice are
-rarely below 0.25, of two rarely above."""
+"""The report has 0.5 for vectors of another network. This one is a guess for CAM++: low, as a turn
+of one voice should not be cut, so that a change between voices that are alike may be missed."""
 
 SHORTEST_TURN, SHORTEST_PAUSE = 0.25, 0.2
 """Seconds; shorter turns are dropped, shorter pauses of a speaker closed."""
