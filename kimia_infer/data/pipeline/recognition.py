@@ -8,6 +8,8 @@ from typing import Protocol
 
 import numpy as np
 
+from kimia_infer.utils.errors import WeightsError
+
 
 @dataclass(frozen=True)
 class Heard:
@@ -25,13 +27,13 @@ class Heard:
 
 
 class Recognizer(Protocol):
-    """Writes down what is said; ``together`` calls may be made at a time."""
+    """Writes down what is said. ``together`` calls at a time keep it busy; more wait."""
 
     name: str
     together: int
 
     def hear(self, wave: np.ndarray) -> Heard:
-        """What is said in float32 [samples] at 16 kHz, at most 30 s."""
+        """What is said in float32 [samples] at 16 kHz; a turn without a pause may exceed 30 s."""
         ...
 
 
@@ -44,25 +46,25 @@ class WhisperRecognizer:
 
     Args:
         model: what faster-whisper takes, a directory or a name such as ``large-v3``.
-        language: what is spoken; by default the model hears it, if it knows several languages.
 
-    Raises ImportError without the package.
+    Raises ImportError without the package, WeightsError for a model that cannot be loaded.
     """
 
     together = 1
 
-    def __init__(self, model: str, device: str = "auto", language: str | None = None):
+    def __init__(self, model: str):
         from faster_whisper import WhisperModel
 
         self.name = f"whisper {model}"
-        # The fastest that the device has: 8 bits on a CPU.
-        self._model = WhisperModel(model, device=device, compute_type="auto")
-        self._language = language
+        try:
+            # The fastest that the device has: 8 bits on a CPU.
+            self._model = WhisperModel(model, compute_type="auto")
+        except (ValueError, RuntimeError) as error:
+            raise WeightsError(f"{self.name}: cannot be loaded: {error}") from error
 
     def hear(self, wave: np.ndarray) -> Heard:
         segments, info = self._model.transcribe(
             wave,
-            language=self._language,
             beam_size=1,
             temperature=0.0,
             condition_on_previous_text=False,
@@ -72,7 +74,7 @@ class WhisperRecognizer:
         text = " ".join(segment.text.strip() for segment in found).strip()
         tokens = sum(len(segment.tokens) for segment in found)
         sums = sum(segment.avg_logprob * len(segment.tokens) for segment in found)
-        knows = self._model.model.is_multilingual and self._language is None
+        knows = self._model.model.is_multilingual
         return Heard(
             text,
             info.language if knows else None,
