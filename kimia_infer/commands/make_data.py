@@ -68,10 +68,13 @@ def check(parser: Parser, arguments: Namespace) -> None:
     if arguments.output.exists() and not arguments.output.is_dir():
         parser.error(f"--output: {arguments.output} is no directory")
     check_adapter(parser, arguments)
-    found = [path for name in arguments.recordings for path, _ in find_recordings(name)]
-    if not found:
-        parser.error(f"{arguments.recordings[0]}: no recordings there")
-    arguments.paths = list(dict.fromkeys(found))
+    paths = dict[Path, None]()
+    for name in arguments.recordings:
+        found = [path for path, _ in find_recordings(name)]
+        if not found:
+            parser.error(f"{name}: no recordings there")
+        paths |= dict.fromkeys(found)
+    arguments.paths = list(paths)
 
 
 def run(arguments: Namespace) -> int:
@@ -143,8 +146,10 @@ def kimi_recognizer(arguments: Namespace) -> Recognizer:
     loading |= {"load_detokenizer": False, "kokoro": None, "kokoro_adapter": None}
     model = KimiAudio(arguments.weights, **loading)
 
+    change = f" with {arguments.adapter}" if arguments.adapter else ""
+
     class Kimi:
-        name = f"kimi-audio {arguments.weights}"
+        name = f"kimi-audio {arguments.weights}{change}"
         together = model.scheduler.slots
 
         def hear(self, wave: Any) -> Heard:

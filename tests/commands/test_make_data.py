@@ -17,6 +17,7 @@ from tests.command_line import run_here
         (["talk.wav"], "give --weights, --whisper or both"),
         (["talk.wav", "--whisper", "tiny", "--limit", "score"], "expected NAME=VALUE"),
         (["none.wav", "--whisper", "tiny"], "none.wav: no recordings there"),
+        (["talk.wav", "none.wav", "--whisper", "tiny"], "none.wav: no recordings there"),
     ],
 )
 def test_what_is_refused(

@@ -106,21 +106,25 @@ def make_data(
     ``segments.jsonl`` all segments with their measures; ``audio/`` their sound. Each recording is
     held in memory, 230 MB an hour. Paths of audio are relative to ``output``.
 
-    After an interruption the same call continues; recordings may be added to ``paths``.
+    After an interruption the same call continues; recordings may be added to ``paths``. Those of
+    ``paths`` that an earlier call has cut, as a directory around ``output`` has them, are left out.
 
     Raises:
         DataError: the directory was begun with other limits or recognizers or is in use, a
-            recording has changed since, or none could be read.
+            recording that is not finished has changed since, or none could be read.
     """
     names = [one.name for one in (tools.first, tools.second) if one is not None]
     header = {"limits": limits.model_dump(mode="json"), "recognizers": names}
-    journal = Journal(output / JOURNAL_NAME)
+    journal, cut = Journal(output / JOURNAL_NAME), (output / AUDIO_FOLDER).resolve()
+    whole = [p for p in (path.resolve() for path in paths) if not p.is_relative_to(cut)]
+    if not whole:
+        raise DataError(f"{cut}: segments of an earlier run are no recordings")
     try:
         with journal:
             run = _Run(journal, output, tools, limits, header)
-            for path in progress("Recordings", unit="recordings", iterable=paths):
-                run.analyse(path.resolve())
-            made = run.made([path.resolve() for path in paths])
+            for path in progress("Recordings", unit="recordings", iterable=whole):
+                run.analyse(path)
+            made = run.made(whole)
     except BlockingIOError as error:
         raise DataError(f"{journal.path}: another process is writing it") from error
     if not made.recordings:
@@ -166,15 +170,19 @@ class _Run:
         """Journal what is missing of a recording. Raises DataError if it has changed."""
         name = str(path)
         known = self._recordings.get(name)
-        if known is not None and "error" in known:
-            return
+        if known is not None and "error" in known:  # read again: it may have been repaired
+            known = None
         done = self._segments.get(name, {})
         if known is not None and len(done) == len(known["segments"]):
             return
         try:
             wave = load_audio(path, max_seconds=None)
         except AudioError as error:
-            self._add({"recording": name, "error": str(error)})
+            if known is not None:
+                raise DataError(f"{path}: has changed since the work began: {error}") from error
+            row = {"recording": name, "error": str(error)}
+            if self._recordings.get(name) != row:
+                self._add(row)
             return
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -125,6 +125,28 @@ def test_recordings_that_cannot_be_read_are_listed(recording: Path, tmp_path: Pa
         made_by(Known(), [bad], tmp_path / "other")
 
 
+def test_a_repaired_recording_is_read_again(recording: Path, tmp_path: Path) -> None:
+    bad, output = tmp_path / "bad.wav", tmp_path / "data"
+    bad.write_bytes(b"no sound")
+    for _ in range(2):
+        assert len(made_by(Known(), [bad, recording], output).unreadable) == 1
+    assert len([row for row in lines(output / "journal.jsonl") if "error" in row]) == 1
+    bad.write_bytes(recording.read_bytes())
+    made = made_by(Known(), [bad, recording], output)
+    assert not made.unreadable and len(made.kept) == 6
+    assert made_by(Known(stop_at=0), [bad, recording], output).segments == made.segments
+
+
+def test_segments_are_no_recordings(recording: Path, tmp_path: Path) -> None:
+    output = tmp_path / "data"
+    made = made_by(Known(), [recording], output)
+    cut = sorted((output / "audio").rglob("*.wav"))
+    assert len(cut) == 4
+    assert made_by(Known(stop_at=0), [recording, *cut], output).segments == made.segments
+    with pytest.raises(DataError, match="segments of an earlier run are no recordings"):
+        made_by(Known(), cut, output)
+
+
 def test_other_limits_or_recordings_need_another_output(recording: Path, tmp_path: Path) -> None:
     output = tmp_path / "data"
     made_by(Known(), [recording], output)
@@ -134,6 +156,9 @@ def test_other_limits_or_recordings_need_another_output(recording: Path, tmp_pat
         made_by(Known(stop_at=1), [recording], tmp_path / "cut")
     write_wav(recording, noise(SECONDS * SAMPLE_RATE, 7) / 10, SAMPLE_RATE)
     with pytest.raises(DataError, match=r"talk\.wav: has changed"):
+        made_by(Known(), [recording], tmp_path / "cut")
+    recording.write_bytes(b"no sound")
+    with pytest.raises(DataError, match=r"talk\.wav: has changed since the work began: "):
         made_by(Known(), [recording], tmp_path / "cut")
 
 
