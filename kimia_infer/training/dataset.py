@@ -125,7 +125,7 @@ class Samples(TrainingData):
 
     def __getitem__(self, part: MicroBatch) -> Batch:
         lines = [self.items[index] for index in part.indices]
-        samples = [_with_line(self.builder.build, self.file, line) for line in lines]
+        samples = [with_line(self.builder.build, self.file, line) for line in lines]
         names = [self.file.where(line) for line in lines]
         return join(samples, self.builder.special.pad, part.weights, names)
 
@@ -135,7 +135,7 @@ def check_lines(file: Lines, builder: SampleBuilder, skip: bool) -> Samples:
     positions = {}
 
     def check(line: int) -> None:
-        positions[line] = len(_with_line(builder.check, file, line))
+        positions[line] = len(with_line(builder.check, file, line))
 
     lines = usable(range(len(file)), check, file.path.name, Samples.unit, skip)
     return Samples(lines, file, builder, positions)
@@ -231,7 +231,7 @@ class _ErrorsReturned(Dataset):
             return DataError(str(error))
 
 
-def _with_line(function: Callable[[Conversation], Any], file: Lines, line: int) -> Any:
+def with_line(function: Callable[[Conversation], Any], file: Lines, line: int) -> Any:
     """The result for the conversation in ``line``, which every DataError names."""
     conversation = file[line]
     try:

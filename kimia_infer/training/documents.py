@@ -14,6 +14,7 @@ from typing import NamedTuple
 from kimia_infer.data.conversations import Conversation, ConversationFile, DataError
 from kimia_infer.models.kimi_audio.prompt import EncodedMessage, Message, Prompt, PromptBuilder
 from kimia_infer.training.config import MixConfig
+from kimia_infer.training.dataset import usable, with_line
 from kimia_infer.training.samples import SampleBuilder
 
 GIVEN, LEARNED = "user", "assistant"
@@ -116,19 +117,22 @@ class DocumentFile:
     two segments are left out where there is one.
 
     Raises:
-        DataError: a line is no document, or a segment of it has no speech codes.
+        DataError: a line is no document, or a segment of it has no speech codes of this model; or,
+            with ``skip``, which logs a warning for such lines, this is true of all.
     """
 
-    def __init__(self, file: ConversationFile, mix: MixConfig, builder: DocumentBuilder):
+    def __init__(
+        self, file: ConversationFile, mix: MixConfig, builder: DocumentBuilder, skip: bool
+    ):
         self.path = file.path
         self._file = file
         self._pieces: list[Piece] = []
-        for line in range(len(file)):
-            document = file[line]
-            _check(document, file.where(line))
-            for task, weight in mix.weights().items():
-                pieces = _cut(line, document, task, builder)
-                self._pieces += [piece for piece in pieces for _ in range(weight)]
+
+        def add(line: int) -> None:
+            found = with_line(lambda document: _pieces(line, document, mix, builder), file, line)
+            self._pieces += found
+
+        usable(range(len(file)), add, file.path.name, "line", skip)
 
     def __len__(self) -> int:
         return len(self._pieces)
@@ -143,16 +147,29 @@ class DocumentFile:
         return arranged(self._file[piece.line], piece)
 
 
-def _check(document: Conversation, where: str) -> None:
+def _pieces(
+    line: int, document: Conversation, mix: MixConfig, builder: DocumentBuilder
+) -> list[Piece]:
+    """The pieces of a document for all tasks, as often as each weighs."""
+    _check(document)
+    return [
+        piece
+        for task, weight in mix.weights().items()
+        for piece in _cut(line, document, task, builder)
+        for _ in range(weight)
+    ]
+
+
+def _check(document: Conversation) -> None:
     for index, message in enumerate(document.messages):
         if message.message_type != "audio-text":
             raise DataError(
-                f"{where}: conversation[{index}]: expected a segment of type 'audio-text', as "
+                f"conversation[{index}]: expected a segment of type 'audio-text', as "
                 "make-data writes documents; or set pretrain=false"
             )
         if index not in document.audio_ids:
             raise DataError(
-                f"{where}: conversation[{index}].audio_tokens: missing; extract the codes of this "
+                f"conversation[{index}].audio_tokens: missing; extract the codes of this "
                 "file first, with extract-codes"
             )
 

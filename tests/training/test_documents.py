@@ -55,7 +55,7 @@ def document(tmp_path: Path, *texts: str, **changes: Any) -> ConversationFile:
 
 
 def pieces(file: ConversationFile, task: str, max_length: int = 100) -> DocumentFile:
-    return DocumentFile(file, MixConfig(**(NOTHING | {task: 1})), builder(max_length))
+    return DocumentFile(file, MixConfig(**(NOTHING | {task: 1})), builder(max_length), skip=False)
 
 
 def sample(file: ConversationFile, task: str) -> Sample:
@@ -140,7 +140,7 @@ def test_a_text_may_be_longer_than_its_speech(tmp_path: Path) -> None:
 
 
 def test_documents_come_as_often_as_tasks_weigh(tmp_path: Path) -> None:
-    file = DocumentFile(document(tmp_path, "a", "b"), MixConfig(), builder())
+    file = DocumentFile(document(tmp_path, "a", "b"), MixConfig(), builder(), skip=False)
     tasks = [file[index].task_type for index in range(len(file))]
     counts = {task: tasks.count(task) for task in PATTERNS}
     assert counts == {task: 1 for task in PATTERNS} | {"text": 7, "audio_to_both": 2}
@@ -177,8 +177,22 @@ def test_what_is_no_document_is_refused(tmp_path: Path) -> None:
     conversation = [{"role": "user", "message_type": "audio-text", "content": [SOUND, "a"]}]
     path = tmp_path / "no_codes.jsonl"
     path.write_text(json.dumps({"task_type": "document", "conversation": conversation}) + "\n")
-    with pytest.raises(DataError, match=r"audio_tokens: missing; extract the codes"):
+    with pytest.raises(DataError, match=r"jsonl:1: .*audio_tokens: missing; extract the codes"):
         pieces(ConversationFile(path), "text")
+    file = document(tmp_path, "a", audio_tokens=[FIRST - 1])
+    with pytest.raises(DataError, match=r"jsonl:1: conversation\[0\]\.audio_tokens: .* is not"):
+        pieces(file, "audio")
+
+
+def test_lines_that_are_no_documents_can_be_skipped(tmp_path: Path) -> None:
+    good = document(tmp_path, "a", "b").path.read_text()
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"task_type": "document"}\n' + good)
+    with pytest.raises(DataError, match=r"1 of 2 lines cannot be used:\n.*some\.jsonl:1"):
+        pieces(ConversationFile(path), "audio")
+    mix = MixConfig(**(NOTHING | {"audio": 1}))
+    found = DocumentFile(ConversationFile(path), mix, builder(), skip=True)
+    assert len(found) == 1 and found.where(0) == f"{path}:2 (audio)"
 
 
 def test_some_task_has_to_be_learned() -> None:

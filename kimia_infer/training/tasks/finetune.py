@@ -117,7 +117,7 @@ def read_data(config: FinetuneConfig, directory: Path) -> tuple[Samples, Samples
     def lines(data: str) -> Lines:
         file = ConversationFile(data)
         pretrains = isinstance(builder, DocumentBuilder)
-        return DocumentFile(file, config.mix, builder) if pretrains else file
+        return DocumentFile(file, config.mix, builder, skip) if pretrains else file
 
     return split_data(config, lambda data: check_lines(lines(data), builder, skip))
 
