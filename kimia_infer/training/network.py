@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -86,7 +87,8 @@ class TrainingNetwork(nn.Module):
     def _features(self, batch: Batch) -> Tensor:
         """Whisper features [positions, adaptor_input_dim] of all audio in the batch.
 
-        A trained encoder runs on silence where there is no audio; nothing of that is used.
+        An encoder that is trained, or divided among processes, runs on silence where there is no
+        audio; nothing of that is used.
         """
         if batch.features is not None:
             return batch.features
@@ -94,7 +96,7 @@ class TrainingNetwork(nn.Module):
         mel, counts = batch.mel, batch.segment_codes
         trained = any(parameter.requires_grad for parameter in self.whisper.parameters())
         if not mel:
-            if not trained:
+            if not trained and not isinstance(self, FSDPModule):
                 return torch.zeros(0, config.adaptor_input_dim, device=device)
             encoder = self.whisper.config
             shape = (encoder.num_mel_bins, 2 * encoder.max_source_positions)

@@ -60,10 +60,11 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
     components = understanding_components(directory)
     samples, validation = read_data(config, directory)
     padding = getattr(samples.builder.extractor, PADDING_FIELD)
-    if "whisper" in config.trained_components and state.num_processes > 1 and padding is not None:
-        # Segments of several lengths: each process would call the encoder another number of times.
+    if state.num_processes > 1 and padding is not None:
+        # Segments of several lengths: each process would call the encoder, which is divided among
+        # them, another number of times.
         raise ConfigurationError(
-            f"parts: whisper is trained in one process where the checkpoint has {PADDING_FIELD}"
+            f"model: trained in one process, as its {WHISPER_FOLDER} has {PADDING_FIELD}"
         )
     network = _network(config, components, adapters, state)
     if config.feature_dropout or config.code_dropout:
