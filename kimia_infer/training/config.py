@@ -172,6 +172,10 @@ class FinetuneConfig(TrainingConfig):
             raise ValueError(
                 "feature_cache: features change with a trained Whisper; leave whisper out of parts"
             )
+        if not self.pretrain and self.mix != MixConfig():
+            raise ValueError("mix: weighs the tasks of pretrain=true only")
+        if self.pretrain and self.spoken_answers:
+            raise ValueError("spoken_answers: documents have none; leave it out with pretrain")
         if self.pretrain and not any(self.mix.weights().values()):
             raise ValueError("mix: every task is learned 0 times; give one of them a weight")
         if self.feature_dropout + self.code_dropout > 1:

@@ -195,6 +195,18 @@ def test_lines_that_are_no_documents_can_be_skipped(tmp_path: Path) -> None:
     assert len(found) == 1 and found.where(0) == f"{path}:2 (audio)"
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mix": MixConfig(text=3)}, "mix: weighs the tasks of pretrain=true only"),
+        ({"pretrain": True, "spoken_answers": True}, "spoken_answers: documents have none"),
+    ],
+)
+def test_settings_that_would_do_nothing(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FinetuneConfig(data="d", output="o", model="m", **settings)
+
+
 def test_some_task_has_to_be_learned() -> None:
     with pytest.raises(ValueError, match="mix: every task is learned 0 times"):
         FinetuneConfig(data="d", output="o", model="m", pretrain=True, mix=MixConfig(**NOTHING))
