@@ -20,7 +20,7 @@ from kimia_infer.api.engine import (
 )
 from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.kokoro import WORKING_BYTES, Kokoro, load_kokoro
-from kimia_infer.api.loading import Components, load_components
+from kimia_infer.api.loading import Components, checked_manifest, load_components
 from kimia_infer.api.memory import check_slots
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
@@ -119,6 +119,7 @@ class KimiAudio(Engine):
         if slots is not None:
             check_slots(slots)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
+        checked_manifest(directory, load_detokenizer)  # before its configuration is read
         if place == CPU:
             given, quantization = choose_for_cpu(directory, given, quantization)
         change = Path(adapter) if adapter is not None else None

@@ -123,7 +123,7 @@ def load_components(
     scheme = choose_scheme(directory, quantization, adapter)
     check_quantization(scheme, device, stored_scheme(directory))
     change = Adapter.read(adapter) if adapter is not None else None
-    slim = _checked_manifest(directory, detokenizer)
+    slim = checked_manifest(directory, detokenizer)
     segment_seconds = longest_segment(directory)
     text_tokenizer = checked_text_tokenizer(directory)
     stored = checkpoint_components(directory, detokenizer, quantized=True)
@@ -156,7 +156,7 @@ def load_components(
     )
 
 
-def _checked_manifest(directory: Path, detokenizer: bool) -> CheckpointManifest | None:
+def checked_manifest(directory: Path, detokenizer: bool) -> CheckpointManifest | None:
     """The manifest of a slim checkpoint whose files are as it says; None without one."""
     slim = read_checkpoint_manifest(directory / MANIFEST_NAME)
     if slim is not None:

@@ -112,7 +112,7 @@ def make_batch(plan: Plan, sizes: Sizes) -> Batch:
     count = min(CODES, plan.length // 2)
     heard[:, :count] = True
     learned[:, plan.length // 2 :] = True
-    mel = torch.zeros(sizes.whisper.num_mel_bins, 2 * POSITIONS)
+    shape = sizes.whisper.num_mel_bins, 2 * POSITIONS
     return Batch(
         audio_ids=ids,
         text_ids=ids,
@@ -122,7 +122,7 @@ def make_batch(plan: Plan, sizes: Sizes) -> Batch:
         audio_loss_mask=learned,
         text_loss_mask=learned,
         weights=torch.ones(plan.batch_size),
-        mel=[mel] * plan.batch_size,
+        mel=[torch.zeros(shape) for _ in range(plan.batch_size)],
         segment_codes=[count] * plan.batch_size,
         names=[],
     )

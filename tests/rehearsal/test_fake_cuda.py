@@ -263,7 +263,7 @@ def test_speech_of_several_streams(card: FakeCuda, loaded: Loaded) -> None:
 
 
 def host_weight(model: KimiAudio) -> Callable[[], None]:
-    norm = model.language_model.norm
+    norm = model.language_model.layers[3].feed_forward_norm
     kept, norm.weight = norm.weight, nn.Parameter(torch.ones(3584, dtype=HALF), False)
     return lambda: setattr(norm, "weight", kept)
 
@@ -283,7 +283,7 @@ def wide_constant(x: Tensor) -> Tensor:
 
 
 def second_device(model: KimiAudio) -> Callable[[], None]:
-    norm = model.language_model.norm
+    norm = model.language_model.layers[3].feed_forward_norm
     kept, norm.weight = norm.weight, nn.Parameter(norm.weight.to(SECOND), False)
     return lambda: setattr(norm, "weight", kept)
 
