@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,13 +17,16 @@ from kimia_infer.api.request import Deadline
 from kimia_infer.cluster.batch import Numbered
 from kimia_infer.cluster.work import Work, Worker
 
+log = logging.getLogger(__name__)
+
 BLOCK_ROWS = 8
 """Rows that a worker gets together, and that are done again if it dies."""
 
 DIED = "the worker that had this row died or failed {} times; its log says why"
 
-PASSES = (BLOCK_ROWS, 1)
-"""Rows of a block at first, and of those whose block has failed: one row may be the cause."""
+PASSES = ((BLOCK_ROWS, MAX_SLOTS), (1, 1))
+"""Rows of a block, and blocks that a worker has at a time: at first, and for the rows of blocks
+that have failed, of which one may be the cause."""
 
 
 class BlockWorker:
@@ -32,7 +37,13 @@ class BlockWorker:
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[Any]]:
         items = [pickle.loads(content) for content in block["item"]]
-        rows = [self._worker.finish(number, row, Deadline(None)) for number, row in items]
+        try:
+            rows = [self._worker.finish(number, row, Deadline(None)) for number, row in items]
+        except Exception:
+            if self._worker.broken:
+                log.exception("This worker ends, and another one begins")
+                os._exit(1)
+            raise
         return {
             "number": [number for number, _ in items],
             "row": [pickle.dumps(row) for row in rows],
@@ -55,8 +66,9 @@ class RayRunner:
         context.max_errored_blocks = -1  # their rows are tried again here
         context.enable_progress_bars = False
         left = dict(rows)
-        for size in PASSES:
-            for batch in self._dataset(work, left, size).iter_batches(batch_size=None):
+        for size, at_once in PASSES:
+            dataset = self._dataset(work, left, size, 1 if work.task == "codes" else at_once)
+            for batch in dataset.iter_batches(batch_size=None):
                 for number, content in zip(batch["number"], batch["row"], strict=True):
                     if left.pop(int(number), None) is not None:
                         yield pickle.loads(content)
@@ -65,9 +77,8 @@ class RayRunner:
         for row in left.values():
             yield row.finished(None, DIED.format(len(PASSES)))
 
-    def _dataset(self, work: Work, rows: dict[int, Any], size: int) -> Dataset:
+    def _dataset(self, work: Work, rows: dict[int, Any], size: int, at_once: int) -> Dataset:
         items = [{"item": pickle.dumps(item)} for item in rows.items()]
-        threads = 1 if work.task == "codes" else MAX_SLOTS
         return ray.data.from_items(items, override_num_blocks=-(-len(items) // size)).map_batches(
             BlockWorker,
             fn_constructor_args=(work,),
@@ -75,9 +86,12 @@ class RayRunner:
             compute=ActorPoolStrategy(
                 min_size=1,
                 max_size=self.workers,
-                max_concurrent_calls_per_actor=threads,
+                # Those that wait at a worker are lost with it, too.
+                max_tasks_in_flight_per_actor=at_once if size == 1 else None,
+                max_concurrent_calls_per_actor=at_once,
                 enable_true_multi_threading=True,
             ),
+            max_task_retries=0,  # Ray would try a row that ends its worker for ever
             num_cpus=self.cpus,
             num_gpus=self.gpus,
         )
