@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from kimia_infer.api.transcription import SEGMENT_FIELD
 from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
@@ -20,25 +20,25 @@ from kimia_infer.models.kimi_audio.checkpoint import (
 from kimia_infer.models.kimi_audio.config import LanguageModelConfig
 from kimia_infer.models.kimi_audio.encoders import PADDING_FIELD
 from kimia_infer.models.kimi_audio.language_model import language_model_slots
+from kimia_infer.models.kimi_audio.text_tokenizer import special_names
 from kimia_infer.training.tasks.config import EncoderSize
 from kimia_infer.utils.files import replacing_directory
 from kimia_infer.weights.component import expected_tensors, read_json
 from scripts.miniature.spoken_world import READ, REPEAT, TRANSCRIBE
 from scripts.miniature.untrained import Sizes, save_tensors, write_json, write_miniature
 from scripts.miniature.whisper import size_of
-from scripts.miniature.world import vocabulary
+from scripts.miniature.world.whole import vocabulary
 
 SEED = 1
 
-MERGES = 320
+MERGES = 1280
 """Merges of the text tokenizer, with which every word of the world is one token."""
 
 PADDING_SECONDS = 3
 """Silence after a recording for the Whisper encoder, which takes a question a fifth of the time of
 30 s. The frames of ``scripts/question.wav``, 2 s of speech, differ in 10 % of their variance."""
 
-SEGMENT_SECONDS = 3
-"""Longest segment of a transcription: one sentence, since training has few sequences of them."""
+ROWS_OF_TOKENS = ("model.embed_tokens.weight", "lm_head.weight", "mimo_output.weight")
 
 EMBEDDING_SCALE = 0.3
 """Standard deviation of untrained embeddings, and gain of the adapted features added to them."""
@@ -50,8 +50,8 @@ def write_base(
     """Write a complete checkpoint with trained encoders and a language model to train.
 
     ``speech_tokenizer`` and ``whisper`` are the folders of the trained encoders. The language model
-    is untrained, but for the tensors of ``start``, a miniature, that have the same shape: where the
-    encoder is another one, all but the first layer of the adaptor.
+    is untrained, but for what ``start``, a miniature, knows: tensors of the same shape, and the
+    rows of tokens that both have. Speech codes are others, so their rows are untrained.
     """
     speech = EncoderSize(codes=read_json(speech_tokenizer / "config.json")["quantize_vocab_size"])
     features = size_of(read_json(whisper / "config.json"))
@@ -64,13 +64,30 @@ def write_base(
     _halve(target / WHISPER_FOLDER / "model.safetensors")
     preprocessor = target / WHISPER_FOLDER / "preprocessor_config.json"
     write_json(preprocessor, read_json(preprocessor) | {PADDING_FIELD: PADDING_SECONDS})
-    generation = target / "generation_config.json"
-    write_json(generation, read_json(generation) | {SEGMENT_FIELD: SEGMENT_SECONDS})
     tensors = untrained_language_model(LanguageModelConfig.from_directory(target))
     if start is not None:
-        trained = load_file(start / "model.safetensors")
-        tensors |= {n: t for n, t in trained.items() if t.shape == tensors[n].shape}
+        tensors |= _known(start, target, tensors)
     save_tensors(target / "model.safetensors", tensors, torch.bfloat16)
+
+
+def _known(start: Path, target: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of ``start`` as far as they fit those for ``target``."""
+    trained = load_file(start / "model.safetensors")
+    before, after = _token_ids(start), _token_ids(target)
+    both = sorted(before.keys() & after.keys())
+    old, new = ([ids[token] for token in both] for ids in (before, after))
+    for name in ROWS_OF_TOKENS:
+        rows = tensors[name].clone()
+        rows[new] = trained[name][old].to(rows.dtype)
+        trained[name] = rows
+    return {name: t for name, t in trained.items() if t.shape == tensors[name].shape}
+
+
+def _token_ids(folder: Path) -> dict[str, int]:
+    """The ids of all text tokens, in base64, and of all special ones by their names."""
+    lines = (folder / "tiktoken.model").read_text("utf-8").splitlines()
+    ids = {token: int(rank) for token, rank in (line.split() for line in lines)}
+    return ids | {name: len(ids) + place for place, name in enumerate(special_names())}
 
 
 def corpus() -> str:

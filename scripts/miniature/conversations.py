@@ -1,10 +1,10 @@
 """The training data of the miniature's language model, made from conversations of the small world.
 
 The world's users are espeak-ng's, heard as they are or in some surroundings; people are heard in
-several, and questions are also joined of single words. Recordings of users and the assistant are
-transcribed too, some questions are answered in text, several sentences are joined as in segments of
-a long transcription, sentences are read aloud, and kinds of conversations that are learned slowly
-appear again. Speech codes of every recording are computed once.
+several, and questions about numbers are also joined of single words. Questions are typed too, so
+that far more of them are met than are spoken. Recordings of users and the assistant are
+transcribed, some questions are answered in text, several sentences are joined as in segments of a
+long transcription, and sentences are read aloud. Speech codes of every recording are computed once.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,14 +35,17 @@ from scripts.miniature.spoken_world import (
     SPOKEN,
     TRANSCRIBE,
     read_lines,
+    sound_message,
     spoken_answer,
     text_message,
 )
 from scripts.miniature.surroundings import Surroundings, draw_surroundings
-from scripts.miniature.world import NUMBERS
+from scripts.miniature.world import whole
+from scripts.miniature.world.splits import Turn, split_of
+from scripts.miniature.world.unknown import unknown
 
-JOINED_SENTENCES = (2, 2, 3, 3, 4)
-"""Numbers of sentences in a joined recording, equally likely."""
+SHORT, LONG = (3.0, 9.0), (10.0, 28.0)
+"""Seconds of recordings of several sentences: the shortest and longest of both sorts."""
 
 PAUSES = (0.0, 0.5)
 """Shortest and longest silence between joined sentences, in seconds."""
@@ -54,16 +57,25 @@ HESITATION, HESITATIONS = 0.1, (0.4, 1.0)
 """Share of the pauses between words that are long, and how long they are."""
 
 BARE_SUMS = 0.5
-"""Share of the questions of joined words that are a sum alone."""
+"""Share of the questions of joined words that are a sum or difference alone."""
+
+LISTED = 0.2
+"""Words joined at random to be transcribed, as a share of the questions of joined words."""
 
 UNCHANGED = 0.4
 """Share of espeak-ng's conversations that are heard as they were synthesized."""
 
-WRITTEN_ANSWERS = 0.25
+WRITTEN_ANSWERS = 0.15
 """Share of the questions that are also answered in text only."""
 
-REPEATED = ("question", "dialogue")
-"""Kinds of lines that appear twice, since they are learned slowly: answers have to be found."""
+TYPED_UNKNOWN = 0.06
+"""Share of the typed questions that the world has no answer to."""
+
+AT_ONCE = 0.5
+"""Share of the questions about a sound that are in one recording with it."""
+
+FOREIGN = ("unknown", "sound")
+"""Kinds that are not transcribed: their recordings have words of no world, or none."""
 
 SEED = 3
 Heard = tuple[str, str]  # path and text of a recording
@@ -77,52 +89,58 @@ class Amounts:
     Args:
         surroundings: how often each conversation of people is heard.
         spelled: questions joined of single words.
-        joined: recordings of several sentences.
+        typed: questions in writing.
+        short: recordings of several sentences, and ``long`` those of up to a segment's length.
         transcribed: share of the users' other recordings that are also transcribed.
     """
 
-    surroundings: int = 5
-    spelled: int = 1500
-    joined: int = 1500
-    transcribed: float = 0.25
+    surroundings: int = 4
+    spelled: int = 2000
+    typed: int = 4000
+    short: int = 900
+    long: int = 500
+    transcribed: float = 0.15
 
 
-def write_conversations(
-    world: Path, people: Path, base: Path, target: Path, amounts: Amounts
-) -> None:
+def write_conversations(run: Path, base: Path, target: Path, amounts: Amounts) -> None:
     """Write validation.jsonl and train.jsonl with the ids of all speech codes to ``target``.
 
     Paths in them are absolute, so ``target`` must not be moved.
 
     Args:
-        world: folder of the spoken world.
-        people: folder of its people.
+        run: folder with the spoken ``world``, its ``people`` and the answer ``voice``.
         base: checkpoint whose speech tokenizer and ids are used.
         target: folder that is written.
     """
+    world, people, voice = run / "world", run / "people", run / "voice"
     chance, heard_there = random.Random(SEED), HeardRecordings(target / "heard")
     drawn = read_lines(world / "train.jsonl")
-    again = [line for line in drawn if line["kind"] in REPEATED]
     spoken = read_lines(people / "train.jsonl") * amounts.surroundings
-    spelled = _spelled(chance, people, drawn, amounts.spelled, target / "spelled")
+    words, answered = people_words(people), Answers(voice)
+    spelled = list(_spelled(chance, words, answered, amounts.spelled, target / "spelled"))
     lines = [
-        *(heard_there.elsewhere(chance, line, UNCHANGED) for line in [*drawn, *again]),
+        *(heard_there.elsewhere(chance, line, UNCHANGED) for line in drawn),
         *(
             heard_there.elsewhere(chance, line)
             for line in tqdm([*spoken, *spelled], "Surroundings", disable=None)
         ),
     ]
-    users = sorted({item for line in lines for item in _user_recordings(line)})
-    answers = sorted({item for line in lines for item in _answer_recordings(line)})
-    others = [line for line in lines if line["kind"] != "transcription"]
+    known = [line for line in lines if line["kind"] not in FOREIGN]
+    users = sorted({item for line in known for item in _user_recordings(line)})
+    others = [line for line in known if line["kind"] != "transcription"]
     others = sorted({item for line in others for item in _user_recordings(line)})
-    heard = _some(chance, others, amounts.transcribed) + answers
-    recordings = _join_sentences(chance, users, amounts.joined, target / "joined")
+    listed = _listed(chance, words, round(LISTED * amounts.spelled), target / "spelled")
+    heard = [*_some(chance, others, amounts.transcribed), *answered.recordings, *listed]
+    recordings = [
+        *_join_sentences(chance, users, amounts.short, SHORT, target / "joined"),
+        *_join_sentences(chance, users, amounts.long, LONG, target / "joined"),
+    ]
     train = [
         *lines,
-        *[_transcription(chance, item) for item in heard],
+        *(_transcription(chance, item) for item in heard),
         *_written_answers(chance, lines),
-        *_read_aloud(world),
+        *_typed(answered, amounts.typed),
+        *_read_aloud(answered),
         *(_transcription(chance, item) for item in recordings),
     ]
     validation = read_lines(world / "validation.jsonl")
@@ -132,6 +150,22 @@ def write_conversations(
     _add_codes(base, validation + train)
     write_json_lines(target / "validation.jsonl", validation)
     write_json_lines(target / "train.jsonl", train)  # last: when it exists, both do
+
+
+class Answers:
+    """The recordings of the answer voice in a folder."""
+
+    def __init__(self, voice: Path):
+        found = find_recordings(voice / "train.jsonl", voice.resolve(), needs_text=True)
+        self.recordings: list[Heard] = [(str(r.path), r.text or "") for r in found]
+        self._paths = {text: path for path, text in self.recordings}
+
+    def __contains__(self, text: str) -> bool:
+        return text in self._paths
+
+    def message(self, text: str) -> dict:
+        """The spoken answer; KeyError if nobody says it."""
+        return spoken_answer(self._paths[text], text)
 
 
 def _some(chance: random.Random, items: Sequence[Item], share: float) -> list[Item]:
@@ -148,10 +182,15 @@ class HeardRecordings:
     def elsewhere(self, chance: random.Random, line: dict, unchanged: float = 0.0) -> dict:
         """A copy of a conversation, heard in random surroundings.
 
-        ``unchanged`` is the probability that the recordings stay as they are.
+        ``unchanged`` is the probability that the recordings stay as they are. A sound that is
+        asked about stays as loud as it is, with no noise beside it.
         """
         line = deepcopy(line)
         surroundings = draw_surroundings(chance)
+        if line["kind"] == "sound":
+            surroundings = replace(surroundings, level=None, ratio=None)
+            if chance.random() < AT_ONCE:
+                _say_at_once(line, self.folder)
         if chance.random() >= unchanged:
             for message in line["conversation"]:
                 if message["message_type"] == "audio":
@@ -168,22 +207,55 @@ class HeardRecordings:
         return str(path.resolve())
 
 
-def _spelled(
-    chance: random.Random, people: Path, lines: Sequence[dict], count: int, folder: Path
-) -> Iterator[dict]:
-    """Questions of ``lines`` that are joined of words which people said alone."""
+def _say_at_once(line: dict, folder: Path) -> None:
+    """Make one recording of a spoken question and the sound that it is about."""
+    *asked, answer = line["conversation"]
+    sounds = [message["content"] for message in asked if message["message_type"] == "audio"]
+    if len(sounds) == 2:
+        path = _write_joined([load_audio(Path(sound)) for sound in sounds], (0.2, 0.0), folder)
+        line["conversation"] = [sound_message(path), answer]
+
+
+Words = Mapping[str, Mapping[str, str]]
+"""Recordings of single words, by their voices."""
+
+
+def people_words(people: Path) -> Words:
     words: dict[str, dict[str, str]] = {}
     for entry in map(json.loads, (people / "words.jsonl").read_text("utf-8").splitlines()):
         words.setdefault(entry["voice"], {})[entry["text"]] = str(people / entry["audio"])
-    asked = [line for line in lines if line["kind"] == "question"]
-    bare = [line for line in asked if line["said"][0].split()[0] in NUMBERS] or asked
+    return words
+
+
+def _spelled(
+    chance: random.Random, words: Words, answers: Answers, count: int, folder: Path
+) -> Iterator[dict]:
+    """Questions that are joined of words which people said alone."""
+    known = set(next(iter(words.values()), ()))
+    turns = [turn for kind in whole.questions("train").values() for turn in kind]
+    turns = [turn for turn in turns if turn.answer in answers]
+    asked = [turn for turn in turns if known.issuperset(turn.user.split())]
+    bare = [turn for turn in asked if {"plus", "minus"} & set(turn.user.split()[1:3])] or asked
+    for _ in range(count if asked else 0):
+        turn = chance.choice(bare if chance.random() < BARE_SUMS else asked)
+        path = _join_words(chance, chance.choice(list(words.values())), turn.user, folder)
+        messages = [sound_message(path), answers.message(turn.answer)]
+        said = [turn.user]
+        yield {"task_type": SPOKEN, "kind": "question", "said": said, "conversation": messages}
+
+
+def _listed(chance: random.Random, words: Words, count: int, folder: Path) -> Iterator[Heard]:
+    """One to four words, joined at random to no question that is held out."""
     for _ in range(count if words else 0):
-        line = deepcopy(chance.choice(bare if chance.random() < BARE_SUMS else asked))
-        known = words[chance.choice(sorted(words))]
-        pieces = [load_audio(Path(known[word])) for word in line["said"][0].split()]
-        pauses = [_pause(chance) for _ in pieces]
-        line["conversation"][0]["content"] = _write_joined(pieces, pauses, folder)
-        yield line
+        voice, text = chance.choice(list(words.values())), ""
+        while not text or (len(text.split()) > 2 and split_of(text) != "train"):
+            text = " ".join(chance.choices(sorted(voice), k=chance.randint(1, 4)))
+        yield _join_words(chance, voice, text, folder), text
+
+
+def _join_words(chance: random.Random, voice: Mapping[str, str], text: str, folder: Path) -> str:
+    pieces = [load_audio(Path(voice[word])) for word in text.split()]
+    return _write_joined(pieces, [_pause(chance) for _ in pieces], folder)
 
 
 def _pause(chance: random.Random) -> float:
@@ -221,24 +293,42 @@ def _written_answers(chance: random.Random, lines: Sequence[dict]) -> Iterator[d
         yield {"task_type": UNDERSTANDING, "kind": "written", "conversation": messages}
 
 
-def _read_aloud(world: Path) -> Iterator[dict]:
-    """Requests to read the sentences that were spoken in the assistant's voice."""
-    for sentence in find_recordings(world / "voice_train.jsonl", world.resolve(), needs_text=True):
-        text = sentence.text or ""
-        messages = [text_message("user", READ + text), spoken_answer(str(sentence.path), text)]
+def typed_turns(count: int) -> list[Turn]:
+    """Questions that are typed: of all kinds of the world, as if spoken, and of none."""
+    chance = random.Random(f"{SEED} typed")
+    foreign = [chance.random() < TYPED_UNKNOWN for _ in range(count)]
+    return [(unknown if one else whole.question)(chance, "train") for one in foreign]
+
+
+def _typed(answers: Answers, count: int) -> Iterator[dict]:
+    for turn in typed_turns(count):
+        messages = [text_message("user", turn.user), answers.message(turn.answer)]
+        yield {"task_type": SPOKEN, "kind": "typed", "conversation": messages}
+
+
+def _read_aloud(answers: Answers) -> Iterator[dict]:
+    """Requests to read what the assistant's voice says."""
+    for path, text in answers.recordings:
+        messages = [text_message("user", READ + text), spoken_answer(path, text)]
         yield {"task_type": SPOKEN, "kind": "read", "conversation": messages}
 
 
 def _join_sentences(
-    chance: random.Random, heard: Sequence[Heard], count: int, folder: Path
+    chance: random.Random,
+    heard: Sequence[Heard],
+    count: int,
+    seconds: tuple[float, float],
+    folder: Path,
 ) -> Iterator[Heard]:
-    """Write recordings of several sentences with pauses, of at most a segment's length.
+    """Write recordings of several sentences with pauses, each of about a length in ``seconds``.
 
     Names are checksums of the content, so that existing recordings keep their cached features.
     """
     for _ in tqdm(range(count), desc="Joining", unit=" recordings", disable=None):
         waves, texts, pauses, length = [], [], [], 0.0
-        for path, text in chance.choices(heard, k=chance.choice(JOINED_SENTENCES)):
+        wanted = chance.uniform(*seconds)
+        while length < wanted:
+            path, text = chance.choice(heard)
             wave, pause = load_audio(Path(path)), chance.uniform(*PAUSES)
             length += len(wave) / SAMPLE_RATE + pause
             if length > SEGMENT_SAMPLES / SAMPLE_RATE:

@@ -20,7 +20,8 @@ RATE = 22_050
 """Sample rate of every voice without recorded diphones."""
 
 # From the header speak_lib.h, version 1.51.
-SYNCHRONOUS, PHONEME_EVENTS, EVENT_PHONEME = 2, 1, 7
+SYNCHRONOUS, EVENT_PHONEME = 2, 7
+PHONEME_EVENTS, PHONEME_IPA = 1, 2
 PARAMETER_RATE, PARAMETER_PITCH = 1, 3
 UTF8 = 1
 
@@ -30,7 +31,10 @@ it in its process; with chunks of a fixed size it depends on the list alone."""
 
 
 class Speech(NamedTuple):
-    """``wave`` int16 [samples] at 22,050 Hz; ``phones`` by name with their first sample."""
+    """``wave`` int16 [samples] at 22,050 Hz; ``phones`` in IPA with their first sample.
+
+    The name of a pause is empty.
+    """
 
     wave: np.ndarray
     phones: list[tuple[str, int]]
@@ -72,7 +76,7 @@ class Synthesizer:
         self._phones: list[tuple[str, int]] = []
         self._callback = _Callback(self._received)  # the library keeps its address
         self._library.espeak_Info.restype = ctypes.c_char_p
-        rate = self._library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
+        rate = self._library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS | PHONEME_IPA)
         if rate != RATE:
             raise ConfigurationError(f"espeak-ng: started with {rate} Hz, expected {RATE}")
         self._library.espeak_SetSynthCallback(self._callback)

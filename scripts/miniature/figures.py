@@ -23,26 +23,35 @@ from kimia_infer.models.kimi_audio.checkpoint import VOCODER_FOLDER
 from kimia_infer.models.kimi_audio.detokenizer import Detokenizer
 from kimia_infer.training.tasks.recordings import Recording, find_recordings
 from kimia_infer.utils.files import write_text
+from scripts.miniature import scoring
+from scripts.miniature.open_ear import judged, measure_speech
 from scripts.miniature.people_scores import measure_people
-from scripts.miniature.recognizer import Heard, SpeechRecognizer, chance_recall, recall
+from scripts.miniature.recognizer import (
+    Heard,
+    SpeechRecognizer,
+    chance_recall,
+    recall,
+    understands,
+)
 from scripts.miniature.scoring import (
+    Answer,
     Case,
     answer,
+    answer_all,
     load_model,
     measure,
+    measure_long,
     read_cases,
     recognizable,
     speak,
 )
 from scripts.miniature.spoken_world import (
     ANSWER_RATE,
-    ANSWER_VOICE,
-    LONGEST_REPEATED,
     READ,
     read_lines,
     sound_name,
 )
-from scripts.miniature.voices import Utterance
+from scripts.miniature.voices import ANSWER_VOICE, Utterance
 
 FIGURES, PICTURE = "figures.json", "spectrograms.png"
 SHOWN = ("question", "dialogue", "repeat")
@@ -50,12 +59,16 @@ SHOWN = ("question", "dialogue", "repeat")
 
 SENTENCES, TIMED = 3, 20
 
+SPOKEN_KINDS, HEARD = ("question", "dialogue", "repeat", "unknown"), 60
+"""Kinds of conversations whose answers an open ear hears, and most of each."""
+
 
 class HeldOut(NamedTuple):
-    """Folders of a spoken world, of its people, and of the prompts of a real person."""
+    """Folders of a spoken world, its people, the answer voice, and prompts of a real person."""
 
     world: Path
     people: Path
+    voice: Path
     prompts: Path
 
 
@@ -66,6 +79,7 @@ def write_figures(
     limit: int,
     quantization: str | None = None,
     kv_cache: str | None = None,
+    ear: bool = False,
 ) -> dict:
     """Measure ``checkpoint`` and write ``figures.json`` and ``spectrograms.png`` to ``output``.
 
@@ -73,18 +87,20 @@ def write_figures(
         held_out: what is asked, of which only the held-out sets are used.
         limit: most cases of each kind, and sentences read aloud; the codec is measured on
             SENTENCES times as many.
+        ear: whether Whisper tiny.en listens too, see :mod:`scripts.miniature.open_ear`.
         quantization: of the weights, and ``kv_cache`` of the cache, as in ``load_components``.
     """
     world = held_out.world
     load = partial(load_model, checkpoint, quantization=quantization, kv_cache=kv_cache)
     model, mel = load(), MelConfig.from_directory(checkpoint / VOCODER_FOLDER)
-    recordings = find_recordings(world / "voice_held_out.jsonl", world, needs_text=True)
-    short = [r for r in recordings if len((r.text or "").split()) <= LONGEST_REPEATED]
+    voice = held_out.voice
+    recordings = find_recordings(voice / "held_out.jsonl", voice, needs_text=True)
+    recordings = [r for r in recordings if understands(r.text or "")]
     files = [path for path in checkpoint.rglob("*") if path.is_file()]
     served = [path for path in files if path.name not in ("README.md", FIGURES, PICTURE)]
     figures = {
         "codec": recalls(recordings[: SENTENCES * limit], partial(codec_versions, model, mel)),
-        "read_aloud": recalls(short[:limit], partial(_read_aloud, model)),
+        "read_aloud": recalls(recordings[:limit], partial(_read_aloud, model)),
         "chance": chance_recall(recording.text for recording in recordings),
         "real_time_factor": _real_time_factor(model, world),
         "threads": torch.get_num_threads(),
@@ -93,11 +109,23 @@ def write_figures(
         "kv_cache": model.decoder.kv_cache,
         **measure(load, world, limit),
         "people": measure_people(model, held_out.people, held_out.prompts),
+        "people_long_recording": measure_long(model, held_out.people, scoring.LONG_SECONDS),
     }
+    if ear:
+        figures["open_ear"] = measure_speech(model, _spoken_answers(model, held_out), voice)
     output.mkdir(parents=True, exist_ok=True)
     draw(model, world, output / PICTURE)
     write_text(output / FIGURES, json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+def _spoken_answers(model: KimiAudio, held_out: HeldOut) -> list[Answer]:
+    """Long answers to espeak-ng's voices and to people, at most HEARD of each."""
+    given = []
+    for folder in held_out[:2]:
+        cases = read_cases(folder / "held_out.jsonl", SPOKEN_KINDS, HEARD)
+        given += answer_all(model, [case for case in cases if judged(case.text)])
+    return given
 
 
 Versions = Callable[[Recording], dict[str, np.ndarray]]
@@ -180,17 +208,17 @@ def draw(model: KimiAudio, world: Path, path: Path) -> None:
 
     held_out = world / "held_out.jsonl"
     lines = read_lines(held_out)
-    cases = [read_cases(held_out, (kind,), 1)[0] for kind in SHOWN]
+    cases = [_with_reference(world, kind) for kind in SHOWN]
     figure, axes = pyplot.subplots(len(cases), 3, figsize=(13, 8), layout="constrained")
     for row, case in zip(axes, cases, strict=True):
-        said = next(line["said"][-1] for line in lines if line["kind"] == case.kind)
         asked = case.chats[-1]["content"]
+        said = next(x["said"][-1] for x in lines if x["conversation"][-2]["content"] == asked)
         original = world / sound_name(Utterance(case.text, ANSWER_VOICE))
         wave, text = speak(model, case)
         silence = torch.zeros(1, ANSWER_RATE)
         waves = {
             f"{case.kind}: {said}": load_audio(asked, sample_rate=ANSWER_RATE),
-            f"espeak-ng: {case.text}": load_audio(original, sample_rate=ANSWER_RATE),
+            f"Kokoro: {case.text}": load_audio(original, sample_rate=ANSWER_RATE),
             f"miniature: {text}": (silence if wave is None else wave)[0].numpy(),
         }
         for axis, (title, samples) in zip(row, waves.items(), strict=True):
@@ -199,3 +227,9 @@ def draw(model: KimiAudio, world: Path, path: Path) -> None:
             axis.set(title=title, ylim=(0, 8000), xlabel="seconds", ylabel="Hz")
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
+
+
+def _with_reference(world: Path, kind: str) -> Case:
+    """The first held-out conversation whose answer Kokoro says too."""
+    cases = read_cases(world / "held_out.jsonl", (kind,), 10_000)
+    return next(c for c in cases if (world / sound_name(Utterance(c.text, ANSWER_VOICE))).exists())

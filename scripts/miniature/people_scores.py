@@ -15,8 +15,16 @@ from pathlib import Path
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.audio.files import SAMPLE_RATE, load_audio, write_wav
 from scripts.miniature.people import KINDS
-from scripts.miniature.real_person import QUESTIONS, person_cases, trained
-from scripts.miniature.scoring import Answer, Case, answer_all, read_cases, right, word_errors
+from scripts.miniature.real_person import QUESTIONS, person_cases, person_words, trained
+from scripts.miniature.scoring import (
+    Answer,
+    Case,
+    answer_all,
+    at_a_loss,
+    read_cases,
+    right,
+    word_errors,
+)
 from scripts.miniature.surroundings import Room, Surroundings
 
 QUIET = Surroundings(before=0.2, after=0.3)
@@ -32,7 +40,8 @@ def measure_people(model: KimiAudio, people: Path, prompts: Path) -> dict:
     """Figures as shares of 1.
 
     Those of the real person are of QUESTIONS sums, "person", and of the same and further sums by
-    whether training has their texts, "person_trained" and "person_held_out".
+    whether training has their texts, "person_trained" and "person_held_out"; "person_words" are of
+    numbers, days and months to write down.
 
     Args:
         people: folder with ``held_out.jsonl``, see :mod:`scripts.miniature.people`.
@@ -46,11 +55,12 @@ def _measure(model: KimiAudio, people: Path, prompts: Path, folder: Path) -> dic
     cases = read_cases(people / "held_out.jsonl", tuple(KINDS), 10_000)
     voices = [case for case in cases if case.kind == "question"]
     person, figures = person_cases(prompts, folder), {}
-    known = [trained(case) for case in person]
+    known, words = [trained(case) for case in person], person_words(prompts, folder)
     for place, surroundings in PLACES.items():
         figures[f"voices_{place}"] = _scores(_answers(model, voices, surroundings, folder))
         given = _answers(model, person, surroundings, folder)
         figures[f"person_{place}"] = _scores(given[:QUESTIONS])
+        figures[f"person_words_{place}"] = _scores(_answers(model, words, surroundings, folder))
         for name, wanted in (("trained", True), ("held_out", False)):
             some = [a for a, is_known in zip(given, known, strict=True) if is_known == wanted]
             figures[f"person_{name}_{place}"] = _scores(some)
@@ -68,7 +78,10 @@ def _answers(
 
 
 def _scores(given: Sequence[Answer]) -> dict[str, float]:
-    return {"count": len(given), "right": right(given), "word_errors": word_errors(given)}
+    return {
+        "count": len(given), "right": right(given), "word_errors": word_errors(given),
+        "at_a_loss": at_a_loss(given),
+    }  # fmt: skip
 
 
 def _moved(case: Case, surroundings: Surroundings, folder: Path) -> Case:

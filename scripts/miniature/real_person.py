@@ -18,7 +18,11 @@ from kimia_infer.audio.files import SAMPLE_RATE, write_wav
 from kimia_infer.utils.errors import ConfigurationError
 from kimia_infer.weights.manifest import sha256_of
 from scripts.miniature.scoring import Case
-from scripts.miniature.world import NUMBERS, split_of
+from scripts.miniature.spoken_world import TRANSCRIBE, sound_message, text_message
+from scripts.miniature.world.calendar import DAYS, MONTHS
+from scripts.miniature.world.core import NUMBERS
+from scripts.miniature.world.numbers import TEENS, TENS
+from scripts.miniature.world.splits import split_of
 
 PACKAGE, VERSION = "asterisk-core-sounds-en-g722", "1.6.1-1"
 ARCHIVE = f"{PACKAGE}_{VERSION}_all.deb"
@@ -26,11 +30,14 @@ SHA256 = "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806"
 SOUNDS = Path("usr/share/asterisk/sounds/en_US_f_Allison")
 
 WORDS = {"plus": "letters/plus", "minus": "digits/minus"} | {
-    word: f"digits/{number}" for number, word in enumerate(NUMBERS)
+    word: f"digits/{number}" for number, word in enumerate(NUMBERS + TEENS)
 }
+WORDS |= {word: f"digits/{10 * number}" for number, word in enumerate(TENS, 2)}
+WORDS |= {word: f"digits/day-{(place + 1) % 7}" for place, word in enumerate(DAYS)}
+WORDS |= {word: f"digits/mon-{place}" for place, word in enumerate(MONTHS)}
 """Prompts of words, by these."""
 
-QUESTIONS, SEED = 40, 1
+QUESTIONS, STRINGS, SEED = 40, 20, 1
 PAUSES = 0.1, 0.3
 """Shortest and longest pause between two prompts, in seconds."""
 
@@ -90,8 +97,23 @@ def person_cases(prompts: Path, folder: Path) -> list[Case]:
     for text, result in asked:
         path = folder / f"{text.replace(' ', '_')}.wav"
         write_wav(path, _joined(prompts, text, chance), SAMPLE_RATE)
-        question = {"role": "user", "message_type": "audio", "content": str(path)}
-        cases.append(Case("question", [question], NUMBERS[result], True))
+        cases.append(Case("question", [sound_message(str(path))], NUMBERS[result], True))
+    return cases
+
+
+def person_words(prompts: Path, folder: Path) -> list[Case]:
+    """Numbers, days and months alone, and STRINGS of digits, to be written down."""
+    chance = random.Random(SEED)
+    texts = [*NUMBERS, *TEENS, *TENS, *DAYS, *MONTHS]
+    texts += [
+        " ".join(chance.choices(NUMBERS[:10], k=chance.choice((3, 4)))) for _ in range(STRINGS)
+    ]
+    cases = []
+    for text in texts:
+        path = folder / f"written_{text.replace(' ', '_')}.wav"
+        write_wav(path, _joined(prompts, text, chance), SAMPLE_RATE)
+        chats = [text_message("user", TRANSCRIBE[0]), sound_message(str(path))]
+        cases.append(Case("transcription", chats, text, False))
     return cases
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from kimia_infer.data.conversations import ConversationFile
 from kimia_infer.models.kimi_audio.checkpoint import (
     DETOKENIZER_FOLDER,
     SPEECH_TOKENIZER_FOLDER,
@@ -35,42 +35,41 @@ from kimia_infer.training.tasks.speech_tokenizer import train_tokenizer
 from kimia_infer.training.tasks.vocoder import new_config, train_vocoder
 from kimia_infer.training.trainer import TrainingResult
 from kimia_infer.utils.errors import WeightsError
-from kimia_infer.utils.files import replacing_directory, write_text
+from kimia_infer.utils.files import replacing_directory, write_json_lines, write_text
 from scripts.miniature.assembly import assemble, write_base
-from scripts.miniature.conversations import Amounts, write_conversations
+from scripts.miniature.conversations import Amounts, typed_turns, write_conversations
 from scripts.miniature.figures import HeldOut, write_figures
-from scripts.miniature.people import PeopleSize, write_people
+from scripts.miniature.open_ear import judged
+from scripts.miniature.people import PeopleSize, draw_people, write_people
 from scripts.miniature.real_person import SOUNDS, fetch_prompts
-from scripts.miniature.spoken_world import WorldSize, write_world
-from scripts.miniature.stages import START, TRAININGS, make, result
+from scripts.miniature.spoken_world import (
+    SPOKEN,
+    WorldSize,
+    draw_tasks,
+    read_lines,
+    write_world,
+)
+from scripts.miniature.stages import START, make, result
+from scripts.miniature.voice import write_references, write_voice
 from scripts.miniature.voices import ACCENTS, ENGLISH, HELD_OUT_ENGLISH
 from scripts.miniature.whisper import write_tiny
+from scripts.miniature.world import whole
 
-WORLD = WorldSize(held_out=1, held_out_voices=1, voice_held_out=1)
-REHEARSED = replace(WORLD, train=2000, validation=60, voice_train=600)
-"""The world of a language model that knows it already."""
-
-HELD_OUT = WorldSize(train=1, validation=1, voice_train=1)
+WORLD = WorldSize(held_out=1, held_out_voices=1)
+HELD_OUT = WorldSize(train=1, validation=1)
 """The world that figures are measured on."""
 
-PEOPLE, AMOUNTS = PeopleSize(), Amounts()
+PEOPLE, AMOUNTS = PeopleSize(held_out=0), Amounts()
 HELD_OUT_PEOPLE = PeopleSize(train=0, validation=0, readers=0)
 """Those that figures are measured on."""
 
-TAKEN = {
-    "tokenizer": SPEECH_TOKENIZER_FOLDER,
-    "detokenizer": DETOKENIZER_FOLDER,
-    "vocoder": VOCODER_FOLDER,
-}
-"""Components that are trained, by the stages that train them."""
-
-MEASURED = 100
+MEASURED = 60
 """Cases of each kind for the figures."""
 
 VOCODER = {
     "size": GeneratorSize(channels=160),
     "batch_size": 8,
-    "max_steps": 1800,
+    "max_steps": 2600,
     "anti_aliased_from": 0.75,
     "eval_ratio": 0.02,
     "average": 0.99,
@@ -81,7 +80,7 @@ VOCODER = {
 TOKENIZER = {
     "size": EncoderSize(width=160, layers=2, heads=4, codes=512),
     "batch_size": 16,
-    "max_steps": 2400,
+    "max_steps": 3000,
     "learning_rate": 1.5e-3,
     "character_weight": 0.0,
     "word_weight": 0.3,
@@ -96,7 +95,7 @@ TOKENIZER = {
 DETOKENIZER = {
     "size": DiTSize(width=192, depth=4, heads=3),
     "batch_size": 8,
-    "max_steps": 4000,
+    "max_steps": 5500,
     "crop_codes": 24,
     "learning_rate": 1.5e-3,
     "condition_dropout": 0.05,
@@ -124,20 +123,29 @@ LANGUAGE_MODEL = {
     "save_every": 250,
     "keep_checkpoints": 1,
 }
-CONTINUED = LANGUAGE_MODEL | {"max_steps": 1800, "learning_rate": 1.5e-3}
-"""Settings of the trainings; the last where the language model is not untrained."""
+"""Settings of the trainings."""
 
 
 def make_world(run: Path) -> None:
     """Raises ConfigurationError if espeak-ng is missing."""
     with replacing_directory(run / "world") as folder:
-        write_world(folder, REHEARSED if (run / START).exists() else WORLD)
+        write_world(folder, WORLD, whole)
 
 
 def make_held_out(run: Path) -> None:
     """Raises ConfigurationError if espeak-ng is missing."""
     with replacing_directory(run / "held_out") as folder:
-        write_world(folder, HELD_OUT)
+        write_world(folder, HELD_OUT, whole)
+
+
+def make_voice(run: Path) -> None:
+    """In place, so that it resumes; train.jsonl is written last."""
+    sets = ("train", "validation")
+    tasks = [t for n in sets for t in draw_tasks(whole, n, getattr(WORLD, n), WORLD.seed)]
+    tasks += [t for n in sets for t in draw_people(whole, n, getattr(PEOPLE, n), PEOPLE.seed)]
+    answers = {answer for task in tasks for answer in task.answers()}
+    answers |= {turn.answer for turn in typed_turns(AMOUNTS.typed)}
+    write_voice(run / "voice", whole, answers, run / "kokoro")
 
 
 def make_prompts(run: Path) -> None:
@@ -147,17 +155,34 @@ def make_prompts(run: Path) -> None:
 
 
 def make_vocoder(run: Path) -> None:
-    place = _place(run, "vocoder", run / "world" / "answers_train.jsonl")
+    place = _place(run, "vocoder", run / "voice" / "answers_train.jsonl")
     _train(train_vocoder, VocoderTrainingConfig(**place, **VOCODER))
 
 
 def make_tokenizer(run: Path) -> None:
-    _train(train_tokenizer, TokenizerTrainingConfig(**_speech(run, "tokenizer"), **TOKENIZER))
+    """On all recordings, of users and the assistant."""
+    data = [_together(run, name) for name in ("train", "validation")]
+    settings = TokenizerTrainingConfig(**_place(run, "tokenizer", *data), **TOKENIZER)
+    _train(train_tokenizer, settings)
+
+
+def _together(run: Path, name: str) -> Path:
+    """A list of all recordings of a set, with paths relative to its folder."""
+    lists = (f"world/speech_{name}", f"people/speech_{name}", f"voice/{name}")
+    lines = []
+    for path in (run / f"{one}.jsonl" for one in lists):
+        file = ConversationFile(path)
+        found = [file.raw(index) for index in range(len(file))]
+        lines += [line | {"audio": f"../{path.parent.name}/{line['audio']}"} for line in found]
+    target = run / "speech" / f"{name}.jsonl"
+    target.parent.mkdir(exist_ok=True)
+    write_json_lines(target, lines)
+    return target
 
 
 def make_people(run: Path) -> None:
     """In place, so that it resumes; train.jsonl is written last."""
-    write_people(run / "people", PEOPLE, run / "kokoro")
+    write_people(run / "people", PEOPLE, whole, run / "kokoro")
 
 
 def make_kokoro(run: Path) -> None:
@@ -207,7 +232,7 @@ def make_encoder(run: Path) -> None:
 
 
 def make_detokenizer(run: Path) -> None:
-    place = _place(run, "detokenizer", run / "world" / "voice_train.jsonl")
+    place = _place(run, "detokenizer", run / "voice" / "train.jsonl")
     settings = DetokenizerTrainingConfig(**place, model=str(run / "encoder"), **DETOKENIZER)
     _train(train_detokenizer, settings)
 
@@ -220,16 +245,15 @@ def make_base(run: Path) -> None:
 
 def make_conversations(run: Path) -> None:
     """In place, since the lists contain absolute paths; train.jsonl is written last."""
-    write_conversations(run / "world", run / "people", run / "base", run / "conversations", AMOUNTS)
+    write_conversations(run, run / "base", run / "conversations", AMOUNTS)
 
 
 def make_language_model(run: Path) -> None:
     lists = run / "conversations"
-    settings = CONTINUED if (run / START).exists() else LANGUAGE_MODEL
     data = lists / "train.jsonl", lists / "validation.jsonl"
     place = _place(run, "language_model", *data)
     place |= {"model": str(run / "base"), "feature_cache": str(lists / "features")}
-    _train(finetune, FinetuneConfig(**place, **settings))
+    _train(finetune, FinetuneConfig(**place, **LANGUAGE_MODEL))
 
 
 def make_mini(run: Path) -> None:
@@ -242,64 +266,53 @@ def make_mini(run: Path) -> None:
 
 
 def held_out(run: Path) -> HeldOut:
-    """What figures are measured on; where ``run`` has none, it is made there.
+    """What figures are measured on; what ``run`` has not is made there.
 
-    People that are made here have a folder of their own, as the stage ``people`` has more of them.
+    Raises ConfigurationError or WeightsError if something cannot be fetched.
     """
     make(run, "held_out")
     if not result(run, "prompts").exists():
         make_prompts(run)
-    people = run / "people"
-    if not result(run, "people").exists():
-        people = run / "held_out_people"
-        there = result(run, "kokoro").exists()
-        kokoro = run / "kokoro" if there else _with_voices(build_from_packages())
-        write_people(people, HELD_OUT_PEOPLE, kokoro)
-    return HeldOut(run / "held_out", people, run / "prompts" / SOUNDS)
+    there = result(run, "kokoro").exists()
+    kokoro = run / "kokoro" if there else _with_voices(build_from_packages())
+    world, people = run / "held_out", run / "held_out_people"
+    write_people(people, HELD_OUT_PEOPLE, whole, kokoro)
+    asked = [*read_lines(world / "held_out.jsonl"), *read_lines(people / "held_out.jsonl")]
+    said = [line["conversation"][-1]["content"] for line in asked if line["task_type"] == SPOKEN]
+    long = {text for _, text in said if judged(text)}
+    write_references(run / "voice", whole, long, kokoro)
+    return HeldOut(world, people, run / "voice", run / "prompts" / SOUNDS)
 
 
 def make_figures(run: Path) -> None:
     with replacing_directory(run / "figures") as folder:
-        write_figures(run / "mini", held_out(run), folder, MEASURED)
+        write_figures(run / "mini", held_out(run), folder, MEASURED, ear=True)
 
 
 def take_over(run: Path, miniature: Path) -> None:
-    """Begin a run with what ``miniature`` has learned; only its understanding is trained then.
-
-    What an interruption left out is added by the next call.
+    """Begin a run with the language model of ``miniature``; all stages are made, its codec too.
 
     Raises:
         TrainingError: ``miniature`` is no miniature, or the run began without one.
     """
-    needed = [miniature / "model.safetensors", *(miniature / folder for folder in TAKEN.values())]
-    if missing := [str(path) for path in needed if not path.exists()]:
+    names = ("model.safetensors", "tiktoken.model")
+    if missing := [name for name in names if not (miniature / name).exists()]:
         raise TrainingError(f"--from {miniature}: no miniature, {', '.join(missing)} not found")
-    start = run / START / "model.safetensors"
-    if not start.exists():
-        if begun := [name for name in TRAININGS if (run / name).exists()]:
-            raise TrainingError(
-                f"{run}: was begun without a miniature ({', '.join(begun)}); name another folder"
-            )
-        with replacing_directory(run / START) as folder:  # first: it shows how the run began
-            shutil.copyfile(miniature / start.name, folder / start.name)
-    for name, folder in TAKEN.items():
-        if not result(run, name).exists():
-            with replacing_directory(result(run, name)) as target:
-                shutil.copytree(miniature / folder, target / folder)
+    if (run / START).exists():
+        return
+    if (run / "base").exists():
+        raise TrainingError(f"{run}: its language model began without one; name another folder")
+    with replacing_directory(run / START) as folder:
+        for name in names:
+            shutil.copyfile(miniature / name, folder / name)
 
 
 def _place(run: Path, name: str, data: Path, eval_data: Path | None = None) -> dict[str, str]:
     """Where a training reads and writes."""
-    place = {"output": run / name, "data": data, "audio_root": run / "world"}
+    place = {"output": run / name, "data": data, "audio_root": data.parent}
     if eval_data:
         place["eval_data"] = eval_data
     return {name: str(path) for name, path in place.items()}
-
-
-def _speech(run: Path, name: str) -> dict[str, str]:
-    """For a training on all recordings, of users and the assistant."""
-    world = run / "world"
-    return _place(run, name, world / "speech_train.jsonl", world / "speech_validation.jsonl")
 
 
 def _train(

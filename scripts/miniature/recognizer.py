@@ -1,4 +1,5 @@
-"""Speech recognition independent of the model: pocketsphinx with the small world's grammar.
+"""Speech recognition independent of the model: pocketsphinx with a grammar of the
+small world's core.
 
 Original and generated speech are recognized at the same level and with the same faint noise, since
 digital silence disturbs the recognizer. Scores count the recognized content words; words that a
@@ -17,7 +18,8 @@ import numpy as np
 
 from kimia_infer.audio.files import SAMPLE_RATE
 from kimia_infer.utils.errors import ConfigurationError
-from scripts.miniature.world import NUMBERS, SENTENCES, SLOTS, SPLITS, fill, questions
+from scripts.miniature.world.core import NUMBERS, SENTENCES, SLOTS, fill, questions
+from scripts.miniature.world.splits import SPLITS
 
 LEVEL = 0.1
 """Root mean square that all audio is scaled to, full scale 1."""
@@ -77,6 +79,15 @@ def template_of(text: str) -> str:
         if len(slots) == len(words) and all(map(_fits, slots, words)):
             return template
     raise ValueError(f"{text!r} is not a sentence or an answer of the small world")
+
+
+def understands(text: str) -> bool:
+    """Whether ``text`` can be recognized: it is a sentence or an answer of the world's core."""
+    try:
+        template_of(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _fits(slot: str, word: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -29,12 +29,14 @@ from kimia_infer.data.conversations import UNDERSTANDING, DataError
 from kimia_infer.engine.generation import Generation
 from kimia_infer.layers.sampler import SeededRandomness
 from kimia_infer.models.kimi_audio.prompt import parse_messages
-from scripts.miniature.recognizer import SpeechRecognizer
-from scripts.miniature.spoken_world import ANSWER_RATE, KINDS, read_lines
+from scripts.miniature.recognizer import SpeechRecognizer, understands
+from scripts.miniature.spoken_world import ANSWER_RATE, read_lines
+from scripts.miniature.world import unknown
+from scripts.miniature.world.whole import KINDS
 
 HELD_OUT_SETS = ("held_out", "held_out_voices")
 
-ANSWERED = ("question", "dialogue")
+ANSWERED = ("question", "dialogue", "unknown", "sound")
 """Kinds with an answer that is not a repetition."""
 
 ASKED = ("transcription", "question")
@@ -174,14 +176,25 @@ def right(answers: Sequence[Answer]) -> float:
     return fmean(a.text == a.case.text for a in answers)
 
 
+def at_a_loss(answers: Sequence[Answer]) -> float:
+    """Share of the answers that say that the question is not understood."""
+    return fmean(a.text == unknown.ANSWER for a in answers)
+
+
 def spoken_right(answers: Sequence[Answer]) -> float:
     """Share of the answers whose speech was recognized as the expected text."""
-    return fmean(a.heard == a.case.text for a in answers)
+    return _share(a.heard == a.case.text for a in answers if understands(a.case.text))
 
 
 def agreement(answers: Sequence[Answer]) -> float:
     """Share of the answers whose text equals what was recognized in their speech."""
-    return fmean(a.heard == a.text for a in answers)
+    return _share(a.heard == a.text for a in answers if understands(a.case.text))
+
+
+def _share(holds: Iterable[bool]) -> float:
+    """Of those that are True; 0 of none."""
+    found = list(holds)
+    return fmean(found) if found else 0.0
 
 
 def recognizable(wave: Tensor) -> np.ndarray:
@@ -192,10 +205,13 @@ def recognizable(wave: Tensor) -> np.ndarray:
 def hear_all(
     model: KimiAudio, recognizer: SpeechRecognizer, answers: Sequence[Answer]
 ) -> list[Answer]:
-    """The answers with what is recognized in each, spoken from different noise."""
+    """The answers with what is recognized in each, spoken from different noise.
+
+    What the recognizer cannot know is left out.
+    """
     heard = []
     for seed, given in enumerate(answers):
-        if given.case.spoken and given.codes:
+        if given.case.spoken and given.codes and understands(given.case.text):
             wave = recognizable(model.detokenize_audio(torch.tensor([given.codes]), seed=seed))
             said = "answer" if given.case.kind in ANSWERED else "anything"
             given = replace(given, heard=recognizer.hear(wave, said))
@@ -242,7 +258,10 @@ def scores(answers: Sequence[Answer]) -> dict:
     values: dict = {}
     for kind in KINDS:
         some = _of(answers, kind)
-        values[kind] = {"count": len(some), "word_errors": word_errors(some), "right": right(some)}
+        values[kind] = {
+            "count": len(some), "word_errors": word_errors(some), "right": right(some),
+            "at_a_loss": at_a_loss(some),
+        }  # fmt: skip
         if kind != "transcription":
             values[kind] |= {"agreement": agreement(some), "spoken_right": spoken_right(some)}
     return values | {"agreement": agreement([a for a in answers if a.case.spoken])}

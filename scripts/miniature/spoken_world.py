@@ -1,26 +1,25 @@
-"""The spoken small world: voices, recordings, and lists in the formats of this project.
+"""Conversations of the small world, spoken by espeak-ng's voices, in the formats of this project.
 
 The folder of a world contains
 
     user/*.wav          16 kHz, 16 bit: users, in many voices
-    answer/*.wav        24 kHz, 16 bit: the assistant, in one voice
+    clips/*.wav         16 kHz, 16 bit: sounds that users ask about
     SET.jsonl           conversations for fine-tuning; SET is one of SETS
-    speech_SET.jsonl    every recording of a set, once: audio, text, phones
-    voice_train.jsonl   sentences and answers in the assistant's voice: audio, text, phones
-    answers_train.jsonl   the same with each short answer ANSWERS_AGAIN times
-    voice_held_out.jsonl  sentences alone
+    speech_SET.jsonl    every recording of a user, once: audio, text, voice, phones
 
-Audio paths are relative to the folder. ``phones`` are pairs of a phoneme's name and the second
-at which it begins. The ``kind`` of a conversation is one of KINDS.
+Audio paths are relative to the folder. Answers are in the folder ``voice`` beside it, see voice.py.
+``phones`` are pairs of a phoneme's name and the second at which it begins.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -31,10 +30,12 @@ from kimia_infer.audio.files import FULL_SCALE, SAMPLE_RATE, load_audio, wav_byt
 from kimia_infer.data.conversations import UNDERSTANDING, ConversationFile
 from kimia_infer.utils.files import write_json_lines
 from scripts.miniature.espeak import RATE, speak_all
-from scripts.miniature.voices import Person, Utterance, Voice
-from scripts.miniature.world import Turn, dialogue, question, sentence
+from scripts.miniature.phones import Phones, of_espeak
+from scripts.miniature.sounds import ASKED, CLASSES, HELD_OUT_SEEDS, clip
+from scripts.miniature.voices import ANSWER_VOICE, Person, Utterance, Voice
+from scripts.miniature.world.splits import Dialogue, Turn
+from scripts.miniature.world.unknown import unknown
 
-ANSWER_VOICE = Voice("en-us+f3", 140, 50)
 ANSWER_RATE = 24_000
 """Sample rate of the vocoder (published configuration)."""
 
@@ -60,21 +61,29 @@ REPEAT = "Please repeat what you hear."
 SILENCES = 0.3, 0.4
 """Longest silence before and after the speech of a user, in seconds."""
 
-LONGEST_REPEATED = 6
-"""Words of a sentence to repeat or read, so that answers stay below about 2.5 s."""
+LONGEST_REPEATED = 8
+"""Words of a sentence to repeat or read, so that answers stay below about 3 s."""
 
-ANSWERS_AGAIN = 8
-"""Copies of each short answer in the vocoder's training set: they are few, and used most.
-
-The detokenizer's set has one of each: with this list and 5,000 steps it came nearer to a reference
-voice in 63 % of 60 answers, with one of each and 4,000 steps in 90 %.
-"""
+POOL = {"train": 900, "validation": 40, "held_out": 100}
+"""Sentences that are repeated and read, of each split: as many as the answer voice says."""
 
 SPOKEN = "spoken answer"
 """Task type of conversations that are answered in speech and text."""
 
-KINDS = {"transcription": 0.3, "question": 0.27, "dialogue": 0.2, "repeat": 0.13, "read": 0.1}
-"""Shares of the kinds of conversations."""
+TYPED = 0.4
+"""Share of the questions about a sound that are typed."""
+
+
+class World(Protocol):
+    """A module of :mod:`scripts.miniature.world`: its core, or the whole."""
+
+    KINDS: Mapping[str, float]
+
+    def question(self, chance: random.Random, split: str) -> Turn: ...
+
+    def dialogue(self, chance: random.Random, split: str) -> Dialogue: ...
+
+    def sentence(self, chance: random.Random, split: str) -> str: ...
 
 
 SETS = {
@@ -88,14 +97,12 @@ SETS = {
 
 @dataclass(frozen=True)
 class WorldSize:
-    """Conversations of each set, and further sentences in the assistant's voice."""
+    """Conversations of each set."""
 
-    train: int = 9000
-    validation: int = 300
+    train: int = 2500
+    validation: int = 150
     held_out: int = 500
     held_out_voices: int = 500
-    voice_train: int = 4000
-    voice_held_out: int = 300
     seed: int = 1
 
 
@@ -112,24 +119,28 @@ def draw_voice(chance: random.Random, held_out: bool) -> Voice:
 
 @dataclass(frozen=True)
 class Task:
-    """A conversation before synthesis; an empty ``user`` text is not spoken."""
+    """A conversation before synthesis; an empty ``user`` text is not spoken.
+
+    ``clip`` is the class and the seed of a sound that the user asks about.
+    """
 
     kind: str
     turns: tuple[Turn, ...]
     voice: Voice | Person
     instruction: str | None = None
+    clip: tuple[str, int] | None = None
 
     @property
     def spoken(self) -> bool:
         """Whether the answers are spoken."""
         return self.kind != "transcription"
 
-    def utterances(self) -> Iterator[Utterance]:
-        for turn in self.turns:
-            if turn.user:
-                yield Utterance(turn.user, self.voice)
-            if self.spoken:
-                yield Utterance(turn.answer, ANSWER_VOICE)
+    def users(self) -> Iterator[Utterance]:
+        yield from (Utterance(turn.user, self.voice) for turn in self.turns if turn.user)
+
+    def answers(self) -> Iterator[str]:
+        """Texts that the assistant says."""
+        yield from (turn.answer for turn in self.turns if self.spoken)
 
     def line(self) -> dict:
         """The line of the JSONL."""
@@ -138,8 +149,9 @@ class Task:
             messages.append(text_message("user", self.instruction))
         for turn in self.turns:
             if turn.user:
-                sound = sound_name(Utterance(turn.user, self.voice))
-                messages.append({"role": "user", "message_type": "audio", "content": sound})
+                messages.append(sound_message(sound_name(Utterance(turn.user, self.voice))))
+            if self.clip:
+                messages.append(sound_message(clip_name(*self.clip)))
             if self.spoken:
                 sound = sound_name(Utterance(turn.answer, ANSWER_VOICE))
                 messages.append(spoken_answer(sound, turn.answer))
@@ -157,37 +169,59 @@ def text_message(role: str, text: str) -> dict:
     return {"role": role, "message_type": "text", "content": text}
 
 
+def sound_message(sound: str) -> dict:
+    return {"role": "user", "message_type": "audio", "content": sound}
+
+
 def spoken_answer(recording: str, text: str) -> dict:
     return {"role": "assistant", "message_type": "audio-text", "content": [recording, text]}
 
 
-def draw_task(chance: random.Random, kind: str, voice: Voice | Person, split: str) -> Task:
+@cache
+def pool(world: World, split: str, count: int, seed: int = 1) -> tuple[str, ...]:
+    """At most ``count`` different sentences of ``split`` that are repeated and read."""
+    chance = random.Random(f"{seed} sentences {split}")
+    drawn = (world.sentence(chance, split) for _ in range(20 * count))
+    short = (text for text in drawn if len(text.split()) <= LONGEST_REPEATED)
+    return tuple(dict.fromkeys(short))[:count]
+
+
+def draw_task(
+    world: World, chance: random.Random, kind: str, voice: Voice | Person, split: str
+) -> Task:
     """A random conversation of ``kind`` with a user who has ``voice``."""
     if kind == "question":
-        return Task(kind, (question(chance, split),), voice)
+        return Task(kind, (world.question(chance, split),), voice)
     if kind == "dialogue":
-        return Task(kind, dialogue(chance, split), voice)
-    text = sentence(chance, split)
+        return Task(kind, world.dialogue(chance, split), voice)
+    if kind == "unknown":
+        return Task(kind, (unknown(chance, split),), voice)
+    if kind == "sound":
+        name, asked = chance.choice(list(CLASSES)), chance.choice(ASKED)
+        seed = chance.randrange(HELD_OUT_SEEDS) + HELD_OUT_SEEDS * (split != "train")
+        if chance.random() < TYPED:
+            return Task(kind, (Turn("", name),), voice, asked, (name, seed))
+        return Task(kind, (Turn(asked, name),), voice, clip=(name, seed))
     if kind == "transcription":
+        text = world.sentence(chance, split)
         return Task(kind, (Turn(text, text),), voice, chance.choice(TRANSCRIBE))
-    while len(text.split()) > LONGEST_REPEATED:
-        text = sentence(chance, split)
+    text = chance.choice(pool(world, split, POOL[split]))
     if kind == "repeat":
         return Task(kind, (Turn(text, text),), voice, REPEAT)
     return Task(kind, (Turn("", text),), voice, READ + text)
 
 
-def draw_tasks(name: str, count: int, seed: int) -> list[Task]:
+def draw_tasks(world: World, name: str, count: int, seed: int) -> list[Task]:
     """``count`` conversations of the set ``name``; fewer if different texts run out."""
     chance = random.Random(f"{seed} {name}")
     tasks: list[Task] = []
-    for kind, share in KINDS.items():
+    for kind, share in world.KINDS.items():
         wanted, seen = round(share * count), set()
         for _ in range(20 * count if wanted else 0):
             voice = draw_voice(chance, name == "held_out_voices")
-            task = draw_task(chance, kind, voice, SETS[name])
-            if name == "train" or task.turns not in seen:
-                seen.add(task.turns)
+            task = draw_task(world, chance, kind, voice, SETS[name])
+            if name == "train" or (task.turns, task.clip) not in seen:
+                seen.add((task.turns, task.clip))
                 tasks.append(task)
                 wanted -= 1
             if not wanted:
@@ -196,73 +230,70 @@ def draw_tasks(name: str, count: int, seed: int) -> list[Task]:
     return tasks
 
 
-def draw_sentences(split: str, count: int, seed: int) -> list[str]:
-    """At most ``count`` different sentences of ``split``."""
-    chance = random.Random(f"{seed} sentences {split}")
-    return list(dict.fromkeys(sentence(chance, split) for _ in range(20 * count)))[:count]
-
-
 def sound_name(utterance: Utterance) -> str:
     """Path of a recording, relative to the folder of its world."""
-    kind = "answer" if utterance.voice == ANSWER_VOICE else "user"
+    kind = "../voice" if utterance.voice == ANSWER_VOICE else "user"
     mark = hashlib.sha256(repr(utterance).encode()).hexdigest()[:16]
     return f"{kind}/{mark}.wav"
 
 
-def write_world(folder: Path, size: WorldSize) -> None:
-    """Write recordings and lists of a world to ``folder``.
+def clip_name(name: str, seed: int) -> str:
+    return f"clips/{name.replace(' ', '_')}_{seed}.wav"
+
+
+def write_world(folder: Path, size: WorldSize, world: World) -> None:
+    """Write recordings of users and lists of ``world`` to ``folder``.
 
     Raises:
         ConfigurationError: espeak-ng is missing or lacks a voice.
     """
-    tasks = {name: draw_tasks(name, getattr(size, name), size.seed) for name in SETS}
-    lists = {
-        f"speech_{name}": list(dict.fromkeys(u for task in members for u in task.utterances()))
+    tasks = {name: draw_tasks(world, name, getattr(size, name), size.seed) for name in SETS}
+    users = {
+        name: list(dict.fromkeys(u for task in members for u in task.users()))
         for name, members in tasks.items()
     }
-    for split in ("train", "held_out"):
-        texts = draw_sentences(split, getattr(size, f"voice_{split}"), size.seed)
-        lists[f"voice_{split}"] = [Utterance(text, ANSWER_VOICE) for text in texts]
-    known = set(lists["voice_train"])
-    short = [u for u in lists["speech_train"] if u.voice == ANSWER_VOICE and u not in known]
-    lists["answers_train"] = lists["voice_train"] + short * ANSWERS_AGAIN
-    lists["voice_train"] += short
-    phones = write_recordings(folder, dict.fromkeys(u for us in lists.values() for u in us))
-    for name, utterances in lists.items():
-        lines = (
-            {
-                "audio": sound_name(u), "text": u.text, "voice": u.voice.name, "phones": phones[u]
-            }
-            for u in utterances
-        )  # fmt: skip
-        write_json_lines(folder / f"{name}.jsonl", lines)
+    phones = write_recordings(folder, dict.fromkeys(u for some in users.values() for u in some))
+    for name, utterances in users.items():
+        lines = (recording_line(sound_name(u), u, phones[u]) for u in utterances)
+        write_json_lines(folder / f"speech_{name}.jsonl", lines)
     for name, members in tasks.items():
+        write_clips(folder, members)
         write_json_lines(folder / f"{name}.jsonl", (task.line() for task in members))
 
 
-def write_recordings(
-    folder: Path, utterances: Collection[Utterance]
-) -> dict[Utterance, list[tuple[str, float]]]:
-    """Write the recordings; returns the phones of every utterance."""
+def recording_line(audio: str, utterance: Utterance, phones: Phones) -> dict:
+    return {
+        "audio": audio, "text": utterance.text, "voice": utterance.voice.name, "phones": phones
+    }  # fmt: skip
+
+
+def write_clips(folder: Path, tasks: Iterable[Task]) -> None:
+    """Write the sounds that are asked about."""
+    for task in tasks:
+        if task.clip is not None:
+            path = folder / clip_name(*task.clip)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_wav(path, clip(*task.clip), SAMPLE_RATE)
+
+
+def write_recordings(folder: Path, utterances: Collection[Utterance]) -> dict[Utterance, Phones]:
+    """Write the recordings of users; returns the phones of every utterance."""
     phones = {}
     spoken = speak_all(utterances)
     spoken = tqdm(spoken, total=len(utterances), desc="Speaking", unit=" sounds", disable=None)
     for utterance, speech in zip(utterances, spoken, strict=True):
         before, after = silences(utterance)
-        rate = ANSWER_RATE if utterance.voice == ANSWER_VOICE else SAMPLE_RATE
-        around = round(before * rate), round(after * rate)
+        around = round(before * SAMPLE_RATE), round(after * SAMPLE_RATE)
         path = folder / sound_name(utterance)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_wav(path, np.pad(resampled(speech.wave, rate), around), rate)
+        write_wav(path, np.pad(resampled(speech.wave, SAMPLE_RATE), around), SAMPLE_RATE)
         starts = ((phone, round(before + start / RATE, 4)) for phone, start in speech.phones)
-        phones[utterance] = list(starts)
+        phones[utterance] = of_espeak(starts)
     return phones
 
 
 def silences(utterance: Utterance) -> tuple[float, float]:
-    """Seconds of silence before and after a recording; the assistant's have none."""
-    if utterance.voice == ANSWER_VOICE:
-        return 0.0, 0.0
+    """Seconds of silence before and after a recording."""
     chance, (before, after) = random.Random(repr(utterance)), SILENCES
     return chance.uniform(0.0, before), chance.uniform(0.0, after)
 

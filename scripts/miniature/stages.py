@@ -4,8 +4,10 @@ A stage is done when its result exists, which appears whole; an interrupted trai
 its last checkpoint. This module needs the standard library only. The folder of a run contains
 
     world/                         recordings and lists, see spoken_world
-    kokoro/                        the voices of people
-    people/                        their recordings and lists, see people.py
+    kokoro/                        the voices of people and of the assistant
+    voice/                         all that the assistant says, see voice.py
+    people/                        recordings and lists of people, see people.py
+    speech/                        lists of all recordings
     start/                         a language model to begin with, if there is one
     vocoder/ tokenizer/ detokenizer/ language_model/
                                    trainings: checkpoints, metrics, loss plot, ``final``
@@ -14,7 +16,7 @@ its last checkpoint. This module needs the standard library only. The folder of 
     base/                          a checkpoint whose language model is to be trained
     conversations/                 its training data, see conversations.py
     held_out/                      a world of which nothing is trained on
-    held_out_people/               people who ask in it, where there are no others
+    held_out_people/               people who ask in it
     prompts/                       of a real person, for measurements
     mini/                          the final checkpoint
     figures/                       measurements of mini, see figures.py
@@ -26,16 +28,17 @@ from collections.abc import Collection
 from pathlib import Path
 
 STAGES = {
-    "world": (),
     "kokoro": (),
+    "world": (),
     "whisper": (),
     "people": ("kokoro",),
-    "tokenizer": ("world",),
+    "voice": ("kokoro",),
+    "tokenizer": ("world", "voice", "people"),
     "encoder": ("tokenizer",),
     "base": ("encoder", "whisper"),
-    "conversations": ("base", "world", "people"),
+    "conversations": ("base",),
     "language_model": ("conversations",),
-    "vocoder": ("world",),
+    "vocoder": ("voice",),
     "detokenizer": ("encoder",),
     "mini": ("language_model", "detokenizer", "vocoder"),
     "held_out": (),
@@ -48,7 +51,10 @@ the miniature is made before."""
 
 TRAININGS = ("tokenizer", "language_model", "vocoder", "detokenizer")
 
-LISTS = ("people", "conversations")
+WIDE = ("language_model", "figures")
+"""Stages that are made with all cores, though others may run: all wait for them at the end."""
+
+LISTS = ("people", "voice", "conversations")
 """Stages whose last file is a list, since they resume."""
 
 START = "start"

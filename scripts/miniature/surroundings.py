@@ -1,17 +1,19 @@
-"""What happens to speech between a mouth and a model: rooms, noise, telephones, levels.
+"""What happens to speech between a mouth and a model: rooms, noise, telephones, codecs, levels.
 
-Everything is drawn from a seed, and computed with NumPy alone.
+Everything is drawn from a seed.
 """
 
 from __future__ import annotations
 
+import io
 import random
 from dataclasses import dataclass
 
+import av
 import numpy as np
 import soxr
 
-from kimia_infer.audio.files import SAMPLE_RATE
+from kimia_infer.audio.files import SAMPLE_RATE, pcm16
 
 TELEPHONE_RATE = 8_000
 TELEPHONE_BAND = 300.0, 3_400.0
@@ -19,6 +21,12 @@ TELEPHONE_BAND = 300.0, 3_400.0
 
 MU = 255.0
 """Of the companding law (ITU-T G.711)."""
+
+CODECS = {
+    "mp3": ("mp3", "libmp3lame", (16_000, 24_000, 32_000)),
+    "opus": ("ogg", "libopus", (8_000, 12_000, 20_000)),
+}
+"""Container and codec as FFmpeg calls them, and low rates in bits per second."""
 
 SOUND_SPEED = 343.0  # meters per second
 EARLY = 8
@@ -46,6 +54,7 @@ class Surroundings:
         color: exponent of the noise's spectrum: 0 white, 1 pink, 2 brown.
         band: Hz that a microphone lets through, up to.
         telephone: whether it came over a telephone line.
+        codec: of CODECS, with its bits per second.
         level: peak of the recording, full scale 1.
     """
 
@@ -57,6 +66,7 @@ class Surroundings:
     color: float = 1.0
     band: float | None = None
     telephone: bool = False
+    codec: tuple[str, int] | None = None
     level: float | None = None
 
     def heard(self, wave: np.ndarray, seed: int) -> np.ndarray:
@@ -77,6 +87,8 @@ class Surroundings:
             wave = _band(wave, 0.0, self.band)
         if self.level is not None:
             wave = wave * (self.level / (np.abs(wave).max() or 1.0))
+        if self.codec is not None:
+            wave = _coded(wave, *self.codec)
         return np.clip(wave, -1.0, 1.0).astype(np.float32)
 
 
@@ -88,6 +100,7 @@ def draw_surroundings(chance: random.Random) -> Surroundings:
         return Surroundings(before=before, after=after, level=level)
     room = Room(chance.uniform(0.15, 0.8), chance.uniform(0.2, 3.0))
     channel = chance.random()
+    codec = chance.choice(list(CODECS)) if 0.2 <= channel < 0.4 else None
     return Surroundings(
         speed=chance.uniform(0.88, 1.12) if chance.random() < 0.6 else 1.0,
         before=-chance.uniform(0.0, 0.04) if chance.random() < 0.1 else before,
@@ -96,6 +109,7 @@ def draw_surroundings(chance: random.Random) -> Surroundings:
         ratio=chance.uniform(5.0, 30.0) if chance.random() < 0.75 else None,
         color=chance.uniform(0.0, 2.0),
         telephone=channel < 0.2,
+        codec=(codec, chance.choice(CODECS[codec][2])) if codec else None,
         band=chance.uniform(3_000.0, 7_000.0) if channel > 0.85 else None,
         level=level,
     )
@@ -142,6 +156,25 @@ def _by_telephone(wave: np.ndarray) -> np.ndarray:
     packed = np.round(packed * 127) / 127
     narrow = np.sign(packed) * np.expm1(np.abs(packed) * np.log1p(MU)) / MU
     return soxr.resample(narrow, TELEPHONE_RATE, SAMPLE_RATE)
+
+
+def _coded(wave: np.ndarray, codec: str, bits: int) -> np.ndarray:
+    """``wave`` after a codec at ``bits`` per second, of the same length; mp3 delays it a little."""
+    form, name, _ = CODECS[codec]
+    file = io.BytesIO()
+    with av.open(file, "w", form) as container:
+        stream = container.add_stream(name, SAMPLE_RATE, layout="mono")
+        assert isinstance(stream, av.AudioStream)
+        stream.bit_rate = bits
+        frame = av.AudioFrame.from_ndarray(pcm16(np.clip(wave, -1, 1))[None], "s16", "mono")
+        frame.sample_rate = SAMPLE_RATE
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    file.seek(0)
+    with av.open(file, "r") as coded:
+        resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE)
+        frames = [f for one in coded.decode(audio=0) for f in resampler.resample(one)]
+    found = np.concatenate([f.to_ndarray()[0] for f in [*frames, *resampler.resample(None)]])
+    return np.pad(found[: len(wave)], (0, max(0, len(wave) - len(found))))
 
 
 def _band(wave: np.ndarray, low: float, high: float, rate: int = SAMPLE_RATE) -> np.ndarray:

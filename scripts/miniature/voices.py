@@ -36,6 +36,9 @@ class Utterance(NamedTuple):
     voice: Voice | Person
 
 
+ANSWER_VOICE = Person("af_heart", 1.0)
+"""Of the assistant."""
+
 ENGLISH = (
     "af_alloy", "af_aoede", "af_bella", "af_heart", "af_jessica", "af_kore", "af_nicole",
     "af_river", "af_sky", "am_adam", "am_echo", "am_fenrir", "am_liam", "am_michael", "am_onyx",

@@ -15,6 +15,7 @@ from kimia_infer.utils.files import locked
 from scripts.miniature.recognizer import SpeechRecognizer
 from scripts.miniature.scoring import Answer, Case, answer_all, load_model, read_cases
 from scripts.miniature.spoken_world import WorldSize, write_world
+from scripts.miniature.world import core
 from tests.encoded import encode_like, encode_once
 from tests.paths import MINI
 
@@ -26,8 +27,7 @@ SEED = 20
 def spoken_world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
     """A small world with held-out texts, in known and in held-out voices; written once."""
     count = 600 if long else 120
-    sizes = dict.fromkeys(("train", "validation", "voice_train", "voice_held_out"), 1)
-    size = WorldSize(**sizes, held_out=count, held_out_voices=count, seed=SEED)
+    size = WorldSize(1, 1, held_out=count, held_out_voices=count, seed=SEED)
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         root = root.parent  # which all processes of a run have in common
@@ -35,7 +35,7 @@ def spoken_world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
     with locked(root / "world.lock", wait=True):
         if not folder.exists():
             partial = tmp_path_factory.mktemp("world")
-            write_world(partial, size)
+            write_world(partial, size, core)
             partial.rename(folder)
     return folder
 

@@ -22,15 +22,17 @@ from scripts.miniature.espeak import speak_all
 from scripts.miniature.scoring import Case, answer_all, right
 from scripts.miniature.spoken_world import (
     ANSWER_RATE,
-    ANSWER_VOICE,
     SPOKEN,
     draw_voice,
     resampled,
 )
-from scripts.miniature.voices import Utterance
+from scripts.miniature.voices import Utterance, Voice
 from tests.paths import MINI
 
 Cases = Callable[..., list[Case]]
+
+VOICE = Voice("en-us+f3", 140, 50)
+"""Of the answers of ``weights/mini``."""
 
 QUESTION, ANSWER = "what is your name", "mary"
 VOICES, HELD_OUT = 24, 8
@@ -41,10 +43,13 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """The question in some voices, the last of them held out, and then its answer."""
     folder, chance = tmp_path_factory.mktemp("name"), random.Random(4)
     said = [Utterance(QUESTION, draw_voice(chance, i >= VOICES)) for i in range(VOICES + HELD_OUT)]
-    said.append(Utterance(ANSWER, ANSWER_VOICE))
+    return speak([*said, Utterance(ANSWER, VOICE)], folder)
+
+
+def speak(said: list[Utterance], folder: Path) -> list[Path]:
     paths = [folder / f"{number}.wav" for number in range(len(said))]
     for path, utterance, speech in zip(paths, said, speak_all(said), strict=True):
-        rate = ANSWER_RATE if utterance.voice == ANSWER_VOICE else SAMPLE_RATE
+        rate = ANSWER_RATE if utterance.voice == VOICE else SAMPLE_RATE
         write_wav(path, resampled(speech.wave, rate), rate)
     return paths
 
@@ -62,9 +67,10 @@ def adapter(sounds: list[Path], spoken_world: Path, tmp_path_factory) -> Path:
     with (spoken_world / "held_out_voices.jsonl").open() as file:
         known = [line for line in map(json.loads, file) if line["kind"] == "question"]
     lines = [spoken(sound, sounds[-1], ANSWER) for sound in sounds[:VOICES]]
-    for line in known[: 2 * VOICES]:
-        question, said = (message["content"] for message in line["conversation"])
-        lines.append(spoken(spoken_world / question, spoken_world / said[0], said[1]))
+    asked = [[m["content"] for m in line["conversation"]] for line in known[: 2 * VOICES]]
+    answers = speak([Utterance(text, VOICE) for _, (_, text) in asked], folder)
+    for (question, (_, text)), answer_path in zip(asked, answers, strict=True):
+        lines.append(spoken(spoken_world / question, answer_path, text))
     raw, data = folder / "raw.jsonl", folder / "data.jsonl"
     raw.write_text("".join(json.dumps(line) + "\n" for line in lines))
     extract_codes(raw, data, MINI, folder, "cpu", 1)

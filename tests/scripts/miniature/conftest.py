@@ -1,4 +1,4 @@
-"""A checkpoint whose language model is untrained, and a world of five sounds."""
+"""A checkpoint whose language model is untrained, and a run with a world of five sounds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("run") / "world"
+    folder.mkdir()
     for index in range(5):
         write_sound(folder / f"{index}.wav", 0.4 + 0.1 * index, index)
     asked = {"role": "user", "message_type": "audio", "content": "0.wav"}
@@ -43,6 +44,9 @@ def world(tmp_path_factory) -> Path:
     for name in SETS:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (folder / f"{name}.jsonl").write_text(text)
-    aloud = {"audio": "4.wav", "text": "a red cup and a blue cup"}
-    (folder / "voice_train.jsonl").write_text(json.dumps(aloud) + "\n")
+    voice = folder.parent / "voice"
+    voice.mkdir()
+    texts = {"3.wav": "two", "4.wav": "a red cup and a blue cup"}
+    said = [{"audio": f"../world/{name}", "text": text} for name, text in texts.items()]
+    (voice / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in said))
     return folder

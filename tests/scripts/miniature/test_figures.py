@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from kimia_infer.audio.files import load_audio
+from kimia_infer.audio.files import load_audio, write_wav
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.training.tasks.recordings import Recording
+from kimia_infer.utils.files import write_json_lines
 from scripts.miniature import figures
+from scripts.miniature.espeak import speak_all
 from scripts.miniature.figures import (
     FIGURES,
     PICTURE,
@@ -22,8 +24,19 @@ from scripts.miniature.figures import (
     write_figures,
 )
 from scripts.miniature.scoring import load_model, recognizable
-from scripts.miniature.spoken_world import WorldSize, write_world
+from scripts.miniature.spoken_world import (
+    ANSWER_RATE,
+    SPOKEN,
+    WorldSize,
+    read_lines,
+    resampled,
+    write_world,
+)
+from scripts.miniature.voices import Utterance, Voice
+from scripts.miniature.world import core
 from tests.training.runs import write_sound
+
+VOICE = Voice("en-us+f3", 140, 50)
 
 CODES = 20
 """More than the first chunk of a stream takes, fewer than one of a whole synthesis."""
@@ -31,8 +44,19 @@ CODES = 20
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("world")
-    write_world(folder, WorldSize(1, 1, 20, 1, voice_train=1, voice_held_out=4))
+    folder = tmp_path_factory.mktemp("run") / "world"
+    write_world(folder, WorldSize(1, 1, 20, 1), core)
+    lines = read_lines(folder / "held_out.jsonl")
+    said = [line["conversation"][-1]["content"] for line in lines if line["task_type"] == SPOKEN]
+    texts = [text for _, text in said if len(text.split()) > 3][:4]
+    answers = {Path(path): Utterance(text, VOICE) for path, text in said}
+    voice = folder.parent / "voice"
+    answers |= {voice / f"{i}.wav": Utterance(text, VOICE) for i, text in enumerate(texts)}
+    voice.mkdir()
+    for path, speech in zip(answers, speak_all(answers.values()), strict=True):
+        write_wav(path, resampled(speech.wave, ANSWER_RATE), ANSWER_RATE)
+    read = [{"audio": f"{i}.wav", "text": text} for i, text in enumerate(texts)]
+    write_json_lines(voice / "held_out.jsonl", read)
     return folder
 
 
@@ -42,7 +66,8 @@ def test_figures_are_written(untrained: Path, world: Path, tmp_path: Path, monke
     monkeypatch.setattr("scripts.miniature.scoring.MOST_STEPS", 30)
     monkeypatch.setattr("scripts.miniature.recognizer.LISTENS", 1)
     monkeypatch.setattr(figures, "measure_people", lambda *_: {})
-    held_out = HeldOut(world, tmp_path, tmp_path)
+    monkeypatch.setattr(figures, "measure_long", lambda *_: {})
+    held_out = HeldOut(world, tmp_path, world.parent / "voice", tmp_path)
     measured = write_figures(untrained, held_out, tmp_path / "out", limit=2)
     assert json.loads((tmp_path / "out" / FIGURES).read_text()) == measured
     assert (tmp_path / "out" / PICTURE).read_bytes().startswith(b"\x89PNG")
@@ -76,7 +101,8 @@ def test_versions_of_a_recording(untrained: Path, tmp_path: Path):
 
 
 def test_every_version_is_recognized(world: Path):
-    recordings = figures.find_recordings(world / "voice_held_out.jsonl", world)[:2]
+    voice = world.parent / "voice"
+    recordings = figures.find_recordings(voice / "held_out.jsonl", voice)[:2]
 
     def versions(recording: Recording) -> dict[str, np.ndarray]:
         original = load_audio(recording.path)

@@ -10,27 +10,34 @@ import numpy as np
 import pytest
 
 from kimia_infer.api.events import WordTime
-from kimia_infer.audio.files import SAMPLE_RATE, load_audio
+from kimia_infer.audio.files import load_audio
 from kimia_infer.data.conversations import ConversationFile
-from scripts.miniature import people
+from scripts.miniature import natural
+from scripts.miniature.natural import Spoken, WordList, as_said, paths, phones_of
 from scripts.miniature.people import (
     KINDS,
     READERS,
     SETS,
+    WORDS,
     PeopleSize,
-    WordList,
     draw_people,
     word_lists,
     write_people,
 )
-from scripts.miniature.spoken_world import ANSWER_VOICE
-from scripts.miniature.voices import ACCENTS, ENGLISH, HELD_OUT_ENGLISH, Person, Utterance
-from scripts.miniature.world import questions
+from scripts.miniature.voices import (
+    ACCENTS,
+    ANSWER_VOICE,
+    ENGLISH,
+    HELD_OUT_ENGLISH,
+    Person,
+    Utterance,
+)
+from scripts.miniature.world import core, whole
 
 
 def voices(name: str) -> set[str]:
     """Kokoro's voices that the users of a set have, also in mixtures."""
-    drawn = {task.voice.name for task in draw_people(name, 300, 1)}
+    drawn = {task.voice.name for task in draw_people(whole, name, 300, 1)}
     return {part.split(":")[0] for voice in drawn for part in voice.split("+")}
 
 
@@ -39,53 +46,61 @@ def test_held_out_people_and_texts_are_in_no_other_set():
     assert set(ENGLISH) < voices("train") <= {*ENGLISH, *ACCENTS}
     assert not voices("validation") & set(HELD_OUT_ENGLISH)
     assert not set(HELD_OUT_ENGLISH) & set(READERS)
-    texts = {name: {task.turns for task in draw_people(name, 300, 1)} for name in SETS}
-    assert len(texts["held_out"]) == 300
-    assert not texts["train"] & (texts["held_out"] | texts["validation"])
-    assert {task.kind for task in draw_people("train", 100, 1)} == KINDS.keys()
-    assert draw_people("train", 300, 1)[:50] == draw_people("train", 50, 1)
-
-
-def test_lists_have_every_word_of_the_questions_once():
-    lists = list(word_lists(("af_heart", "am_adam"), 1))
-    asked = {
-        word for turns in questions("held_out").values() for t in turns for word in t.user.split()
+    texts = {
+        name: {
+            task.turns
+            for task in draw_people(core, name, 300, 1)
+            if task.kind not in ("unknown", "sound")
+        }
+        for name in SETS
     }
+    assert len(texts["held_out"]) > 200
+    assert not texts["train"] & (texts["held_out"] | texts["validation"])
+    assert {task.kind for task in draw_people(whole, "train", 100, 1)} == KINDS.keys()
+    assert draw_people(whole, "train", 300, 1)[:50] == draw_people(whole, "train", 50, 1)
+
+
+def test_lists_have_every_word_once():
+    lists = list(word_lists(("af_heart", "am_adam"), 1))
     for voice in ("af_heart", "am_adam"):
         words = [word for listed in lists if listed.voice == voice for word in listed.words]
-        assert len(words) == len(set(words)) and asked <= set(words)
+        assert sorted(words) == sorted(WORDS)
+    assert set(WORDS) <= set(whole.vocabulary())
 
 
 SECONDS = 2.0
 
 
-def spoken(kokoro: object, text: str, person: Person) -> tuple[np.ndarray, list[WordTime]]:
-    """A ramp, whose value is the time; a word every 0.4 s, of 0.2 s."""
+def spoken(kokoro: object, text: str, person: Person) -> Spoken:
+    """A ramp at 24 kHz, whose value is the time; a word every 0.4 s, of 0.2 s."""
     words = text.replace(",", "").split()
     times = [WordTime(w, 0.4 * (1 + i), 0.4 * (1 + i) + 0.2) for i, w in enumerate(words)]
-    return np.arange(int(SECONDS * SAMPLE_RATE)) / (SECONDS * SAMPLE_RATE), times
+    wave = np.arange(int(SECONDS * 24_000)) / (SECONDS * 24_000)
+    return Spoken(wave, times, [(time.text[0], time.start) for time in times])
 
 
 @pytest.fixture
 def ramps(monkeypatch) -> None:
     """Speech in this process, by nobody."""
-    monkeypatch.setattr(people, "_spoken", spoken)
-    monkeypatch.setattr(people, "_loaded", lambda kokoro: None)
+    monkeypatch.setattr(natural, "_spoken", spoken)
+    monkeypatch.setattr(natural, "_loaded", lambda kokoro: None)
 
 
 def test_words_are_cut_out_with_little_around_them(tmp_path: Path, ramps: None):
     listed = WordList(("one", "two", "three"), "af_heart")
-    people._write(tmp_path, Path(), listed)
-    for index, path in enumerate(people.paths(tmp_path, listed)):
+    natural._write(tmp_path, Path(), listed)
+    for index, path in enumerate(paths(tmp_path, listed)):
         wave = SECONDS * load_audio(path)
-        assert wave[0] == pytest.approx(0.4 * (1 + index) - people.BEFORE, abs=1e-3)
+        assert wave[0] == pytest.approx(0.4 * (1 + index) - natural.BEFORE, abs=1e-3)
         # The pause between two words is 0.2 s, of which each has at most a half.
-        after = people.AFTER if index == 2 else 0.1
+        after = natural.AFTER if index == 2 else 0.1
         assert wave[-1] == pytest.approx(0.4 * (1 + index) + 0.2 + after, abs=1e-3)
-    said = Utterance("one two", Person("af_heart", 1.0))
-    people._write(tmp_path, Path(), said)
-    wave = SECONDS * load_audio(people.paths(tmp_path, said)[0])
-    assert wave[[0, -1]] == pytest.approx([0.4 - people.BEFORE, 1.0 + people.AFTER], abs=1e-3)
+    said = Utterance("one two", Person("af_bella", 1.0))
+    natural._write(tmp_path, Path(), said)
+    (path,) = paths(tmp_path, said)
+    assert phones_of(path) == [("o", natural.BEFORE), ("t", 0.4 + natural.BEFORE)]
+    wave = SECONDS * load_audio(path)
+    assert wave[[0, -1]] == pytest.approx([0.4 - natural.BEFORE, 1.0 + natural.AFTER], abs=1e-3)
 
 
 def test_the_people_are_written_and_resumed(tmp_path: Path, ramps: None, monkeypatch):
@@ -104,19 +119,32 @@ def test_the_people_are_written_and_resumed(tmp_path: Path, ramps: None, monkeyp
                 made.append(item)
                 yield write(item)
 
-    monkeypatch.setattr(people, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(natural, "ProcessPoolExecutor", Here)
     size = PeopleSize(train=4, validation=2, held_out=3, readers=1)
-    write_people(tmp_path, size, Path())
-    first, last = list(made), people.paths(tmp_path, made[-1])
-    write_people(tmp_path, size, Path())
+    write_people(tmp_path, size, whole, Path())
+    first, last = list(made), paths(tmp_path, made[-1])
+    write_people(tmp_path, size, whole, Path())
     assert made == first
     last[0].unlink()  # as if interrupted
-    write_people(tmp_path, size, Path())
+    write_people(tmp_path, size, whole, Path())
     assert made == [*first, first[-1]] and last[0].is_file()
     for name in SETS:
         file = ConversationFile(tmp_path / f"{name}.jsonl")
         assert len(file) == getattr(size, name)
         for conversation in file:
             for message in conversation.messages:
-                assert message.audio is None or (tmp_path / message.audio).is_file()
+                if message.role == "user" and message.audio is not None:
+                    assert (tmp_path / message.audio).is_file()
     assert ANSWER_VOICE not in {item.voice for item in made}
+
+
+def test_what_is_said_for_a_text():
+    """Letters are named; the assistant reads as written, users hesitate now and then."""
+    assert as_said(Utterance("c a t", ANSWER_VOICE)) == "c, [a](/ˈA/), t."
+    assert as_said(Utterance("one red cup", ANSWER_VOICE)) == "one red cup."
+    people = [Person("af_bella", round(0.8 + 0.001 * i, 3)) for i in range(300)]
+    said = [as_said(Utterance("one red cup", person)) for person in people]
+    assert {one[-1] for one in said} == {"p", ".", "?"}
+    assert 0.06 < sum("," in one for one in said) / len(said) < 0.2
+    assert any(", um, " in one for one in said)
+    assert all(one.startswith("one") and "red" in one for one in said)

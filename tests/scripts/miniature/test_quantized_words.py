@@ -15,6 +15,7 @@ from scripts.miniature.scoring import (
     word_errors,
 )
 from scripts.miniature.spoken_world import WorldSize, write_world
+from scripts.miniature.world import core
 from tests.encoded import encode_like, encode_once
 from tests.paths import MINI
 
@@ -25,8 +26,8 @@ KINDS = ("transcription", "question")
 def world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
     folder = tmp_path_factory.mktemp("world")
     held_out = 200 if long else 60
-    size = WorldSize(1, 1, held_out, held_out_voices=1, voice_train=1, voice_held_out=1)
-    write_world(folder, size)
+    size = WorldSize(1, 1, held_out, held_out_voices=1)
+    write_world(folder, size, core)
     return folder
 
 

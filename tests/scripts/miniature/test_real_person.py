@@ -15,9 +15,17 @@ from kimia_infer.utils.errors import ConfigurationError
 from scripts.miniature import people_scores, real_person
 from scripts.miniature.people import KINDS
 from scripts.miniature.people_scores import PLACES, measure_people
-from scripts.miniature.real_person import WORDS, decoded, fetch_prompts, person_cases, trained
+from scripts.miniature.real_person import (
+    WORDS,
+    decoded,
+    fetch_prompts,
+    person_cases,
+    person_words,
+    trained,
+)
 from scripts.miniature.scoring import Answer, Case
-from scripts.miniature.world import NUMBERS, questions, split_of
+from scripts.miniature.world.core import NUMBERS, questions
+from scripts.miniature.world.splits import split_of
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +85,17 @@ def test_a_version_that_debian_does_not_have_is_named(tmp_path: Path, monkeypatc
         fetch_prompts(tmp_path)
 
 
-WHO = ("voices", "person", "person_trained", "person_held_out")
+def test_numbers_days_and_months_are_to_be_written_down(prompts: Path, tmp_path: Path):
+    assert WORDS["monday"] == "digits/day-1" and WORDS["sunday"] == "digits/day-0"
+    assert WORDS["december"] == "digits/mon-11" and WORDS["ninety"] == "digits/90"
+    cases = person_words(prompts, tmp_path)
+    texts = {case.text for case in cases}
+    assert {"monday", "january", "twenty", "nineteen"} <= texts and not cases[0].spoken
+    assert sum(len(text.split()) > 2 for text in texts) == real_person.STRINGS
+    assert len(load_audio(Path(cases[0].chats[1]["content"]))) > 0.4 * SAMPLE_RATE
+
+
+WHO = ("voices", "person", "person_words", "person_trained", "person_held_out")
 
 
 def test_figures_are_of_every_place(prompts: Path, tmp_path: Path, monkeypatch):
@@ -99,6 +117,8 @@ def test_figures_are_of_every_place(prompts: Path, tmp_path: Path, monkeypatch):
     }
     known = [case for case in asked if trained(case)]
     new = [case for case in asked if not trained(case)]
+    written = person_words(prompts, tmp_path)
+    assert found["person_words_quiet"]["count"] == len(written)
     of = {"person": asked[:40], "person_trained": known, "person_held_out": new}
     for (who, some), place in product(of.items(), PLACES):
         values = found[f"{who}_{place}"]

@@ -17,10 +17,13 @@ from scripts.miniature.recognizer import (
     content_words,
     recall,
     template_of,
+    understands,
 )
-from scripts.miniature.spoken_world import ANSWER_VOICE, resampled
-from scripts.miniature.voices import Utterance
-from scripts.miniature.world import dialogue, questions, sentence
+from scripts.miniature.spoken_world import resampled
+from scripts.miniature.voices import Utterance, Voice
+from scripts.miniature.world.core import dialogue, questions, sentence
+
+VOICE = Voice("en-us+f3", 140, 50)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def texts() -> list[str]:
 @pytest.fixture(scope="module")
 def waves(texts: list[str]) -> list[np.ndarray]:
     synthesizer = Synthesizer()
-    speeches = [synthesizer.speak(Utterance(text, ANSWER_VOICE)) for text in texts]
+    speeches = [synthesizer.speak(Utterance(text, VOICE)) for text in texts]
     return [resampled(speech.wave, SAMPLE_RATE) for speech in speeches]
 
 
@@ -88,6 +91,7 @@ def test_content_words_are_those_of_open_slots():
     assert recall([heard, Heard("red", "red")]) == 3 / 5
     with pytest.raises(ValueError, match="not a sentence"):
         content_words("the sky is blue")
+    assert understands(text) and not understands("the sky is blue")
 
 
 def test_chance_is_that_of_a_random_slot():

@@ -22,6 +22,7 @@ from scripts.miniature.scoring import (
     understood,
     word_errors,
 )
+from scripts.miniature.world import unknown
 from tests.paths import MINI
 
 
@@ -95,12 +96,18 @@ def test_figures_of_a_set_and_of_an_ablation():
         given("dialogue", "five", "five", "nine"),
         given("repeat", "six", "six", "six"),
         given("read", "seven", "seven", "seven"),
+        given("unknown", unknown.ANSWER, unknown.ANSWER, ""),
+        given("sound", "a clap", unknown.ANSWER, ""),
     ]
     found = scores(answers)
-    assert found["transcription"] == {"count": 1, "word_errors": 0.0, "right": 1.0}
-    assert found["question"] == {
-        "count": 2, "word_errors": 0.5, "right": 0.5, "agreement": 0.5, "spoken_right": 1.0
+    assert found["transcription"] == {
+        "count": 1, "word_errors": 0.0, "right": 1.0, "at_a_loss": 0.0
     }  # fmt: skip
+    assert found["question"] == {
+        "count": 2, "word_errors": 0.5, "right": 0.5, "at_a_loss": 0.0,
+        "agreement": 0.5, "spoken_right": 1.0,
+    }  # fmt: skip
+    assert found["unknown"]["right"] == found["sound"]["at_a_loss"] == 1.0
     assert (found["dialogue"]["right"], found["dialogue"]["spoken_right"]) == (1.0, 0.0)
     assert found["agreement"] == pytest.approx(3 / 5)
     expected = {"all_right": 2 / 3, "word_errors": 0.0, "right": 0.5, "spoken_right": 1.0}
@@ -122,5 +129,5 @@ def test_another_kind_of_answer_can_be_asked_for(model: KimiAudio, world: Path, 
 
 
 def test_a_world_without_a_kind_is_named(model: KimiAudio, world: Path):
-    with pytest.raises(DataError, match=r"held_out.jsonl: no read, repeat"):
+    with pytest.raises(DataError, match=r"held_out.jsonl: no read, repeat, sound, unknown"):
         measure(lambda: model, world, limit=1)

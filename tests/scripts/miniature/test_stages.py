@@ -16,6 +16,7 @@ from kimia_infer.audio.mel import MelConfig
 from kimia_infer.models.kimi_audio.checkpoint import SPEECH_TOKENIZER_FOLDER, WHISPER_FOLDER
 from kimia_infer.models.kimi_audio.components import speech_tokenizer_component
 from kimia_infer.models.kimi_audio.config import SpeechTokenizerConfig
+from kimia_infer.models.kimi_audio.text_tokenizer import TextTokenizer
 from kimia_infer.models.kokoro.layout import VOICES_NAME
 from kimia_infer.training.run_directory import TrainingError
 from kimia_infer.training.tasks.config import (
@@ -29,9 +30,20 @@ from kimia_infer.training.tasks.speech_tokenizer import new_config, new_tokenize
 from kimia_infer.utils.errors import WeightsError
 from kimia_infer.utils.files import write_text
 from kimia_infer.weights.layout import RECORD_NAME
-from scripts.miniature import figures, people, recipe, recognizer, scoring
+from scripts.miniature import (
+    figures,
+    natural,
+    people,
+    recipe,
+    recognizer,
+    scoring,
+    spoken_world,
+    voice,
+)
+from scripts.miniature.assembly import ROWS_OF_TOKENS
 from scripts.miniature.conversations import Amounts
-from scripts.miniature.people import PeopleSize, WordList
+from scripts.miniature.natural import WordList
+from scripts.miniature.people import PeopleSize
 from scripts.miniature.recipe import held_out, make_encoder, take_over
 from scripts.miniature.spoken_world import WorldSize
 from scripts.miniature.stages import STAGES, make, ready, result
@@ -54,14 +66,17 @@ def test_stages_can_be_made_in_their_order(tmp_path: Path):
 
 
 def test_independent_stages_can_run_together(tmp_path: Path):
-    free = ["world", "kokoro", "whisper", "held_out"]
+    free = ["kokoro", "world", "whisper", "held_out"]
     assert ready(tmp_path) == free
     (tmp_path / "world").mkdir()
-    assert ready(tmp_path, running=free) == ["tokenizer", "vocoder"]
     result(tmp_path, "kokoro").mkdir(parents=True)
-    assert ready(tmp_path, running=[*free, "tokenizer"]) == ["people", "vocoder"]
+    assert ready(tmp_path, running=free) == ["people", "voice"]
+    result(tmp_path, "voice").mkdir(parents=True)
+    assert ready(tmp_path, running=[*free, "people"]) == ["vocoder"]
+    result(tmp_path, "people").mkdir(parents=True)
+    assert ready(tmp_path, running=[*free, "vocoder"]) == ["tokenizer"]
     result(tmp_path, "tokenizer").mkdir(parents=True)
-    assert ready(tmp_path, running=[*free, "people", "vocoder"]) == ["encoder"]
+    assert ready(tmp_path, running=[*free, "vocoder"]) == ["encoder"]
 
 
 def test_a_stage_is_made_once_and_after_what_it_needs(tmp_path: Path, monkeypatch):
@@ -72,16 +87,16 @@ def test_a_stage_is_made_once_and_after_what_it_needs(tmp_path: Path, monkeypatc
         result(run, "vocoder").mkdir(parents=True)
 
     monkeypatch.setattr(recipe, "make_vocoder", write)
-    with pytest.raises(TrainingError, match="vocoder: needs world to be done first"):
+    with pytest.raises(TrainingError, match="vocoder: needs voice to be done first"):
         make(tmp_path, "vocoder")
-    (tmp_path / "world").mkdir()
+    result(tmp_path, "voice").mkdir(parents=True)
     make(tmp_path, "vocoder")
     make(tmp_path, "vocoder")
     assert made == [tmp_path]
 
 
 def test_an_interrupted_world_is_not_taken_for_one(tmp_path: Path, monkeypatch):
-    def fail(folder: Path, size: object) -> None:
+    def fail(folder: Path, *_: object) -> None:
         (folder / "train.jsonl").write_text("")
         raise KeyboardInterrupt
 
@@ -126,11 +141,13 @@ STEPS = {"max_steps": 2, "save_every": 1, "eval_every": 2}
 
 
 def hum(folder: Path, work: list[Utterance | WordList], kokoro: Path) -> None:
-    """Where people speak otherwise."""
+    """Where Kokoro speaks otherwise."""
     for item in work:
-        for index, path in enumerate(people.paths(folder, item)):
+        for index, path in enumerate(natural.paths(folder, item)):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_sound(path, 0.4, index)
+            words = 1 if isinstance(item, WordList) else len(item.text.split())
+            write_sound(path, 0.3 * words, index)
+            path.with_suffix(".json").write_text('[["a", 0.0], ["b", 0.2]]')
 
 
 VOICES = (*ENGLISH, *HELD_OUT_ENGLISH, *ACCENTS)
@@ -156,16 +173,20 @@ def small_whisper(folder: Path, archives: Path) -> None:
 @pytest.fixture
 def small(monkeypatch) -> None:
     """Stages of a few sounds and steps, without packages and Kokoro."""
-    world = WorldSize(10, 10, 10, 10, 2, 6)
-    for name in ("WORLD", "REHEARSED", "HELD_OUT"):
-        monkeypatch.setattr(recipe, name, world)
-    monkeypatch.setattr(recipe, "PEOPLE", PeopleSize(6, 2, 4, readers=1))
+    for name in ("WORLD", "HELD_OUT"):
+        monkeypatch.setattr(recipe, name, WorldSize(14, 14, 14, 14))
+    monkeypatch.setattr(spoken_world, "POOL", {"train": 12, "validation": 4, "held_out": 8})
+    monkeypatch.setattr(voice, "POOL", {"train": 12, "validation": 4, "held_out": 8})
+    monkeypatch.setattr(recipe, "PEOPLE", PeopleSize(6, 2, 0, readers=1))
     monkeypatch.setattr(recipe, "HELD_OUT_PEOPLE", PeopleSize(0, 0, 4, readers=0))
-    monkeypatch.setattr(recipe, "AMOUNTS", Amounts(surroundings=1, spelled=2, joined=2))
-    monkeypatch.setattr(people, "write_speech", hum)
+    monkeypatch.setattr(recipe, "AMOUNTS", Amounts(1, spelled=2, typed=4, short=2, long=1))
+    for module in (people, voice):
+        monkeypatch.setattr(module, "write_speech", hum)
+    monkeypatch.setattr(figures, "measure_speech", lambda *_: {"count": 0})
     monkeypatch.setattr(recipe, "build_from_packages", packages(*VOICES))
     monkeypatch.setattr(recipe, "write_tiny", small_whisper)
     monkeypatch.setattr(recipe, "fetch_prompts", lambda folder: None)
+    monkeypatch.setattr(figures, "recalls", lambda *_: {})  # nobody says a word
     monkeypatch.setattr(figures, "measure_people", lambda *_: {})
     monkeypatch.setattr(recipe, "MEASURED", 1)
     for name, values in SMALL.items():
@@ -174,6 +195,7 @@ def small(monkeypatch) -> None:
     monkeypatch.setattr(scoring, "LONG_SECONDS", 3)
     monkeypatch.setattr(scoring, "MOST_STEPS", 10)
     monkeypatch.setattr(figures, "TIMED", 1)
+    monkeypatch.setattr(figures, "HEARD", 0)
 
 
 def test_kokoro_is_made_with_all_voices_or_not_at_all(tmp_path: Path, monkeypatch):
@@ -183,7 +205,7 @@ def test_kokoro_is_made_with_all_voices_or_not_at_all(tmp_path: Path, monkeypatc
     assert "kokoro" in ready(tmp_path)
     monkeypatch.setattr(recipe, "build_from_packages", packages(*VOICES))
     make(tmp_path, "kokoro")
-    assert "people" in ready(tmp_path)
+    assert {"people", "voice"} <= set(ready(tmp_path))
 
 
 def test_what_is_measured_on_is_made_apart_from_what_is_trained_on(
@@ -194,12 +216,15 @@ def test_what_is_measured_on_is_made_apart_from_what_is_trained_on(
     asked = held_out(tmp_path / "run")
     assert (asked.people / "held_out.jsonl").read_text().count("\n") == 4
     assert asked.world.is_dir() and (tmp_path / "run" / "prompts").is_dir()
-    assert not any(result(tmp_path / "run", name).exists() for name in ("kokoro", "people"))
+    assert (asked.voice / "held_out.jsonl").is_file()
+    made = ("kokoro", "people", "voice")
+    assert not any(result(tmp_path / "run", name).exists() for name in made)
 
 
 def test_a_miniature_is_made_from_nothing(tmp_path: Path, small: None):
     """All stages, of a world of a few sounds; one training is interrupted and resumed."""
-    make(tmp_path, "world")
+    make(tmp_path, "kokoro")
+    make(tmp_path, "voice")
     interrupt(lambda: make(tmp_path, "vocoder"), step=1)
     while waiting := ready(tmp_path):
         make(tmp_path, waiting[0])
@@ -214,24 +239,30 @@ def test_a_miniature_is_made_from_nothing(tmp_path: Path, small: None):
 
 
 def test_a_run_begins_with_a_miniature(tmp_path: Path, small: None):
-    """Its codec is kept, and its language model where the shapes are the same."""
+    """Its language model is where training begins: layers, and the rows of words by these."""
     take_over(tmp_path, MINI)
-    shutil.rmtree(tmp_path / "vocoder")  # as if interrupted
     take_over(tmp_path, MINI)
-    before = load_file(MINI / "model.safetensors")
-    for name in ("whisper", "encoder", "base"):
+    shutil.copytree(MINI / SPEECH_TOKENIZER_FOLDER, tmp_path / "encoder" / SPEECH_TOKENIZER_FOLDER)
+    for name in ("whisper", "base"):
         make(tmp_path, name)
-    assert {"tokenizer", "vocoder", "detokenizer"}.isdisjoint(ready(tmp_path))
+    assert {"kokoro", "world"} <= set(ready(tmp_path))
+    before = load_file(MINI / "model.safetensors")
     base = load_file(tmp_path / "base" / "model.safetensors")
-    other = {name for name in base if not torch.equal(base[name], before[name])}
-    assert other == {"model.vq_adaptor.layers.0.weight"}
+    other = {n for n in base if base[n].shape != before[n].shape}
+    other |= {n for n in base.keys() - other if not torch.equal(base[n], before[n])}
+    assert other == {"model.vq_adaptor.layers.0.weight", *ROWS_OF_TOKENS}
+    old, new = (TextTokenizer(folder) for folder in (MINI, tmp_path / "base"))
+    for text in (" twelve", " kitchen"):
+        (was,), (is_now,) = old.encode(text), new.encode(text)
+        for name in ROWS_OF_TOKENS:
+            assert torch.equal(base[name][is_now], before[name][was])
 
 
 def test_a_run_that_began_otherwise_takes_over_nothing(tmp_path: Path):
     with pytest.raises(TrainingError, match=r"no miniature, .*model\.safetensors"):
         take_over(tmp_path / "run", tmp_path)
     assert not (tmp_path / "run").exists()
-    (tmp_path / "tokenizer").mkdir()
-    with pytest.raises(TrainingError, match=r"begun without a miniature \(tokenizer\)"):
+    (tmp_path / "base").mkdir()
+    with pytest.raises(TrainingError, match="its language model began without one"):
         take_over(tmp_path, MINI)
     assert not (tmp_path / "start").exists()

@@ -1,18 +1,17 @@
-"""The small world: every sentence, question and dialogue that the miniature learns.
+"""The core of the small world, in 84 words: numbers to twelve, colors, objects, places and names.
 
-The world has 84 words. Sentences combine a few templates with open slots; questions have one
-right answer each. A text belongs to one split, chosen by its checksum, so that training and
-held-out texts are disjoint.
+Sentences combine a few templates with open slots; questions have one right answer each. A text
+belongs to one split, chosen by its checksum, so that training and held-out texts are disjoint.
 """
 
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import cache
 from itertools import product
+
+from scripts.miniature.world.splits import SPLITS, Dialogue, Turn, split_of, split_of_dialogue
 
 NUMBERS = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
@@ -67,35 +66,10 @@ COUNTS = ("count {}", "please count {}")
 MY_COLOR = ("what color is my {}", "which color is my {}", "tell me the color of my {}")
 WHERE = ("where is {}", "tell me where {} is")
 
-MINE = "my "
-"""Beginning of facts that only dialogues contain."""
-
-SPLITS = ("train", "validation", "held_out")
 LONGEST_COUNT = 4
 
-
-@dataclass(frozen=True)
-class Turn:
-    """A user's message and its answer."""
-
-    user: str
-    answer: str
-
-
-Dialogue = tuple[Turn, ...]
-
-
-def split_of(text: str) -> str:
-    """The split a text belongs to: 8 % validation, 12 % held out, the rest for training."""
-    place = zlib.crc32(text.encode()) % 100
-    return SPLITS[0 if place < 80 else 1 if place < 88 else 2]
-
-
-def split_of_dialogue(turns: Dialogue) -> str:
-    """The split of a dialogue; of its first message if that also occurs alone."""
-    opening = turns[0].user
-    alone = not opening.startswith(MINE)
-    return split_of(opening if alone else " | ".join(turn.user for turn in turns))
+KINDS = {"transcription": 0.3, "question": 0.27, "dialogue": 0.2, "repeat": 0.13, "read": 0.1}
+"""Shares of the kinds of conversations."""
 
 
 def sentence(chance: random.Random, split: str) -> str:
@@ -176,7 +150,7 @@ def dialogue(chance: random.Random, split: str) -> Dialogue:
 
 
 def _color_fact(item: str, color: str) -> Turn:
-    return Turn(f"{MINE}{item} is {color}", f"okay {color} {item}")
+    return Turn(f"my {item} is {color}", f"okay {color} {item}")
 
 
 def _color_dialogue(chance: random.Random) -> Dialogue:

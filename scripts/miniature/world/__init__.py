@@ -1,0 +1,1 @@
+"""The small world: every sentence, question and dialogue that the miniature learns, by subjects."""
