@@ -107,7 +107,9 @@ def test_figures_are_of_every_place(prompts: Path, tmp_path: Path, monkeypatch):
         path = case.chats[0]["content"]
         return Answer(case, case.text if "_plus_" in path and "True" not in path else "none")
 
-    monkeypatch.setattr(people_scores, "answer", ear)
+    monkeypatch.setattr(
+        people_scores, "answer_all", lambda model, cases, title: [ear(model, c) for c in cases]
+    )
     monkeypatch.setattr(people_scores, "read_cases", lambda *_: voices)
     found = measure_people(None, tmp_path, prompts)  # pyrefly: ignore[bad-argument-type]
     others = KINDS.keys() - {"question"}
