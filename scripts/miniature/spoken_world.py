@@ -61,8 +61,8 @@ REPEAT = "Please repeat what you hear."
 SILENCES = 0.3, 0.4
 """Longest silence before and after the speech of a user, in seconds."""
 
-LONGEST_REPEATED = 8
-"""Words of a sentence to repeat or read, so that answers stay below about 3 s."""
+LONGEST_REPEATED = 6
+"""Words of a sentence to repeat or read, so that answers stay below about 2.5 s."""
 
 POOL = {"train": 900, "validation": 40, "held_out": 100}
 """Sentences that are repeated and read, of each split: as many as the answer voice says."""
