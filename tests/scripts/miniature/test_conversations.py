@@ -148,7 +148,7 @@ def test_sentences_and_words_are_joined_with_pauses(people: Path, written: Path)
     pairs = {p: line["conversation"][-1] for line in lines for p in users([line])}
     joined = {p: m["content"] for p, m in pairs.items() if p.parent == written / "joined"}
     assert len(joined) == 4
-    said = ("what is it", "one red cup", "and then")
+    said = ("what is it", "one red cup", "and then", "one plus two")
     for text in joined.values():
         assert sum(text.count(one) * len(one.split()) for one in said) == len(text.split())
         assert 1 <= sum(text.count(one) for one in said) <= 10
