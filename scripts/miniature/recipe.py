@@ -43,7 +43,6 @@ from scripts.miniature.open_ear import judged
 from scripts.miniature.people import PeopleSize, draw_people, write_people
 from scripts.miniature.real_person import SOUNDS, fetch_prompts
 from scripts.miniature.spoken_world import (
-    SPOKEN,
     WorldSize,
     draw_tasks,
     read_lines,
@@ -278,9 +277,11 @@ def held_out(run: Path) -> HeldOut:
     world, people = run / "held_out", run / "held_out_people"
     write_people(people, HELD_OUT_PEOPLE, whole, kokoro)
     asked = [*read_lines(world / "held_out.jsonl"), *read_lines(people / "held_out.jsonl")]
-    said = [line["conversation"][-1]["content"] for line in asked if line["task_type"] == SPOKEN]
-    long = {text for _, text in said if judged(text)}
-    write_references(run / "voice", whole, long, kokoro)
+    messages = [message for line in asked for message in line["conversation"]]
+    earlier = [message for line in asked for message in line["conversation"][:-1]]
+    texts = {m["content"][1] for m in earlier if m["message_type"] == "audio-text"}
+    said = {m["content"][1] for m in messages if m["message_type"] == "audio-text"}
+    write_references(run / "voice", whole, texts | set(filter(judged, said)), kokoro)
     return HeldOut(world, people, run / "voice", run / "prompts" / SOUNDS)
 
 

@@ -78,6 +78,7 @@ class World(Protocol):
     """A module of :mod:`scripts.miniature.world`: its core, or the whole."""
 
     KINDS: Mapping[str, float]
+    POOLED: bool
 
     def question(self, chance: random.Random, split: str) -> Turn: ...
 
@@ -205,7 +206,12 @@ def draw_task(
     if kind == "transcription":
         text = world.sentence(chance, split)
         return Task(kind, (Turn(text, text),), voice, chance.choice(TRANSCRIBE))
-    text = chance.choice(pool(world, split, POOL[split]))
+    if world.POOLED:
+        text = chance.choice(pool(world, split, POOL[split]))
+    else:
+        text = world.sentence(chance, split)
+        while len(text.split()) > LONGEST_REPEATED:
+            text = world.sentence(chance, split)
     if kind == "repeat":
         return Task(kind, (Turn(text, text),), voice, REPEAT)
     return Task(kind, (Turn("", text),), voice, READ + text)

@@ -18,6 +18,7 @@ from scripts.miniature.spoken_world import WorldSize, write_world
 from scripts.miniature.world import core
 from tests.encoded import encode_like, encode_once
 from tests.paths import MINI
+from tests.spoken import answer_texts, speak_answers
 
 SEED = 20
 """Of conversations that were not drawn in training; their texts are held out, too."""
@@ -34,8 +35,10 @@ def spoken_world(tmp_path_factory: pytest.TempPathFactory, long: bool) -> Path:
     folder = root / "world"
     with locked(root / "world.lock", wait=True):
         if not folder.exists():
-            partial = tmp_path_factory.mktemp("world")
+            partial = root / "partial_world"
+            partial.mkdir(exist_ok=True)
             write_world(partial, size, core)
+            speak_answers(answer_texts(partial.glob("held_out*.jsonl")))
             partial.rename(folder)
     return folder
 

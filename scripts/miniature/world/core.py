@@ -71,6 +71,9 @@ LONGEST_COUNT = 4
 KINDS = {"transcription": 0.3, "question": 0.27, "dialogue": 0.2, "repeat": 0.13, "read": 0.1}
 """Shares of the kinds of conversations."""
 
+POOLED = False
+"""Whether what is repeated and read is from a pool of sentences, each of which is spoken once."""
+
 
 def sentence(chance: random.Random, split: str) -> str:
     """A random sentence of ``split``; templates are equally likely."""

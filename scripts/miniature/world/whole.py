@@ -69,6 +69,8 @@ KINDS = {
 }
 """Shares of the kinds of conversations."""
 
+POOLED = True  # as in core
+
 QUESTIONS = {
     "sum": 0.14,
     "neighbor": 0.06,

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from kimia_infer.audio.files import load_audio, write_wav
+from kimia_infer.audio.files import load_audio
 from kimia_infer.audio.mel import MelConfig, log_mel
 from kimia_infer.training.tasks.recordings import Recording
 from kimia_infer.utils.files import write_json_lines
 from scripts.miniature import figures
-from scripts.miniature.espeak import speak_all
 from scripts.miniature.figures import (
     FIGURES,
     PICTURE,
@@ -25,18 +24,12 @@ from scripts.miniature.figures import (
 )
 from scripts.miniature.scoring import load_model, recognizable
 from scripts.miniature.spoken_world import (
-    ANSWER_RATE,
-    SPOKEN,
     WorldSize,
-    read_lines,
-    resampled,
     write_world,
 )
-from scripts.miniature.voices import Utterance, Voice
 from scripts.miniature.world import core
+from tests.spoken import answer_texts, speak_answers
 from tests.training.runs import write_sound
-
-VOICE = Voice("en-us+f3", 140, 50)
 
 CODES = 20
 """More than the first chunk of a stream takes, fewer than one of a whole synthesis."""
@@ -46,15 +39,9 @@ CODES = 20
 def world(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run") / "world"
     write_world(folder, WorldSize(1, 1, 20, 1), core)
-    lines = read_lines(folder / "held_out.jsonl")
-    said = [line["conversation"][-1]["content"] for line in lines if line["task_type"] == SPOKEN]
-    texts = [text for _, text in said if len(text.split()) > 3][:4]
-    answers = {Path(path): Utterance(text, VOICE) for path, text in said}
-    voice = folder.parent / "voice"
-    answers |= {voice / f"{i}.wav": Utterance(text, VOICE) for i, text in enumerate(texts)}
-    voice.mkdir()
-    for path, speech in zip(answers, speak_all(answers.values()), strict=True):
-        write_wav(path, resampled(speech.wave, ANSWER_RATE), ANSWER_RATE)
+    answers, voice = answer_texts([folder / "held_out.jsonl"]), folder.parent / "voice"
+    texts = [text for text in answers.values() if len(text.split()) > 3][:4]
+    speak_answers(answers | {voice / f"{i}.wav": text for i, text in enumerate(texts)})
     read = [{"audio": f"{i}.wav", "text": text} for i, text in enumerate(texts)]
     write_json_lines(voice / "held_out.jsonl", read)
     return folder
