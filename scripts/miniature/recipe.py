@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -277,12 +277,17 @@ def held_out(run: Path) -> HeldOut:
     world, people = run / "held_out", run / "held_out_people"
     write_people(people, HELD_OUT_PEOPLE, whole, kokoro)
     asked = [*read_lines(world / "held_out.jsonl"), *read_lines(people / "held_out.jsonl")]
-    messages = [message for line in asked for message in line["conversation"]]
-    earlier = [message for line in asked for message in line["conversation"][:-1]]
-    texts = {m["content"][1] for m in earlier if m["message_type"] == "audio-text"}
-    said = {m["content"][1] for m in messages if m["message_type"] == "audio-text"}
-    write_references(run / "voice", whole, texts | set(filter(judged, said)), kokoro)
+    lines = [*asked, *read_lines(world / "held_out_voices.jsonl")]
+    answers = set(filter(judged, _spoken(asked))) | set(_spoken(lines, last=False))
+    write_references(run / "voice", whole, answers, kokoro)
     return HeldOut(world, people, run / "voice", run / "prompts" / SOUNDS)
+
+
+def _spoken(lines: Sequence[dict], last: bool = True) -> Iterator[str]:
+    """What the assistant says in conversations; without ``last``, in what comes before answers."""
+    for line in lines:
+        messages = line["conversation"] if last else line["conversation"][:-1]
+        yield from (m["content"][1] for m in messages if m["message_type"] == "audio-text")
 
 
 def make_figures(run: Path) -> None:

@@ -125,7 +125,7 @@ def answer_all(
                 asked.append(_generation(model, cases[len(asked)], ablation))
                 for _ in decoder.begin(asked[-1]):
                     pass
-            for generation, progress in list(decoder.step()):
+            for generation, progress in decoder.step():  # what is released comes no more
                 if generation.broken:
                     raise FloatingPointError("the logits of an answer are not finite")
                 if progress.finished:

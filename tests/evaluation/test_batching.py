@@ -172,8 +172,8 @@ def test_memory_that_an_item_lacks_concerns_only_itself(
     monkeypatch.setattr(ChatEncoder, "encode_all", fail_once)
     outcome = run("out", batch_size=3)
     assert (outcome.answered, outcome.errors) == (7, 2)
-    third = answers(tmp_path / "out")[2]
-    assert "out of memory while answering" in third["error"]
+    errors = [row["error"] for row in answers(tmp_path / "out") if row.get("error")]
+    assert sum("out of memory while answering" in error for error in errors) == 1
     assert run("out", batch_size=3, retry_errors=True).errors == 1  # the missing sound
     assert_same(finished, tmp_path / "out")
 

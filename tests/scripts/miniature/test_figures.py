@@ -67,7 +67,7 @@ def test_figures_are_written(untrained: Path, world: Path, tmp_path: Path, monke
         assert read[name]["ratio"] < 0.6
     files = [path for path in untrained.rglob("*") if path.is_file()]
     assert measured["bytes"] == sum(path.stat().st_size for path in files)
-    assert 0 < measured["chance"] < 0.5 and measured["real_time_factor"] > 0
+    assert 0 <= measured["chance"] < 0.5 and measured["real_time_factor"] > 0
     assert measured["sets"] == {}
 
 

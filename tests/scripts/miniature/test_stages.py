@@ -188,6 +188,7 @@ def small(monkeypatch) -> None:
     monkeypatch.setattr(recipe, "fetch_prompts", lambda folder: None)
     monkeypatch.setattr(figures, "recalls", lambda *_: {})  # nobody says a word
     monkeypatch.setattr(figures, "measure_people", lambda *_: {})
+    monkeypatch.setattr(figures, "measure_long", lambda *_: {})  # few people, no sentence
     monkeypatch.setattr(recipe, "MEASURED", 1)
     for name, values in SMALL.items():
         monkeypatch.setattr(recipe, name, getattr(recipe, name) | values | STEPS)
