@@ -21,8 +21,7 @@ log = logging.getLogger(__name__)
 
 LARGE = 4 * GB
 """Bytes of a language model in bfloat16 from which a CPU quantizes it if nothing else is asked for.
-A step reads them all, so at 20 GB/s it has five of them a second; four are enough for Kokoro to
-speak without pause."""
+A step reads them all: at 20 GB/s there are five steps a second."""
 
 CPU = torch.device("cpu")
 

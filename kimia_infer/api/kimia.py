@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kimia_infer.api.cpu import CPU, choose_for_cpu
 from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.engine import (
     Engine,
@@ -20,7 +19,7 @@ from kimia_infer.api.engine import (
 )
 from kimia_infer.api.events import Completion, Event
 from kimia_infer.api.kokoro import WORKING_BYTES, Kokoro, load_kokoro
-from kimia_infer.api.loading import Components, checked_manifest, load_components
+from kimia_infer.api.loading import Components, load_components
 from kimia_infer.api.memory import check_slots
 from kimia_infer.api.offloading import check_offload
 from kimia_infer.api.parameters import UNLIMITED, Parameters, parse_parameters
@@ -119,9 +118,6 @@ class KimiAudio(Engine):
         if slots is not None:
             check_slots(slots)
         directory = resolve_weights(model_path, detokenizer=load_detokenizer)
-        checked_manifest(directory, load_detokenizer)  # before its configuration is read
-        if place == CPU:
-            given, quantization = choose_for_cpu(directory, given, quantization)
         change = Path(adapter) if adapter is not None else None
         # First, as requests fill what memory is left.
         kokoro = load_kokoro(kokoro, speech_place, kokoro_adapter)
@@ -129,7 +125,7 @@ class KimiAudio(Engine):
             directory,
             load_detokenizer,
             place,
-            given or parse_dtype(None, place),
+            given,
             change,
             quantization,
             kv_cache,

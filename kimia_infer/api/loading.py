@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from kimia_infer.api.cpu import CPU, available_memory, check_host
+from kimia_infer.api.cpu import CPU, available_memory, check_host, choose_for_cpu
+from kimia_infer.api.devices import parse_dtype
 from kimia_infer.api.memory import (
     DEFAULT_CAPACITY,
     Capacity,
@@ -88,7 +89,7 @@ def load_components(
     directory: Path,
     detokenizer: bool,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     adapter: Path | None = None,
     quantization: str | None = None,
     kv_cache: str | None = None,
@@ -106,9 +107,10 @@ def load_components(
         directory: a complete checkpoint.
         detokenizer: whether the components for speech output are loaded.
         device: where the language model computes.
-        dtype: of all components but the speech tokenizer, which stays in float32.
+        dtype: of all components but the speech tokenizer, which stays in float32; None: what suits
+            a CPU (:mod:`kimia_infer.api.cpu`), elsewhere bfloat16.
         adapter: directory of an adapter that is added to the weights.
-        quantization: one of ``SCHEMES``; None: as the weights are stored.
+        quantization: one of ``SCHEMES``; None: as the weights are stored, or as suits a CPU.
         kv_cache: one of ``KV_CACHES``, what requests will use; None: "none".
         offload: "encoders" copies both encoders from host memory for each recording.
         slots: requests at a time; None: what fits, on the CPU HOST_SLOTS.
@@ -120,10 +122,9 @@ def load_components(
         ConfigurationError: the quantization cannot be used here, or too little memory is free.
     """
     devices = device, speech_device or device
-    scheme = choose_scheme(directory, quantization, adapter)
-    check_quantization(scheme, device, stored_scheme(directory))
+    slim = _checked_manifest(directory, detokenizer)
+    dtype, scheme = _choose(directory, device, dtype, quantization, adapter)
     change = Adapter.read(adapter) if adapter is not None else None
-    slim = checked_manifest(directory, detokenizer)
     segment_seconds = longest_segment(directory)
     text_tokenizer = checked_text_tokenizer(directory)
     stored = checkpoint_components(directory, detokenizer, quantized=True)
@@ -156,7 +157,22 @@ def load_components(
     )
 
 
-def checked_manifest(directory: Path, detokenizer: bool) -> CheckpointManifest | None:
+def _choose(
+    directory: Path,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    quantization: str | None,
+    adapter: Path | None,
+) -> tuple[torch.dtype, str]:
+    """The dtype and the quantization that a model gets."""
+    if device == CPU:
+        dtype, quantization = choose_for_cpu(directory, dtype, quantization)
+    scheme = choose_scheme(directory, quantization, adapter)
+    check_quantization(scheme, device, stored_scheme(directory))
+    return dtype or parse_dtype(None, device), scheme
+
+
+def _checked_manifest(directory: Path, detokenizer: bool) -> CheckpointManifest | None:
     """The manifest of a slim checkpoint whose files are as it says; None without one."""
     slim = read_checkpoint_manifest(directory / MANIFEST_NAME)
     if slim is not None:

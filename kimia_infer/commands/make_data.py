@@ -139,7 +139,7 @@ def recognizers_of(arguments: Namespace) -> Any:
 
 def kimi_recognizer(arguments: Namespace) -> Recognizer:
     from kimia_infer.api.kimia import KimiAudio
-    from kimia_infer.audio.files import SAMPLE_RATE, wav_bytes
+    from kimia_infer.audio.files import SAMPLE_RATE
     from kimia_infer.data.pipeline.recognition import Heard
 
     loading = model_arguments(arguments)
@@ -153,7 +153,7 @@ def kimi_recognizer(arguments: Namespace) -> Recognizer:
         together = model.scheduler.slots
 
         def hear(self, wave: Any) -> Heard:
-            return Heard(model.transcribe(wav_bytes(wave, SAMPLE_RATE)).text)
+            return Heard(model.transcribe((wave, SAMPLE_RATE)).text)
 
     return Kimi()
 

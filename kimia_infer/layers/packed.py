@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 BLOCKS = {4: (GROUP,), 8: (4 * GROUP, GROUP)}
 """Values that share a scale, in a matrix of so many bits and in what is multiplied with it; the
 first that divides a row. A matrix of 8 bits has a scale for a whole row, which larger blocks repeat
-less often: 128 take 9 bits a value with what else is stored, 32 take 10."""
+less often: with what stands beside a block, 128 take 8.5 bits a value and 32 take 10."""
 
 PACKED_LAYERS = 4
 """Layers whose packed matrices share threads: 0.7 GB at the published size in int4. What holds them

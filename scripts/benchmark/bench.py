@@ -13,7 +13,7 @@ import torch
 from kimia_infer.api.devices import parse_device, parse_dtype
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.loading import Components, load_components
-from kimia_infer.layers.quantization import quantize_model, quantized_component
+from kimia_infer.layers.quantization import quantize_model, quantized_component, stored_scheme
 from kimia_infer.models.kimi_audio.checkpoint import LAYOUT
 from kimia_infer.models.kimi_audio.language_model import LanguageModel, language_model_component
 from scripts.benchmark.random_models import random_components, random_language_model
@@ -55,7 +55,7 @@ class Bench:
         """Another copy of all components."""
         if self.setup.weights is None:
             return random_components(self.sizes, self.device, self.dtype, quantization)
-        scheme = None if quantization == "none" else quantization
+        scheme = stored_scheme(self.directory) if quantization == "none" else quantization
         return load_components(self.directory, True, self.device, self.dtype, quantization=scheme)
 
     @cached_property

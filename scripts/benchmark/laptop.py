@@ -28,6 +28,12 @@ TEXT_TOKENS = 40
 """Of an answer that Kokoro speaks: three sentences of random words, some 15 s."""
 SPEECH_TOKENS = 20
 """Steps of an answer in Kimi's own speech, a second of it; a chunk takes a CPU long."""
+SAMPLED = {
+    name: value
+    for track in ("text", "audio")
+    for name, value in ((f"{track}_temperature", 1.0), (f"{track}_top_k", 0))
+} | {"seed": 0}
+"""Greedy answers of random weights repeat one token, which cannot be spoken."""
 READS = 10
 
 
@@ -60,7 +66,7 @@ def laptop(bench: Bench) -> list[Table]:
     model = KimiAudio(
         str(directory), load_detokenizer=False, device="cpu", dtype=dtype, kokoro=kokoro, slots=1
     )
-    loading = time.perf_counter() - start
+    loading, bench.dtype = time.perf_counter() - start, model.dtype
     rows = [{"what": "loaded", "seconds": loading, **memory(model.device)}]
     spoken = _answer(model, bench.question)
     rows.append({"what": "answered in text and Kokoro's voice", **memory(model.device)})
@@ -75,10 +81,13 @@ def laptop(bench: Bench) -> list[Table]:
 def laptop_speech(bench: Bench) -> list[Table]:
     """A short answer in Kimi's own speech."""
     model = KimiAudio(str(checkpoint(bench)), device="cpu", dtype=bench.setup.dtype, slots=1)
+    bench.dtype = model.dtype
     rows = [{"what": "loaded", **memory(model.device)}]
-    options = {"output_type": "both", "max_new_tokens": SPEECH_TOKENS, "preset": "low_latency"}
-    *_, completion = model.stream(spoken_chat(bench.question), **options)
+    options = {"max_new_tokens": SPEECH_TOKENS, "preset": "low_latency", **SAMPLED}
+    *_, completion = model.stream(spoken_chat(bench.question), "both", **options)
     assert isinstance(completion, Completion)
+    if completion.wav is None:
+        raise RuntimeError(f"no speech: {completion.audio_reason}")
     rows.append({"what": "answered in speech", **memory(model.device)})
     return [
         Table(f"{SPEECH_TOKENS} steps of both tracks, spoken: seconds", _stages(completion)),
@@ -122,12 +131,14 @@ def _encoders(model: KimiAudio, bench: Bench) -> Table:
 
 
 def _answer(model: KimiAudio, question: Path | bytes) -> list[dict[str, Cell]]:
-    """Stages of an answer in Kokoro's voice, and whether a listener would wait."""
+    """Stages of an answer in Kokoro's voice, and whether a listener would wait.
+
+    Raises RuntimeError if nothing of it can be spoken.
+    """
     start, first_text, arrivals, event = time.perf_counter(), None, [], None
     rate = 0
-    for event in model.stream(
-        spoken_chat(question), "both", speaker=SPEAKER, max_new_tokens=TEXT_TOKENS
-    ):
+    options = {"speaker": SPEAKER, "max_new_tokens": TEXT_TOKENS, **SAMPLED}
+    for event in model.stream(spoken_chat(question), "both", **options):
         now = time.perf_counter()
         if isinstance(event, TextDelta) and first_text is None:
             first_text = now - start
@@ -135,10 +146,13 @@ def _answer(model: KimiAudio, question: Path | bytes) -> list[dict[str, Cell]]:
             arrivals.append((now, len(event.wav)))
             rate = event.sample_rate
     assert isinstance(event, Completion)
-    rows: list[dict[str, Cell]] = [{"stage": "first text", "s": first_text}]
-    if arrivals:
-        rows.append({"stage": "first sound", "s": arrivals[0][0] - start})
-        rows.append({"stage": "sound in all", "s": sum(n for _, n in arrivals) / rate})
+    if not arrivals:
+        raise RuntimeError(f"{event.audio_reason or 'no speech'}: {event.text[:80]!r}")
+    rows: list[dict[str, Cell]] = [
+        {"stage": "first text", "s": first_text},
+        {"stage": "first sound", "s": arrivals[0][0] - start},
+        {"stage": "sound in all", "s": sum(n for _, n in arrivals) / rate},
+    ]
     if len(arrivals) > 1:
         rows.append({"stage": "least lead (below 0: a pause)", "s": least_lead(arrivals, rate)})
     return [*_stages(event), *rows]

@@ -12,6 +12,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from kimia_infer.audio.files import SAMPLE_RATE
+from kimia_infer.data.pipeline.models import SEGMENTATION_NAME, SPEAKERS_NAME
 from kimia_infer.data.pipeline.segmentation import (
     FRAME_STEP,
     LOCAL_SPEAKERS,
@@ -54,8 +55,8 @@ class Diarizer:
     """Finds the turns of speakers. ``directory`` has both networks, see ``models.py``."""
 
     def __init__(self, directory: Path):
-        self._segmentation = load_segmentation(directory / "segmentation.safetensors")
-        self._speakers = load_speaker_network(directory / "speakers.safetensors")
+        self._segmentation = load_segmentation(directory / SEGMENTATION_NAME)
+        self._speakers = load_speaker_network(directory / SPEAKERS_NAME)
 
     def turns(self, wave: np.ndarray, speech: Sequence[tuple[float, float]]) -> list[Turn]:
         """Turns by start, of speakers numbered from 0 as they appear.

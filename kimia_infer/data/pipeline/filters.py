@@ -130,7 +130,7 @@ def repeated_share(text: str, language: str | None) -> float:
                 break
         else:
             place += 1
-    return again / len(words) if words else 0.0
+    return again / len(words)
 
 
 def describe(limits: Limits) -> list[str]:

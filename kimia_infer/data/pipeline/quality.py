@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from kimia_infer.audio.files import SAMPLE_RATE, loudest_dbfs
+from kimia_infer.data.pipeline.models import QUALITY_NAME
 
 SCORED_SAMPLES = 144_160
 """What DNSMOS hears at a time, 9.01 s; shorter speech is repeated."""
@@ -50,7 +51,7 @@ class QualityMeter:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1
         self._session = onnxruntime.InferenceSession(
-            str(directory / "quality.onnx"), options, providers=["CPUExecutionProvider"]
+            str(directory / QUALITY_NAME), options, providers=["CPUExecutionProvider"]
         )
         self._input = self._session.get_inputs()[0].name
 

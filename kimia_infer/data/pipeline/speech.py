@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 
 from kimia_infer.audio.files import SAMPLE_RATE
+from kimia_infer.audio.silero import load_silero
 
 PAUSE_MS, SHORTEST_MS = 200, 250
 PAD_MS = 100
@@ -18,14 +17,10 @@ class SpeechDetector:
     """The model, loaded once; raises ImportError without the package."""
 
     def __init__(self) -> None:
-        threads = torch.get_num_threads()
-        from silero_vad import get_speech_timestamps, load_silero_vad  # sets the threads to 1
+        self._model = load_silero()
+        from silero_vad import get_speech_timestamps
 
-        torch.set_num_threads(threads)
         self._find = get_speech_timestamps
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
-            self._model = load_silero_vad()
 
     def speech(self, wave: np.ndarray) -> list[tuple[float, float]]:
         """Start and end in seconds of speech in float32 [samples] at 16 kHz, in order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import soxr
 import torch
 
+from kimia_infer.audio.silero import load_silero
 from kimia_infer.serving.realtime.config import ServerVad
 from kimia_infer.serving.realtime.schema import SAMPLE_RATE, samples_in
 
@@ -37,14 +37,9 @@ class VoiceActivity:
     """The detector, loaded once. Its streams share one thread, beside those of answers."""
 
     def __init__(self) -> None:
-        threads = torch.get_num_threads()
-        from silero_vad import load_silero_vad  # sets the threads of the whole process to 1, once
-
-        torch.set_num_threads(1)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
-            self._model = load_silero_vad()
+        self._model, threads = load_silero(), torch.get_num_threads()
         self.pool = ThreadPoolExecutor(1, thread_name_prefix="voice-activity")
+        torch.set_num_threads(1)
         self.pool.submit(self._warm_up).result()  # begins, and stays, with one thread
         torch.set_num_threads(threads)
 

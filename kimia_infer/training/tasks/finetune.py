@@ -64,7 +64,8 @@ def finetune(config: FinetuneConfig, resume: bool = False) -> TrainingResult:
         # Segments of several lengths: each process would call the encoder, which is divided among
         # them, another number of times.
         raise ConfigurationError(
-            f"model: trained in one process, as its {WHISPER_FOLDER} has {PADDING_FIELD}"
+            f"model: {WHISPER_FOLDER}/preprocessor_config.json has {PADDING_FIELD}; such a "
+            f"checkpoint is trained in one process, not in {state.num_processes}"
         )
     network = _network(config, components, adapters, state)
     if config.feature_dropout or config.code_dropout:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+
+import pytest
 
 from scripts.miniature.stages import STAGES, result
 from tests.paths import ROOT
@@ -75,3 +80,36 @@ def test_a_wrong_miniature_to_begin_with_is_an_error(tmp_path: Path):
     assert refused.returncode == 1
     assert f"train_mini: --from {tmp_path}: no miniature" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interruption_that_python_ignores_comes_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """What a destructor raises is ignored, so the interruption has to be raised once more."""
+    monkeypatch.syspath_prepend(str(COMMAND.parent))
+    loader = SourceFileLoader("train_mini", str(COMMAND))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    train_mini = module_from_spec(spec)
+    loader.exec_module(train_mini)
+    monkeypatch.setattr(train_mini, "AGAIN_SECONDS", 0.2)
+
+    class Destroyed:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0)  # where the signal is noticed
+
+    def work() -> None:
+        Destroyed()
+        time.sleep(60)
+
+    numbers = signal.SIGINT, signal.SIGALRM
+    before = [signal.signal(number, train_mini.interrupt) for number in numbers]
+    try:
+        assert train_mini.attempt("world", work) == 130
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert "train_mini: world: interrupted" in capsys.readouterr().err
