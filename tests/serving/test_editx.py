@@ -30,11 +30,15 @@ def editor(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     weights = tmp_path_factory.mktemp("editx")
     write_checkpoint(weights)
     directory = tmp_path_factory.mktemp("server")
+    mark = directory / "absent"
     absent = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT!r}))\n"
+    absent += f"with open({str(mark)!r}, 'a') as file:\n    print(*sys.orig_argv, file=file)\n"
     (directory / "sitecustomize.py").write_text(absent)
     arguments = ("--editx", str(weights))
     variables = {"KIMI_AUDIO_WEIGHTS": str(MINI), "PYTHONPATH": str(directory)}
     with serve(golden, directory, *arguments, **variables) as server:
+        workers = [line for line in mark.read_text().splitlines() if "coglet" in line]
+        assert workers  # they run predict_editx, without these packages
         yield server
         server.kill()
 

@@ -27,7 +27,8 @@ def tensors(seed: int, size: int = 40_000) -> bytes:
 def pickle_archive(text: str) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", text)
+        # Of a fixed date, so that it is the same whenever it is made.
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), text)
     return buffer.getvalue()
 
 

@@ -97,7 +97,7 @@ QUESTIONS = {
     "phrase": 0.06,
     "say": 0.04,
 }
-"""Shares of the kinds of questions."""
+"""How often a question is of each kind, relative to the others."""
 
 FIXED = ("phrase",)
 """Kinds whose texts are in every split: they are learned as they are."""

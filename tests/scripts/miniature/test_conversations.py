@@ -39,8 +39,11 @@ WORDS = ("one", "plus", "two")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def small() -> Iterator[None]:
-    """A question that is typed or joined of words, and shorter recordings."""
+def small(base: Path) -> Iterator[None]:
+    """A question that is typed or joined of words, and shorter recordings.
+
+    ``base`` is made before: its vocabulary, which is computed once, is that of all questions.
+    """
     turn = Turn("one plus two", "two")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conversations.whole, "questions", lambda split: {"sum": (turn,)})

@@ -84,8 +84,9 @@ def refusal_after_turn(session: RealtimeConnection) -> Any:
 
 def test_the_client_cancels_an_answer(client: openai.OpenAI) -> None:
     with manual(client) as session:
-        begun = begin_long(session)
-        current = of(begun, "response.created")[0].response.id
+        write(session, LONG)
+        session.response.create()
+        current = until(session, "response.created")[-1].response.id
         session.response.cancel(response_id="another")
         session.response.create()
         codes = [refusal_after_turn(session).code for _ in range(2)]
