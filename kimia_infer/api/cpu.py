@@ -114,9 +114,35 @@ def packed_bytes(
 
 
 def available_memory() -> int:
-    """Bytes of RAM that programs can have; where the system does not tell, all there is."""
+    """Bytes of RAM that programs can have; where the system does not tell, all there is.
+
+    A container with a memory limit (control groups, version 2) can have what is left of it.
+    """
     path = Path("/proc/meminfo")
-    if path.is_file():
-        fields = dict(line.split(":") for line in path.read_text().splitlines())
-        return 1024 * int(fields["MemAvailable"].split()[0])
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if not path.is_file():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    fields = dict(line.split(":") for line in path.read_text().splitlines())
+    return min([1024 * int(fields["MemAvailable"].split()[0]), *left_of_limits()])
+
+
+def left_of_limits(
+    root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """What is left of the memory limits of the control group named in ``own``, and of its parents.
+
+    Cached files, which are counted as used, are given up for programs; shared memory, which is
+    counted with them, is not.
+    """
+    lines = own.read_text().splitlines() if own.is_file() else []
+    name = next((line.removeprefix("0::/") for line in lines if line.startswith("0::/")), "")
+    group, left = root / name, []
+    for folder in (group, *group.parents):
+        if not folder.is_relative_to(root) or not (folder / "memory.max").is_file():
+            continue
+        limit = (folder / "memory.max").read_text().strip()
+        if limit != "max":
+            lines = (folder / "memory.stat").read_text().splitlines()
+            parts = {name: int(size) for name, size in (line.split() for line in lines)}
+            used = int((folder / "memory.current").read_text()) - parts["file"] + parts["shmem"]
+            left.append(max(0, int(limit) - used))
+    return left

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from kimia_infer.api import cpu, loading
-from kimia_infer.api.cpu import CPU, check_host, choose_for_cpu, host_bytes
+from kimia_infer.api.cpu import CPU, check_host, choose_for_cpu, host_bytes, left_of_limits
 from kimia_infer.api.kimia import KimiAudio
 from kimia_infer.api.memory import GB, MemoryPlan
 from kimia_infer.utils.errors import ConfigurationError
@@ -60,3 +61,20 @@ def test_what_is_mapped_and_not_used_takes_nothing(published: MemoryPlan) -> Non
     text, speech = (host_bytes(published, "int4", spoken, True) for spoken in (False, True))
     assert host_bytes(published, "int4", False, False) - text > 2 * GB
     assert speech > text and host_bytes(published, "int8", False, True) > text
+
+
+def test_a_container_has_what_is_left_of_its_limit(tmp_path: Path) -> None:
+    """Also of the limits around it; cached files are given up for programs."""
+    own = tmp_path / "cgroup"
+    assert left_of_limits(tmp_path, own) == []
+    own.write_text("4:memory:/elsewhere\n0::/pods/mine\n")
+    groups = {"pods/mine": ("max", 1, 0), "pods": ("8000", 5000, 3000), ".": ("9000", 9500, 100)}
+    for name, (limit, used, cached) in groups.items():
+        folder = tmp_path / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.current").write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 7\nfile {cached}\nshmem 50\n")
+    assert left_of_limits(tmp_path, own) == [5950, 0]
+    own.write_text("0::/\n")  # as a container sees itself
+    assert left_of_limits(tmp_path, own) == [0]
