@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+import logging
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from ray import serve
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+log = logging.getLogger(__name__)
+
+Report = tuple[dict[str, Any], str]
+"""Health and metrics of a replica."""
+
 METHOD = "report"
-"""Of a replica: its health and its metrics, which are asked for here."""
+"""Of a replica, which gives its Report."""
 
 SECONDS = 5.0
-"""How long the slowest replica may take."""
+"""How long the slowest replica may take, before one answers for itself alone. Ray replaces one that
+hangs after HEALTH_TIMEOUT."""
 
 COUNTED = ("queued", "running", "slots")
 
 
 class Gathered:
-    """The application ``app`` of a replica, which answers for the others, too."""
+    """The application ``app`` of a replica, which answers for the others, too.
 
-    def __init__(self, app: ASGIApp):
-        self._app = app
-        self._answers: dict[str, Callable[[], Awaitable[Response]]] = {
+    ``own`` gives the report of this one.
+    """
+
+    def __init__(self, app: ASGIApp, own: Callable[[], Report]):
+        self._app, self._own = app, own
+        self._answers: dict[str, Callable[[list[Report]], Response]] = {
             "/health": health,
             "/metrics": metrics,
         }
@@ -35,11 +45,19 @@ class Gathered:
         if answer is None:
             await self._app(scope, receive, send)
         else:
-            await (await answer())(scope, receive, send)
+            await answer(await self._reports())(scope, receive, send)
+
+    async def _reports(self) -> list[Report]:
+        """Those of every replica, or of this one where another does not answer in time."""
+        try:
+            return await reports()
+        except TimeoutError:
+            log.warning("A replica did not report within %.0f s", SECONDS)
+            return [self._own()]
 
 
-async def reports() -> list[tuple[dict[str, Any], str]]:
-    """Health and metrics of every replica."""
+async def reports() -> list[Report]:
+    """Those of every replica. Raises TimeoutError if one takes longer than SECONDS."""
     context = serve.get_replica_context()
     handle = serve.get_deployment_handle(context.deployment, context.app_name)
     asked = handle.broadcast(METHOD)
@@ -48,17 +66,17 @@ async def reports() -> list[tuple[dict[str, Any], str]]:
     return [report for report in found if not isinstance(report, BaseException)]
 
 
-async def health() -> Response:
+def health(reports: list[Report]) -> Response:
     """200 while one of them is ready, as others are replaced; requests and slots of all."""
-    found = [report for report, _ in await reports()]
-    total = {name: sum(report[name] for report in found) for name in COUNTED}
-    if any(report["status"] == "ready" for report in found):
+    found = [state for state, _ in reports]
+    total = {name: sum(state[name] for state in found) for name in COUNTED}
+    if any(state["status"] == "ready" for state in found):
         return JSONResponse({"status": "ready", **total})
     return JSONResponse({**found[0], **total}, 503)
 
 
-async def metrics() -> Response:
-    texts = [exposition for _, exposition in await reports()]
+def metrics(reports: list[Report]) -> Response:
+    texts = [exposition for _, exposition in reports]
     return PlainTextResponse(summed(texts), media_type="text/plain; version=0.0.4")
 
 

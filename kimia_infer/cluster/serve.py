@@ -16,7 +16,7 @@ from ray import serve
 from ray.serve import Application
 
 from kimia_infer.cluster.adapters import AdaptedApps
-from kimia_infer.cluster.gathering import Gathered
+from kimia_infer.cluster.gathering import Gathered, Report
 from kimia_infer.cluster.state import shared_state
 from kimia_infer.engine.scheduler import LONGEST_QUEUE
 from kimia_infer.models.kimi_audio.checkpoint import weights_from_environment
@@ -89,9 +89,10 @@ class Replica:
 
     def __serve_build_asgi_app__(self) -> Any:
         app = create_app(self._service)
-        return Gathered(self._adapters.beside(app) if self._adapters.names else app)
+        app = self._adapters.beside(app) if self._adapters.names else app
+        return Gathered(app, self.report)
 
-    def report(self) -> tuple[dict[str, Any], str]:
+    def report(self) -> Report:
         """What ``/health`` and ``/metrics`` say of this replica, without those of adapters."""
         return state_of(self._service), self._service.meters.exposition().decode()
 

@@ -14,6 +14,7 @@ Exit status: 0 done, 1 rows have errors, 2 cannot be run, 130 interrupted.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from argparse import Namespace
@@ -81,19 +82,24 @@ def check(parser: Parser, arguments: Namespace) -> None:
 
 
 def given_inputs(assignments: list[str]) -> dict[str, Any]:
-    """The values of ``NAME=VALUE``, numbers where they look like such. Raises UsageError."""
-    import yaml
+    """The values of ``NAME=VALUE``; of inputs that are no texts, numbers and true and false are
+    read as such. Raises UsageError.
+    """
+    from kimia_infer.serving.cog.inputs import CogInputs
 
+    fields = CogInputs.model_fields.items()
+    texts = {name for name, field in fields if field.annotation in (str, str | None)}
     inputs = {}
-    for text in assignments:
-        name, equals, value = text.partition("=")
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
         if not equals:
-            raise UsageError(f"--input: expected NAME=VALUE, found {text!r}")
+            raise UsageError(f"--input: expected NAME=VALUE, found {assignment!r}")
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
+            parsed = json.loads(value)
+        except json.JSONDecodeError:
             parsed = None
-        inputs[name] = parsed if isinstance(parsed, bool | int | float) else value
+        number = isinstance(parsed, bool | int | float) and name not in texts
+        inputs[name] = parsed if number else value
     return inputs
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pickle
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from kimia_infer.commands.batch import given_inputs
 from kimia_infer.serving.openai.errors import ApiError, too_many
@@ -31,15 +33,10 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_inputs_are_numbers_or_texts() -> None:
-    found = given_inputs(
-        ["seed=0", "text_temperature=0.5", "text=Say this: one: two", "speaker=[a"]
-    )
-    assert found == {
-        "seed": 0,
-        "text_temperature": 0.5,
-        "text": "Say this: one: two",
-        "speaker": "[a",
-    }
+    numbers = given_inputs(["seed=0", "text_temperature=0.5"])
+    assert numbers == {"seed": 0, "text_temperature": 0.5}
+    for text in ("Say this: one: two", "[a", "yes", "5", "true"):
+        assert given_inputs([f"text={text}", f"speaker={text}"]) == {"text": text, "speaker": text}
 
 
 @pytest.mark.parametrize("text", ["0", "3-2", "many", "1-"])
@@ -81,3 +78,21 @@ def test_samples_of_a_metric_stay_together() -> None:
     slots = "# TYPE slots gauge\nslots %s\n"
     found = summed([asked % 200 + slots % 8.0, asked % 500 + slots % 8.0])
     assert found == asked % 200 + 'asked{status="500"} 1.0\n' + slots % 16.0
+
+
+def test_a_replica_answers_for_itself_while_another_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    from kimia_infer.cluster import gathering
+
+    async def late() -> list[gathering.Report]:
+        raise TimeoutError("Timed out waiting for broadcast results.")
+
+    monkeypatch.setattr(gathering, "reports", late)
+    state = {"status": "ready", "queued": 0, "running": 1, "slots": 8, "model": "kimi-audio"}
+    app = gathering.Gathered(FastAPI(), lambda: (state, "# TYPE asked counter\nasked 1.0\n"))
+    client = TestClient(app)
+    response = client.get("/health")
+    assert response.status_code == 200
+    assert response.json() == {"status": "ready", "queued": 0, "running": 1, "slots": 8}
+    assert "asked 1.0" in client.get("/metrics").text
+    assert client.get("/elsewhere").status_code == 404
