@@ -146,7 +146,8 @@ def kimi_recognizer(arguments: Namespace) -> Recognizer:
     loading |= {"load_detokenizer": False, "kokoro": None, "kokoro_adapter": None}
     model = KimiAudio(arguments.weights, **loading)
 
-    change = f" with {arguments.adapter}" if arguments.adapter else ""
+    change = "" if model.quantization == "none" else f" in {model.quantization}"
+    change += f" with {arguments.adapter}" if arguments.adapter else ""
 
     class Kimi:
         name = f"kimi-audio {arguments.weights}{change}"
