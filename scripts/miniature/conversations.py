@@ -56,11 +56,14 @@ WORD_PAUSES = (0.0, 0.35)
 HESITATION, HESITATIONS = 0.1, (0.4, 1.0)
 """Share of the pauses between words that are long, and how long they are."""
 
-BARE_SUMS = 0.5
+BARE_SUMS = 0.25
 """Share of the questions of joined words that are a sum or difference alone."""
 
-LISTED = 0.2
+LISTED = 0.3
 """Words joined at random to be transcribed, as a share of the questions of joined words."""
+
+LIST_LENGTHS = {1: 0.4, 2: 0.15, 3: 0.15, 4: 0.3}
+"""Shares of how many words these are."""
 
 UNCHANGED = 0.4
 """Share of espeak-ng's conversations that are heard as they were synthesized."""
@@ -94,12 +97,12 @@ class Amounts:
         transcribed: share of the users' other recordings that are also transcribed.
     """
 
-    surroundings: int = 4
-    spelled: int = 2000
-    typed: int = 4000
-    short: int = 900
-    long: int = 500
-    transcribed: float = 0.15
+    surroundings: int = 3
+    spelled: int = 6000
+    typed: int = 12_000
+    short: int = 1500
+    long: int = 1200
+    transcribed: float = 0.5
 
 
 def write_conversations(run: Path, base: Path, target: Path, amounts: Amounts) -> None:
@@ -232,12 +235,16 @@ def _spelled(
 ) -> Iterator[dict]:
     """Questions that are joined of words which people said alone."""
     known = set(next(iter(words.values()), ()))
-    turns = [turn for kind in whole.questions("train").values() for turn in kind]
-    turns = [turn for turn in turns if turn.answer in answers]
-    asked = [turn for turn in turns if known.issuperset(turn.user.split())]
-    bare = [turn for turn in asked if {"plus", "minus"} & set(turn.user.split()[1:3])] or asked
-    for _ in range(count if asked else 0):
-        turn = chance.choice(bare if chance.random() < BARE_SUMS else asked)
+    asked = {
+        kind: [t for t in turns if t.answer in answers and known.issuperset(t.user.split())]
+        for kind, turns in whole.questions("train").items()
+    }
+    shares = {kind: whole.QUESTIONS[kind] for kind, turns in asked.items() if turns}
+    turns = [turn for kind in shares for turn in asked[kind]]
+    bare = [turn for turn in turns if {"plus", "minus"} & set(turn.user.split()[1:3])] or turns
+    for _ in range(count if turns else 0):
+        (kind,) = chance.choices(list(shares), list(shares.values()))
+        turn = chance.choice(bare if chance.random() < BARE_SUMS else asked[kind])
         path = _join_words(chance, chance.choice(list(words.values())), turn.user, folder)
         messages = [sound_message(path), answers.message(turn.answer)]
         said = [turn.user]
@@ -249,7 +256,8 @@ def _listed(chance: random.Random, words: Words, count: int, folder: Path) -> It
     for _ in range(count if words else 0):
         voice, text = chance.choice(list(words.values())), ""
         while not text or (len(text.split()) > 2 and split_of(text) != "train"):
-            text = " ".join(chance.choices(sorted(voice), k=chance.randint(1, 4)))
+            (length,) = chance.choices(list(LIST_LENGTHS), list(LIST_LENGTHS.values()))
+            text = " ".join(chance.choices(sorted(voice), k=length))
         yield _join_words(chance, voice, text, folder), text
 
 

@@ -31,9 +31,7 @@ from scripts.miniature.spoken_world import (
     write_clips,
 )
 from scripts.miniature.voices import ACCENTS, ENGLISH, draw_person
-from scripts.miniature.world.calendar import DAYS, MONTHS
-from scripts.miniature.world.core import NUMBERS
-from scripts.miniature.world.numbers import TEENS, TENS
+from scripts.miniature.world import whole
 
 SETS = {"held_out": "held_out", "validation": "validation", "train": "train"}
 """The split that the texts of a set are from."""
@@ -51,12 +49,6 @@ KINDS = {
 READERS = (*ENGLISH[::3], *ENGLISH[1::8], *ACCENTS[::8])
 """Voices that read lists of words."""
 
-WORDS = (
-    *NUMBERS, *TEENS, *TENS, "hundred", "plus", "minus", "times", "what", "is", "how", "much",
-    "tell", "me", "comes", "after", "before", "which", "number", *DAYS, *MONTHS,
-)  # fmt: skip
-"""Words of questions about numbers, and days and months."""
-
 READ_TOGETHER = 7
 """Words of a list: each is spoken as one of several, and the lists are short."""
 
@@ -65,7 +57,7 @@ READ_TOGETHER = 7
 class PeopleSize:
     """Conversations of each set."""
 
-    train: int = 1300
+    train: int = 2800
     validation: int = 50
     held_out: int = 300
     readers: int = len(READERS)
@@ -112,9 +104,16 @@ def draw_people(world: World, name: str, count: int, seed: int) -> list[Task]:
     return list(tasks.values())
 
 
+def question_words() -> list[str]:
+    """All words of the questions for training, in alphabetical order."""
+    asked = (turn.user for turns in whole.questions("train").values() for turn in turns)
+    return sorted({word for text in asked for word in text.split()})
+
+
 def word_lists(voices: Sequence[str], seed: int) -> Iterator[WordList]:
-    """Lists of all WORDS for each of ``voices``, in random order."""
+    """Lists of all :func:`question_words` for each of ``voices``, in random order."""
+    words = question_words()
     for voice in voices:
-        words = random.Random(f"{seed} words {voice}").sample(WORDS, len(WORDS))
-        for first in range(0, len(words), READ_TOGETHER):
-            yield WordList(tuple(words[first : first + READ_TOGETHER]), voice)
+        drawn = random.Random(f"{seed} words {voice}").sample(words, len(words))
+        for first in range(0, len(drawn), READ_TOGETHER):
+            yield WordList(tuple(drawn[first : first + READ_TOGETHER]), voice)

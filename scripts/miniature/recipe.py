@@ -112,7 +112,7 @@ LANGUAGE_MODEL = {
     "precision": "bf16",
     "workers": 0,
     "batch_size": 24,
-    "max_steps": 7000,
+    "max_steps": 9000,
     "learning_rate": 2e-3,
     "warmup_ratio": 0.03,
     "weight_decay": 0.05,

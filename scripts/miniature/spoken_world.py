@@ -100,7 +100,7 @@ SETS = {
 class WorldSize:
     """Conversations of each set."""
 
-    train: int = 2500
+    train: int = 6000
     validation: int = 150
     held_out: int = 500
     held_out_voices: int = 500
