@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -105,6 +107,13 @@ def test_modules_import_without_circles() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_models_import_transformers_when_they_are_built() -> None:
+    """It takes seconds, which whoever only imports the library or starts a server would wait."""
+    modules = ("kimia_infer.api.kimia", "kimia_infer.api.editx", "kimia_infer.serving.openai.app")
+    code = f"import sys, {', '.join(modules)}; sys.exit('transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_only_commands_print() -> None:

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from kimia_infer.models.kokoro.adapters.config import SEAMS, AdapterConfig
 from kimia_infer.models.kokoro.adapters.seams import adapter_parameters, attach, fingerprint
 from kimia_infer.models.kokoro.adapters.store import save_adapter
+from kimia_infer.models.kokoro.albert import Albert
 from kimia_infer.models.kokoro.checkpoint import load_network
 from kimia_infer.models.kokoro.layers import Rows
 from kimia_infer.models.kokoro.prosody import ProsodyPredictor
-from kimia_infer.models.kokoro.text_encoder import Albert
 from kimia_infer.models.kokoro.voices import Voices
 from kimia_infer.training.run_directory import FINAL
 from kimia_infer.training.tasks.kokoro import ImitatingNetwork, ProsodyNetwork

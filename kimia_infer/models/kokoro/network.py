@@ -16,7 +16,7 @@ from kimia_infer.models.kokoro.prosody import (
     repeat_phonemes,
     round_durations,
 )
-from kimia_infer.models.kokoro.text_encoder import Albert, TextEncoder
+from kimia_infer.models.kokoro.text_encoder import TextEncoder
 
 Noise = Callable[[int, int], Tensor]
 """(row, samples) -> float32 [samples, HARMONICS], standard normal."""
@@ -45,6 +45,8 @@ class KokoroNetwork(nn.Module):
     """
 
     def __init__(self, config: KokoroConfig):
+        from kimia_infer.models.kokoro.albert import Albert  # imports transformers
+
         super().__init__()
         self.config = config
         self.bert = Albert(config.plbert, config.n_token)

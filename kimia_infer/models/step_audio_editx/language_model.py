@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from kimia_infer.models.step_audio_editx.config import LanguageModelConfig
+
+if TYPE_CHECKING:  # importing it takes seconds, so it waits until a model is built
+    from transformers import LlamaConfig
 
 ATTENTION = "biased_groups"
 """The name by which transformers finds :func:`_attend`."""
@@ -66,9 +67,6 @@ def _attend(
     return mixed.unflatten(2, (-1, queries)).flatten(1, 2).transpose(1, 2), None
 
 
-AttentionInterface.register(ATTENTION, _attend)
-
-
 class KeyValueCache:
     """Keys and values [layers, groups, positions, head_dim] of one sequence, allocated once.
 
@@ -101,6 +99,8 @@ class KeyValueCache:
 
 class Trunk(nn.Module):
     def __init__(self, config: LanguageModelConfig):
+        from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+
         super().__init__()
         llama = llama_config(config)
         self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
@@ -109,6 +109,10 @@ class Trunk(nn.Module):
 
 
 def llama_config(config: LanguageModelConfig) -> LlamaConfig:
+    """What transformers builds layers from, with :func:`_attend` as their attention."""
+    from transformers import AttentionInterface, LlamaConfig
+
+    AttentionInterface.register(ATTENTION, _attend)
     return LlamaConfig(
         vocab_size=config.vocabulary,
         hidden_size=config.width,

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
 
 from kimia_infer.layers.packed import pack_layers, packs
 from kimia_infer.layers.quantization import SCHEMES, check_quantization, quantized_component
@@ -108,6 +107,8 @@ def _read_compressed(folder: Path, stored: dict[str, Any], dtype: torch.dtype) -
     config = LanguageModelConfig.from_directory(folder)
     llama: Any = llama_config(config)
     llama.quantization_config = stored | {"dequantize": True}
+    from transformers import LlamaForCausalLM
+
     library: Any = LlamaForCausalLM
     read, report = library.from_pretrained(
         folder,

@@ -10,8 +10,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers import Mamba2Config
-from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from kimia_infer.models.kokoro.adapters.config import MAMBA_HEAD
 from kimia_infer.models.kokoro.layers import Rows
@@ -81,6 +79,10 @@ class Mamba(nn.Module):
     """A Mamba-2 block of transformers for each direction."""
 
     def __init__(self, width: int):
+        # Imported here, as it takes seconds and few adapters have one.
+        from transformers import Mamba2Config
+        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
+
         super().__init__()
         config = Mamba2Config(
             hidden_size=width,
