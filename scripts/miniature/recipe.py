@@ -68,12 +68,13 @@ MEASURED = 60
 VOCODER = {
     "size": GeneratorSize(channels=160),
     "batch_size": 8,
-    "max_steps": 2600,
+    "max_steps": 9000,
     "anti_aliased_from": 0.75,
     "eval_ratio": 0.02,
-    "average": 0.99,
-    "eval_every": 300,
-    "save_every": 300,
+    "average": 0.995,
+    "learning_rate": 8e-4,
+    "eval_every": 500,
+    "save_every": 500,
     "seed": 1,
 }
 TOKENIZER = {
