@@ -26,6 +26,9 @@ class Holder:
     def __init__(self) -> None:
         self._state = State()
 
+    def created(self) -> int:
+        return self._state.created
+
     def call(self, part: str, method: str, args: tuple[Any, ...]) -> tuple[Any, Exception | None]:
         """What a method of a part of the State returns, or the error that it raises."""
         try:
@@ -79,4 +82,5 @@ def shared_state() -> State:
         voices=cast(Any, _Part(holder, "voices", voice_store.PREFIX)),
         secrets=cast(Any, _Part(holder, "secrets", secret_store.PREFIX)),
         limiter=cast(Any, _Part(holder, "limiter")),
+        created=holder.created.remote().future().result(),
     )

@@ -38,12 +38,12 @@ class Service:
         uploads: Uploads | None = None,
     ):
         self.model, self.settings = model, settings
-        self.created = int(time.time())
         self.answers = Answers(model.scheduler.slots + LONGEST_QUEUE, settings.timeout)
         self.uploads = uploads or Uploads()
         self.meters = Meters(model.scheduler)
         self.editor = None if editx is None else Editor(editx, model)
         state = state or State()
+        self.created = state.created
         self.replies, self.voices, self.secrets = state.replies, state.voices, state.secrets
         self._access = Access(settings, state.limiter)
 

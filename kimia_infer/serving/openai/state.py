@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 
 from limits.storage import MemoryStorage
@@ -20,6 +21,8 @@ def _limiter() -> MovingWindowRateLimiter:
 class State:
     """Replies that are referred to by id, uploaded voices, client secrets, requests in a minute.
 
+    And ``created``, when the server began, in seconds since 1970.
+
     It is in memory. The replicas of a cluster share one, so that any of them can answer.
     """
 
@@ -27,3 +30,4 @@ class State:
     voices: UploadedVoices = field(default_factory=UploadedVoices)
     secrets: Secrets = field(default_factory=Secrets)
     limiter: MovingWindowRateLimiter = field(default_factory=_limiter)
+    created: int = field(default_factory=lambda: int(time.time()))
