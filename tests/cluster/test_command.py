@@ -33,8 +33,8 @@ def test_what_does_not_go_together_is_refused(
 
 
 def test_inputs_are_numbers_or_texts() -> None:
-    numbers = given_inputs(["seed=0", "text_temperature=0.5"])
-    assert numbers == {"seed": 0, "text_temperature": 0.5}
+    numbers = given_inputs(["seed=0", "text_temperature=0.5", "stop_repetition=true"])
+    assert numbers == {"seed": 0, "text_temperature": 0.5, "stop_repetition": True}
     for text in ("Say this: one: two", "[a", "yes", "5", "true"):
         assert given_inputs([f"text={text}", f"speaker={text}"]) == {"text": text, "speaker": text}
 

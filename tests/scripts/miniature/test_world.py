@@ -40,6 +40,7 @@ def test_every_question_has_one_answer_and_its_split():
             for turn in turns:
                 assert answers.setdefault(turn.user, turn.answer) == turn.answer, turn
                 assert kind in whole.FIXED or split_of(turn.user) == split
+    assert whole.QUESTIONS.keys() == whole.questions("train").keys()
     assert all(share > 0 for share in whole.QUESTIONS.values())
     assert sum(whole.KINDS.values()) == pytest.approx(1.0)
     assert answers["which number comes after ninety nine"] == "one hundred"
